@@ -63,7 +63,7 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
 
 
 def weight(step: int, peak: float = 0.4, warmup: int = 15) -> float:
-    """w = peak * min(1, step / warmup), step counted from 0: no human row at step 0, no decay; warmup 0 is `peak` at once."""
+    """w = peak * min(1, step / warmup), step from 0: no human row at step 0, no decay; warmup 0 is `peak` at once."""
     return peak * min(1.0, step / warmup) if warmup > 0 else peak
 
 
@@ -82,7 +82,8 @@ def group_advantages(rewards_PG, is_human_PG, weight: float, mode: str = "polari
     rewards = torch.as_tensor(rewards_PG)
     human = torch.as_tensor(is_human_PG, dtype=torch.bool, device=rewards.device)
     if rewards.dim() != 2 or rewards.shape != human.shape:
-        raise ValueError(f"rewards {tuple(rewards.shape)} and is_human {tuple(human.shape)} must both be [prompts, group]")
+        raise ValueError(f"rewards {tuple(rewards.shape)} and is_human {tuple(human.shape)} "
+                         "must both be [prompts, group]")
     dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
     rewards = rewards.double()  # a handful of numbers; the std of near-equal rewards is where rounding would show
 
