@@ -45,7 +45,7 @@ class Block:
     level: int = 0
     kind: str = ""                                # "note", "break", "verse", "list" or ""
     ids: list[str] = field(default_factory=list)   # anchors that stand here
-    links: list[str] = field(default_factory=list)  # anchors it points to
+    links: list[tuple[str, str]] = field(default_factory=list)  # (anchor it points to, words of the link)
     story: int = 0                                # Standard Ebooks: number of the story it belongs to
     words: int = 0
 
@@ -161,7 +161,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
             flush(context)
         if el.tag == "a" and el.get("href"):
             href = el.get("href")
-            links.append(unquote(href.rpartition("#")[2] or posixpath.basename(href)))
+            links.append((unquote(href.rpartition("#")[2] or posixpath.basename(href)), " ".join(el.itertext())))
         if el.tag == "br":
             buf.append("\n")
         elif el.tag == "hr":
@@ -247,7 +247,7 @@ def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]
         while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
             body.pop(0)
         text = clean(body)
-        if len(text.split()) >= MIN_WORDS:
+        if text:
             stories.append(Story(_one_line(title), author, text, source))
     return stories
 
@@ -262,7 +262,8 @@ ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,
 NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth)"
 ORDINAL = re.compile(rf"(?:(?:chapter|chap\.|part|pary|book|section|canto|letter|stave|story the|tale|no\.?|number)\s+)?"
                      rf"(?:the\s+)?(?:\d{{1,2}}\.)?{NUMBER}\s*[.:)\]]*", re.I)
-LEADING = re.compile(rf"^(?:(?:chapter|part|tale|story|no\.?)\s+)?(?:{ROMAN}|\d{{1,3}})\s*(?:[.:)]|--|\u2014)[-\u2014\s]*", re.I)
+LEADING = re.compile(rf"^(?:(?:chapter|part|tale|story|no\.?)\s+)?(?:(?:{ROMAN}|\d{{1,3}})\s*(?:[.:)]|--|\u2014)[-\u2014\s]*)?"
+                     rf"(?:\([a-z]\)\s+)?", re.I)
 MATTER = re.compile(
     r"(the\s+)?(editor'?s?|author'?s?|translator'?s?|publisher'?s?|transcriber'?s?|general|short|brief|a|an)?\s*"
     r"(preface|foreword|introduction|introductory\b.*|contents|table of contents|contents of.*|list of .*|illustrations|"
@@ -273,6 +274,7 @@ MATTER = re.compile(
     r"afterword|copyright.*|bibliographical .*|biographical .*|remarks|parallels|prefatory .*|publishers?'? .*|"
     r"how to get into this book|imprint|colophon|uncopyright|title ?page|halftitle.*|about the author.*|the full project.*)"
     r"\W*(to .*|by .*|of .*)?", re.I)
+NOTES = re.compile(r"\W*(foot|end)?notes?\W*|glossary\W*|notes and references\W*", re.I)
 END_MARK = re.compile(r"\W*(the end|finis|end|het einde|fin|end of .{0,40}|explicit)\W*", re.I)
 BYLINE = re.compile(r"\W*(by|from the .*? (of|by)|translated (by|from)|retold by|adapted (from|by)|told by|written by)\b.{2,90}",
                     re.I | re.S)
@@ -280,31 +282,31 @@ BYLINE = re.compile(r"\W*(by|from the .*? (of|by)|translated (by|from)|retold by
 
 def fold(text: str) -> str:
     """Letters and digits only, so that titles compare across spelling of accents, case and stops."""
-    text = re.sub(r"[\[(]\d{1,3}[\])]|\[_?[Ff]ootnote.*", " ", text, flags=re.S)
+    text = re.sub(r"\(\d{1,3}\)|\[.*?(\]|$)", " ", text, flags=re.S)
     text = LEADING.sub("", text.strip())
     text = unicodedata.normalize("NFKD", text.casefold())
     return "".join(c for c in text if c.isalnum())
 
 
 def heading_like(block: Block) -> bool:
-    """Could this block be a title? Form only: short, no sentence, not speech."""
-    text = block.text
-    words = text.split()
+    """Could this block be a title? Form only: short, set apart, no sentence, not speech."""
     if block.level:
-        return len(words) <= 30
-    if block.kind in ("list", "break") or len(words) > 22 or text.count("\n") > 3 or text.lstrip()[:1] in "*[(":
+        return len(block.text.split()) <= 30 and not re.search(r"[,;]$", block.text.strip())
+    if block.kind in ("list", "break") or block.gap < 2 or block.text.count("\n") > 3:
         return False
-    if block.gap < 2 or re.search(r"[,;:]$|[a-z]--$", text.strip()):
-        return False
-    letters = [c for c in text if c.isalpha()]
-    if not letters:
+    stop = re.search(r"[a-z][.][\"\u201d'\u2019]?$", block.text.strip())
+    return _title_form(block.text) and not (stop and block.gap < 3 and not len(block.text.split()) < 5)
+
+
+def _title_form(text: str) -> bool:
+    words, letters = text.split(), [c for c in text if c.isalpha()]
+    if not letters or len(words) > 22 or text.lstrip()[:1] in "*[(" or re.search(r"[,;:]$|[a-z]--$", text.strip()):
         return False
     if sum(c.isupper() for c in letters) > 0.7 * len(letters):
         return True
     big = [w for w in words if len(re.sub(r"\W", "", w)) > 3]
-    share = sum(w.strip("_*\"'\u201c\u2018(")[:1].isupper() for w in big) / len(big) if big else 1.0
-    return share >= 0.75 and len(words) <= 14 and not re.search(r"[a-z]\.[\"\u201d']?$", text.strip()) or \
-        share >= 0.75 and block.gap >= 3 and len(words) <= 14
+    capital = sum(w.strip("_*\"'\u201c\u2018(")[:1].isupper() for w in big)
+    return len(words) <= 14 and capital >= 0.75 * len(big)
 
 
 @dataclass
@@ -321,121 +323,150 @@ class Head:
     words: int = 0             # up to the next head
 
 
-def contents(blocks: list[Block]) -> tuple[list[str], dict[str, int], range]:
-    """Lines of the page of contents (folded), where its links lead, and the blocks it takes."""
+@dataclass
+class Contents:
+    """The page of contents: which blocks it takes, and where a title or an anchor stands in it."""
+    blocks: range = range(0)
+    titles: dict[str, list[int]] = field(default_factory=dict)   # folded title -> its places
+    anchors: dict[str, int] = field(default_factory=dict)        # link target -> place
+
+
+def contents(blocks: list[Block]) -> Contents:
     limit = max(60, len(blocks) // 5)
-    first = next((i for i, b in enumerate(blocks[:limit + 200])
-                  if re.fullmatch(r"\W*(table of )?contents( of .*)?\W*", b.text.split("\n")[0].strip(), re.I)), None)
+    first = next((i for i, b in enumerate(blocks[:limit + 200]) if b.story == 0 and re.fullmatch(
+        r"\W*(table of )?contents( of .*)?\W*(page)?\W*", b.text.strip().split("\n")[0].strip(), re.I)), None)
     if first is None:
         first = _bare_list(blocks[:limit])
-        if first is None:
-            return [], {}, range(0)
-    keys: list[str] = []
-    links: dict[str, int] = {}
-    end = first
+    if first is None:
+        return Contents()
+    found, lines, end = Contents(), [], first
     for i in range(first, len(blocks)):
         b = blocks[i]
-        if i > first and (_is_prose(b) or re.match(r"\W*(list of )?(\w+ )*(illustrations|plates)\W*$", b.text, re.I)):
-            break
-        new = [_entry(line) for line in b.text.split("\n")]
-        whole = fold(" ".join(new))
-        if i > first and (whole in keys and not b.links or b.level and MATTER.fullmatch(b.text.strip())):
-            break
-        for link in b.links:
-            links.setdefault(link, len(keys))
-        keys += [k for k in map(fold, new) if k]
+        named = [(text, target) for target, text in b.links if len(fold(text)) > 1 and not text.strip().isdigit()]
+        new = [_entry(text) for text, _ in named] or [_entry(line) for line in b.text.split("\n")]
+        if i > first:
+            whole = fold(" ".join(new))
+            again = not named and len(whole) > 3 and whole in {fold(l) for l in lines}
+            title_page = b.level and MATTER.fullmatch(b.text.strip()) or _ILLUSTRATIONS.match(b.text.strip())
+            if _is_prose(b) or again or title_page:
+                break
+        for n, (_, target) in enumerate(named):
+            found.anchors.setdefault(target, len(lines) + n)
+        lines += new
         end = i + 1
-    return keys, links, range(first, end)
+    gaps = sorted(b.gap for b in blocks[first + 1:end])
+    usual = gaps[len(gaps) // 2] if gaps else 1
+    while end - 1 > first and blocks[end - 1].gap > max(usual, 1) and not blocks[end - 1].links and heading_like(blocks[end - 1]):
+        end -= 1      # the first story's own heading
+        del lines[len(lines) - blocks[end].text.count("\n") - 1:]
+    for n in range(1, 4):      # long titles run over two or three lines
+        for k in range(len(lines) - n + 1):
+            for key in {fold(" ".join(lines[k:k + n])), fold(" ".join([_BARE_NUMBER.sub("", lines[k])] + lines[k + 1:k + n]))}:
+                if key and k not in found.titles.setdefault(key, []):
+                    found.titles[key].append(k)
+    found.blocks = range(first, end)
+    return found
+
+
+_ILLUSTRATIONS = re.compile(r"\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$", re.I | re.M)
+_BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
 
 
 def _entry(line: str) -> str:
-    line = re.sub(r"[\s.\u2026_]*(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
-    return re.sub(r"\s+\bby\b .*$|\s{3,}.*$|[\s.]+$", "", line, flags=re.I)
+    """A line of the contents without its page number and its author."""
+    line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
+    return re.sub(r"(?<=\S)(\s+\bby\b |\s{3,}|\t).*$|[\s.\u2026]+$", "", line, flags=re.I) \
+        if not re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line) else re.sub(r"\s+", " ", line)
 
 
 def _is_prose(block: Block) -> bool:
     if block.kind == "list" or block.links or block.level:
         return False
-    lines = block.text.split("\n")
-    words = block.text.split()
+    lines, words = block.text.split("\n"), block.text.split()
     if len(lines) == 1:
         return len(words) > 22
     return sum(len(l.strip()) > 55 for l in lines[:-1]) >= 0.7 * (len(lines) - 1) and len(words) > 22
 
 
 def _bare_list(blocks: list[Block]) -> int | None:
-    """Contents without a heading: six short lines or more in a row, before any prose that is not frame."""
-    run = 0
-    for i, b in enumerate(blocks):
-        lines = b.text.split("\n")
-        if _is_prose(b) or b.gap > 4 and run < 6:
-            if run >= 6:
-                return i - run_blocks
-            run = 0
-            continue
-        if run == 0:
-            run_blocks = 0
-        run, run_blocks = run + len(lines), run_blocks + 1
+    """Contents without a heading: eight short lines or more in a row, before any prose."""
+    start, lines = None, 0
+    for i, b in enumerate(blocks + [Block("x " * 50)]):
+        if _is_prose(b) or b.gap > 4 or b.level and not b.links:
+            if lines >= 8 and start is not None:
+                return start
+            start, lines = (None, 0) if _is_prose(b) else (i, b.text.count("\n") + 1)
+        else:
+            start = i if start is None else start
+            lines += b.text.count("\n") + 1
     return None
 
 
-def heads(blocks: list[Block], keys: list[str], links: dict[str, int], skip: range) -> list[Head]:
-    places: dict[str, list[int]] = {}
-    for n in range(1, 4):
-        for i in range(len(keys) - n + 1):
-            places.setdefault("".join(keys[i:i + n]), []).append(i)
-    found, i = [], 0
+def heads(blocks: list[Block], toc: Contents) -> list[Head]:
+    found, i = [], toc.blocks.stop
     while i < len(blocks):
-        if i in skip or not (heading_like(blocks[i]) or _listed(blocks[i], places, links) is not None):
+        if not heading_like(blocks[i]) and listed(blocks[i], toc) is None:
             i += 1
             continue
         j = i + 1
-        while j < len(blocks) and j not in skip and j - i < 7 and len(blocks[j].text.split()) <= 30 and (
-                heading_like(blocks[j]) or BYLINE.fullmatch(blocks[j].text.strip())
-                or ORDINAL.fullmatch(blocks[j].text.strip()) or blocks[j].text.lstrip()[:1] in "[("):
+        while j < len(blocks) and j - i < 7 and len(blocks[j].text.split()) <= 30 and _continues(blocks, j, toc):
             j += 1
-        found.append(_head(blocks, i, j, places, links))
-        i = j
+        found.append(_head(blocks, i, j, toc))
+        i = found[-1].end
     for h, after in zip(found, found[1:] + [None]):
         h.words = sum(b.words for b in blocks[h.end:after.start if after else len(blocks)])
     return found
 
 
-def _listed(block: Block, places, links) -> int | None:
+def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
+    """Does block j still belong to the heading above it (title under a number, author, note in brackets)?"""
+    text, above = blocks[j].text.strip(), blocks[j - 1].text.strip()
+    if heading_like(blocks[j]) or BYLINE.fullmatch(text) or ORDINAL.fullmatch(text) or text[:1] in "[(":
+        return blocks[j].kind not in ("list", "break")
+    if listed(blocks[j], toc, near=True) is not None:
+        return True
+    return bool(ORDINAL.fullmatch(above)) and _title_form(text) and not blocks[j].level
+
+
+def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
+    """(certainty, place in the contents) if the block's text or anchor stands there; `near`: right under a heading."""
+    text = _one_line(block.text)
+    if len(text.split()) > 30 or len(text) > 160 or block.kind in ("list", "break"):
+        return None
+    if not (near or block.gap > 1 or block.level or text.isupper() or block.ids):
+        return None
+    key = fold(text)
+    if key in toc.titles and len(key) > 1:
+        return 3, toc.titles[key][0]
     for anchor in block.ids:
-        if anchor in links and len(block.text.split()) <= 30:
-            return links[anchor]
-    if block.kind == "list" or len(block.text) > 140 or block.gap < 2 and not block.level and not block.text.isupper():
+        if anchor in toc.anchors and (block.level or _title_form(text)):
+            return 2, toc.anchors[anchor]
+    if len(key) < 7 or not (block.level or heading_like(block) or near and _title_form(text)):
         return None
-    key = fold(_one_line(block.text))
-    if key in places and len(key) > 1:
-        return places[key][0]
-    if len(key) < 7 or not heading_like(block):
-        return None
-    for other, where in places.items():
+    for other, where in toc.titles.items():
         longer, shorter = (other, key) if len(other) > len(key) else (key, other)
-        if len(shorter) > 6 and longer.startswith(shorter) and len(longer) - len(shorter) < 40:
-            return where[0]
-        if abs(len(other) - len(key)) < 6 and other[:1] == key[:1] and SequenceMatcher(None, other, key).ratio() > 0.86:
-            return where[0]
+        if len(shorter) > 6 and longer.startswith(shorter) and len(shorter) > 0.45 * len(longer):
+            return 1, where[0]
+        if abs(len(other) - len(key)) < 8 and len(key) > 8 and SequenceMatcher(None, other, key).ratio() > 0.85:
+            return 1, where[0]
     return None
 
 
-def _head(blocks, i, j, places, links) -> Head:
-    group = list(range(i, j))
-    text = {k: _one_line(blocks[k].text) for k in group}
-    author = next((text[k] for k in group[1:] if BYLINE.fullmatch(text[k])), "")
-    named = [k for k in group if not BYLINE.fullmatch(text[k]) and text[k][:1] not in "[("]
-    titles = [k for k in named if not ORDINAL.fullmatch(text[k])]
-    entries = {k: e for k in named if (e := _listed(blocks[k], places, links)) is not None}
-    key = max(entries) if entries else titles[0] if titles else i
+def _head(blocks: list[Block], i: int, j: int, toc: Contents) -> Head:
+    text = {k: _one_line(blocks[k].text) for k in range(i, j)}
+    sure = {k: found for k in text if (found := listed(blocks[k], toc, near=k > i))}
+    author = next((text[k] for k in text if k > i and k not in sure and BYLINE.fullmatch(text[k])), "")
+    titles = [k for k in text if k in sure or not (BYLINE.fullmatch(text[k]) or ORDINAL.fullmatch(text[k]) or text[k][:1] in "[(")]
+    key = max(sure, key=lambda k: (sure[k][0], k)) if sure else titles[0] if titles else i
+    # what stands below the title and is neither number, author nor note may be the story's first line
+    end = next((k for k in range(key + 1, j) if blocks[k].level and re.search(r"[,;]$", text[k])), j)
     b = blocks[key]
     letters = [c for c in b.text if c.isalpha()]
     caps = sum(c.isupper() for c in letters) > 0.7 * len(letters)
     style = ("h", b.level) if b.level else ("t", min(max(blocks[k].gap for k in range(i, key + 1)), 4), caps)
-    return Head(i, j, LEADING.sub("", text[key]) or text[key], re.sub(r"^\W*(by)\s+", "", author, flags=re.I), style,
-                entries.get(key), bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key])),
-                not titles and key not in entries)
+    matter = bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key])) and (key not in sure or len(fold(text[key])) < 14)
+    return Head(i, end, LEADING.sub("", text[key]) or text[key], re.sub(r"^\W*(by)\s+", "", author, flags=re.I), style,
+                sure[key][1] if key in sure else None, matter, not titles)
 
 
 def strong(style: tuple, other: tuple) -> bool:
@@ -447,33 +478,39 @@ def strong(style: tuple, other: tuple) -> bool:
     return style[1] > other[1] or style[1] == other[1] and style[2] >= other[2]
 
 
-def choose(found: list[Head], entries: int) -> list[Head]:
+def choose(found: list[Head], toc: Contents) -> list[Head]:
     """The heads that begin a section; those with `matter` end the story before them and begin none."""
     plain = [h for h in found if not h.matter and not h.ordinal]
-    listed = [h for h in plain if h.entry is not None and h.words >= MIN_WORDS]
-    if len({h.entry for h in listed}) >= 3:
-        style = Counter(h.style for h in listed).most_common(1)[0][0]
+    known = [h for h in plain if h.entry is not None and h.words >= MIN_WORDS]
+    if len({h.entry for h in known}) >= 3:
+        style = Counter(h.style for h in known).most_common(1)[0][0]
         same = [h for h in plain if h.style == style and h.words >= MIN_WORDS]
         pure = sum(h.entry is not None for h in same) >= 0.75 * len(same)
-        seen, starts = set(), []
+        times = Counter({place: 0 for places in toc.titles.values() for place in places})
+        starts, begun = [], False
         for h in plain:
-            if h.entry is not None and h.entry not in seen and h.words >= MIN_WORDS:
-                seen.add(h.entry)
+            if h.entry is not None and h.words >= MIN_WORDS:
+                if times[h.entry] < len(toc.titles.get(fold(h.title), [0])):
+                    times[h.entry] += 1
+                    starts.append(h)
+                    begun = True
+            elif h.entry is None and begun and pure and h.style == style:
                 starts.append(h)
-            elif pure and h.style == style and h.entry is None:
-                starts.append(h)
-        return sorted(starts + [h for h in found if h.matter and strong(h.style, style)], key=lambda h: h.start)
-    best, total = None, sum(h.words for h in found)
+        ends = [h for h in found if h.matter and (strong(h.style, style) or NOTES.fullmatch(h.title))]
+        return sorted(starts + ends, key=lambda h: h.start)
+    best = None
     for style in {h.style for h in plain}:
         group = [h for h in plain if h.style == style and h.words >= 100]
         if len(group) >= 3 and (best is None or strong(style, best)):
             best = style
     if best is None:
         return []
-    return [h for h in found if strong(h.style, best) and not h.ordinal]
+    return [h for h in found if strong(h.style, best) and not h.ordinal or h.matter and NOTES.fullmatch(h.title)]
 
 
 # ------------------------------------------------------------------ cleaning
+
+LEAD_NOTE = re.compile(r"\[.*\]|(A \w+ story )?Narrat(ed|or)\b.{,300}|This story was narrated.{,300}|\*(?! \*).*|\(From .*\)", re.S)
 
 def clean(blocks: list[Block]) -> str:
     """Prose as one line a paragraph, verse line by line; marks, notes and pictures out."""
@@ -498,6 +535,8 @@ def clean(blocks: list[Block]) -> str:
     text = re.sub(r"(?<![A-Za-z0-9])_([^_]+?)_(?![A-Za-z0-9])|=([^=\n]+)=", lambda m: m[1] or m[2], text)
     text = text.replace("_", "").replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " ")
     parts = text.split("\n\n")
+    while parts and LEAD_NOTE.fullmatch(parts[0]) and len(parts[0].split()) < 120 and len(parts) > 1:
+        parts.pop(0)
     while parts and (END_MARK.fullmatch(parts[-1]) or parts[-1] == "* * *"):
         parts.pop()
     while parts and (ORDINAL.fullmatch(parts[0].strip()) or parts[0] == "* * *" or BYLINE.fullmatch(parts[0])):
@@ -549,9 +588,8 @@ def _split(raw: bytes, source: str) -> list[Story]:
     blocks = unframe(blocks)
     for b in blocks:
         b.words = len(b.text.split())
-    keys, links, skip = contents(blocks)
-    found = heads(blocks, keys, links, skip)
-    starts = choose(found, len(keys))
+    toc = contents(blocks)
+    starts = choose(heads(blocks, toc), toc)
     stories = []
     for h, after in zip(starts, starts[1:] + [None]):
         if h.matter:
