@@ -14,11 +14,17 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import math
 import os
+import random
 import re
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
 
 import data
 
@@ -112,5 +118,243 @@ def write_text(path: Path, text: str):
     os.replace(temporary, path)
 
 
+# ---------------------------------------------------------------- words
+
+WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+
+
+def common_words(texts: list[str], books: int = 4) -> list[str]:
+    """The lower-case words that stand in at least `books` of the books: names, misprints and dialect mostly fall out.
+
+    A word counts where it stands in lower case, so that a name that never loses its capital is no word; the
+    curly apostrophe has become a straight one. `stories/words.txt` came from all 100 books."""
+    seen = Counter()
+    for text in texts:
+        seen.update({w for w in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text) if WORD.fullmatch(w)})
+    return sorted(w for w, n in seen.items() if n >= books and (len(w) > 1 or w in "ai"))
+
+
+# ---------------------------------------------------------------- corpus
+
+NOTE = re.compile(r"gutenberg|transcriber|copyright|footnote|illustration|https?:|↩|\*\*|^\W*(the end|finis)\W*$", re.I)
+NOT_A_STORY = re.compile(r"\b(preface|introduction|contents|dedication|notes?|glossary|appendix|foreword|bibliograph\w+|"
+                         r"endnotes|colophon|imprint|uncopyright|titlepage|index)\b", re.I)
+SPEAKER = re.compile(r"[A-Z][A-Z. ]{2,30}[.:] ")  # HAMLET. Words: a play
+ARCHAIC = re.compile(r"\b(thou|thee|thy|thine|hath|doth|quoth|ye|unto|o'|th'|wi'|an'|dat|dis|de|dem|yer)\b")
+
+
+def prose(text: str) -> list[str]:
+    """The clean paragraphs of a story; [] where most of it is verse, a play, or something else than prose."""
+    kept, dropped = [], 0
+    for block in re.split(r"\n\s*\n", text):
+        lines = [line.strip() for line in block.splitlines() if line.strip()]
+        paragraph = re.sub(r"\s*\[\d+\]|\s*\(\d+\)", "", plain(" ".join(" ".join(lines).split())))
+        verse = len(lines) > 2 and sum(map(len, lines)) / len(lines) < 50
+        if NOTE.search(paragraph) or verse or SPEAKER.match(paragraph) or not re.search(r"[a-z,][.!?—,:;][\"')]*$", paragraph):
+            dropped += len(paragraph) > 60  # short ones are titles and rules
+        else:
+            kept.append(paragraph)
+    return kept if len(kept) > 4 * dropped and sum(map(len, kept)) > 1500 else []
+
+
+def ease(paragraphs: list[str], words: set[str]) -> float:
+    """How easily a small model learns from a story: known words, few archaic ones, short sentences, some dialogue."""
+    text = " ".join(paragraphs)
+    tokens = re.findall(r"[A-Za-z]+(?:'[A-Za-z]+)?", text)
+    known = sum(t.lower() in words for t in tokens) / len(tokens)
+    sentence = len(tokens) / max(1, len(re.findall(r"[.!?]", text)))
+    archaic = len(ARCHAIC.findall(text.lower())) / len(tokens)
+    dialogue = sum('"' in p for p in paragraphs) / len(paragraphs)
+    return 10 * known - 40 * archaic - sentence / 20 + min(dialogue, 0.4)
+
+
+STOP = set("""a an the and or but nor so if as at by for from in into of off on onto out over to up with without upon than
+then that this these those which who whom whose what when where while why how is was were are be been being am had has have
+having do did does done will would shall should can could may might must not no he she it they we you i me him them us his
+her its their my your our himself herself itself themselves myself there here now very too more most some any all each
+every other another such own same only just even still again once ever never through under about after before against
+between because until till like said say says went came come go got get made make took take saw see seemed one two""".split())
+DULL = set("""way time thing things day man part place side end moment kind sort matter fact case word words rest name number
+manner bit lot deal sight point order course world life first last good great little old new few many much long next whole
+right left own certain least half most best same following utmost slightest present other others latter former sake""".split())
+NOUN_PHRASE = re.compile(r"\b(?:a|an|the|his|her|their|my|this|that) ((?:[a-z]+ly )?(?:[a-z-]{3,} )?[a-z-]{3,})"
+                         r"(?=[,.;:!?—\"]| (?:and|of|in|on|at|was|were|is|had|has|with|that|who|which|to|from|for|by|as|"
+                         r"he|she|they|I|it|but|when|where|would|could|into|upon|over|under|through|came|went|said)\b)")
+NAME = re.compile(r"(?<=[a-z,] )(?!I\b)([A-Z][a-z]{2,}(?: [A-Z][a-z]{2,})?)\b")
+VERBS = ("meets", "finds", "loses", "remembers", "waits for", "is afraid of", "looks for", "dreams of", "hides", "brings",
+         "comes home to", "will not forget", "wants", "sees", "asks about", "leaves")
+ABOUT = ("Write a short story about {s}. It should be {n} words long.", "Write a story {n} words long about {s}.",
+         "Tell me a story about {s}. Make it {n} words long.", "Write about {s} in a story {n} words long.",
+         "A story about {s}, {n} words long.", "Please write a story, {n} words long, about {s}.")
+SENTENCE = ("{S}. Tell it in a story {n} words long.", "{S}. Write it as a story {n} words long.",
+            "{S}. The story should be {n} words long.", "Write a story {n} words long: {s}.",
+            "{S}. Make a short story of it, {n} words long.", "Write a story in which {s}. It should be {n} words long.")
+
+
+def subjects(passage: str, rarity: dict[str, float], rng: random.Random) -> list[str]:
+    """2-4 phrases that stand in the passage, the telling ones first: "an old king", "the ring", "Clara"."""
+    found = {}
+    lower = passage.lower()
+    for match in NOUN_PHRASE.finditer(passage):
+        phrase = [w for w in match[1].split()]
+        while phrase and (phrase[0] in STOP or phrase[0] in DULL and len(phrase) > 1):
+            phrase.pop(0)
+        head = phrase[-1] if phrase else ""
+        if not head or head in STOP or head in DULL or head not in rarity or any(w in STOP or w not in rarity for w in phrase):
+            continue
+        article = match[0].split()[0]
+        if article != "the" or rng.random() < 0.5:
+            article = "an" if phrase[0][0] in "aeiou" else "a"
+        if head.endswith("s") and not head.endswith("ss"):
+            article = "the"
+        found.setdefault(head, (article + " " + " ".join(phrase), rarity[head] + lower.count(head) - 1 + rng.random()))
+    for match in NAME.finditer(passage):
+        if match[1].lower() not in rarity:
+            found.setdefault(match[1], (match[1], 5 + passage.count(match[1]) + rng.random()))
+    best = sorted(found.values(), key=lambda p: -p[1])[:rng.choice((2, 2, 3, 3, 4))]
+    best = [p for p, _ in best]
+    rng.shuffle(best)
+    return best
+
+
+def request(passage: str, n: int, rarity: dict[str, float], rng: random.Random) -> str | None:
+    """A prompt in the demo's manner, made of the passage's own words; None where it has no telling ones."""
+    found = subjects(passage, rarity, rng)
+    if len(found) < 2:
+        return None
+    if rng.random() < 0.5:
+        s = f"{found[0]} {rng.choice(VERBS)} " + " and ".join(found[1:3])
+        return rng.choice(SENTENCE).format(s=s, S=s[0].upper() + s[1:], n=n)
+    s = ", ".join(found[:-1]) + " and " + found[-1]
+    return rng.choice(ABOUT).format(s=s, n=n)
+
+
+END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bM)(?<!\b[A-Z])([.!?]+[\"')]*)\s+(?=[\"'(]?[A-Z])")
+
+
+def sentences(paragraphs: list[str]) -> list[tuple[str, bool]]:
+    """[(sentence, does its paragraph end here)]"""
+    out = []
+    for paragraph in paragraphs:
+        parts = END.sub(r"\1\n", paragraph).split("\n")
+        out += [(part, i == len(parts) - 1) for i, part in enumerate(parts)]
+    return out
+
+
+def passages(paragraphs: list[str], rng: random.Random, low: int = 25, high: int = 190):
+    """Pieces of a story that begin and end where sentences do, their lengths spread evenly over low..high words.
+
+    One piece after the other, a paragraph's end preferred to a sentence's; the story's own ending comes several times,
+    since an ending is what a passage from the middle cannot teach. Yields text."""
+    parts = sentences(paragraphs)
+    counts = [data.words(s) for s, _ in parts]
+    glue = lambda a, b: "".join(s + ("\n\n" if last else " ") for s, last in parts[a:b]).strip()
+    for _ in range(3):  # the last words of the story, from three different starts
+        target, total, at = rng.randint(low, high), 0, len(parts)
+        while at > 0 and total < target:
+            at -= 1
+            total += counts[at]
+        if low <= total <= high:
+            yield glue(at, len(parts))
+    at = 0
+    while at < len(parts):
+        target, total, ends = rng.randint(low, high), 0, []
+        for j in range(at, len(parts)):
+            total += counts[j]
+            if total > high:
+                break
+            if total >= low:
+                ends.append((abs(total - target) + 8 * (not parts[j][1]), j))
+        if ends:
+            yield glue(at, min(ends)[1] + 1)
+        at = min(ends)[1] + 1 if ends else j + 1
+
+
+def fit(passage: str) -> bool:
+    """A piece of telling: people in it, its quotation marks closed, nothing that points outside the page."""
+    people = len(re.findall(r"\b(he|she|they|i|his|her|you|we|him|them)\b", passage.lower()))
+    return (people >= 0.03 * data.words(passage) and passage.count('"') % 2 == 0 and not re.search(r"[\[\]{}*_|\d]", passage)
+            and re.match(r"[\"']?[A-Z]", passage) is not None and re.search(r"[.!?][\"']?$", passage) is not None
+            and re.match(r"\W*(And|But|Or|Nor|Which|Yet|Then|Thus|Therefore|However)\b", passage) is None)
+
+
+def corpus(files: list[str], out: Path, share: float = 0.7, pieces: int = 70_000, seed: int = 0):
+    """Write out/pretrain.bin and out/lengths.jsonl from the easiest `share` (by words) of the books' stories."""
+    rng = random.Random(seed)
+    known = set((BASE.parent / "words.txt").read_text(encoding="utf-8").split())
+    stories = {}
+    for path in tqdm(sorted(files), desc="books", unit="book"):
+        for title, text in split_stories(path):
+            paragraphs = [] if NOT_A_STORY.search(title) else prose(text)
+            if paragraphs:  # the same tale stands in several books: keyed by how it begins
+                stories.setdefault(paragraphs[0][:60].lower(), (ease(paragraphs, known), Path(path).name, title, paragraphs))
+    ranked = sorted(stories.values(), key=lambda s: -s[0])
+    budget = share * sum(data.words(" ".join(s[3])) for s in ranked)
+    chosen = []
+    while ranked and budget > 0:
+        chosen.append(ranked.pop(0))
+        budget -= data.words(" ".join(chosen[-1][3]))
+    rng.shuffle(chosen)
+
+    tokenizer = data.load_tokenizer(BASE)
+    end = tokenizer.token("<|endoftext|>")
+    ids = [i for s in tqdm(chosen, desc="tokens", unit="story") for i in [*tokenizer.encode("\n\n".join(s[3])), end]]
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / "pretrain.bin.tmp"
+    np.array(ids, dtype=np.uint16).tofile(temporary)
+    os.replace(temporary, out / "pretrain.bin")
+
+    df = Counter(w for s in chosen for w in set(re.findall(r"[a-z]+(?:-[a-z]+)*", " ".join(s[3]))))
+    rarity = {w: math.log(len(chosen) / n) for w, n in df.items() if n >= 5}
+    examples = []
+    while len(examples) < pieces:  # each round cuts the stories at other places
+        before = len(examples)
+        for _, book, title, paragraphs in chosen:
+            for passage in passages(paragraphs, rng):
+                count = data.words(passage)
+                n = count if rng.random() < 0.15 else max(30, round(count / 10) * 10)
+                prompt = request(passage, n, rarity, rng) if fit(passage) else None
+                if prompt:
+                    examples.append(data.Example(f"{Path(book).stem[:24]}-{len(examples)}", prompt, n, passage, None, book))
+        if len(examples) == before:
+            raise ValueError("these books gave no passage to learn lengths from: pass more of them")
+    rng.shuffle(examples)
+    data.write_examples(out / "lengths.jsonl", examples[:pieces])
+    print(f"{len(chosen)} stories, {len(ids):,} tokens -> {out}/pretrain.bin; {pieces:,} passages -> {out}/lengths.jsonl")
+
+
+def split_stories(path: str):
+    """(title, text) of each story in a book."""
+    from scripts.anthologies import split_anthology
+    return [(s.title, s.text) for s in split_anthology(path)]
+
+
+# ---------------------------------------------------------------- command line
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("tokenizer", "train the BPE of the tiny preset"), ("words", "list the words several books share"),
+                       ("corpus", "cut the books into training text")):
+        sub = commands.add_parser(name, help=text)
+        sub.add_argument("books", nargs="+", help="Project Gutenberg txt or htm, Standard Ebooks epub")
+        if name == "corpus":
+            sub.add_argument("--out", type=Path, required=True, help="folder for pretrain.bin and lengths.jsonl")
+            sub.add_argument("--share", type=float, default=0.7, help="keep the easiest share of the words")
+            sub.add_argument("--pieces", type=int, default=70_000, help="lines of lengths.jsonl")
+    args = parser.parse_args()
+    try:
+        if args.command == "tokenizer":
+            train_tokenizer(args.books)
+        elif args.command == "words":
+            found = common_words([rough_text(b) for b in args.books])
+            write_text(BASE.parent / "words.txt", "\n".join(found) + "\n")
+        else:
+            corpus(args.books, args.out, args.share, args.pieces)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 if __name__ == "__main__":
-    train_tokenizer(sys.argv[2:])
+    main()
