@@ -265,16 +265,18 @@ ORDINAL = re.compile(rf"(?:(?:chapter|chap\.|part|pary|book|section|canto|letter
 LEADING = re.compile(rf"^(?:(?:chapter|part|tale|story|no\.?)\s+)?(?:(?:{ROMAN}|\d{{1,3}})\s*(?:[.:)]|--|\u2014)[-\u2014\s]*)?"
                      rf"(?:\([a-z]\)\s+)?", re.I)
 MATTER = re.compile(
-    r"(the\s+)?(editor'?s?|author'?s?|translator'?s?|publisher'?s?|transcriber'?s?|general|short|brief|a|an)?\s*"
-    r"(preface|foreword|introduction|introductory\b.*|contents|table of contents|contents of.*|list of .*|illustrations|"
-    r"(color|colour|full.page)? ?plates|dedication|notes?|endnotes?|footnotes?|glossary.*|index.*|appendix.*|"
-    r"bibliograph.*|advertisements?|transcriber'?s? .*|errata|corrections|acknowledge?ments?|"
-    r"(other )?(books|works|stories|novels) (by|of) .*|by the same author.*|abbreviations|pronunciation.*|"
-    r"notes and references.*|notes (on|to) .*|note (on|to) .*|references|sources.*|vocabulary|a word (to|about|from).*|to the reader.*|"
-    r"afterword|copyright.*|bibliographical .*|biographical .*|remarks|parallels|prefatory .*|publishers?'? .*|"
-    r"how to get into this book|imprint|colophon|uncopyright|title ?page|halftitle.*|about the author.*|the full project.*)"
-    r"\W*(to .*|by .*|of .*)?", re.I)
+    r"(the\s+)?((editor|author|translator|publisher|transcriber)s?'?s?|general|short|brief|a|an|critical|historical)?\s*"
+    r"((preface|foreword|introduction|introductory( \w+)?|prefatory( \w+)?|acknowledge?ments?|afterword|dedication|"
+    r"postscript|advertisements?)\b(\W+(to|by|of)\b.*)?|(table of )?contents( of .*)?|list of .*|(\w+ )?(illustrations|plates)|"
+    r"notes?( (and|on|to) .*)?|(end|foot)notes?|glossary.*|index\b.*|appendix.*|bibliograph.*|errata|corrections|"
+    r"(other )?(books|works|stories|novels)( \w+)? by .*|by the same author.*|abbreviations|(on )?(\w+ )?pronunciation.*|"
+    r"references|sources\b.*|parallels|remarks|vocabulary|a word (to|about|from)\b.*|to (the|my) readers?|copyright.*|"
+    r"(bio|biblio)graphical .*|publishers?'? .*|transcrib\w+'? .*|imprint|colophon|uncopyright|title ?page|halftitle.*|"
+    r"about the author.*|the full project.*|(.* )?press notices.*|opinions of the press.*)\W*", re.I)
+NO_STORIES = re.compile(r"\W*(\w+\W)?(essays|studies|poems|verses|plays|speeches|articles)\W*", re.I)
 NOTES = re.compile(r"\W*(foot|end)?notes?\W*|glossary\W*|notes and references\W*", re.I)
+THE_END = re.compile(r"\W*(the end|finis|het einde)\W*", re.I)
+MONTH = r"\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b"
 END_MARK = re.compile(r"\W*(the end|finis|end|het einde|fin|end of .{0,40}|explicit)\W*", re.I)
 BYLINE = re.compile(r"\W*(by|from the .*? (of|by)|translated (by|from)|retold by|adapted (from|by)|told by|written by)\b.{2,90}",
                     re.I | re.S)
@@ -299,6 +301,8 @@ def heading_like(block: Block) -> bool:
 
 
 def _title_form(text: str) -> bool:
+    if re.search(rf"{MONTH}.{{0,12}}\b1[5-9]\d\d\b", text, re.I) or re.match(r"[\"\u201c\u2018'].*[.,!?-][\"\u201d\u2019']+$", text.strip(), re.S):
+        return False      # the head of a letter; speech
     words, letters = text.split(), [c for c in text if c.isalpha()]
     if not letters or len(words) > 22 or text.lstrip()[:1] in "*[(" or re.search(r"[,;:]$|[a-z]--$", text.strip()):
         return False
@@ -320,7 +324,10 @@ class Head:
     entry: int | None = None   # its place in the contents
     matter: bool = False       # front or back matter, not a story
     ordinal: bool = False      # only a number: a part of a story
-    words: int = 0             # up to the next head
+    poems: bool = False        # from here on poems, essays or plays
+    numbered: bool = False
+    words: int = 0             # up to the next head that is as strong
+    near: int = 0              # up to the next head of any kind
 
 
 @dataclass
@@ -374,6 +381,7 @@ _BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
 
 def _entry(line: str) -> str:
     """A line of the contents without its page number and its author."""
+    line = re.sub(r"[\s,.-]+_?(?:[A-Z][a-z]?\.\s*){1,3}[A-Z][\w'-]+_?$", "", line.strip()) or line
     line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
     return re.sub(r"(?<=\S)(\s+\bby\b |\s{3,}|\t).*$|[\s.\u2026]+$", "", line, flags=re.I) \
         if not re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line) else re.sub(r"\s+", " ", line)
@@ -413,15 +421,17 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
             j += 1
         found.append(_head(blocks, i, j, toc))
         i = found[-1].end
-    for h, after in zip(found, found[1:] + [None]):
-        h.words = sum(b.words for b in blocks[h.end:after.start if after else len(blocks)])
+    for k, h in enumerate(found):    # a part's heading does not end a story, nor do two headings in a row begin two
+        after = next((o.start for o in found[k + 1:] if o.matter or strong(o.style, h.style) and not o.ordinal), len(blocks))
+        h.words = sum(b.words for b in blocks[h.end:after])
+        h.near = sum(b.words for b in blocks[h.end:found[k + 1].start if k + 1 < len(found) else len(blocks)])
     return found
 
 
 def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
     """Does block j still belong to the heading above it (title under a number, author, note in brackets)?"""
     text, above = blocks[j].text.strip(), blocks[j - 1].text.strip()
-    if heading_like(blocks[j]) or BYLINE.fullmatch(text) or ORDINAL.fullmatch(text) or text[:1] in "[(":
+    if heading_like(blocks[j]) or text.isupper() and len(text.split()) <= 12 or BYLINE.fullmatch(text) or ORDINAL.fullmatch(text) or text[:1] in "[(":
         return blocks[j].kind not in ("list", "break")
     if listed(blocks[j], toc, near=True) is not None:
         return True
@@ -431,7 +441,7 @@ def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
     """(certainty, place in the contents) if the block's text or anchor stands there; `near`: right under a heading."""
     text = _one_line(block.text)
-    if len(text.split()) > 30 or len(text) > 160 or block.kind in ("list", "break"):
+    if ORDINAL.fullmatch(text) or len(text.split()) > 30 or len(text) > 160 or block.kind in ("list", "break"):
         return None
     if not (near or block.gap > 1 or block.level or text.isupper() or block.ids):
         return None
@@ -441,20 +451,20 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
     for anchor in block.ids:
         if anchor in toc.anchors and (block.level or _title_form(text)):
             return 2, toc.anchors[anchor]
-    if len(key) < 7 or not (block.level or heading_like(block) or near and _title_form(text)):
+    if len(key) < 7 or not (heading_like(block) or near and _title_form(text)):
         return None
     for other, where in toc.titles.items():
         longer, shorter = (other, key) if len(other) > len(key) else (key, other)
         if len(shorter) > 6 and longer.startswith(shorter) and len(shorter) > 0.45 * len(longer):
             return 1, where[0]
-        if abs(len(other) - len(key)) < 8 and len(key) > 8 and SequenceMatcher(None, other, key).ratio() > 0.85:
+        if abs(len(other) - len(key)) < 8 and len(key) > 8 and (other[:2] == key[:2] or other[-3:] == key[-3:]) and SequenceMatcher(None, other, key).ratio() > 0.85:
             return 1, where[0]
     return None
 
 
 def _head(blocks: list[Block], i: int, j: int, toc: Contents) -> Head:
     text = {k: _one_line(blocks[k].text) for k in range(i, j)}
-    sure = {k: found for k in text if (found := listed(blocks[k], toc, near=k > i))}
+    sure = {k: found for k in text if (found := listed(blocks[k], toc, near=k > i)) and (k == i or not BYLINE.fullmatch(text[k]))}
     author = next((text[k] for k in text if k > i and k not in sure and BYLINE.fullmatch(text[k])), "")
     titles = [k for k in text if k in sure or not (BYLINE.fullmatch(text[k]) or ORDINAL.fullmatch(text[k]) or text[k][:1] in "[(")]
     key = max(sure, key=lambda k: (sure[k][0], k)) if sure else titles[0] if titles else i
@@ -464,9 +474,13 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents) -> Head:
     letters = [c for c in b.text if c.isalpha()]
     caps = sum(c.isupper() for c in letters) > 0.7 * len(letters)
     style = ("h", b.level) if b.level else ("t", min(max(blocks[k].gap for k in range(i, key + 1)), 4), caps)
-    matter = bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key])) and (key not in sure or len(fold(text[key])) < 14)
-    return Head(i, end, LEADING.sub("", text[key]) or text[key], re.sub(r"^\W*(by)\s+", "", author, flags=re.I), style,
-                sure[key][1] if key in sure else None, matter, not titles)
+    matter = bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key]))
+    poems = any(NO_STORIES.fullmatch(text[k]) for k in titles)
+    if key > i and (b.level < blocks[i].level if b.level else 3 <= b.gap > blocks[i].gap):
+        i = key       # what stands closer to the text above belongs to it
+    title = LEADING.sub("", text[key]) or text[key]
+    return Head(i, end, title, re.sub(r"^\W*(by)\s+", "", author, flags=re.I), style,
+                sure[key][1] if key in sure else None, matter, not titles, poems, title != text[key])
 
 
 def strong(style: tuple, other: tuple) -> bool:
@@ -480,37 +494,64 @@ def strong(style: tuple, other: tuple) -> bool:
 
 def choose(found: list[Head], toc: Contents) -> list[Head]:
     """The heads that begin a section; those with `matter` end the story before them and begin none."""
-    plain = [h for h in found if not h.matter and not h.ordinal]
-    known = [h for h in plain if h.entry is not None and h.words >= MIN_WORDS]
-    if len({h.entry for h in known}) >= 3:
-        style = Counter(h.style for h in known).most_common(1)[0][0]
-        same = [h for h in plain if h.style == style and h.words >= MIN_WORDS]
-        pure = sum(h.entry is not None for h in same) >= 0.75 * len(same)
-        times = Counter({place: 0 for places in toc.titles.values() for place in places})
-        starts, begun = [], False
-        for h in plain:
-            if h.entry is not None and h.words >= MIN_WORDS:
-                if times[h.entry] < len(toc.titles.get(fold(h.title), [0])):
-                    times[h.entry] += 1
-                    starts.append(h)
-                    begun = True
-            elif h.entry is None and begun and pure and h.style == style:
+    # a half-title is followed by the title itself
+    found = [h for h, after in zip(found, found[1:] + [None])
+             if not (after and h.entry is not None and h.entry == after.entry and h.near < 40)]
+    plain = [h for h in found if not h.matter and not h.ordinal and h.words >= MIN_WORDS]
+    known = [h for h in plain if h.entry is not None]
+    if len({h.entry for h in known}) < 3:
+        return _choose_by_form(found)
+    style = Counter(h.style for h in known).most_common(1)[0][0]
+    same = [h for h in plain if h.style == style]
+    pure = len([h for h in same if h.entry is not None]) >= 0.6 * len(same)
+    numbers = len([h for h in known if h.numbered]) > 0.5 * len(known)
+    uses, starts = Counter(), []
+    for h in known:      # a title that stands twice in the contents begins two stories; in the notes it begins none
+        if uses[h.entry] < len(toc.titles.get(fold(h.title), [0])):
+            uses[h.entry] += 1
+            starts.append(h)
+    first, last = starts[0].start, starts[-1].start
+    notes = min((h.start for h in found if h.matter and h.start > last), default=1 << 60)
+    ends = [h for h in found if h.matter and (strong(h.style, style) or NOTES.fullmatch(h.title) or h.start > last)]
+    for h in plain:      # not in the contents: forgotten there, or an advertisement
+        if h.entry is None and h.start > first and strong(h.style, style) and (numbers or not h.numbered):
+            forgotten = h.style == style and (pure and h.start < last or h.author and h.start < notes)
+            if forgotten and len(fold(h.title)) > 1:
                 starts.append(h)
-        ends = [h for h in found if h.matter and (strong(h.style, style) or NOTES.fullmatch(h.title))]
-        return sorted(starts + ends, key=lambda h: h.start)
-    best = None
+            elif h.start > last:
+                ends.append(h)
+                h.matter = True
+    return _without_poems(sorted(starts + ends, key=lambda h: h.start), style)
+
+
+def _choose_by_form(found: list[Head]) -> list[Head]:
+    """No usable contents: the strongest style of heading that at least three sections share."""
+    plain, best = [h for h in found if not h.matter and not h.ordinal], None
     for style in {h.style for h in plain}:
-        group = [h for h in plain if h.style == style and h.words >= 100]
-        if len(group) >= 3 and (best is None or strong(style, best)):
+        if len([h for h in plain if h.style == style and h.words >= 100]) >= 3 and (best is None or strong(style, best)):
             best = style
     if best is None:
         return []
-    return [h for h in found if strong(h.style, best) and not h.ordinal or h.matter and NOTES.fullmatch(h.title)]
+    same = [h for h in plain if h.style == best]
+    parts = len([h for h in same if h.numbered]) < 0.5 * len(same)   # then a numbered title is a part of a story
+    chosen = [h for h in found if (strong(h.style, best) or h.matter and NOTES.fullmatch(h.title))
+              and not h.ordinal and not (parts and h.numbered)]
+    return _without_poems(chosen, best)
+
+
+def _without_poems(chosen: list[Head], style: tuple) -> list[Head]:
+    off = False
+    for h in chosen:
+        off = h.poems or off and not (strong(h.style, style) and h.style != style)
+        h.matter = h.matter or off
+    return chosen
 
 
 # ------------------------------------------------------------------ cleaning
 
-LEAD_NOTE = re.compile(r"\[.*\]|(A \w+ story )?Narrat(ed|or)\b.{,300}|This story was narrated.{,300}|\*(?! \*).*|\(From .*\)", re.S)
+EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)
+LEAD_NOTE = re.compile(r"\[.*\]|(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|\*(?! \*).*|"
+                       r"\((From|(Narrator's )?Note)\b.*\)", re.S | re.I)
 
 def clean(blocks: list[Block]) -> str:
     """Prose as one line a paragraph, verse line by line; marks, notes and pictures out."""
@@ -537,6 +578,9 @@ def clean(blocks: list[Block]) -> str:
     parts = text.split("\n\n")
     while parts and LEAD_NOTE.fullmatch(parts[0]) and len(parts[0].split()) < 120 and len(parts) > 1:
         parts.pop(0)
+    if text.endswith("]") and (start := next((i for i in range(len(parts) - 1, max(0, len(parts) - 6), -1)
+                                              if parts[i].startswith("[")), 0)) and EDITOR.search(" ".join(parts[start:])):
+        parts = parts[:start]
     while parts and (END_MARK.fullmatch(parts[-1]) or parts[-1] == "* * *"):
         parts.pop()
     while parts and (ORDINAL.fullmatch(parts[0].strip()) or parts[0] == "* * *" or BYLINE.fullmatch(parts[0])):
@@ -592,11 +636,13 @@ def _split(raw: bytes, source: str) -> list[Story]:
     starts = choose(heads(blocks, toc), toc)
     stories = []
     for h, after in zip(starts, starts[1:] + [None]):
-        if h.matter:
+        about_author = len(fold(author)) > 8 and fold(author) in fold(h.title)
+        if h.matter or about_author:
             continue
-        text = clean(blocks[h.end:after.start if after else len(blocks)])
+        body = blocks[h.end:after.start if after else len(blocks)]
+        text = clean(body[:next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))])
         if len(text.split()) >= MIN_WORDS:
-            stories.append(Story(h.title, h.author or author, text, source))
+            stories.append(Story(_one_line(h.title), _one_line(h.author) or author, text, source))
     if not stories:
         raise ValueError("has no stories that can be told apart (neither contents nor headings): leave it out")
     return stories
