@@ -4,9 +4,9 @@ Post-training makes stories alike. For the n stories of one prompt, the deviatio
 the others; turned into a weight with mean about 1, it scales what each good story teaches: in the GRPO loop (the
 advantages), in DPO and ORPO (the pair losses DDPO and DORPO), or in which pair is chosen at all (DivPO).
 
-Sources: deviation, DDPO, DORPO: Chung et al. (arXiv 2503.17126); DPO (2305.18290); ORPO (2403.07691); DivPO (2501.18101);
-Vendi score (2210.02410); distinct-n (1510.03055); self-BLEU (1802.01886); compression ratio (2403.00553);
-distinct_k (NoveltyBench, 2504.05228). Everything here is a pure function; delete one line of train.py and it is gone.
+Sources (arXiv): deviation, DDPO, DORPO: Chung et al. 2503.17126; DPO 2305.18290; ORPO 2403.07691; DivPO 2501.18101;
+Vendi score 2210.02410; distinct-n 1510.03055; self-BLEU 1802.01886; compression ratio 2403.00553; distinct_k of
+NoveltyBench 2504.05228. Everything here is a pure function; delete one line of train.py and it is gone.
 Run:  python deviation.py a.txt b.txt c.txt --similarity tfidf     (deviation and weight of each file)
 Left out: learned similarities, approximate neighbours (a group is small), deviation across prompts.
 """
@@ -126,11 +126,12 @@ def distances(texts: Sequence[str], similarity: str | Callable = "tfidf", equal_
     """1 - similarity of n stories (thinking already removed) -> d_nn, float64, symmetric, 0 on the diagonal.
 
     `similarity`: 'jaccard', 'tfidf', 'char3', 'embedding', or any function from n texts to an n x n matrix.
-    Two empty texts are the same text (0); an empty one shares nothing with any other (1).
+    Equal texts, empty ones too, are 0 apart; an empty one shares nothing with any other (1).
     ValueError: an unknown name, a missing package, a matrix that is not n x n or not finite.
     """
     if not callable(similarity) and similarity not in SIMILARITIES:
-        raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)} or give a function")
+        raise ValueError(f"unknown similarity {similarity!r}: "
+                         f"choose one of {', '.join(SIMILARITIES)} or give a function")
     if not texts:
         return torch.zeros(0, 0, dtype=torch.float64)
     if equal_length:
@@ -141,9 +142,9 @@ def distances(texts: Sequence[str], similarity: str | Callable = "tfidf", equal_
         raise ValueError(f"the similarity gave a {tuple(sim_nn.shape)} result for {len(texts)} texts: "
                          "it must be an n x n matrix of finite numbers")
     d_nn = (1 - (sim_nn + sim_nn.T) / 2).clamp(min=0)
-    blank = torch.tensor([not text.strip() for text in texts])
-    d_nn = torch.where(blank[:, None] | blank, 1 - (blank[:, None] & blank).double(), d_nn)
-    return d_nn.fill_diagonal_(0)
+    first = {}  # texts without a single word or trigram have no angle between them, and may still be equal
+    same = torch.tensor([first.setdefault(text.strip(), i) for i, text in enumerate(texts)])
+    return d_nn.masked_fill(same[:, None] == same, 0)
 
 
 # ---- deviation and its weights --------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def _utility(d_n: Tensor, kind: str, temperature: float) -> Tensor:
     if kind == "minmax":
         return (d_n - d_n.min()) / (d_n.max() - d_n.min())
     if kind == "rank":  # ties share their average rank
-        return ((d_n[:, None] > d_n).sum(1) + ((d_n[:, None] == d_n).sum(1) + 1) / 2) / len(d_n)
+        return ((d_n[:, None] > d_n).sum(1) + ((d_n[:, None] == d_n).double().sum(1) + 1) / 2) / len(d_n)
     return ((d_n - d_n.max()) / temperature).exp()
 
 
@@ -244,7 +245,7 @@ def weigh_advantages(advantages: Tensor, delta: Tensor, strength: float = 0.5, k
 
 
 def _moments(x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of the counted rows of the last dimension, kept; std 0 for fewer than two."""
+    """Mean and unbiased standard deviation of the counted rows in the last dimension; std 0 for fewer than two."""
     n = counted.sum(-1, keepdim=True)
     mean = x.where(counted, 0).sum(-1, keepdim=True) / n.clamp(min=1)
     return mean, ((x - mean).where(counted, 0).square().sum(-1, keepdim=True) / (n - 1).clamp(min=1)).sqrt()
@@ -270,7 +271,8 @@ def dorpo_loss(chosen_logp_B: Tensor, rejected_logp_B: Tensor, delta_B: Tensor |
 
     Log-probabilities are means over the completion's tokens, float32 or finer. delta 1 is ORPO. Not averaged, as above.
     """
-    return -delta_B * chosen_logp_B - lam * F.logsigmoid(delta_B * (log_odds(chosen_logp_B) - log_odds(rejected_logp_B)))
+    log_ratio_B = log_odds(chosen_logp_B) - log_odds(rejected_logp_B)
+    return -delta_B * chosen_logp_B - lam * F.logsigmoid(delta_B * log_ratio_B)
 
 
 def log_odds(logp: Tensor) -> Tensor:
@@ -280,7 +282,8 @@ def log_odds(logp: Tensor) -> Tensor:
     return logp - torch.log(-torch.expm1(logp))
 
 
-def divpo_pairs(rewards_n: Iterable[float], d_n: Iterable[float], rho: float = 0.25, pool: str = "range") -> list[tuple]:
+def divpo_pairs(rewards_n: Iterable[float], d_n: Iterable[float], rho: float = 0.25,
+                pool: str = "range") -> list[tuple[int, int]]:
     """DivPO's pair for one prompt: [(chosen, rejected)], or [] where none can be had.
 
     Candidates for chosen are near the best reward, for rejected near the worst: with `pool` 'range' within rho of the
@@ -289,7 +292,8 @@ def divpo_pairs(rewards_n: Iterable[float], d_n: Iterable[float], rho: float = 0
     out. [] for fewer than two responses, equal rewards, or when the pair would not be ordered by reward.
     """
     if pool not in ("range", "rank") or not 0 <= rho <= 0.5:
-        raise ValueError(f"DivPO pool {pool!r} must be 'range' or 'rank' and rho {rho} in [0, 0.5], or the pools overlap")
+        raise ValueError(f"DivPO needs a pool 'range' or 'rank' (got {pool!r}) and rho in [0, 0.5] (got {rho}): "
+                         "above 0.5 the pools of good and bad responses overlap")
     rewards, d = [float(r) for r in rewards_n], [float(x) for x in d_n]
     order = sorted((i for i, r in enumerate(rewards) if math.isfinite(r)), key=lambda i: rewards[i])
     if len(order) < 2 or rewards[order[0]] == rewards[order[-1]]:
@@ -334,7 +338,7 @@ def distinct_k(d_nn: Tensor, threshold: float) -> int:
 
 
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:
-    """Different word n-grams / all word n-grams of the texts together; falls with length, so compare at equal lengths."""
+    """Different word n-grams / all word n-grams of the texts together; falls with length: compare at equal lengths."""
     grams = [gram for text in texts for gram in _ngrams(words(text), n)]
     return len(set(grams)) / len(grams) if grams else math.nan
 

@@ -13,7 +13,7 @@ What multiplies A_h * grad log pi of a token of the human row, where pi is that 
     mode        mean, std over       coefficient
     polaris     policy rows          w
     positive    policy rows          w if A_h > 0, else 0: never pushes away from the person
-    luffy       policy rows + human  g * pi / (pi + g)^2, g = 0.1: no weight, words the model finds unlikely speak louder
+    luffy       policy rows + human  g * pi / (pi + g)^2, g = 0.1: no weight; largest where pi = g
     off         policy rows          0
 
 Left out: LUFFY without shaping (coefficient pi), references written by other models, any decay of the weight.

@@ -31,8 +31,8 @@ class CharTokenizer:
 
 
 TOKENIZER = CharTokenizer()
-EXAMPLE = Example(uid="e1", prompt="A lighthouse, 9 words long", target_words=9, story="The lamp went out. Nobody came.",
-                  reasoning="Keep it quiet.")
+EXAMPLE = Example(uid="e1", prompt="A lighthouse, 9 words long", target_words=9,
+                  story="The lamp went out. Nobody came.", reasoning="Keep it quiet.")
 
 
 @pytest.mark.parametrize("thinking", [True, False])
