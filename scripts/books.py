@@ -240,20 +240,27 @@ def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]
     stories = []
     for number in sorted({b.story for b in blocks if b.story}):
         own = [b for b in blocks if b.story == number]
-        if any(b.kind == "drama" for b in own):
+        words = [len(b.text.split()) for b in own]
+        if sum(n for n, b in zip(words, own) if b.kind == "drama") > 0.5 * sum(words):
             continue        # plays are not prose
         title = next((b.text for b in own if b.kind in ("title", "part") or b.level), "")
-        body = [b for b in own if b.kind != "skip" and b.text != title or b.kind == ""]
+        body = [b for b in own if b.kind != "skip"]
         while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
             body.pop(0)
         text = clean(body)
         if text:
-            stories.append(Story(_one_line(title), author, text, source))
+            stories.append(Story(_title(title), author, text, source))
     return stories
 
 
+def _title(text: str) -> str:
+    """A title on one line, without the marks of notes and remarks in brackets."""
+    text = re.sub(r"\s*(--|\u2014)?\[.*?(\]|$)|\(\d{1,3}\)|\*+$", "", _one_line(text).strip(" *"))
+    return text.strip().removesuffix(".").strip() or _one_line(text)
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.replace("_", " ").replace("*", " ").split())
+    return " ".join(text.replace("_", " ").split())
 
 
 # ------------------------------------------------------------------ headings
@@ -270,7 +277,7 @@ MATTER = re.compile(
     r"postscript|advertisements?)\b(\W+(to|by|of)\b.*)?|(table of )?contents( of .*)?|list of .*|(\w+ )?(illustrations|plates)|"
     r"notes?( (and|on|to) .*)?|(end|foot)notes?|glossary.*|index\b.*|appendix.*|bibliograph.*|errata|corrections|"
     r"(other )?(books|works|stories|novels)( \w+)? by .*|by the same author.*|abbreviations|(on )?(\w+ )?pronunciation.*|"
-    r"references|sources\b.*|parallels|remarks|vocabulary|a word (to|about|from)\b.*|to (the|my) readers?|copyright.*|"
+    r"references|sources\b.*|parallels|remarks|vocabulary|a word (to|about|from)\b.*|to (the|my)( \w+)? readers?|copyright.*|"
     r"(bio|biblio)graphical .*|publishers?'? .*|transcrib\w+'? .*|imprint|colophon|uncopyright|title ?page|halftitle.*|"
     r"about the author.*|the full project.*|(.* )?press notices.*|opinions of the press.*)\W*", re.I)
 NO_STORIES = re.compile(r"\W*(\w+\W)?(essays|studies|poems|verses|plays|speeches|articles)\W*", re.I)
@@ -353,7 +360,7 @@ def contents(blocks: list[Block]) -> Contents:
         new = [_entry(text) for text, _ in named] or [_entry(line) for line in b.text.split("\n")]
         if i > first:
             whole = fold(" ".join(new))
-            again = not named and len(whole) > 3 and whole in {fold(l) for l in lines}
+            again = not named and len(whole) > 3 and whole in {fold(_BARE_NUMBER.sub("", l)) for l in lines} | {fold(l) for l in lines}
             title_page = b.level and MATTER.fullmatch(b.text.strip()) or _ILLUSTRATIONS.match(b.text.strip())
             if _is_prose(b) or again or title_page:
                 break
@@ -361,11 +368,15 @@ def contents(blocks: list[Block]) -> Contents:
             found.anchors.setdefault(target, len(lines) + n)
         lines += new
         end = i + 1
-    gaps = sorted(b.gap for b in blocks[first + 1:end])
-    usual = gaps[len(gaps) // 2] if gaps else 1
-    while end - 1 > first and blocks[end - 1].gap > max(usual, 1) and not blocks[end - 1].links and heading_like(blocks[end - 1]):
-        end -= 1      # the first story's own heading
-        del lines[len(lines) - blocks[end].text.count("\n") - 1:]
+    usual = sorted(b.gap for b in blocks[first + 1:end])[(end - first - 1) // 2] if end > first + 1 else 1
+    for i in range(max(end - 5, first + 4), end):     # the half-title and the first story's own heading are not contents
+        if sum(b.text.count("\n") + 1 for b in blocks[i:end]) > 8:
+            continue
+        if blocks[i].gap > max(usual, 2) and not blocks[i].links and not blocks[i].level and (
+                blocks[i].gap > 3 or i == end - 1 and heading_like(blocks[i])):
+            del lines[len(lines) - sum(b.text.count("\n") + 1 for b in blocks[i:end]):]
+            end = i
+            break
     for n in range(1, 4):      # long titles run over two or three lines
         for k in range(len(lines) - n + 1):
             for key in {fold(" ".join(lines[k:k + n])), fold(" ".join([_BARE_NUMBER.sub("", lines[k])] + lines[k + 1:k + n]))}:
@@ -451,13 +462,13 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
     for anchor in block.ids:
         if anchor in toc.anchors and (block.level or _title_form(text)):
             return 2, toc.anchors[anchor]
-    if len(key) < 7 or not (heading_like(block) or near and _title_form(text)):
+    if len(key) < 6 or not (heading_like(block) or near and _title_form(text)):
         return None
     for other, where in toc.titles.items():
         longer, shorter = (other, key) if len(other) > len(key) else (key, other)
         if len(shorter) > 6 and longer.startswith(shorter) and len(shorter) > 0.45 * len(longer):
             return 1, where[0]
-        if abs(len(other) - len(key)) < 8 and len(key) > 8 and (other[:2] == key[:2] or other[-3:] == key[-3:]) and SequenceMatcher(None, other, key).ratio() > 0.85:
+        if abs(len(other) - len(key)) < 8 and len(key) > 5 and (other[:2] == key[:2] or other[-3:] == key[-3:]) and SequenceMatcher(None, other, key).ratio() > 0.85:
             return 1, where[0]
     return None
 
@@ -474,7 +485,8 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents) -> Head:
     letters = [c for c in b.text if c.isalpha()]
     caps = sum(c.isupper() for c in letters) > 0.7 * len(letters)
     style = ("h", b.level) if b.level else ("t", min(max(blocks[k].gap for k in range(i, key + 1)), 4), caps)
-    matter = bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key]))
+    matter = bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key])) or \
+        any(MATTER.fullmatch(text[k]) and "note" in text[k].lower() for k in text)
     poems = any(NO_STORIES.fullmatch(text[k]) for k in titles)
     if key > i and (b.level < blocks[i].level if b.level else 3 <= b.gap > blocks[i].gap):
         i = key       # what stands closer to the text above belongs to it
@@ -514,9 +526,9 @@ def choose(found: list[Head], toc: Contents) -> list[Head]:
     notes = min((h.start for h in found if h.matter and h.start > last), default=1 << 60)
     ends = [h for h in found if h.matter and (strong(h.style, style) or NOTES.fullmatch(h.title) or h.start > last)]
     for h in plain:      # not in the contents: forgotten there, or an advertisement
-        if h.entry is None and h.start > first and strong(h.style, style) and (numbers or not h.numbered):
+        if h.entry is None and (h.start > first or h.author) and strong(h.style, style) and (numbers or not h.numbered):
             forgotten = h.style == style and (pure and h.start < last or h.author and h.start < notes)
-            if forgotten and len(fold(h.title)) > 1:
+            if forgotten and len(fold(h.title)) > 1 and not (h.start > last and fold(h.title) in {fold(o.title) for o in starts}):
                 starts.append(h)
             elif h.start > last:
                 ends.append(h)
@@ -563,7 +575,7 @@ def clean(blocks: list[Block]) -> str:
         lines = [l for l in text.split("\n") if l.strip()]
         if not lines or re.match(r"\s*(\[\d{1,3}\]|\[[A-Z*]\]|\(\d{1,3}\)\s)\s*\S", text):
             continue
-        if re.fullmatch(r"[\s*.\u2022~#-]*", text):
+        if re.fullmatch(r"[\s*.\u2022~#\u2015\u2014\u2500_-]*", text):
             text = "* * *"
         elif len(lines) > 1 and (all(l.startswith("  ") for l in lines)
                                  or sum(len(l) for l in lines) < 42 * len(lines) and max(map(len, lines)) < 60):
@@ -578,6 +590,8 @@ def clean(blocks: list[Block]) -> str:
     parts = text.split("\n\n")
     while parts and LEAD_NOTE.fullmatch(parts[0]) and len(parts[0].split()) < 120 and len(parts) > 1:
         parts.pop(0)
+    parts = parts[:next((i for i, p in enumerate(parts) if i and re.match(r"Note(:|\.--|\.\u2014)", p, re.I)
+                         and len(parts) - i <= 3), len(parts))]
     if text.endswith("]") and (start := next((i for i in range(len(parts) - 1, max(0, len(parts) - 6), -1)
                                               if parts[i].startswith("[")), 0)) and EDITOR.search(" ".join(parts[start:])):
         parts = parts[:start]
@@ -588,10 +602,17 @@ def clean(blocks: list[Block]) -> str:
     return "\n\n".join(parts).strip()
 
 
+def is_verse(text: str) -> bool:
+    return sum(p.count("\n") + 1 for p in text.split("\n\n") if "\n" in p) > 2.5 * len([p for p in text.split("\n\n") if "\n" not in p]) \
+        and sum(len(p) for p in text.split("\n\n") if "\n" in p) > 0.7 * len(text)
+
+
 # ------------------------------------------------------------------ one book
 
 FRAME_START = re.compile(r"\*{3} ?START OF (THIS|THE) PROJECT GUTENBERG|\*END\*? ?THE SMALL PRINT|\*END THE SMALL", re.I)
 FRAME_END = re.compile(r"\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg", re.I)
+BACK_PAGE = re.compile(r"\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
+                       r"& sons, (limited|ltd)|^\W*printed (in|by)\b|illustrated from photographs|punctuation .* retained", re.I)
 CREDIT = re.compile(r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|from)|"
                     r"this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b", re.I)
 
@@ -640,9 +661,12 @@ def _split(raw: bytes, source: str) -> list[Story]:
         if h.matter or about_author:
             continue
         body = blocks[h.end:after.start if after else len(blocks)]
+        if after is None:     # advertisements and transcribers' remarks follow the last story
+            tail = len(body) // 2
+            body = body[:next((i for i, b in enumerate(body) if i > tail and BACK_PAGE.search(b.text)), len(body))]
         text = clean(body[:next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))])
-        if len(text.split()) >= MIN_WORDS:
-            stories.append(Story(_one_line(h.title), _one_line(h.author) or author, text, source))
+        if len(text.split()) >= MIN_WORDS and not is_verse(text):
+            stories.append(Story(_title(h.title), _one_line(h.author) or author, text, source))
     if not stories:
         raise ValueError("has no stories that can be told apart (neither contents nor headings): leave it out")
     return stories
