@@ -49,7 +49,7 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
     if thinks != 1:
         raise ValueError(f"the human row of example {example.uid!r} holds {thinks} <think> instead of one: "
                          "take the tags out of its prompt, story and reasoning")
-    finished, story = len(ids) <= max_tokens, example.story
+    finished, story = len(ids) <= max_tokens, example.story.strip()
     if not finished:
         ids = ids[:max_tokens]
         # Thinking is over where </think> stands; with thinking off it was closed in the prompt.

@@ -1,25 +1,29 @@
 """hri.py against hand-written float64: the anchored advantages, the human row's gradient, the human row itself."""
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import hri
-from data import Example
+from data import Example, load_tokenizer, read_examples
+
+
+STORIES = Path(hri.__file__).parent / "stories"
 
 
 class CharTokenizer:
     """The contract of data.Tokenizer in a few lines: one id a character, special tokens as single ids."""
-    SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    SHOWN = ["", "", "<think>", "</think>"]  # <|im_start|> and <|im_end|> are not
     end_id = 1
 
     def encode(self, text):
         return [ord(c) + 10 for c in text]
 
     def decode(self, ids):
-        return "".join(self.SPECIAL[i] if i < 10 else chr(i - 10) for i in ids)
+        return "".join(self.SHOWN[i] if i < 10 else chr(i - 10) for i in ids)
 
     def chat(self, prompt, thinking):
         head = [0, *self.encode("user\n" + prompt), 1, 0, *self.encode("assistant\n"), 2, *self.encode("\n")]
@@ -42,7 +46,7 @@ def test_reference_episode_is_what_the_policy_would_have_written(thinking):
     assert episode.completion_ids[-1] == TOKENIZER.end_id and episode.finished and episode.is_human
     text = TOKENIZER.decode(episode.prompt_ids + episode.completion_ids)
     assert text.count("<think>") == 1 and text.count("</think>") == 1
-    assert text.endswith(EXAMPLE.story + "<|im_end|>") and ("Keep it quiet." in text) == thinking
+    assert text.endswith(EXAMPLE.story) and ("Keep it quiet." in text) == thinking
     assert episode.story == EXAMPLE.story and episode.sampler_logprobs is None and episode.reward is None
 
 
@@ -65,6 +69,19 @@ def test_reference_episode_says_what_is_wrong(change, limit, words):
     with pytest.raises(ValueError, match=words) as error:
         hri.reference_episode(example, TOKENIZER, True, max_tokens=limit)
     assert "'e1'" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_human_rows_of_the_shipped_stories_with_the_shipped_tokenizer(thinking):
+    tokenizer = load_tokenizer(STORIES / "tiny-base")
+    examples = read_examples(STORIES / "tiny.jsonl")
+    for example in examples[:20]:
+        example.reasoning = "<think>\nShort, then shorter.\n</think>"  # some data sets bring the tags along
+        episode = hri.reference_episode(example, tokenizer, thinking, 4096)
+        text = tokenizer.decode(episode.prompt_ids + episode.completion_ids)
+        assert text.count("<think>") == text.count("</think>") == 1
+        assert text.partition("</think>")[2].strip() == episode.story
+        assert episode.completion_ids[-1] == tokenizer.end_id and episode.completion_ids.count(tokenizer.end_id) == 1
 
 
 def test_a_tokenizer_that_opens_think_twice_is_refused():
