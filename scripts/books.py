@@ -442,7 +442,7 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
 def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
     """Does block j still belong to the heading above it (title under a number, author, note in brackets)?"""
     text, above = blocks[j].text.strip(), blocks[j - 1].text.strip()
-    if heading_like(blocks[j]) or text.isupper() and len(text.split()) <= 12 or BYLINE.fullmatch(text) or ORDINAL.fullmatch(text) or text[:1] in "[(":
+    if heading_like(blocks[j]) or text.isupper() and len(text.split()) <= 12 or BYLINE.fullmatch(text) or ORDINAL.fullmatch(text) or text[:1] in "[(*":
         return blocks[j].kind not in ("list", "break")
     if listed(blocks[j], toc, near=True) is not None:
         return True
@@ -565,9 +565,11 @@ EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w
 LEAD_NOTE = re.compile(r"\[.*\]|(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|\*(?! \*).*|"
                        r"\((From|(Narrator's )?Note)\b.*\)", re.S | re.I)
 
-def clean(blocks: list[Block]) -> str:
+def clean(blocks: list[Block], wrapped: bool = False) -> str:
     """Prose as one line a paragraph, verse line by line; marks, notes and pictures out."""
-    parts, verse_indent = [], 2
+    parts = []
+    widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
+    width = widths[int(0.9 * len(widths))] if widths else 0
     raw = "\n\n".join("\n".join(b.text.split("\n")) for b in blocks)
     bracket = r"\[\s*_?(?:Illustration|Footnote|Transcriber|Sidenote|Blank Page|Decoration|Image|Pg|Page)\b[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]_?"
     raw = re.sub(bracket, "", raw, flags=re.I)
@@ -577,8 +579,7 @@ def clean(blocks: list[Block]) -> str:
             continue
         if re.fullmatch(r"[\s*.\u2022~#\u2015\u2014\u2500_-]*", text):
             text = "* * *"
-        elif len(lines) > 1 and (all(l.startswith("  ") for l in lines)
-                                 or sum(len(l) for l in lines) < 42 * len(lines) and max(map(len, lines)) < 60):
+        elif not wrapped or _is_verse_block(lines, width):
             text = "\n".join(" ".join(l.split()) for l in lines)
         else:
             text = " ".join(" ".join(lines).split())
@@ -590,6 +591,8 @@ def clean(blocks: list[Block]) -> str:
     parts = text.split("\n\n")
     while parts and LEAD_NOTE.fullmatch(parts[0]) and len(parts[0].split()) < 120 and len(parts) > 1:
         parts.pop(0)
+    if len(parts) > 1 and re.fullmatch(r"\[[^\]]*\]", parts[-1]) and len(parts[-1].split()) <= 30:
+        parts.pop()       # where the tale was taken from
     parts = parts[:next((i for i, p in enumerate(parts) if i and re.match(r"Note(:|\.--|\.\u2014)", p, re.I)
                          and len(parts) - i <= 3), len(parts))]
     if text.endswith("]") and (start := next((i for i in range(len(parts) - 1, max(0, len(parts) - 6), -1)
@@ -600,6 +603,13 @@ def clean(blocks: list[Block]) -> str:
     while parts and (ORDINAL.fullmatch(parts[0].strip()) or parts[0] == "* * *" or BYLINE.fullmatch(parts[0])):
         parts.pop(0)
     return "\n\n".join(parts).strip()
+
+
+def _is_verse_block(lines: list[str], width: int) -> bool:
+    """Lines broken on purpose: well short of the margin, most beginning with a capital."""
+    bare = [l.strip() for l in lines]
+    capitals = sum(l.lstrip("\"'\u201c\u2018(_").strip()[:1].isupper() for l in bare)
+    return len(lines) > 1 and max(map(len, bare)) <= 0.85 * width and capitals >= 0.7 * len(lines)
 
 
 def is_verse(text: str) -> bool:
@@ -639,7 +649,7 @@ def split_anthology(path: str | Path) -> list[Story]:
 def _split(raw: bytes, source: str) -> list[Story]:
     if not raw.strip():
         raise ValueError("is empty: fetch it again")
-    author = ""
+    author, wrapped = "", False
     if raw[:2] == b"PK":
         blocks, _, author = epub_blocks(raw)
         stories = markup_stories(blocks, author, source)
@@ -647,8 +657,9 @@ def _split(raw: bytes, source: str) -> list[Story]:
             return stories
     else:
         text = decode(raw)
-        author = next(iter(re.findall(r"^Author:\s*(.+?)\s*$", text[:20000], re.M)), "")
+        author = next(iter(re.findall(r"^Author:\s*(.+?)\s*(?:[\[(].*)?$", text[:20000], re.M)), "")
         is_html = re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
+        wrapped = not is_html
         blocks = html_blocks(text) if is_html else text_blocks(text)
     blocks = unframe(blocks)
     for b in blocks:
@@ -664,7 +675,7 @@ def _split(raw: bytes, source: str) -> list[Story]:
         if after is None:     # advertisements and transcribers' remarks follow the last story
             tail = len(body) // 2
             body = body[:next((i for i, b in enumerate(body) if i > tail and BACK_PAGE.search(b.text)), len(body))]
-        text = clean(body[:next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))])
+        text = clean(body[:next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))], wrapped)
         if len(text.split()) >= MIN_WORDS and not is_verse(text):
             stories.append(Story(_title(h.title), _one_line(h.author) or author, text, source))
     if not stories:
