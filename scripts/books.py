@@ -160,8 +160,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
         if is_block:
             flush(context)
         if el.tag == "a" and el.get("href"):
-            href = el.get("href")
-            links.append((unquote(href.rpartition("#")[2] or posixpath.basename(href)), " ".join(el.itertext())))
+            links.append((_anchor(el.get("href")), " ".join(el.itertext())))
         if el.tag == "br":
             buf.append("\n")
         elif el.tag == "hr":
@@ -223,8 +222,31 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], str, str]:
             if page:
                 page[0].gap = 5    # a new file is a new page
             blocks += page
+    blocks = _navigation(items.values(), lambda href: read(posixpath.join(posixpath.dirname(opf_path), unquote(href)))) + blocks
     title, author = (" ".join(opf.xpath(f"//*[local-name()='{tag}']/text()")[:1]) for tag in ("title", "creator"))
     return blocks, title, author
+
+
+def _navigation(items, read) -> list[Block]:
+    """The table of contents that every epub carries beside its text, as a page of contents; numbered parts left out."""
+    nav = next((i for i in items if "nav" in i.get("properties", "").split()), None)
+    ncx = next((i for i in items if "ncx" in i.get("media-type", "")), None)
+    entries = []
+    if nav is not None:
+        page = html_blocks(decode(read(nav.get("href"))))
+        entries = [link for b in page for link in b.links]
+    elif ncx is not None:
+        for point in _xml(read(ncx.get("href"))).iter("{*}navPoint"):
+            source = point.findtext("{*}navLabel/{*}text", ""), point.find("{*}content")
+            if source[1] is not None:
+                entries.append((_anchor(source[1].get("src", "")), source[0]))
+    entries = [(target, " ".join(text.split())) for target, text in entries]
+    entries = [(t, text) for t, text in entries if text and not ORDINAL.fullmatch(text) and LEADING.sub("", text) == text]
+    return [Block("Contents", 5)] * bool(entries) + [Block(text, 1, kind="list", links=[(t, text)]) for t, text in entries]
+
+
+def _anchor(href: str) -> str:
+    return unquote(href.rpartition("#")[2] if "#" in href else posixpath.basename(href))
 
 
 def _xml(raw: bytes):
