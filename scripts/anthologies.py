@@ -3,7 +3,7 @@
     python -m scripts.anthologies split FILES... --out split.jsonl             every story found, before any choosing
     python -m scripts.anthologies build FILES... --out stories.jsonl           chosen stories with offline prompts
 
-Splitting stands in scripts/books.py.
+Splitting stands in scripts/headings.py.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data import Example
-from scripts.books import Story, split_anthology
+from scripts.headings import Story, split_anthology
 
 __all__ = ["Story", "split_anthology"]
 
