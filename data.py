@@ -267,7 +267,8 @@ def load_tokenizer(path_or_repo: str | Path) -> Tokenizer:
     path = Path(path_or_repo)
     if not path.exists():
         if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path_or_repo)):
-            raise FileNotFoundError(f"no tokenizer at {path_or_repo}; give a folder with tokenizer.json, a .tiktoken file or a hub id")
+            raise FileNotFoundError(f"no tokenizer at {path_or_repo}; "
+                                    "give a folder with tokenizer.json, a .tiktoken file or a hub id")
         path = _download(str(path_or_repo))
     if path.is_dir():
         ranks = sorted(path.glob("*.tiktoken"))
@@ -295,7 +296,8 @@ def _from_ranks(path: Path) -> Tokenizer:
     except ValueError as error:
         raise ValueError(f"{path} is no .tiktoken file ({error}); every line must be a base64 token and its rank") from None
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
-        raise ValueError(f"{path} is cut or damaged: its ranks do not run from 0 without a gap, or a byte has none; fetch it again")
+        raise ValueError(f"{path} is cut or damaged: its ranks do not run from 0 without a gap, or a byte has none; "
+                         "fetch it again")
     added = {token: len(ranks) + i for i, token in enumerate(QWEN_ADDED)}
     vocabulary = {rank: token for token, rank in ranks.items()}
     return _with_added(QWEN_PATTERN, ranks, list(range(len(ranks))), added, set(QWEN_ADDED) - KEPT, vocabulary, [path])
@@ -325,7 +327,8 @@ def _from_hugging_face(path: Path) -> Tokenizer:
         raise ValueError(f"{path} is no byte-level BPE in Hugging Face's form ({type(error).__name__}: {error}); "
                          "use the tokenizer.json of a Qwen model") from None
     if normaliser != "NFC":
-        raise ValueError(f"{path} normalises text by {normaliser}, Qwen's tokenizers by NFC; use the tokenizer.json of a Qwen model")
+        raise ValueError(f"{path} normalises text by {normaliser}, Qwen's tokenizers by NFC; "
+                         "use the tokenizer.json of a Qwen model")
     files = [path.with_name(name) for name in FILES if path.with_name(name).is_file()]
     return _with_added(pattern, ranks, ids, added, special, vocabulary, files)
 

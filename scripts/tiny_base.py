@@ -30,10 +30,7 @@ import data
 
 BASE = Path(__file__).resolve().parent.parent / "stories" / "tiny-base"
 VOCABULARY = 4096
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-# Qwen3.5's pre-tokeniser: combining marks stay with their letters, every digit is a token of its own.
-QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
-                r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+SPECIAL = data.NEEDED
 # The part of Qwen's chat template that one user turn and one answer need, in the same characters.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -92,7 +89,7 @@ def train_tokenizer(files: list[str], folder: Path = BASE):
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated"),
+        pre_tokenizers.Split(Regex(data.QWEN_PATTERN), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(SPECIAL), show_progress=False,
@@ -131,7 +128,7 @@ def common_words(texts: list[str], books: int = 4) -> list[str]:
     seen = Counter()
     for text in texts:
         seen.update({w for w in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text) if WORD.fullmatch(w)})
-    return sorted(w for w, n in seen.items() if n >= books and (len(w) > 1 or w in "ai"))
+    return sorted(w for w, n in seen.items() if n >= books and not SLUR.search(w) and (len(w) > 1 or w in "ai"))
 
 
 # ---------------------------------------------------------------- corpus
@@ -140,17 +137,22 @@ NOTE = re.compile(r"gutenberg|transcriber|copyright|footnote|illustration|https?
 NOT_A_STORY = re.compile(r"\b(preface|introduction|contents|dedication|notes?|glossary|appendix|foreword|bibliograph\w+|"
                          r"endnotes|colophon|imprint|uncopyright|titlepage|index)\b", re.I)
 SPEAKER = re.compile(r"[A-Z][A-Z. ]{2,30}[.:] ")  # HAMLET. Words: a play
+SLUR = re.compile(r"\bnigg|\bdarke?y\b|\bdarkies\b|\bkike|\bpickaninn|\bcoons?\b|\bhottentot|\bnegr|\bsambo\b|"
+                  r"\bmulatt|\bkaff?ir", re.I)
 ARCHAIC = re.compile(r"\b(thou|thee|thy|thine|hath|doth|quoth|ye|unto|o'|th'|wi'|an'|dat|dis|de|dem|yer)\b")
 
 
 def prose(text: str) -> list[str]:
     """The clean paragraphs of a story; [] where most of it is verse, a play, or something else than prose."""
     kept, dropped = [], 0
+    if SLUR.search(text):  # the books are of their time; what the demo writes need not be
+        return []
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.splitlines() if line.strip()]
         paragraph = re.sub(r"\s*\[\d+\]|\s*\(\d+\)", "", plain(" ".join(" ".join(lines).split())))
         verse = len(lines) > 2 and sum(map(len, lines)) / len(lines) < 50
-        if NOTE.search(paragraph) or verse or SPEAKER.match(paragraph) or not re.search(r"[a-z,][.!?—,:;][\"')]*$", paragraph):
+        ends = re.search(r"[a-z,][.!?—,:;][\"')]*$", paragraph)
+        if verse or not ends or NOTE.search(paragraph) or SPEAKER.match(paragraph):
             dropped += len(paragraph) > 60  # short ones are titles and rules
         else:
             kept.append(paragraph)
@@ -183,35 +185,36 @@ NOUN_PHRASE = re.compile(r"\b(?:a|an|the|his|her|their|my|this|that) ((?:[a-z]+l
 NAME = re.compile(r"(?<=[a-z,] )(?!I\b)([A-Z][a-z]{2,}(?: [A-Z][a-z]{2,})?)\b")
 VERBS = ("meets", "finds", "loses", "remembers", "waits for", "is afraid of", "looks for", "dreams of", "hides", "brings",
          "comes home to", "will not forget", "wants", "sees", "asks about", "leaves")
-ABOUT = ("Write a short story about {s}. It should be {n} words long.", "Write a story {n} words long about {s}.",
-         "Tell me a story about {s}. Make it {n} words long.", "Write about {s} in a story {n} words long.",
-         "A story about {s}, {n} words long.", "Please write a story, {n} words long, about {s}.")
-SENTENCE = ("{S}. Tell it in a story {n} words long.", "{S}. Write it as a story {n} words long.",
-            "{S}. The story should be {n} words long.", "Write a story {n} words long: {s}.",
-            "{S}. Make a short story of it, {n} words long.", "Write a story in which {s}. It should be {n} words long.")
+JOIN = (" and ", " and ", " with ", " near ", " without ", " who {v} ", " who {v} ", " who {v} ")
+FRAMES = ("Write a story about {s}. It should be {n} words long.", "Write a short story about {s}. It should be {n} words long.",
+          "Tell me a story, {n} words long, about {s}.", "Tell me a story about {s}. Make it {n} words long.",
+          "{S}: write a story {n} words long.", "Please write a short story about {s}, {n} words long.",
+          "I would like a story {n} words long about {s}.", "The subject: {s}. Make your story {n} words long.",
+          "Write a story {n} words long about {s}.", "{S}. Tell it in a story {n} words long.")
 
 
 def subjects(passage: str, rarity: dict[str, float], rng: random.Random) -> list[str]:
-    """2-4 phrases that stand in the passage, the telling ones first: "an old king", "the ring", "Clara"."""
+    """2-3 phrases that stand in the passage, the telling ones first: "an old king", "the ring", "Clara"."""
     found = {}
     lower = passage.lower()
     for match in NOUN_PHRASE.finditer(passage):
-        phrase = [w for w in match[1].split()]
+        phrase = match[1].split()
         while phrase and (phrase[0] in STOP or phrase[0] in DULL and len(phrase) > 1):
             phrase.pop(0)
         head = phrase[-1] if phrase else ""
-        if not head or head in STOP or head in DULL or head not in rarity or any(w in STOP or w not in rarity for w in phrase):
+        if not head or head in DULL or any(w in STOP or w not in rarity for w in phrase):
             continue
         article = match[0].split()[0]
         if article != "the" or rng.random() < 0.5:
             article = "an" if phrase[0][0] in "aeiou" else "a"
         if head.endswith("s") and not head.endswith("ss"):
             article = "the"
-        found.setdefault(head, (article + " " + " ".join(phrase), rarity[head] + lower.count(head) - 1 + rng.random()))
+        telling = min(rarity[head], 3) + lower.count(head) + rng.random()
+        found.setdefault(head, (article + " " + " ".join(phrase), telling))
     for match in NAME.finditer(passage):
         if match[1].lower() not in rarity:
-            found.setdefault(match[1], (match[1], 5 + passage.count(match[1]) + rng.random()))
-    best = sorted(found.values(), key=lambda p: -p[1])[:rng.choice((2, 2, 3, 3, 4))]
+            found.setdefault(match[1], (match[1], 2 + passage.count(match[1]) + rng.random()))
+    best = sorted(found.values(), key=lambda p: -p[1])[:rng.choice((2, 2, 2, 3))]
     best = [p for p, _ in best]
     rng.shuffle(best)
     return best
@@ -222,11 +225,8 @@ def request(passage: str, n: int, rarity: dict[str, float], rng: random.Random) 
     found = subjects(passage, rarity, rng)
     if len(found) < 2:
         return None
-    if rng.random() < 0.5:
-        s = f"{found[0]} {rng.choice(VERBS)} " + " and ".join(found[1:3])
-        return rng.choice(SENTENCE).format(s=s, S=s[0].upper() + s[1:], n=n)
-    s = ", ".join(found[:-1]) + " and " + found[-1]
-    return rng.choice(ABOUT).format(s=s, n=n)
+    s = found[0] + rng.choice(JOIN).format(v=rng.choice(VERBS)) + " and ".join(found[1:])
+    return rng.choice(FRAMES).format(s=s, S=s[0].upper() + s[1:], n=n)
 
 
 END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bM)(?<!\b[A-Z])([.!?]+[\"')]*)\s+(?=[\"'(]?[A-Z])")
@@ -278,49 +278,64 @@ def fit(passage: str) -> bool:
             and re.match(r"\W*(And|But|Or|Nor|Which|Yet|Then|Thus|Therefore|However)\b", passage) is None)
 
 
-def corpus(files: list[str], out: Path, share: float = 0.7, pieces: int = 70_000, seed: int = 0):
-    """Write out/pretrain.bin and out/lengths.jsonl from the easiest `share` (by words) of the books' stories."""
-    rng = random.Random(seed)
-    known = set((BASE.parent / "words.txt").read_text(encoding="utf-8").split())
+def choose_stories(files: list[str], share: float, known: set[str]) -> list[tuple[str, list[str]]]:
+    """(book, paragraphs) of the easiest stories, which together hold `share` of all the words."""
     stories = {}
     for path in tqdm(sorted(files), desc="books", unit="book"):
         for title, text in split_stories(path):
             paragraphs = [] if NOT_A_STORY.search(title) else prose(text)
             if paragraphs:  # the same tale stands in several books: keyed by how it begins
-                stories.setdefault(paragraphs[0][:60].lower(), (ease(paragraphs, known), Path(path).name, title, paragraphs))
+                stories.setdefault(paragraphs[0][:60].lower(), (ease(paragraphs, known), Path(path).name, paragraphs))
     ranked = sorted(stories.values(), key=lambda s: -s[0])
-    budget = share * sum(data.words(" ".join(s[3])) for s in ranked)
-    chosen = []
-    while ranked and budget > 0:
-        chosen.append(ranked.pop(0))
-        budget -= data.words(" ".join(chosen[-1][3]))
-    rng.shuffle(chosen)
+    budget, chosen = share * sum(data.words(" ".join(s[2])) for s in ranked), []
+    for _, book, paragraphs in ranked:
+        if budget <= 0:
+            break
+        chosen.append((book, paragraphs))
+        budget -= data.words(" ".join(paragraphs))
+    return chosen
 
+
+def length_examples(stories, pieces: int, known: set[str], rng: random.Random) -> list[data.Example]:
+    """`pieces` passages with a prompt each, the easiest of half as many again. ValueError where the books give none."""
+    df = Counter(w for _, paragraphs in stories for w in set(re.findall(r"[a-z]+(?:-[a-z]+)*", " ".join(paragraphs))))
+    rarity = {w: math.log(len(stories) / n) for w, n in df.items() if n >= 5}
+    found = []
+    while len(found) < 1.5 * pieces:  # each round cuts the stories at other places
+        before = len(found)
+        for book, paragraphs in stories:
+            for passage in passages(paragraphs, rng):
+                count = data.words(passage)
+                # Mostly a round number, so that N is to be met roughly, as in the demo's prompts.
+                n = count if rng.random() < 0.15 else max(30, round(count / 10) * 10)
+                prompt = request(passage, n, rarity, rng) if fit(passage) else None
+                if prompt:
+                    example = data.Example(f"{Path(book).stem[:24]}-{len(found)}", prompt, n, passage, None, book)
+                    found.append((ease(passage.split("\n\n"), known) + rng.random(), example))
+        if len(found) == before:
+            raise ValueError("these books gave no passage to learn lengths from: pass more of them")
+    examples = [e for _, e in sorted(found, key=lambda pair: -pair[0])[:pieces]]
+    rng.shuffle(examples)
+    return examples
+
+
+def corpus(files: list[str], out: Path, share: float = 0.7, pieces: int = 70_000, seed: int = 0):
+    """Write out/pretrain.bin (uint16 ids, a story after the other, <|endoftext|> between them) and out/lengths.jsonl."""
+    rng = random.Random(seed)
+    known = set((BASE.parent / "words.txt").read_text(encoding="utf-8").split())
+    stories = choose_stories(files, share, known)
+    rng.shuffle(stories)
     tokenizer = data.load_tokenizer(BASE)
     end = tokenizer.token("<|endoftext|>")
-    ids = [i for s in tqdm(chosen, desc="tokens", unit="story") for i in [*tokenizer.encode("\n\n".join(s[3])), end]]
+    ids = [i for _, paragraphs in tqdm(stories, desc="tokens", unit="story")
+           for i in [*tokenizer.encode("\n\n".join(paragraphs)), end]]
+    examples = length_examples(stories, pieces, known, rng)
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / "pretrain.bin.tmp"
     np.array(ids, dtype=np.uint16).tofile(temporary)
     os.replace(temporary, out / "pretrain.bin")
-
-    df = Counter(w for s in chosen for w in set(re.findall(r"[a-z]+(?:-[a-z]+)*", " ".join(s[3]))))
-    rarity = {w: math.log(len(chosen) / n) for w, n in df.items() if n >= 5}
-    examples = []
-    while len(examples) < pieces:  # each round cuts the stories at other places
-        before = len(examples)
-        for _, book, title, paragraphs in chosen:
-            for passage in passages(paragraphs, rng):
-                count = data.words(passage)
-                n = count if rng.random() < 0.15 else max(30, round(count / 10) * 10)
-                prompt = request(passage, n, rarity, rng) if fit(passage) else None
-                if prompt:
-                    examples.append(data.Example(f"{Path(book).stem[:24]}-{len(examples)}", prompt, n, passage, None, book))
-        if len(examples) == before:
-            raise ValueError("these books gave no passage to learn lengths from: pass more of them")
-    rng.shuffle(examples)
-    data.write_examples(out / "lengths.jsonl", examples[:pieces])
-    print(f"{len(chosen)} stories, {len(ids):,} tokens -> {out}/pretrain.bin; {pieces:,} passages -> {out}/lengths.jsonl")
+    data.write_examples(out / "lengths.jsonl", examples)
+    print(f"{len(stories)} stories, {len(ids):,} tokens -> {out}/pretrain.bin; {pieces:,} passages -> {out}/lengths.jsonl")
 
 
 def split_stories(path: str):
@@ -344,6 +359,8 @@ def main():
             sub.add_argument("--pieces", type=int, default=70_000, help="lines of lengths.jsonl")
     args = parser.parse_args()
     try:
+        if missing := [b for b in args.books if not Path(b).is_file()]:
+            raise FileNotFoundError(f"no book {missing[0]}; give Project Gutenberg txt or htm or Standard Ebooks epub files")
         if args.command == "tokenizer":
             train_tokenizer(args.books)
         elif args.command == "words":
