@@ -570,6 +570,56 @@ def cast(model: Qwen35, dtype) -> Qwen35:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Sharding
+
+def shard(model: Qwen35, bf16: bool):
+    """FSDP2, one group of parameters a block: fp32 masters, bf16 compute where asked, gradients reduced in fp32.
+
+    What must stay fp32 is left whole on every rank (a few kB): mixed precision would round it. Its gradients are
+    averaged by `average_replicated`.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    # Inputs are not cast: token ids stay integers and the rotary tables fp32.
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
+    whole = {p for name, p in model.named_parameters() if name.endswith(KEEP_FP32)}
+    for block in model.layers:
+        fully_shard(block, mp_policy=policy, ignored_params=whole)
+    fully_shard(model, mp_policy=policy, ignored_params=whole, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "token_logprobs")
+
+
+def is_sharded(p) -> bool:
+    return hasattr(p, "to_local")
+
+
+def average_replicated(params):
+    """Averages over ranks the gradients that FSDP does not know (see `shard`); a no-op where nothing is sharded."""
+    if any(is_sharded(p) for p in params):
+        for p in params:
+            if not is_sharded(p) and p.grad is not None:
+                torch.distributed.all_reduce(p.grad, torch.distributed.ReduceOp.AVG if p.is_cuda else torch.distributed.ReduceOp.SUM)
+                p.grad /= 1 if p.is_cuda else torch.distributed.get_world_size()
+
+
+@torch.no_grad()
+def clip_gradients(params, max_norm: float) -> float:
+    """Scales the gradients of whole and sharded parameters to a global L2 norm of at most max_norm -> the norm before."""
+    square = lambda ps: sum((p.grad.to_local() if is_sharded(p) else p.grad).float().square().sum() for p in ps)
+    sharded = [p for p in params if is_sharded(p) and p.grad is not None]
+    total = square([p for p in params if not is_sharded(p) and p.grad is not None])
+    if sharded:
+        part = square(sharded)
+        torch.distributed.all_reduce(part)
+        total = total + part
+    norm = float(total) ** 0.5
+    if norm > max_norm:
+        for p in params:
+            if p.grad is not None:
+                p.grad.mul_(max_norm / (norm + 1e-6))
+    return norm
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # LoRA
 
 def add_lora(model: Qwen35, rank: int, alpha: float, seed: int = 0):
@@ -764,3 +814,22 @@ def replace_folder(partial: Path, path: Path):
         shutil.rmtree(old)
     else:
         os.replace(partial, path)
+
+
+@torch.no_grad()
+def save_adapter(model: Qwen35, path, base: str):
+    """The LoRA pairs in PEFT's format (adapter_model.safetensors, adapter_config.json), for `peft` on top of `base`."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors, modules, rank, alpha = {}, set(), 0, 0.0
+    for name, module in model.named_modules():
+        if getattr(module, "lora_A", None) is not None:
+            rank = module.lora_A.shape[0]
+            alpha = module.lora_scale * rank
+            modules.add(name.rpartition(".")[2])
+            for part in ("lora_A", "lora_B"):
+                tensors[f"base_model.model.{model.prefix}{name}.{part}.weight"] = getattr(module, part).detach().cpu().contiguous()
+    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    (path / "adapter_config.json").write_text(json.dumps(
+        dict(peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=str(base), r=rank, lora_alpha=alpha,
+             lora_dropout=0.0, bias="none", target_modules=sorted(modules)), indent=1))
