@@ -50,6 +50,8 @@ class Dimension:
     title: str
     low: float
     high: float
+    weight: float
+    power: float  # of the share of points earned: above 1, a middling grade counts for less
     text: str     # what it measures, what it does not, anchor bands
 
 
@@ -83,10 +85,11 @@ def load_rubric(name: str | Path) -> Rubric:
     dimensions = []
     for section in sections:
         title, _, body = section.partition("\n")
-        match = re.fullmatch(r"((?:P|N)\d+|BONUS|PENALTY) (.+) \((\d+)-(\d+)\)", title.strip())
+        match = re.fullmatch(r"([PN]\d+|BONUS|PENALTY) (.+) \((\d+)-(\d+)\)(?: x(\d+))?(?: \^([\d.]+))?", title.strip())
         if not match:
-            raise ValueError(f"{path}: heading {title.strip()!r} does not read '## P1 Title (0-15)'")
-        dimensions.append(Dimension(match[1], match[2], float(match[3]), float(match[4]), body.strip()))
+            raise ValueError(f"{path}: heading {title.strip()!r} does not read '## P1 Title (0-15)', with x2 or ^1.5 behind it")
+        low, high, weight, power = (float(number or 1) for number in match.groups()[2:])
+        dimensions.append(Dimension(match[1], match[2], low, high, weight, power, body.strip()))
     if len({d.key for d in dimensions}) != len(dimensions) or not dimensions:
         raise ValueError(f"{path}: dimensions are missing or named twice")
     preamble = re.sub(r"^(# .*|version:.*|aggregate:.*)$\n?", "", head, flags=re.M).strip()
@@ -107,11 +110,12 @@ def aggregate(scores: dict[str, float], rubric: Rubric = RUBRIC) -> float:
         penalty = min(3.0, scores["PENALTY"]) if P > 1.5 * N else scores["PENALTY"]  # a good one is not sunk by it
         return max(-159.0, min(108.0, P - N + bonus - penalty))
     # Benchmarks grade every line on one scale; a fault counts from the other end.
-    shares = []
+    shares, base = 0.0, 0.0
     for d in rubric.dimensions:
+        low = d.low if rubric.rule == "range" else 0.0
         score = d.high + d.low - scores[d.key] if d.key[0] == "N" else scores[d.key]
-        shares.append(score / d.high if rubric.rule == "mean" else (score - d.low) / (d.high - d.low))
-    return 100 * sum(shares) / len(shares)
+        shares, base = shares + d.weight * ((score - low) / (d.high - low)) ** d.power, base + d.weight
+    return 100 * shares / base
 
 
 @dataclass
@@ -221,9 +225,10 @@ FEELINGS = frozenset("""but though yet still never only again alone afraid glad 
     loved hope wished missed laughed cried smiled wept quiet silence remembered forgot waited promised""".split())
 ACTS = frozenset("""said asked took gave went came ran walked turned looked opened closed put held carried found left told
     kept made began stood sat called wanted knew thought tried pulled pushed brought lifted""".split())
-ADDRESS_TO_JUDGE = re.compile(r"\b(rubric|full (marks|points|score)|(ignore|disregard|forget) (all|any|the|every|previous|your)\b.*"
-                              r"\b(instruction|rule|criteri|prompt)|(maximum|highest|perfect|top) (score|marks|points|rating)"
-                              r"|language model|as (a|the) judge|grade this|rate this|score this)", re.I)
+TO_THE_JUDGE = re.compile(r"\b(?:(?:ignore|disregard|forget|override) (?:all|any|the|every|previous|your|these)\b[^.!?]{0,40}?"
+                          r"(?:instruction|rule|criteri|prompt|rubric)|(?:give|award|assign)\b[^.!?]{0,30}?(?:full|top|maximum|highest|perfect)"
+                          r" (?:marks|points|score|rating)|full marks|maximum score|the rubric|language model|(?:grade|rate|score) this)"
+                          r"[^.!?]*[.!?]*", re.I)
 REQUEST_WORDS = frozenset("write story short about words long word tell that with from must should which where have make".split())
 
 
@@ -258,10 +263,9 @@ class OfflineJudge:
         pass
 
     def _dimensions(self, prompt: str, story: str) -> dict[str, float]:
-        sentences = [s for s in re.split(r"(?<=[.!?…])[\"'”’)]*\s+", story.strip()) if re.search(r"\w", s)]
-        spoken_to = [s for s in sentences if ADDRESS_TO_JUDGE.search(s)]
-        sentences = [s for s in sentences if s not in spoken_to] or [""]   # words to the judge are not part of the story
-        text = " ".join(sentences)
+        # Words to the judge are no part of the story: what is left is measured as if they were not there, then marked down.
+        text, bribes = TO_THE_JUDGE.subn(" ", story)
+        sentences = [s for s in re.split(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)])\s+", text.strip()) if re.search(r"\w", s)] or [""]
         tokens = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*|[^\w\s]|\d+", text.lower())
         words = [t for t in tokens if t[0].isalpha()] or ["?"]
         n, distinct = len(words), set(words)
@@ -271,11 +275,12 @@ class OfflineJudge:
         grams = list(zip(words, words[1:], words[2:]))
         loops = 1 - len(set(grams)) / max(1, len(grams))
         doubled = sum(a == b for a, b in zip(words, words[1:])) / n
-        unreal = sum(w not in self.words for w in re.findall(r"[a-z]+", text.lower())) / n if self.words else 0.0
+        plain = re.findall(r"(?<![\w'’])[a-z]+(?![\w'’])", text)    # names begin with a capital and stand in no list
+        unreal = sum(w not in self.words for w in plain) / max(1, len(plain)) if self.words else 0.0
+        capitals = len(re.findall(r"\b[A-Z]", text)) / n
         unjoined = sum(a in DETERMINERS and (b in DETERMINERS or b in JOINERS or b in PRONOUNS or not b[0].isalnum())
                        or a in JOINERS and b in ".,!?;" for a, b in zip(tokens, tokens[1:])) / n
-        last = story.rstrip()
-        finished = float(bool(re.search(r"[.!?…][\"'”’)]*$", last))) * (2 < lengths[-1] < 40)
+        finished = bool(re.search(r"[.!?…][\"'”’)]*$", text.rstrip())) and 1 < lengths[-1] < 40
         lower_starts = sum(bool(re.match(r"\W*[a-z]", s)) for s in sentences) / len(sentences)
         ragged = sum(k < 3 or k > 45 for k in lengths) / len(lengths)
         odd_marks = len(re.findall(r"[,;:.!?]{2,}|\s[,.;:!?]|[^\w\s.,;:!?'\"“”‘’—–…()-]", text)) / n
@@ -283,7 +288,7 @@ class OfflineJudge:
         # What carries one: the request's words (each counted once), people who act, things, turns, several shapes of sentence.
         asked = {w[:5] for w in re.findall(r"[a-z]{4,}", prompt.lower())} - {w[:5] for w in REQUEST_WORDS}
         stems = [w[:5] for w in words]
-        used = len(asked & set(stems)) / max(1, min(5, len(asked)))
+        used = len(asked & set(stems)) / max(1, min(3, len(asked)))
         stuffed = _between(sum(s in asked for s in stems) / n, 0.15, 0.4)
         prompt_grams = _grams(prompt)
         copied = len(prompt_grams & _grams(text)) / max(1, len(_grams(text)))
@@ -291,7 +296,7 @@ class OfflineJudge:
         named = len(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", text))
         people = _between(len(distinct & PEOPLE) + min(named, 3), 0, 4)
         acts, things, feelings = (_between(len(distinct & kind) / per ** 0.7, 0, most)
-                                  for kind, most in ((ACTS, 3), (SENSES, 4), (FEELINGS, 2.5)))
+                                  for kind, most in ((ACTS, 3), (SENSES, 4), (FEELINGS, 2)))
         spread = statistics.pstdev(lengths) / (sum(lengths) / len(lengths) or 1)
         openers = len({s.split()[0].lower() for s in sentences if s}) / len(sentences)
         richness = _between(len(distinct) / n ** 0.85, 0.75, 1.25)
@@ -300,18 +305,18 @@ class OfflineJudge:
 
         # Strengths count only as far as the text holds together: word lists, loops and crumbs of text earn little.
         sound = (_between(n, 4, 32) * _between(len(sentences), 0, 3) * (1 - _between(loops, 0.1, 0.6))
-                 * (1 - _between(unreal, 0.0, 0.35)) * (1 - _between(unjoined, 0.01, 0.1)) * (1 - stuffed)
-                 * (1 - _between(copied, 0.1, 0.6)) * (0.3 if spoken_to else 1.0))
+                 * (1 - _between(unreal, 0.02, 0.35)) * (1 - _between(capitals, 0.3, 0.6)) * (1 - _between(unjoined, 0.01, 0.1)) * (1 - stuffed)
+                 * (1 - _between(copied, 0.1, 0.6)) * (0.3 if bribes else 1.0))
         return {k: float(v) for k, v in {
             "P1": 15 * sound * min(1.0, used), "P2": 20 * sound * (0.6 * finished + 0.4 * _between(len(sentences), 1, 5)),
             "P3": 15 * sound * (people + acts) / 2, "P4": 15 * sound * (_between(spread, 0.1, 0.4) + openers) / 2,
             "P5": 20 * sound * (things + richness) / 2, "P6": 15 * sound * (0.8 * feelings + 0.2 * speech),
-            "N1": 15 * max(float(bool(spoken_to)), _between(copied, 0.1, 0.6), stuffed), "N2": 20 * _between(unjoined, 0.0, 0.12),
+            "N1": 15 * max(float(bool(bribes)), _between(copied, 0.1, 0.6), stuffed), "N2": 20 * _between(unjoined, 0.0, 0.12),
             "N3": 15 * (1 - richness) * 0.5, "N4": 15 * ragged, "N5": 15 * _between(loops, 0.02, 0.4),
             "N6": 20 * max(0.5 * (1 - finished), _between(loops, 0.1, 0.5), _between(doubled, 0, 0.1), 1 - _between(n, 4, 24)),
-            "N7": 15 * 0.5 * (quotes % 2), "N8": 8 * max(_between(odd_marks, 0, 0.1), lower_starts),
+            "N7": 15 * 0.5 * (quotes % 2), "N8": 8 * max(_between(odd_marks, 0, 0.1), lower_starts, _between(capitals, 0.3, 0.6)),
             "N9": 8 * (1 - openers) * _between(len(sentences), 1, 4),
-            "N10": 20 * _between(unreal, 0.02, 0.3), "BONUS": 0, "PENALTY": 8 * bool(spoken_to)}.items()}
+            "N10": 20 * _between(unreal, 0.02, 0.3), "BONUS": 0, "PENALTY": 8 * bool(bribes)}.items()}
 
 
 def _grams(text: str, n: int = 4) -> set[tuple]:
