@@ -72,13 +72,13 @@ class Rubric:
         return {"type": "object", "additionalProperties": False, "required": list(item), "properties": item}
 
 
-def load_rubric(name: str | Path) -> Rubric:
-    """Read rubrics/<name>.md (or a path). Raises FileNotFoundError / ValueError with the line that does not fit."""
+def load_rubric(name: str | Path, criteria: list[dict] | None = None) -> Rubric:
+    """Read rubrics/<name>.md (or a path); `criteria` replaces its dimensions (WritingBench writes five for each query).
+    Raises FileNotFoundError, or ValueError with the line that does not fit."""
     path = Path(name) if str(name).endswith(".md") else ROOT / "rubrics" / f"{name}.md"
     if not path.is_file():
         raise FileNotFoundError(f"no rubric {path}; there are {sorted(p.stem for p in (ROOT / 'rubrics').glob('*.md'))}")
-    text = path.read_text(encoding="utf-8")
-    head, *sections = re.split(r"^## ", text, flags=re.M)
+    head, *sections = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.M)
     fields = dict(re.findall(r"^(version|aggregate): *(\S+)$", head, flags=re.M))
     if set(fields) != {"version", "aggregate"} or fields["aggregate"] not in ("points", "mean", "range"):
         raise ValueError(f"{path}: the head needs the lines 'version: NAME-1' and 'aggregate: points|mean|range'")
@@ -88,12 +88,17 @@ def load_rubric(name: str | Path) -> Rubric:
         match = re.fullmatch(r"([PN]\d+|BONUS|PENALTY) (.+) \((\d+)-(\d+)\)(?: x(\d+))?(?: \^([\d.]+))?", title.strip())
         if not match:
             raise ValueError(f"{path}: heading {title.strip()!r} does not read '## P1 Title (0-15)', with x2 or ^1.5 behind it")
-        low, high, weight, power = (float(number or 1) for number in match.groups()[2:])
+        low, high, weight, power = (1.0 if number is None else float(number) for number in match.groups()[2:])
         dimensions.append(Dimension(match[1], match[2], low, high, weight, power, body.strip()))
+    if criteria:
+        bands = ("1-2", "3-4", "5-6", "7-8", "9-10")
+        dimensions = [Dimension(f"P{i}", c["name"], 1, 10, 1, 1, "\n".join([c["criteria_description"]] + [
+            f"- {band}: {c[band]}" for band in bands if band in c])) for i, c in enumerate(criteria, 1)]
     if len({d.key for d in dimensions}) != len(dimensions) or not dimensions:
         raise ValueError(f"{path}: dimensions are missing or named twice")
-    preamble = re.sub(r"^(# .*|version:.*|aggregate:.*)$\n?", "", head, flags=re.M).strip()
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]   # words changed without a new number: still another rubric
+    preamble = re.sub(r"<!--.*?-->|^# .*$|^(version|aggregate):.*$", "", head, flags=re.M | re.S).strip()
+    # Words changed without a new number are another rubric all the same.
+    digest = hashlib.sha256(repr((preamble, dimensions, fields)).encode()).hexdigest()[:8]
     return Rubric(f"{fields['version']}+{digest}", fields["aggregate"], preamble, tuple(dimensions))
 
 
@@ -420,7 +425,7 @@ def evidence(scores: dict[str, float], quotes: dict[str, list[str]], story: str)
     page, found = fold(story), []
     for key, score in scores.items():
         found += [bool(fold(q).strip(" .,;:!?…")) and fold(q).strip(" .,;:!?…") in page for q in quotes.get(key, [])]
-        if score > 0 and not quotes.get(key) and (key[0] == "N" or key == "PENALTY"):
+        if score > 0 and not quotes.get(key) and (key[0] == "N" or key in ("BONUS", "PENALTY")):
             found.append(False)
     return sum(found) / len(found) if found else None
 
