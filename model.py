@@ -19,7 +19,6 @@ import json
 import math
 import os
 import shutil
-from collections import OrderedDict
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -740,66 +739,40 @@ def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) 
     return model
 
 
-def save(model: Qwen35, path, dtype=None, shard_bytes: int = 5 << 30, write: bool = True):
+def save(model: Qwen35, path, dtype=None, write: bool = True, shard_bytes: int = 5 << 30):
     """Writes a Hugging Face folder that transformers and vLLM load: the weights under the names they came with, whatever
     else the source held (vision tower, MTP head, tokenizer, generation config) unchanged.
 
     dtype: what weights are stored in (None: as they are); A_log and the DeltaNet norms stay fp32. Under FSDP all ranks
     call it (gathering is collective) and only the one with write=True touches the disk. The folder appears by rename.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    if write:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    source = Path(model.source) if model.source else None
-    theirs = read_index(source) if source and write else {}
-    index, shard, size, total = {}, OrderedDict(), 0, 0
-
-    def flush():
-        nonlocal shard, size
-        if shard:
-            name = f"model-{len(set(index.values())) + 1:05d}.safetensors"
-            save_file(shard, partial / name, metadata={"format": "pt"})
-            index.update({key: name for key in shard})
-            shard, size = OrderedDict(), 0
-
-    def add(key, tensor):
-        nonlocal size, total
-        if size and size + tensor.nbytes > shard_bytes:
-            flush()
-        shard[key] = tensor.contiguous().cpu()
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-
-    ours = set()
+    from huggingface_hub import save_torch_state_dict
+    tensors = {}
     for name, tensor in named_tensors(model):
-        key = name if name.startswith("lm_head") else model.prefix + name
-        ours.add(key)
         if write:
-            tensor = tensor.to(torch.float32 if name.endswith(KEEP_FP32) else dtype or tensor.dtype)
-            add(key, tensor)
-            if name == "embed_tokens.weight" and model.lm_head is None and "lm_head.weight" in theirs:
-                ours.add("lm_head.weight")  # tied, yet the source stored it twice: so do we
-                add("lm_head.weight", tensor.clone())
+            key = name if name.startswith("lm_head") else model.prefix + name
+            tensors[key] = tensor.to("cpu", torch.float32 if name.endswith(KEEP_FP32) else dtype or tensor.dtype)
     if not write:
         return
-    for key in sorted(set(theirs) - ours, key=lambda key: (theirs[key], key)):
-        with safe_open(source / theirs[key], "pt") as f:
-            add(key, f.get_tensor(key))
-    flush()
-    if len(set(index.values())) == 1:
-        (partial / "model-00001.safetensors").rename(partial / "model.safetensors")
-    else:
-        (partial / "model.safetensors.index.json").write_text(
-            json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1))
-    for file in source.iterdir() if source else ():
-        if file.is_file() and file.suffix in (".json", ".jinja", ".txt", ".model", ".tiktoken") and "safetensors" not in file.name:
-            shutil.copy2(file, partial / file.name)
-    stored = str(dtype or model.embed_tokens.weight.dtype).removeprefix("torch.")
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if model.source:
+        for key, file in read_index(model.source).items():
+            if key == "lm_head.weight" and model.lm_head is None:  # tied, yet the source stored it twice: so do we
+                tensors[key] = tensors[model.prefix + "embed_tokens.weight"].clone()
+            elif key not in tensors:
+                with safe_open(model.source / file, "pt") as f:
+                    tensors[key] = f.get_tensor(key)
+        for file in model.source.iterdir():
+            if file.suffix in (".json", ".jinja", ".txt", ".tiktoken") and "safetensors" not in file.name:
+                shutil.copy2(file, partial / file.name)
+    save_torch_state_dict(tensors, partial, max_shard_size=shard_bytes)
     hf = json.loads(json.dumps(model.hf_config))
     for part in (hf, hf.get("text_config", {})):
         for key in {"dtype", "torch_dtype"} & set(part):
-            part[key] = stored
+            part[key] = str(dtype or model.embed_tokens.weight.dtype).removeprefix("torch.")
     (partial / "config.json").write_text(json.dumps(hf, indent=2))
     replace_folder(partial, path)
 
