@@ -123,7 +123,7 @@ class Config:
 
 TINY = dict(
     model=str(ROOT / "stories/tiny-base"), data=str(ROOT / "stories/tiny.jsonl"), judge="offline", thinking=False, steps=40,
-    prompts=8, group=5, max_new_tokens=288, top_p=1.0, top_k=0, repetition_penalty=1.0, deviation=0.5, hri_warmup=10,
+    prompts=8, group=5, max_new_tokens=288, top_p=1.0, top_k=0, repetition_penalty=1.0, deviation=0.5, hri_warmup=0,
     lr=3e-4, length_low=[0.15, 8, 1000], length_high=[0.25, 12, 1500], min_words=15, checkpointing=False, save_every=0,
     micro_batch_tokens=4096, keep_replica=True, warm_start_lr=1e-3)
 PRESETS = {"polaris-9b": {}, "tiny": TINY}
@@ -139,7 +139,7 @@ def parse(args=None) -> Config:
         parser.error(f"--preset {preset}: choose one of {', '.join(PRESETS)}, auto")
     parser.set_defaults(**PRESETS[chosen])
     config, = parser.parse_args_into_dataclasses(args)
-    if is_main() and preset == "auto":
+    if MAIN and preset == "auto":
         why = "no GPU found, so this is the demo; --preset polaris-9b is the paper's recipe" if chosen == "tiny" else \
               f"{torch.cuda.device_count()} GPU(s) found"
         print(f"preset {chosen}: {why}", flush=True)
@@ -172,34 +172,35 @@ def check(c: Config, world: int):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Processes: everything below also runs with one, without torchrun
+# Processes
 
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets both
+MAIN = RANK == 0
 
 
-def is_main() -> bool:
-    return rank() == 0
-
-
-def reduce(x, op=dist.ReduceOp.SUM, device="cpu"):
-    """A number summed (or otherwise reduced) over all processes."""
+def connect() -> torch.device:
+    """Joins the other processes (none without torchrun: then every collective is a no-op) -> this process's device."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 inside the delta rule and the fp32 heads
     if not dist.is_initialized():
-        return x
-    t = torch.tensor(float(x), dtype=torch.float64, device=device)
+        alone = {} if "WORLD_SIZE" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", **alone)
+    return device
+
+
+def reduce(x, op=dist.ReduceOp.SUM):
+    """A number summed (or otherwise reduced) over all processes."""
+    t = torch.tensor(float(x), dtype=torch.float64)
     dist.all_reduce(t, op)
     return t.item()
 
 
 def gather(x) -> list:
-    """A list of python objects from all processes, in the order of ranks."""
-    if not dist.is_initialized():
-        return list(x)
-    parts = [None] * world_size()
+    """The lists of all processes as one, in the order of ranks."""
+    parts = [None] * WORLD
     dist.all_gather_object(parts, list(x))
     return [item for part in parts for item in part]
 
@@ -220,7 +221,7 @@ def build(c: Config, device):
     on_gpu = device.type == "cuda"
     parallel = c.parallel
     if parallel == "auto":
-        parallel = "fsdp" if on_gpu and not c.lora_rank else "ddp" if world_size() > 1 else "none"
+        parallel = "fsdp" if on_gpu and not c.lora_rank else "ddp" if WORLD > 1 else "none"
     model = qwen.load(c.model, torch.bfloat16 if on_gpu and c.lora_rank else torch.float32, device)
     model.checkpointing = c.checkpointing
     if c.lora_rank:
@@ -333,13 +334,13 @@ def update(scorer, optimiser, rows: list[Row], c: Config, device, reference=None
     """
     started = time.time()
     trained = [r for r in rows if r.trained]
-    tokens = reduce(sum(r.length - r.start for r in trained), device=device)
-    count_rows = reduce(len(trained), device=device)
+    tokens = reduce(sum(r.length - r.start for r in trained))
+    count_rows = reduce(len(trained))
     batches = micro_batches(trained, c.micro_batch_tokens)
     # A rank with fewer micro-batches runs weightless ones: under FSDP every forward pass is a meeting of all ranks.
     shortest = min(rows, key=lambda r: r.length)
     idle = Row(shortest.ids, shortest.start, 0.0, True, None, trained=False)
-    batches += [[idle]] * (int(reduce(len(batches), dist.ReduceOp.MAX, device)) - len(batches))
+    batches += [[idle]] * (int(reduce(len(batches), dist.ReduceOp.MAX)) - len(batches))
     sums, loss_sum = {}, 0.0
     optimiser.zero_grad(set_to_none=True)
     for i, batch in enumerate(batches):
@@ -367,7 +368,7 @@ def update(scorer, optimiser, rows: list[Row], c: Config, device, reference=None
                 clip_high=c.clip_high, is_human=torch.tensor([r.is_human for r in batch], device=device),
                 shaped_human=c.hri == "luffy", sampler_logp=sampler, mismatch_cap=c.mismatch_cap, ref_logp=ref, kl=c.kl,
                 row_weight=weight)
-            (loss * world_size()).backward()
+            (loss * WORLD).backward()
         part["entropy"] = (entropy * mask).sum().item()
         loss_sum += loss.item()
         for name, x in part.items():
@@ -378,13 +379,13 @@ def update(scorer, optimiser, rows: list[Row], c: Config, device, reference=None
     stepped = math.isfinite(norm)
     if stepped:
         optimiser.step()
-    total = {name: reduce(sums.get(name, 0.0), device=device) for name in
+    total = {name: reduce(sums.get(name, 0.0)) for name in
              ("nll", "tokens", "entropy", "sampled", "gap", "k3", "over", "clipped")}
     sampled, tok = max(total["sampled"], 1.0), max(total["tokens"], 1.0)
-    return {"loss": reduce(loss_sum, device=device), "grad_norm": norm, "stepped": stepped, "nll": total["nll"] / tok,
+    return {"loss": reduce(loss_sum), "grad_norm": norm, "stepped": stepped, "nll": total["nll"] / tok,
             "entropy": total["entropy"] / tok, "clip/share": total["clipped"] / sampled,
             "mismatch/mean": total["gap"] / sampled, "mismatch/k3": total["k3"] / sampled,
-            "mismatch/max": reduce(sums.get("gap_max", 0.0), dist.ReduceOp.MAX, device),
+            "mismatch/max": reduce(sums.get("gap_max", 0.0), dist.ReduceOp.MAX),
             "mismatch/clipped": total["over"] / sampled, "train/tokens_per_second": tokens / (time.time() - started)}
 
 
@@ -410,7 +411,7 @@ def sample(c: Config, step: int, examples, humans, replica, tokenizer, judge, wi
     """
     batch = data.order(len(examples), step // (len(examples) // c.prompts), c.seed)
     at = step % (len(examples) // c.prompts) * c.prompts
-    mine = list(enumerate(batch[at:at + c.prompts]))[rank()::world_size()]
+    mine = list(enumerate(batch[at:at + c.prompts]))[RANK::WORLD]
     groups = []
     for _, e in mine:
         ids = tokenizer.chat(examples[e].prompt, c.thinking)
@@ -491,20 +492,20 @@ def save_checkpoint(c: Config, model, optimiser, step: int, tokenizer, state=Tru
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
     folder = Path(c.out, c.run, "checkpoints")
     final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.saving"
-    qwen.save(model, partial, torch.bfloat16, write=is_main())
-    if c.lora_rank and is_main():
+    qwen.save(model, partial, torch.bfloat16, write=MAIN)
+    if c.lora_rank and MAIN:
         qwen.save_adapter(model, partial / "adapter", c.model)
-    barrier()
+    dist.barrier()
     if state:
         weights, optim = get_state_dict(model, optimiser, options=StateDictOptions(ignore_frozen_params=True))
-        dcp.save({"model": weights, "optim": optim}, checkpoint_id=partial / "state", no_dist=not dist.is_initialized())
-    if is_main():
+        dcp.save({"model": weights, "optim": optim}, checkpoint_id=partial / "state")
+    if MAIN:
         tokenizer.save(partial)
         (partial / "trainer.json").write_text(json.dumps({"step": step, "config": asdict(c)}, indent=1))
         qwen.replace_folder(partial, final)
         for old in sorted(folder.glob("step_*"))[:-c.keep] if c.keep else []:
             shutil.rmtree(old)
-    barrier()
+    dist.barrier()
 
 
 def load_checkpoint(c: Config, folder: Path, model, optimiser) -> int:
@@ -518,19 +519,14 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> int:
     if was["lora_rank"] != c.lora_rank:
         raise ValueError(f"{folder} was trained with --lora_rank {was['lora_rank']}, this run has {c.lora_rank}; make them equal")
     differs = [f"--{k} {now[k]} (was {was.get(k)})" for k in now if k not in ("resume", "steps") and was.get(k) != now[k]]
-    if differs and is_main():
+    if differs and MAIN:
         print("resuming with other settings: " + ", ".join(differs), flush=True)
     options = StateDictOptions(ignore_frozen_params=True)
     weights, optim = get_state_dict(model, optimiser, options=options)
-    dcp.load({"model": weights, "optim": optim}, checkpoint_id=folder / "state", no_dist=not dist.is_initialized())
+    dcp.load({"model": weights, "optim": optim}, checkpoint_id=folder / "state")
     set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=optim,
                    options=StateDictOptions(ignore_frozen_params=True, strict=False))
     return trainer["step"]
-
-
-def barrier():
-    if dist.is_initialized():
-        dist.barrier()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -590,7 +586,7 @@ class Log:
 
     def __init__(self, c: Config, folder: Path, start: int):
         self.path, self.metrics, self.wandb = folder / "metrics.jsonl", [], None
-        if is_main():
+        if MAIN:
             if self.path.exists():  # a resumed run goes on from its checkpoint: later lines are written again
                 lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
                 self.metrics = [m for m in lines if m["step"] < start]
@@ -600,7 +596,7 @@ class Log:
                 self.wandb = wandb.init(project="long-stories", name=c.run, config=asdict(c))
 
     def write(self, line: dict):
-        if is_main():
+        if MAIN:
             self.metrics.append(line)
             with open(self.path, "a") as f:
                 f.write(json.dumps(line) + "\n")
@@ -619,7 +615,7 @@ def prepare(c: Config, tokenizer):
     """Examples whose prompts fit, and the human row of each that has a story. ValueError: nothing to train on."""
     examples = data.read_examples(c.data)
     fits = [e for e in examples if len(tokenizer.chat(e.prompt, c.thinking)) <= c.max_prompt_tokens + 16]
-    if len(fits) < len(examples) and is_main():
+    if len(fits) < len(examples) and MAIN:
         print(f"{len(examples) - len(fits)} of {len(examples)} prompts are longer than {c.max_prompt_tokens} tokens and were left out")
     if len(fits) < c.prompts:
         raise ValueError(f"{c.data} holds {len(fits)} usable prompts, but a step needs {c.prompts}; add data or lower --prompts")
@@ -633,12 +629,12 @@ def warm_start(c: Config, scorer, humans, device):
     """Supervised steps on the human stories: the same update, every advantage 1, so its gradient is that of the NLL."""
     optimiser = torch.optim.AdamW(param_groups(scorer), lr=c.warm_start_lr, betas=(0.9, 0.95), weight_decay=c.weight_decay)
     stories = list(humans.values())
-    bar = tqdm(range(c.warm_start_steps), desc="warm start", disable=not is_main(), mininterval=2)
+    bar = tqdm(range(c.warm_start_steps), desc="warm start", disable=not MAIN, mininterval=2)
     for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = c.warm_start_lr * min((step + 1) / (0.05 * c.warm_start_steps + 1), 1 - step / c.warm_start_steps)
         picked = [stories[i % len(stories)] for i in pick(len(stories), step * c.warm_start_rows, c.warm_start_rows, c.seed)]
-        rows = [Row(e.prompt_ids + e.completion_ids, len(e.prompt_ids), 1.0, True, None) for e in picked[rank()::world_size()]]
+        rows = [Row(e.prompt_ids + e.completion_ids, len(e.prompt_ids), 1.0, True, None) for e in picked[RANK::WORLD]]
         stats = update(scorer, optimiser, rows, c, device)
         bar.set_postfix(nll=f"{stats['nll']:.3f}", tokens_per_second=f"{stats['train/tokens_per_second']:.0f}")
     return {"warm_start/nll": stats["nll"]}
@@ -658,19 +654,11 @@ def param_groups(module):
 
 def run(c: Config):
     # ---- set up ------------------------------------------------------------------------------------------------------
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 inside the delta rule and the fp32 heads
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or c.parallel == "fsdp" or (on_gpu and not c.lora_rank and c.parallel == "auto"):
-        for key, value in dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511").items():
-            os.environ.setdefault(key, value)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    device = connect()
     tokenizer = data.load_tokenizer(c.model)
     examples, humans = prepare(c, tokenizer)
     judge = make_judge(c) if c.steps else judging.OfflineJudge()
-    if c.steps and c.judge == "api" and is_main():
+    if c.steps and c.judge == "api" and MAIN:
         judge.check()
     model, scorer = build(c, device)
     optimiser = torch.optim.AdamW(param_groups(scorer), lr=c.lr, betas=(0.9, 0.999), weight_decay=c.weight_decay)
@@ -680,13 +668,13 @@ def run(c: Config):
         newest = sorted((folder / "checkpoints").glob("step_*"))
         at = Path(c.resume) if c.resume != "auto" else newest[-1] if newest else None
         start = load_checkpoint(c, at, model, optimiser) if at else 0
-    elif folder.exists() and is_main():  # an earlier run of this name is kept
+    elif folder.exists() and MAIN:  # an earlier run of this name is kept
         folder.rename(folder.with_name(f"{c.run}-until-{time.strftime('%Y%m%d-%H%M%S')}"))
-    barrier()
-    if is_main():
+    dist.barrier()
+    if MAIN:
         (folder / "rollouts").mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(c), indent=1))
-    barrier()
+    dist.barrier()
     log = Log(c, folder, start)
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append("SIGTERM"))
@@ -698,7 +686,7 @@ def run(c: Config):
     if c.kl:
         reference = Scorer(build(c, device)[0]).requires_grad_(False)
     replica, bad_updates, began = None, 0, time.time()
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc=c.run, disable=not is_main(), dynamic_ncols=True)
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=c.run, disable=not MAIN, dynamic_ncols=True)
 
     step = start
     try:
@@ -706,11 +694,11 @@ def run(c: Config):
             # ---- sample, and judge what is finished --------------------------------------------------------------------
             clock = time.time()
             weight = hri.weight(step, c.hri_peak, c.hri_warmup) if c.hri != "off" else 0.0
-            pending = folder / "rollouts" / f".step_{step:06d}.rank{rank()}of{world_size()}.jsonl"
+            pending = folder / "rollouts" / f".step_{step:06d}.rank{RANK}of{WORLD}.jsonl"
             if pending.exists():  # a killed run had written and judged this step already: nothing is bought twice
                 episodes = data.read_episodes(pending)
             else:
-                replica = rollout.refresh(replica, model) if replica else rollout.replica(model, torch.bfloat16 if on_gpu else None)
+                replica = rollout.refresh(replica, model) if replica else rollout.replica(model, torch.bfloat16 if device.type == "cuda" else None)
                 with_human = c.hri == "luffy" or weight > 0
                 episodes = sample(c, step, examples, humans, replica, tokenizer, judge, with_human)
                 if not c.keep_replica:
@@ -744,7 +732,7 @@ def run(c: Config):
 
             # ---- log ---------------------------------------------------------------------------------------------------
             everyone, all_kept = gather(episodes), gather(kept)
-            if is_main():
+            if MAIN:
                 line = {"step": step, **measure(c, everyone, all_kept, seconds, weight), **stats, "bad_updates": bad_updates,
                         **(judge.metrics() if c.judge == "api" else {}), "seconds": time.time() - clock}
                 log.write(line)
@@ -758,19 +746,19 @@ def run(c: Config):
                 raise Stop("gradients were NaN or infinite three times in a row; look at grad_norm and mismatch/* in metrics.jsonl")
             if step + 1 == steps or (c.save_every and (step + 1) % c.save_every == 0):
                 save_checkpoint(c, model, optimiser, step + 1, tokenizer)
-                if is_main():
+                if MAIN:
                     plot([m for m in log.metrics if m["step"] >= 0], folder / "curves.png")
         if steps == start and c.warm_start_steps:
             save_checkpoint(c, model, optimiser, 0, tokenizer, state=False)
     except Stop as why:
         save_checkpoint(c, model, optimiser, step, tokenizer)
-        if is_main():
+        if MAIN:
             bar.close()
             print(f"stopped at step {step}: {why}; the state is saved in {folder}/checkpoints", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     finally:
         judge.close()
-    if is_main():
+    if MAIN:
         bar.close()
         if log.metrics and steps > start:
             first, last = (mean([m.get("reward/mean") for m in part]) for part in (log.metrics[:5], log.metrics[-5:]))
@@ -782,10 +770,10 @@ def main(args=None):
     torch.set_flush_denormal(True)  # before the first parallel operation: strong decays make denormals, up to 12 x slower
     c = parse(args)
     try:
-        check(c, int(os.environ.get("WORLD_SIZE", 1)))
+        check(c, WORLD)
         run(c)
     except (ValueError, FileNotFoundError) as error:
-        if is_main():
+        if MAIN:
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
