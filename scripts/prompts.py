@@ -91,7 +91,7 @@ def cast(text: str) -> tuple[list[str], list[str]]:
         if n < 2 or len(re.findall(rf"\b{re.escape(name.lower())}\b", text)) >= n or any(name in p or p in name for p in people + places):
             continue
         after = len(re.findall(rf"\b(?:in|at|from|near|to|through|of|towards?) {re.escape(name)}\b", text))
-        (places if after > 0.6 * n else people).append(name)
+        (places if after > 0.6 * n and not re.match(TITLES + " ", name) else people).append(name)
     return people, places
 
 
@@ -99,7 +99,11 @@ def things(text: str, seen_in: Counter) -> list[str]:
     """What this story speaks of and others do not."""
     count, total = Counter(THING.findall(text)), max(1, seen_in[None])
     weight = {w: n / (1 + 40 * seen_in[w] / total) for w, n in count.items() if n > 1 and w not in NOT_NAMES}
-    return sorted(weight, key=lambda w: (-weight[w], w))
+    found: list[str] = []
+    for w in sorted(weight, key=lambda w: (-weight[w], w)):
+        if not any(w[:5] == other[:5] for other in found):     # one of bird and birds
+            found.append(w)
+    return found
 
 
 def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
@@ -110,9 +114,10 @@ def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
     title = _title(title)
     parts = [rng.choice((f"Write a story called \u201c{title}\u201d.", f"Please write me a story with the title \u201c{title}\u201d.",
                          f"I would like to read a story named \u201c{title}\u201d.", f"\u201c{title}\u201d is the title; write the story."))]
+    people = people[:rng.choice((1, 2, 3))]
     if people:
-        parts.append(rng.choice(("{} should be in it.", "Tell it about {}.", "Its people: {}.", "The characters are {}."))
-                     .format(_and(people[:rng.choice((1, 2, 3))])))
+        forms = ("{} should be in it.", "Tell it about {}.", "Its people: {}.", "The characters are {}.")
+        parts.append(rng.choice(forms if len(people) > 1 else forms[:2]).format(_and(people)))
     if places:
         parts.append(rng.choice(("Let it take place in {}.", "The setting is {}.", "It happens in {}.")).format(_and(places[:rng.choice((1, 2))])))
     if keywords:
