@@ -129,15 +129,15 @@ TINY = dict(
 PRESETS = {"polaris-9b": {}, "tiny": TINY}
 
 
-def parse(args=None) -> Config:
+def parse(args=None, kind=Config, presets=PRESETS, about=__doc__):
     """Command line -> Config: dataclass defaults, then the preset, then the flags. SystemExit(2): an unknown flag."""
     from transformers import HfArgumentParser
-    parser = HfArgumentParser(Config, description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = HfArgumentParser(kind, description=about.split("\n\n")[0], allow_abbrev=False)
     preset = parser.parse_known_args(args)[0].preset
     chosen = preset if preset != "auto" else "polaris-9b" if torch.cuda.is_available() else "tiny"
-    if chosen not in PRESETS:
-        parser.error(f"--preset {preset}: choose one of {', '.join(PRESETS)}, auto")
-    parser.set_defaults(**PRESETS[chosen])
+    if chosen not in presets:
+        parser.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
+    parser.set_defaults(**presets[chosen])
     config, = parser.parse_args_into_dataclasses(args)
     if MAIN and preset == "auto":
         why = "no GPU found, so this is the demo; --preset polaris-9b is the paper's recipe" if chosen == "tiny" else \
@@ -325,6 +325,16 @@ def score_rows(scorer, batch, c, device):
     return logp, entropy, mask.to(device), lift
 
 
+def descend(optimiser, max_norm: float) -> tuple[float, bool]:
+    """Clips the gradients and steps -> their norm before, and whether it was finite: if not, nothing moves."""
+    params = [p for group in optimiser.param_groups for p in group["params"]]
+    qwen.average_replicated(params)
+    norm = qwen.clip_gradients(params, max_norm)
+    if math.isfinite(norm):
+        optimiser.step()
+    return norm, math.isfinite(norm)
+
+
 def update(scorer, optimiser, rows: list[Row], c: Config, device, reference=None) -> dict:
     """One optimiser step on `rows` (this process's share of the batch) -> statistics over all processes.
 
@@ -373,12 +383,7 @@ def update(scorer, optimiser, rows: list[Row], c: Config, device, reference=None
         loss_sum += loss.item()
         for name, x in part.items():
             sums[name] = max(sums.get(name, 0.0), x) if name == "gap_max" else sums.get(name, 0.0) + x
-    params = [p for group in optimiser.param_groups for p in group["params"]]
-    qwen.average_replicated(params)
-    norm = qwen.clip_gradients(params, c.grad_clip)
-    stepped = math.isfinite(norm)
-    if stepped:
-        optimiser.step()
+    norm, stepped = descend(optimiser, c.grad_clip)
     total = {name: reduce(sums.get(name, 0.0)) for name in
              ("nll", "tokens", "entropy", "sampled", "gap", "k3", "over", "clipped")}
     sampled, tok = max(total["sampled"], 1.0), max(total["tokens"], 1.0)
@@ -536,13 +541,13 @@ CURVES = (("reward/mean", "reward"), ("length/in_band", "share in length band"),
           ("reward/repetition", "repetition penalty"), ("hri/reward", "reward of the human story"), ("deviation/mean", "deviation"))
 
 
-def plot(metrics: list[dict], path: Path):
+def plot(metrics: list[dict], path: Path, curves=CURVES):
     """The curves of a run as one picture: each step, and a running mean one would rather look at."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
-    for ax, (name, title) in zip(axes.flat, CURVES):
+    for ax, (name, title) in zip(axes.flat, curves):
         points = [(m["step"], m[name]) for m in metrics if m.get(name) is not None]
         if points:
             x, y = zip(*points)
@@ -652,18 +657,9 @@ def param_groups(module):
     return [{"params": group} for group in groups if group]
 
 
-def run(c: Config):
-    # ---- set up ------------------------------------------------------------------------------------------------------
-    device = connect()
-    tokenizer = data.load_tokenizer(c.model)
-    examples, humans = prepare(c, tokenizer)
-    judge = make_judge(c) if c.steps else judging.OfflineJudge()
-    if c.steps and c.judge == "api" and MAIN:
-        judge.check()
-    model, scorer = build(c, device)
-    optimiser = torch.optim.AdamW(param_groups(scorer), lr=c.lr, betas=(0.9, 0.999), weight_decay=c.weight_decay)
-    folder = Path(c.out, c.run)
-    start = 0
+def open_run(c: Config, model, optimiser) -> tuple[Path, int]:
+    """The run's folder, and the step it begins with: after `--resume` the checkpoint's, else 0."""
+    folder, start = Path(c.out, c.run), 0
     if c.resume:
         newest = sorted((folder / "checkpoints").glob("step_*"))
         at = Path(c.resume) if c.resume != "auto" else newest[-1] if newest else None
@@ -675,6 +671,20 @@ def run(c: Config):
         (folder / "rollouts").mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(c), indent=1))
     dist.barrier()
+    return folder, start
+
+
+def run(c: Config):
+    # ---- set up ------------------------------------------------------------------------------------------------------
+    device = connect()
+    tokenizer = data.load_tokenizer(c.model)
+    examples, humans = prepare(c, tokenizer)
+    judge = make_judge(c) if c.steps else judging.OfflineJudge()
+    if c.steps and c.judge == "api" and MAIN:
+        judge.check()
+    model, scorer = build(c, device)
+    optimiser = torch.optim.AdamW(param_groups(scorer), lr=c.lr, betas=(0.9, 0.999), weight_decay=c.weight_decay)
+    folder, start = open_run(c, model, optimiser)
     log = Log(c, folder, start)
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append("SIGTERM"))
