@@ -90,8 +90,8 @@ def download(url: str, part: Path, attempts: int, pause: float) -> str | None:
                 if reply.status_code not in (200, 206):
                     trouble = f"status {reply.status_code}"
                     if reply.status_code in (429, 500, 502, 503, 504):
-                        time.sleep(min(60.0, float(reply.headers.get("Retry-After", "0").strip() or 0))
-                                   if reply.headers.get("Retry-After", "").strip().isdigit() else 0)
+                        after = reply.headers.get("Retry-After", "").strip()
+                        time.sleep(min(60, int(after)) if after.isdigit() else 0)
                         continue
                     return trouble
                 size = have if reply.status_code == 206 else 0
@@ -122,8 +122,8 @@ def run(args) -> None:
         if path.exists() and check(path, row) is None or not places:
             continue
         troubles = []
-        for url in places:
-            part = folder / (row["name"] + ".part")
+        for n, url in enumerate(places):      # a part belongs to its address: two mirrored files may differ
+            part = folder / f"{row['name']}.{n}.part"
             trouble = download(url, part, args.attempts, args.pause) or check_part(part, path, row)
             time.sleep(args.pause)     # a mirror is somebody's gift
             if trouble is None:

@@ -140,7 +140,7 @@ def ending(target: int, rng: random.Random | None = None) -> str:
 def _title(title: str) -> str:
     if not title.isupper() and sum(c.isupper() for c in title) < 0.6 * sum(c.isalpha() for c in title):
         return title.strip(" .")
-    small = {"a", "an", "and", "at", "but", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with", "who"}
+    small = {"a", "an", "and", "at", "but", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
     parts = [w.lower() if i and w.lower() in small else w[:1].upper() + w[1:].lower() for i, w in enumerate(title.strip(" .").split())]
     return re.sub(r"(?<=[-\u2014])[a-z]", lambda m: m[0].upper(), " ".join(parts))
 
