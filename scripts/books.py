@@ -24,11 +24,11 @@ ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,
 NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth)"
 ORDINAL = re.compile(rf"(?:(?:chapter|chap\.|part|book|section|canto|letter|stave|story the|tale|no\.?|number)\s+)?"
                      rf"(?:the\s+)?(?:\d{{1,2}}\.)?{NUMBER}\s*[.:)\]]*", re.I)
-LEADING = re.compile(rf"^(?:(?:chapter|part|tale|story|no\.?)\s+)?(?:(?:{ROMAN}|\d{{1,3}})\s*(?:[.:)]|--|\u2014)[-\u2014\s]*)?"
+LEADING = re.compile(rf"^(?:(?:(?:chapter|part|tale|story|no\.?)\s+)?(?:{ROMAN}|\d{{1,3}})\s*(?:[.:)]|--|\u2014)[-\u2014\s]*)?"
                      rf"(?:\([a-z]\)\s+)?", re.I)
 THE_END = re.compile(r"\W*(the end|finis|het einde)\W*", re.I)
 END_MARK = re.compile(r"\W*(the end|finis|end|het einde|fin|end of .{0,40}|explicit)\W*", re.I)
-BYLINE = re.compile(r"\W*(by|from the .*? (of|by)|translated (by|from)|retold by|adapted (from|by)|told by|written by)\b.{2,90}",
+BYLINE = re.compile(r"\W*anonymous\W*|\W*(by|from the .*? (of|by)|translated (by|from)|retold by|adapted (from|by)|told by|written by)\b.{2,90}",
                     re.I | re.S)
 
 
@@ -274,6 +274,7 @@ def unframe(blocks: list[Block]) -> list[Block]:
 
 EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)
 LEAD_NOTE = re.compile(r"\[.*\]|(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|\*(?! \*).*|"
+                       r"(From|Translated|Copyright|Reprinted|Published|By permission)\b.{,200}\b(permission|copyright|published|volume|translat\w+)\b.{,200}|"
                        r"\((From|(Narrator's )?Note)\b.*\)", re.S | re.I)
 
 def clean(blocks: list[Block], wrapped: bool = False) -> str:
@@ -300,8 +301,10 @@ def clean(blocks: list[Block], wrapped: bool = False) -> str:
     text = re.sub(r"(?<![A-Za-z0-9])_([^_]+?)_(?![A-Za-z0-9])|=([^=\n]+)=", lambda m: m[1] or m[2], text)
     text = text.replace("_", "").replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " ")
     parts = text.split("\n\n")
-    while parts and LEAD_NOTE.fullmatch(parts[0]) and len(parts[0].split()) < 120 and len(parts) > 1:
+    while len(parts) > 1 and (LEAD_NOTE.fullmatch(parts[0]) and len(parts[0].split()) < 120 or parts[0] == "* * *"
+                              or ORDINAL.fullmatch(parts[0].strip()) or BYLINE.fullmatch(parts[0])):
         parts.pop(0)
+    parts = parts[:next((i for i, p in enumerate(parts) if i and re.fullmatch(r"\W*footnotes?\W*", p, re.I)), len(parts))]
     if len(parts) > 1 and re.fullmatch(r"\[[^\]]*\]", parts[-1]) and len(parts[-1].split()) <= 30:
         parts.pop()       # where the tale was taken from
     parts = parts[:next((i for i, p in enumerate(parts) if i and re.match(r"Note(:|\.--|\.\u2014)", p, re.I)
@@ -311,8 +314,6 @@ def clean(blocks: list[Block], wrapped: bool = False) -> str:
         parts = parts[:start]
     while parts and (END_MARK.fullmatch(parts[-1]) or parts[-1] == "* * *"):
         parts.pop()
-    while parts and (ORDINAL.fullmatch(parts[0].strip()) or parts[0] == "* * *" or BYLINE.fullmatch(parts[0])):
-        parts.pop(0)
     return "\n\n".join(parts).strip()
 
 

@@ -97,7 +97,7 @@ def download(url: str, part: Path, attempts: int, pause: float) -> str | None:
                 size = have if reply.status_code == 206 else 0
                 expected = size + int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
                 with open(part, "ab" if reply.status_code == 206 else "wb") as f:
-                    for chunk in reply.iter_content(1 << 16):
+                    for chunk in reply.iter_content(1 << 10):     # small: a broken line loses the chunk it broke in
                         size += len(chunk)
                         if size > MAX_BYTES:
                             part.unlink()

@@ -275,9 +275,12 @@ def strong(style: tuple, other: tuple) -> bool:
 
 def choose(found: list[Head], toc: Contents) -> list[Head]:
     """The heads that begin a section; those with `matter` end the story before them and begin none."""
-    # a half-title is followed by the title itself
-    found = [h for h, after in zip(found, found[1:] + [None])
-             if not (after and h.entry is not None and h.entry == after.entry and h.near < 40)]
+    whole = []
+    for h in found:      # a half-title and the title after it are one heading
+        if whole and h.entry is not None and h.entry == whole[-1].entry and whole[-1].near < 40:
+            h.start = whole.pop().start
+        whole.append(h)
+    found = whole
     plain = [h for h in found if not h.matter and not h.ordinal and h.words >= MIN_WORDS]
     known = [h for h in plain if h.entry is not None]
     if len({h.entry for h in known}) < 3:
