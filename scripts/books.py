@@ -5,6 +5,7 @@ sees the same blocks. `clean` turns the blocks of one story into prose: wraps, m
 lxml parses HTML and XML, offline and with entities off; nothing is ever unpacked to disk.
 Left out: footnotes, pictures, page numbers. Poems keep their lines, tables do not keep their columns.
 """
+
 from __future__ import annotations
 
 import io
@@ -17,41 +18,54 @@ from urllib.parse import unquote
 
 from lxml import etree, html
 
-MAX_BYTES = 40 << 20    # a book of 40 MB is no book; also the limit for what an epub may unpack to
+MAX_BYTES = 40 << 20  # a book of 40 MB is no book; also the limit for what an epub may unpack to
 
 # how numbers, authors and ends of stories are written
 ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
-NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth)"
-ORDINAL = re.compile(rf"(?:(?:chapter|chap\.|part|book|section|canto|letter|stave|story the|tale|no\.?|number)\s+)?"
-                     rf"(?:the\s+)?(?:\d{{1,2}}\.)?{NUMBER}\s*[.:)\]]*", re.I)
-LEADING = re.compile(rf"^(?:(?:(?:chapter|part|tale|story|no\.?)\s+)?(?:{ROMAN}|\d{{1,3}})\s*(?:[.:)]|--|\u2014)[-\u2014\s]*)?"
-                     rf"(?:\([a-z]\)\s+)?", re.I)
+NUMBER = (
+    rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth)"
+)
+ORDINAL = re.compile(
+    rf"(?:(?:chapter|chap\.|part|book|section|canto|letter|stave|story the|tale|no\.?|number)\s+)?"
+    rf"(?:the\s+)?(?:\d{{1,2}}\.)?{NUMBER}\s*[.:)\]]*",
+    re.I,
+)
+LEADING = re.compile(
+    rf"^(?:(?:(?:chapter|part|tale|story|no\.?)\s+)?(?:{ROMAN}|\d{{1,3}})\s*(?:[.:)]|--|\u2014)[-\u2014\s]*)?"
+    rf"(?:\([a-z]\)\s+)?",
+    re.I,
+)
 THE_END = re.compile(r"\W*(the end|finis|het einde)\W*", re.I)
 END_MARK = re.compile(r"\W*(the end|finis|end|het einde|fin|end of .{0,40}|explicit)\W*", re.I)
-BYLINE = re.compile(r"\W*anonymous\W*|\W*(by|from the .*? (of|by)|translated (by|from)|retold by|adapted (from|by)|told by|written by)\b.{2,90}",
-                    re.I | re.S)
+BYLINE = re.compile(
+    r"\W*anonymous\W*|\W*(by|from the .*? (of|by)|translated (by|from)|retold by|adapted (from|by)|told by|written by)\b"
+    r".{2,90}",
+    re.I | re.S,
+)
 
 
 @dataclass
 class Block:
     """A paragraph or heading. `gap`: blank lines above (txt); `level`: 1-6 for <h1>-<h6>, else 0."""
+
     text: str
     gap: int = 1
     level: int = 0
-    kind: str = ""                                # "note", "break", "verse", "list" or ""
-    ids: list[str] = field(default_factory=list)   # anchors that stand here
+    kind: str = ""  # list, break, or what markup says: title, part, date, drama, skip
+    ids: list[str] = field(default_factory=list)  # anchors that stand here
     links: list[tuple[str, str]] = field(default_factory=list)  # (anchor it points to, words of the link)
-    story: int = 0                                # Standard Ebooks: number of the story it belongs to
+    story: int = 0  # Standard Ebooks: number of the story it belongs to
     words: int = 0
 
 
 # ------------------------------------------------------------------ bytes -> text -> blocks
 
+
 def decode(raw: bytes) -> str:
     """Bytes to text by what they are, line by line, because old books mix encodings. Raises ValueError on binary."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16", errors="replace")
-    if b"\0" in raw[:1 << 16] or sum(b < 9 or 13 < b < 32 for b in raw[:4096]) > 40:
+    if b"\0" in raw[: 1 << 16] or sum(b < 9 or 13 < b < 32 for b in raw[:4096]) > 40:
         raise ValueError("is binary, not a book: give a txt, html or epub file")
     try:
         return raw.decode("utf-8-sig")
@@ -84,11 +98,16 @@ def text_blocks(text: str) -> list[Block]:
     return blocks
 
 
-BLOCK_TAGS = set("address article aside blockquote body center dd div dl dt footer form h1 h2 h3 h4 h5 h6 header "
-                 "hgroup li main nav ol p pre section table tr ul".split())
+BLOCK_TAGS = set(
+    "address article aside blockquote body center dd div dl dt footer form h1 h2 h3 h4 h5 h6 header "
+    "hgroup li main nav ol p pre section table tr ul".split()
+)
 SKIP_TAGS = {"head", "script", "style", "img", "svg", "math", "figure", "object", "audio", "video", "noscript"}
-SKIP_CLASS = re.compile(r"\b(page-?num\w*|pageno|pgnum|folio|foot-?notes?|endnotes?|caption\w*|tn|tnote|trans-?notes?|"
-                        r"fig(center|left|right)|illus\w*|fnanchor|noteref|pg-boilerplate)\b", re.I)
+SKIP_CLASS = re.compile(
+    r"\b(page-?num\w*|pageno|pgnum|folio|foot-?notes?|endnotes?|caption\w*|tn|tnote|trans-?notes?|"
+    r"fig(center|left|right)|illus\w*|fnanchor|noteref|pg-boilerplate)\b",
+    re.I,
+)
 NOTE_MARK = re.compile(r"\s*[\[(]?\s*(\d{1,3}|[*\u2020\u2021])\s*[\])]?\s*")
 
 
@@ -112,9 +131,13 @@ def _enter(el, context, counter) -> dict:
     if "se:short-story" in kind or "se:novel" in kind:
         counter[0] += 1
         inside["story"] = counter[0]
-    for name, pattern in (("drama", r"drama|dramatis"), ("skip", r"\b(epigraph|dedication|footnote|endnote|contributors)"),
-                          ("title", r"\b(fulltitle|subtitle|title)\b"), ("part", r"\b(ordinal|bridgehead)\b"),
-                          ("date", r"dateline")):
+    for name, pattern in (
+        ("drama", r"drama|dramatis"),
+        ("skip", r"\b(epigraph|dedication|footnote|endnote|contributors)"),
+        ("title", r"\b(fulltitle|subtitle|title)\b"),
+        ("part", r"\b(ordinal|bridgehead)\b"),
+        ("date", r"dateline"),
+    ):
         if re.search(pattern, kind):
             inside["kind"] = name
     if el.tag in ("table", "ul", "ol", "dl", "nav"):
@@ -137,8 +160,11 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
         if not raw.strip():
             gap[0] += raw.count("\n")
             return
-        new = text_blocks(raw.strip("\n")) if context["pre"] else [
-            Block("\n".join(" ".join(l.split()) for l in raw.split("\n") if l.strip()))]
+        new = (
+            text_blocks(raw.strip("\n"))
+            if context["pre"]
+            else [Block("\n".join(" ".join(l.split()) for l in raw.split("\n") if l.strip()))]
+        )
         for b in new:
             b.gap, b.level, b.kind, b.story = max(1, b.gap), context["level"], context["kind"], context["story"]
         new[0].gap, new[0].ids, new[0].links = gap[0], ids[:], links[:]
@@ -219,9 +245,12 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], str, str]:
         if "html" in items[ref].get("media-type", "html"):
             page = html_blocks(decode(read(path)), posixpath.basename(path), counter)
             if page:
-                page[0].gap = 5    # a new file is a new page
+                page[0].gap = 5  # a new file is a new page
             blocks += page
-    blocks = _navigation(items.values(), lambda href: read(posixpath.join(posixpath.dirname(opf_path), unquote(href)))) + blocks
+    blocks = (
+        _navigation(items.values(), lambda href: read(posixpath.join(posixpath.dirname(opf_path), unquote(href))))
+        + blocks
+    )
     title, author = (" ".join(opf.xpath(f"//*[local-name()='{tag}']/text()")[:1]) for tag in ("title", "creator"))
     return blocks, title, author
 
@@ -240,8 +269,12 @@ def _navigation(items, read) -> list[Block]:
             if source[1] is not None:
                 entries.append((_anchor(source[1].get("src", "")), source[0]))
     entries = [(target, " ".join(text.split())) for target, text in entries]
-    entries = [(t, text) for t, text in entries if text and not ORDINAL.fullmatch(text) and LEADING.sub("", text) == text]
-    return [Block("Contents", 5)] * bool(entries) + [Block(text, 1, kind="list", links=[(t, text)]) for t, text in entries]
+    entries = [
+        (t, text) for t, text in entries if text and not ORDINAL.fullmatch(text) and LEADING.sub("", text) == text
+    ]
+    return [Block("Contents", 5)] * bool(entries) + [
+        Block(text, 1, kind="list", links=[(t, text)]) for t, text in entries
+    ]
 
 
 def _anchor(href: str) -> str:
@@ -257,10 +290,15 @@ def _xml(raw: bytes):
 
 # ------------------------------------------------------------------ the frame around a book
 
-FRAME_START = re.compile(r"\*{3} ?START OF (THIS|THE) PROJECT GUTENBERG|\*END\*? ?THE SMALL PRINT|\*END THE SMALL", re.I)
+FRAME_START = re.compile(
+    r"\*{3} ?START OF (THIS|THE) PROJECT GUTENBERG|\*END\*? ?THE SMALL PRINT|\*END THE SMALL", re.I
+)
 FRAME_END = re.compile(r"\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg", re.I)
-CREDIT = re.compile(r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|from)|"
-                    r"this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b", re.I)
+CREDIT = re.compile(
+    r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|from)|"
+    r"this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b",
+    re.I,
+)
 
 
 def unframe(blocks: list[Block]) -> list[Block]:
@@ -273,9 +311,14 @@ def unframe(blocks: list[Block]) -> list[Block]:
 # ------------------------------------------------------------------ cleaning
 
 EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)
-LEAD_NOTE = re.compile(r"\[.*\]|(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|\*(?! \*).*|"
-                       r"(From|Translated|Copyright|Reprinted|Published|By permission)\b.{,200}\b(permission|copyright|published|volume|translat\w+)\b.{,200}|"
-                       r"\((From|(Narrator's )?Note)\b.*\)", re.S | re.I)
+LEAD_NOTE = re.compile(
+    r"\[.*\]|(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|\*(?! \*).*|"
+    r"\*? ?(From|Translated|Copyright|Reprinted|Published|By permission)\b.{,200}"
+    r"\b(permission|copyright|published|volume|translat\w+)\b.{,200}|"
+    r"\((From|(Narrator's )?Note)\b.*\)",
+    re.S | re.I,
+)
+
 
 def clean(blocks: list[Block], wrapped: bool = False) -> str:
     """Prose as one line a paragraph, verse line by line; marks, notes and pictures out."""
@@ -283,7 +326,10 @@ def clean(blocks: list[Block], wrapped: bool = False) -> str:
     widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
     width = widths[int(0.9 * len(widths))] if widths else 0
     raw = "\n\n".join("\n".join(b.text.split("\n")) for b in blocks)
-    bracket = r"\[\s*_?(?:Illustration|Footnote|Transcriber|Sidenote|Blank Page|Decoration|Image|Pg|Page)\b[^\[\]]{0,4000}(?:\[[^\[\]]{0,400}\][^\[\]]{0,4000}){0,20}\]_?"
+    bracket = (
+        r"\[\s*_?(?:Illustration|Footnote|Transcriber|Sidenote|Blank Page|Decoration|Image|Pg|Page)\b"
+        r"[^\[\]]{0,4000}(?:\[[^\[\]]{0,400}\][^\[\]]{0,4000}){0,20}\]_?"
+    )
     raw = re.sub(bracket, "", raw, flags=re.I)
     for text in re.split(r"\n\s*\n", raw):
         lines = [l for l in text.split("\n") if l.strip()]
@@ -297,20 +343,46 @@ def clean(blocks: list[Block], wrapped: bool = False) -> str:
             text = " ".join(" ".join(lines).split())
         parts.append(text)
     text = "\n\n".join(parts)
-    text = re.sub(r"\[\d{1,3}\]|\[[A-Z*\u2020]\]|(?<=[\w.,;:!?\"\u201d\u2019])\(\d{1,3}\)|[\[{]p(?:g|age)?\.? ?\d+[\]}]", "", text)
+    text = re.sub(
+        r"\[\d{1,3}\]|\[[A-Z*\u2020]\]|(?<=[\w.,;:!?\"\u201d\u2019])\(\d{1,3}\)|[\[{]p(?:g|age)?\.? ?\d+[\]}]", "", text
+    )
     text = re.sub(r"(?<![A-Za-z0-9])_([^_]+?)_(?![A-Za-z0-9])|=([^=\n]+)=", lambda m: m[1] or m[2], text)
     text = text.replace("_", "").replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " ")
     parts = text.split("\n\n")
-    while len(parts) > 1 and (LEAD_NOTE.fullmatch(parts[0]) and len(parts[0].split()) < 120 or parts[0] == "* * *"
-                              or ORDINAL.fullmatch(parts[0].strip()) or BYLINE.fullmatch(parts[0])):
+    credited = parts and re.match(r"\W*(From|Reprinted|Adapted|By permission|Used by)\b", parts[0])
+    while len(parts) > 1 and (
+        LEAD_NOTE.fullmatch(parts[0])
+        and len(parts[0].split()) < 120
+        or parts[0] == "* * *"
+        or ORDINAL.fullmatch(parts[0].strip())
+        or BYLINE.fullmatch(parts[0])
+        or credited
+        and parts[0].isupper()
+        and len(parts[0].split()) < 6
+    ):
         parts.pop(0)
-    parts = parts[:next((i for i, p in enumerate(parts) if i and re.fullmatch(r"\W*footnotes?\W*", p, re.I)), len(parts))]
+    parts = parts[
+        : next((i for i, p in enumerate(parts) if i and re.fullmatch(r"\W*footnotes?\W*", p, re.I)), len(parts))
+    ]
     if len(parts) > 1 and re.fullmatch(r"\[[^\]]*\]", parts[-1]) and len(parts[-1].split()) <= 30:
-        parts.pop()       # where the tale was taken from
-    parts = parts[:next((i for i, p in enumerate(parts) if i and re.match(r"Note(:|\.--|\.\u2014)", p, re.I)
-                         and len(parts) - i <= 3), len(parts))]
-    if text.endswith("]") and (start := next((i for i in range(len(parts) - 1, max(0, len(parts) - 6), -1)
-                                              if parts[i].startswith("[")), 0)) and EDITOR.search(" ".join(parts[start:])):
+        parts.pop()  # where the tale was taken from
+    parts = parts[
+        : next(
+            (
+                i
+                for i, p in enumerate(parts)
+                if i and re.match(r"Note(:|\.--|\.\u2014)", p, re.I) and len(parts) - i <= 3
+            ),
+            len(parts),
+        )
+    ]
+    if (
+        text.endswith("]")
+        and (
+            start := next((i for i in range(len(parts) - 1, max(0, len(parts) - 6), -1) if parts[i].startswith("[")), 0)
+        )
+        and EDITOR.search(" ".join(parts[start:]))
+    ):
         parts = parts[:start]
     while parts and (END_MARK.fullmatch(parts[-1]) or parts[-1] == "* * *"):
         parts.pop()
@@ -325,5 +397,6 @@ def _is_verse_block(lines: list[str], width: int) -> bool:
 
 
 def is_verse(text: str) -> bool:
-    return sum(p.count("\n") + 1 for p in text.split("\n\n") if "\n" in p) > 2.5 * len([p for p in text.split("\n\n") if "\n" not in p]) \
-        and sum(len(p) for p in text.split("\n\n") if "\n" in p) > 0.7 * len(text)
+    return sum(p.count("\n") + 1 for p in text.split("\n\n") if "\n" in p) > 2.5 * len(
+        [p for p in text.split("\n\n") if "\n" not in p]
+    ) and sum(len(p) for p in text.split("\n\n") if "\n" in p) > 0.7 * len(text)

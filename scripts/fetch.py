@@ -1,12 +1,14 @@
 """Books of the catalogue, from a mirror the user names: one at a time, with pauses, resumed, checked.
 
-`stories/catalogue.tsv` lists about 100 anthologies: Project Gutenberg numbers and Standard Ebooks names. Nothing is fetched
-from anywhere but the mirror given; both sites ask that bulk downloads use a mirror (gutenberg.org/policy/robot_access.html).
+`stories/catalogue.tsv` lists 100 anthologies: Project Gutenberg numbers and Standard Ebooks names. Nothing is fetched from
+anywhere but the mirror given; Project Gutenberg asks that bulk downloads use one (gutenberg.org/policy/robot_access.html).
 
-    python -m scripts.anthologies fetch --out_dir books --gutenberg https://a.mirror/gutenberg --standard_ebooks https://standardebooks.org
+    python -m scripts.anthologies fetch --out_dir books --gutenberg https://a.mirror/gutenberg \\
+        --standard_ebooks https://standardebooks.org
 
 Left out: finding a mirror, and newer editions of a book than the one the mirror has.
 """
+
 from __future__ import annotations
 
 import os
@@ -32,7 +34,9 @@ def catalogue(path: Path = CATALOGUE) -> list[dict]:
     rows = [dict(zip(head.split("\t"), line.split("\t"))) for line in lines if line.strip()]
     for n, row in enumerate(rows, 2):
         if not re.fullmatch(r"pg\d+\.(txt|htm)|se(_[a-z0-9-]+){2,4}\.epub", row.get("name", "")) or "title" not in row:
-            raise ValueError(f"{path} line {n}: name must be pgNUMBER.txt, pgNUMBER.htm or se_AUTHOR_TITLE.epub, and title must follow")
+            raise ValueError(
+                f"{path} line {n}: name must be pgNUMBER.txt, pgNUMBER.htm or se_AUTHOR_TITLE.epub, and title must follow"
+            )
     return rows
 
 
@@ -41,13 +45,25 @@ def addresses(name: str, gutenberg: str | None, standard_ebooks: str | None) -> 
     stem, _, kind = name.rpartition(".")
     if stem.startswith("se_"):
         parts = stem.removeprefix("se_").split("_")
-        return [f"{standard_ebooks.rstrip('/')}/ebooks/{'/'.join(parts)}/downloads/{'_'.join(parts)}.epub?source=download"] if standard_ebooks else []
+        return (
+            [f"{standard_ebooks.rstrip('/')}/ebooks/{'/'.join(parts)}/downloads/{'_'.join(parts)}.epub?source=download"]
+            if standard_ebooks
+            else []
+        )
     if not gutenberg:
         return []
     number, base = stem.removeprefix("pg"), gutenberg.rstrip("/")
     folder = "/".join(number[:-1] or "0") + f"/{number}/"
-    places = ([f"{folder}{number}-h/{number}-h.htm", f"cache/epub/{number}/pg{number}-images.html"] if kind == "htm" else
-              [f"{folder}{number}-0.txt", f"{folder}{number}-8.txt", f"{folder}{number}.txt", f"cache/epub/{number}/pg{number}.txt"])
+    places = (
+        [f"{folder}{number}-h/{number}-h.htm", f"cache/epub/{number}/pg{number}-images.html"]
+        if kind == "htm"
+        else [
+            f"{folder}{number}-0.txt",
+            f"{folder}{number}-8.txt",
+            f"{folder}{number}.txt",
+            f"cache/epub/{number}/pg{number}.txt",
+        ]
+    )
     return [f"{base}/{place}" for place in places]
 
 
@@ -58,7 +74,11 @@ def check(path: Path, row: dict) -> str | None:
             with zipfile.ZipFile(path) as book:
                 if sum(i.file_size for i in book.infolist()) > 4 * MAX_BYTES:
                     return "unpacks to far more than a book"
-                return "a damaged epub" if book.testzip() else None if "META-INF/container.xml" in book.namelist() else "no epub"
+                return (
+                    "a damaged epub"
+                    if book.testzip()
+                    else None if "META-INF/container.xml" in book.namelist() else "no epub"
+                )
         except zipfile.BadZipFile:
             return "no epub"
     try:
@@ -78,12 +98,12 @@ def download(url: str, part: Path, attempts: int, pause: float) -> str | None:
     trouble = "nothing came"
     for attempt in range(attempts):
         if attempt:
-            time.sleep(pause * 2 ** attempt)
+            time.sleep(pause * 2**attempt)
         have = part.stat().st_size if part.exists() else 0
         headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         try:
             with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
-                if reply.status_code == 416:      # what we have is longer than the file: begin anew
+                if reply.status_code == 416:  # what we have is longer than the file: begin anew
                     part.unlink(missing_ok=True)
                     trouble = "status 416"
                     continue
@@ -97,7 +117,7 @@ def download(url: str, part: Path, attempts: int, pause: float) -> str | None:
                 size = have if reply.status_code == 206 else 0
                 expected = size + int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
                 with open(part, "ab" if reply.status_code == 206 else "wb") as f:
-                    for chunk in reply.iter_content(1 << 10):     # small: a broken line loses the chunk it broke in
+                    for chunk in reply.iter_content(1 << 10):  # small: a broken line loses the chunk it broke in
                         size += len(chunk)
                         if size > MAX_BYTES:
                             part.unlink()
@@ -122,10 +142,10 @@ def run(args) -> None:
         if path.exists() and check(path, row) is None or not places:
             continue
         troubles = []
-        for n, url in enumerate(places):      # a part belongs to its address: two mirrored files may differ
+        for n, url in enumerate(places):  # a part belongs to its address: two mirrored files may differ
             part = folder / f"{row['name']}.{n}.part"
             trouble = download(url, part, args.attempts, args.pause) or check_part(part, path, row)
-            time.sleep(args.pause)     # a mirror is somebody's gift
+            time.sleep(args.pause)  # a mirror is somebody's gift
             if trouble is None:
                 new += 1
                 break
@@ -137,7 +157,9 @@ def run(args) -> None:
     for line in failed:
         print("failed:", line)
     if failed:
-        raise ValueError(f"{len(failed)} books did not come; run the same command to try them again, or name another mirror")
+        raise ValueError(
+            f"{len(failed)} books did not come; run the same command to try them again, or name another mirror"
+        )
 
 
 def check_part(part: Path, path: Path, row: dict) -> str | None:
@@ -156,7 +178,9 @@ def add_arguments(p) -> None:
     p.add_argument("--out_dir", required=True, help="folder for the books")
     p.add_argument("--gutenberg", metavar="URL", help="a Project Gutenberg mirror's base address")
     p.add_argument("--standard_ebooks", metavar="URL", help="Standard Ebooks or a mirror of it")
-    p.add_argument("--catalogue", default=str(CATALOGUE), help="table of names and titles (default: the one in stories/)")
+    p.add_argument(
+        "--catalogue", default=str(CATALOGUE), help="table of names and titles (default: the one in stories/)"
+    )
     p.add_argument("--pause", type=float, default=2.0, help="seconds between requests (default 2)")
     p.add_argument("--attempts", type=int, default=4, help="tries for each address (default 4)")
     p.set_defaults(run=run)

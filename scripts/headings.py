@@ -2,12 +2,11 @@
 
 Titles that stand in the contents begin stories; headings of the same style between them do too (contents forget some);
 prefaces, notes, advertisements, poems and numbered parts do not. Without contents the strongest style of heading
-that at least three sections share decides; in Standard Ebooks the markup does. When the evidence disagrees
-a story is left out rather than cut in half.
+that at least three sections share decides. When the evidence disagrees a story is left out rather than cut in half.
 
-    from scripts.anthologies import split_anthology
-    for story in split_anthology("pg2814-0_dubliners.txt"): print(story.title, len(story.text.split()))
+Used by scripts/stories.py. Left out: reading what a section says; only its form is looked at.
 """
+
 from __future__ import annotations
 
 import re
@@ -15,12 +14,10 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from pathlib import Path
 
-from scripts.books import (BYLINE, END_MARK, LEADING, MAX_BYTES, ORDINAL, THE_END, Block, clean, decode, epub_blocks, html_blocks,
-                           is_verse, text_blocks, unframe)
+from scripts.books import BYLINE, END_MARK, LEADING, ORDINAL, Block
 
-MIN_WORDS = 60          # shorter sections are dividers and dedications
+MIN_WORDS = 60  # shorter sections are dividers and dedications
 
 MATTER = re.compile(
     r"(the\s+)?((editor|author|translator|publisher|transcriber)s?'?s?|general|short|brief|a|an|critical|historical)?\s*"
@@ -30,20 +27,12 @@ MATTER = re.compile(
     r"(other )?(books|works|stories|novels)( \w+)? by .*|by the same author.*|abbreviations|(on )?(\w+ )?pronunciation.*|"
     r"references|sources\b.*|parallels|remarks|vocabulary|a word (to|about|from)\b.*|to (the|my)( \w+)? readers?|copyright.*|"
     r"(bio|biblio)graphical .*|publishers?'? .*|transcrib\w+'? .*|imprint|colophon|uncopyright|title ?page|halftitle.*|"
-    r"about the author.*|the full project.*|(.* )?press notices.*|opinions of the press.*)\W*", re.I)
+    r"about the author.*|the full project.*|(.* )?press notices.*|opinions of the press.*)\W*",
+    re.I,
+)
 NO_STORIES = re.compile(r"\W*(\w+\W)?(essays|studies|poems|verses|plays|speeches|articles)\W*", re.I)
 NOTES = re.compile(r"\W*(foot|end)?notes?\W*|glossary\W*|notes and references\W*", re.I)
 MONTH = r"\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b"
-BACK_PAGE = re.compile(r"\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
-                       r"& sons, (limited|ltd)|^\W*printed (in|by)\b|illustrated from photographs|punctuation .* retained", re.I)
-
-
-@dataclass
-class Story:
-    title: str
-    author: str
-    text: str     # paragraphs between blank lines, lines of verse each on its own
-    source: str   # file name of the anthology
 
 
 def fold(text: str) -> str:
@@ -54,17 +43,12 @@ def fold(text: str) -> str:
     return "".join(c for c in text if c.isalnum())
 
 
-def _title(text: str) -> str:
-    """A title on one line, without the marks of notes and remarks in brackets."""
-    text = re.sub(r"\s*(--|\u2014)?\[.*?(\]|$)|\(\d{1,3}\)|\*+$", "", _one_line(text).strip(" *"))
-    return text.strip().removesuffix(".").strip() or _one_line(text)
-
-
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     return " ".join(text.replace("_", " ").split())
 
 
 # ------------------------------------------------------------------ headings
+
 
 def heading_like(block: Block) -> bool:
     """Could this block be a title? Form only: short, set apart, no sentence, not speech."""
@@ -77,8 +61,10 @@ def heading_like(block: Block) -> bool:
 
 
 def _title_form(text: str) -> bool:
-    if re.search(rf"{MONTH}.{{0,12}}\b1[5-9]\d\d\b", text, re.I) or re.match(r"[\"\u201c\u2018'].*[.,!?-][\"\u201d\u2019']+$", text.strip(), re.S):
-        return False      # the head of a letter; speech
+    if re.search(rf"{MONTH}.{{0,12}}\b1[5-9]\d\d\b", text, re.I) or re.match(
+        r"[\"\u201c\u2018'].*[.,!?-][\"\u201d\u2019']+$", text.strip(), re.S
+    ):
+        return False  # the head of a letter; speech
     words, letters = text.split(), [c for c in text if c.isalpha()]
     if not letters or len(words) > 22 or text.lstrip()[:1] in "*[(" or re.search(r"[,;:]$|[a-z]--$", text.strip()):
         return False
@@ -92,32 +78,43 @@ def _title_form(text: str) -> bool:
 @dataclass
 class Head:
     """A run of heading blocks [start, end) above some prose."""
+
     start: int
     end: int
     title: str
     author: str
     style: tuple
-    entry: int | None = None   # its place in the contents
-    matter: bool = False       # front or back matter, not a story
-    ordinal: bool = False      # only a number: a part of a story
-    poems: bool = False        # from here on poems, essays or plays
+    entry: int | None = None  # its place in the contents
+    matter: bool = False  # front or back matter, not a story
+    ordinal: bool = False  # only a number: a part of a story
+    poems: bool = False  # from here on poems, essays or plays
     numbered: bool = False
-    words: int = 0             # up to the next head that is as strong
-    near: int = 0              # up to the next head of any kind
+    words: int = 0  # up to the next head that is as strong
+    near: int = 0  # up to the next head of any kind
 
 
 @dataclass
 class Contents:
     """The page of contents: which blocks it takes, and where a title or an anchor stands in it."""
+
     blocks: range = range(0)
-    titles: dict[str, list[int]] = field(default_factory=dict)   # folded title -> its places
-    anchors: dict[str, int] = field(default_factory=dict)        # link target -> place
+    titles: dict[str, list[int]] = field(default_factory=dict)  # folded title -> its places
+    anchors: dict[str, int] = field(default_factory=dict)  # link target -> place
 
 
 def contents(blocks: list[Block]) -> Contents:
     limit = max(60, len(blocks) // 5)
-    first = next((i for i, b in enumerate(blocks[:limit + 200]) if b.story == 0 and re.fullmatch(
-        r"\W*(table of )?contents( of .*)?\W*(page)?\W*", b.text.strip().split("\n")[0].strip(), re.I)), None)
+    first = next(
+        (
+            i
+            for i, b in enumerate(blocks[: limit + 200])
+            if b.story == 0
+            and re.fullmatch(
+                r"\W*(table of )?contents( of .*)?\W*(page)?\W*", b.text.strip().split("\n")[0].strip(), re.I
+            )
+        ),
+        None,
+    )
     if first is None:
         first = _bare_list(blocks[:limit])
     if first is None:
@@ -129,7 +126,11 @@ def contents(blocks: list[Block]) -> Contents:
         new = [_entry(text) for text, _ in named] or [_entry(line) for line in b.text.split("\n")]
         if i > first:
             whole = fold(" ".join(new))
-            again = not named and len(whole) > 3 and whole in {fold(_BARE_NUMBER.sub("", l)) for l in lines} | {fold(l) for l in lines}
+            again = (
+                not named
+                and len(whole) > 3
+                and whole in {fold(_BARE_NUMBER.sub("", l)) for l in lines} | {fold(l) for l in lines}
+            )
             title_page = b.level and MATTER.fullmatch(b.text.strip()) or _ILLUSTRATIONS.match(b.text.strip())
             if _is_prose(b) or again or title_page:
                 break
@@ -137,18 +138,25 @@ def contents(blocks: list[Block]) -> Contents:
             found.anchors.setdefault(target, len(lines) + n)
         lines += new
         end = i + 1
-    usual = sorted(b.gap for b in blocks[first + 1:end])[(end - first - 1) // 2] if end > first + 1 else 1
-    for i in range(max(end - 5, first + 4), end):     # the half-title and the first story's own heading are not contents
+    usual = sorted(b.gap for b in blocks[first + 1 : end])[(end - first - 1) // 2] if end > first + 1 else 1
+    for i in range(max(end - 5, first + 4), end):  # the half-title and the first story's own heading are not contents
         if sum(b.text.count("\n") + 1 for b in blocks[i:end]) > 8:
             continue
-        if blocks[i].gap > max(usual, 2) and not blocks[i].links and not blocks[i].level and (
-                blocks[i].gap > 3 or i == end - 1 and heading_like(blocks[i])):
-            del lines[len(lines) - sum(b.text.count("\n") + 1 for b in blocks[i:end]):]
+        if (
+            blocks[i].gap > max(usual, 2)
+            and not blocks[i].links
+            and not blocks[i].level
+            and (blocks[i].gap > 3 or i == end - 1 and heading_like(blocks[i]))
+        ):
+            del lines[len(lines) - sum(b.text.count("\n") + 1 for b in blocks[i:end]) :]
             end = i
             break
-    for n in range(1, 4):      # long titles run over two or three lines
+    for n in range(1, 4):  # long titles run over two or three lines
         for k in range(len(lines) - n + 1):
-            for key in {fold(" ".join(lines[k:k + n])), fold(" ".join([_BARE_NUMBER.sub("", lines[k])] + lines[k + 1:k + n]))}:
+            for key in {
+                fold(" ".join(lines[k : k + n])),
+                fold(" ".join([_BARE_NUMBER.sub("", lines[k])] + lines[k + 1 : k + n])),
+            }:
                 if key and k not in found.titles.setdefault(key, []):
                     found.titles[key].append(k)
     found.blocks = range(first, end)
@@ -163,8 +171,11 @@ def _entry(line: str) -> str:
     """A line of the contents without its page number and its author."""
     line = re.sub(r"[\s,.-]+_?(?:[A-Z][a-z]?\.\s*){1,3}[A-Z][\w'-]+_?$", "", line.strip()) or line
     line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
-    return re.sub(r"(?<=\S)(\s+\bby\b |\s{3,}|\t).*$|[\s.\u2026]+$", "", line, flags=re.I) \
-        if not re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line) else re.sub(r"\s+", " ", line)
+    return (
+        re.sub(r"(?<=\S)(\s+\bby\b |\s{3,}|\t).*$|[\s.\u2026]+$", "", line, flags=re.I)
+        if not re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line)
+        else re.sub(r"\s+", " ", line)
+    )
 
 
 def _is_prose(block: Block) -> bool:
@@ -201,17 +212,26 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
             j += 1
         found.append(_head(blocks, i, j, toc))
         i = found[-1].end
-    for k, h in enumerate(found):    # a part's heading does not end a story, nor do two headings in a row begin two
-        after = next((o.start for o in found[k + 1:] if o.matter or strong(o.style, h.style) and not o.ordinal), len(blocks))
-        h.words = sum(b.words for b in blocks[h.end:after])
-        h.near = sum(b.words for b in blocks[h.end:found[k + 1].start if k + 1 < len(found) else len(blocks)])
+    for k, h in enumerate(found):  # a part's heading does not end a story, nor do two headings in a row begin two
+        after = next(
+            (o.start for o in found[k + 1 :] if o.matter or strong(o.style, h.style) and not o.ordinal), len(blocks)
+        )
+        h.words = sum(b.words for b in blocks[h.end : after])
+        h.near = sum(b.words for b in blocks[h.end : found[k + 1].start if k + 1 < len(found) else len(blocks)])
     return found
 
 
 def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
     """Does block j still belong to the heading above it (title under a number, author, note in brackets)?"""
     text, above = blocks[j].text.strip(), blocks[j - 1].text.strip()
-    if heading_like(blocks[j]) or text.isupper() and len(text.split()) <= 12 or BYLINE.fullmatch(text) or ORDINAL.fullmatch(text) or text[:1] in "[(*":
+    if (
+        heading_like(blocks[j])
+        or text.isupper()
+        and len(text.split()) <= 12
+        or BYLINE.fullmatch(text)
+        or ORDINAL.fullmatch(text)
+        or text[:1] in "[(*"
+    ):
         return blocks[j].kind not in ("list", "break")
     if listed(blocks[j], toc, near=True) is not None:
         return True
@@ -220,7 +240,7 @@ def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
 
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
     """(certainty, place in the contents) if the block's text or anchor stands there; `near`: right under a heading."""
-    text = _one_line(block.text)
+    text = one_line(block.text)
     if ORDINAL.fullmatch(text) or len(text.split()) > 30 or len(text) > 160 or block.kind in ("list", "break"):
         return None
     if not (near or block.gap > 1 or block.level or text.isupper() or block.ids):
@@ -233,20 +253,33 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
             return 2, toc.anchors[anchor]
     if len(key) < 6 or not (heading_like(block) or near and _title_form(text)):
         return None
-    for other, where in toc.titles.items():
+    for other, where in toc.titles.items() if len(toc.titles) < 3000 else ():  # a longer list is no page of contents
         longer, shorter = (other, key) if len(other) > len(key) else (key, other)
         if len(shorter) > 6 and longer.startswith(shorter) and len(shorter) > 0.45 * len(longer):
             return 1, where[0]
-        if abs(len(other) - len(key)) < 8 and len(key) > 5 and (other[:2] == key[:2] or other[-3:] == key[-3:]) and SequenceMatcher(None, other, key).ratio() > 0.85:
+        if (
+            abs(len(other) - len(key)) < 8
+            and len(key) > 5
+            and (other[:2] == key[:2] or other[-3:] == key[-3:])
+            and SequenceMatcher(None, other, key).ratio() > 0.85
+        ):
             return 1, where[0]
     return None
 
 
 def _head(blocks: list[Block], i: int, j: int, toc: Contents) -> Head:
-    text = {k: _one_line(blocks[k].text) for k in range(i, j)}
-    sure = {k: found for k in text if (found := listed(blocks[k], toc, near=k > i)) and (k == i or not BYLINE.fullmatch(text[k]))}
+    text = {k: one_line(blocks[k].text) for k in range(i, j)}
+    sure = {
+        k: found
+        for k in text
+        if (found := listed(blocks[k], toc, near=k > i)) and (k == i or not BYLINE.fullmatch(text[k]))
+    }
     author = next((text[k] for k in text if k > i and k not in sure and BYLINE.fullmatch(text[k])), "")
-    titles = [k for k in text if k in sure or not (BYLINE.fullmatch(text[k]) or ORDINAL.fullmatch(text[k]) or text[k][:1] in "[(")]
+    titles = [
+        k
+        for k in text
+        if k in sure or not (BYLINE.fullmatch(text[k]) or ORDINAL.fullmatch(text[k]) or text[k][:1] in "[(")
+    ]
     key = max(sure, key=lambda k: (sure[k][0], k)) if sure else titles[0] if titles else i
     # what stands below the title and is neither number, author nor note may be the story's first line
     end = next((k for k in range(key + 1, j) if blocks[k].level and re.search(r"[,;]$", text[k])), j)
@@ -254,14 +287,25 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents) -> Head:
     letters = [c for c in b.text if c.isalpha()]
     caps = sum(c.isupper() for c in letters) > 0.7 * len(letters)
     style = ("h", b.level) if b.level else ("t", min(max(blocks[k].gap for k in range(i, key + 1)), 4), caps)
-    matter = bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key])) or \
-        any(MATTER.fullmatch(text[k]) and "note" in text[k].lower() for k in text)
+    matter = bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key])) or any(
+        MATTER.fullmatch(text[k]) and "note" in text[k].lower() for k in text
+    )
     poems = any(NO_STORIES.fullmatch(text[k]) for k in titles)
     if key > i and (b.level < blocks[i].level if b.level else 3 <= b.gap > blocks[i].gap):
-        i = key       # what stands closer to the text above belongs to it
+        i = key  # what stands closer to the text above belongs to it
     title = LEADING.sub("", text[key]) or text[key]
-    return Head(i, end, title, re.sub(r"^\W*(by)\s+", "", author, flags=re.I), style,
-                sure[key][1] if key in sure else None, matter, not titles, poems, title != text[key])
+    return Head(
+        i,
+        end,
+        title,
+        re.sub(r"^\W*(by)\s+", "", author, flags=re.I),
+        style,
+        sure[key][1] if key in sure else None,
+        matter,
+        not titles,
+        poems,
+        title != text[key],
+    )
 
 
 def strong(style: tuple, other: tuple) -> bool:
@@ -276,7 +320,7 @@ def strong(style: tuple, other: tuple) -> bool:
 def choose(found: list[Head], toc: Contents) -> list[Head]:
     """The heads that begin a section; those with `matter` end the story before them and begin none."""
     whole = []
-    for h in found:      # a half-title and the title after it are one heading
+    for h in found:  # a half-title and the title after it are one heading
         if whole and h.entry is not None and h.entry == whole[-1].entry and whole[-1].near < 40:
             h.start = whole.pop().start
         whole.append(h)
@@ -290,17 +334,21 @@ def choose(found: list[Head], toc: Contents) -> list[Head]:
     pure = len([h for h in same if h.entry is not None]) >= 0.6 * len(same)
     numbers = len([h for h in known if h.numbered]) > 0.5 * len(known)
     uses, starts = Counter(), []
-    for h in known:      # a title that stands twice in the contents begins two stories; in the notes it begins none
+    for h in known:  # a title that stands twice in the contents begins two stories; in the notes it begins none
         if uses[h.entry] < len(toc.titles.get(fold(h.title), [0])):
             uses[h.entry] += 1
             starts.append(h)
     first, last = starts[0].start, starts[-1].start
     notes = min((h.start for h in found if h.matter and h.start > last), default=1 << 60)
     ends = [h for h in found if h.matter and (strong(h.style, style) or NOTES.fullmatch(h.title) or h.start > last)]
-    for h in plain:      # not in the contents: forgotten there, or an advertisement
+    for h in plain:  # not in the contents: forgotten there, or an advertisement
         if h.entry is None and (h.start > first or h.author) and strong(h.style, style) and (numbers or not h.numbered):
             forgotten = h.style == style and (pure and h.start < last or h.author and h.start < notes)
-            if forgotten and len(fold(h.title)) > 1 and not (h.start > last and fold(h.title) in {fold(o.title) for o in starts}):
+            if (
+                forgotten
+                and len(fold(h.title)) > 1
+                and not (h.start > last and fold(h.title) in {fold(o.title) for o in starts})
+            ):
                 starts.append(h)
             elif h.start > last:
                 ends.append(h)
@@ -312,14 +360,21 @@ def _choose_by_form(found: list[Head]) -> list[Head]:
     """No usable contents: the strongest style of heading that at least three sections share."""
     plain, best = [h for h in found if not h.matter and not h.ordinal], None
     for style in {h.style for h in plain}:
-        if len([h for h in plain if h.style == style and h.words >= 100]) >= 3 and (best is None or strong(style, best)):
+        if len([h for h in plain if h.style == style and h.words >= 100]) >= 3 and (
+            best is None or strong(style, best)
+        ):
             best = style
     if best is None:
         return []
     same = [h for h in plain if h.style == best]
-    parts = len([h for h in same if h.numbered]) < 0.5 * len(same)   # then a numbered title is a part of a story
-    chosen = [h for h in found if (strong(h.style, best) or h.matter and NOTES.fullmatch(h.title))
-              and not h.ordinal and not (parts and h.numbered)]
+    parts = len([h for h in same if h.numbered]) < 0.5 * len(same)  # then a numbered title is a part of a story
+    chosen = [
+        h
+        for h in found
+        if (strong(h.style, best) or h.matter and NOTES.fullmatch(h.title))
+        and not h.ordinal
+        and not (parts and h.numbered)
+    ]
     return _without_poems(chosen, best)
 
 
@@ -329,71 +384,3 @@ def _without_poems(chosen: list[Head], style: tuple) -> list[Head]:
         off = h.poems or off and not (strong(h.style, style) and h.style != style)
         h.matter = h.matter or off
     return chosen
-
-
-# ------------------------------------------------------------------ one book
-
-def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]:
-    stories = []
-    for number in sorted({b.story for b in blocks if b.story}):
-        own = [b for b in blocks if b.story == number]
-        words = [len(b.text.split()) for b in own]
-        if sum(n for n, b in zip(words, own) if b.kind == "drama") > 0.5 * sum(words):
-            continue        # plays are not prose
-        title = next((b.text for b in own if b.kind in ("title", "part") or b.level), "")
-        body = [b for b in own if b.kind != "skip"]
-        while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
-            body.pop(0)
-        text = clean(body)
-        if text:
-            stories.append(Story(_title(title), author, text, source))
-    return stories
-
-
-def split_anthology(path: str | Path) -> list[Story]:
-    """Every story of one book, in order. Raises ValueError (with a sentence) for what is no book or holds no story."""
-    path = Path(path)
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_BYTES >> 20} MB: no anthology is; split it or leave it out")
-    raw = path.read_bytes()
-    try:
-        return _split(raw, path.name)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _split(raw: bytes, source: str) -> list[Story]:
-    if not raw.strip():
-        raise ValueError("is empty: fetch it again")
-    author, wrapped = "", False
-    if raw[:2] == b"PK":
-        blocks, _, author = epub_blocks(raw)
-        stories = markup_stories(blocks, author, source)
-        if stories:
-            return stories
-    else:
-        text = decode(raw)
-        author = next(iter(re.findall(r"^Author:\s*(.+?)\s*(?:[\[(].*)?$", text[:20000], re.M)), "")
-        is_html = re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
-        wrapped = not is_html
-        blocks = html_blocks(text) if is_html else text_blocks(text)
-    blocks = unframe(blocks)
-    for b in blocks:
-        b.words = len(b.text.split())
-    toc = contents(blocks)
-    starts = choose(heads(blocks, toc), toc)
-    stories = []
-    for h, after in zip(starts, starts[1:] + [None]):
-        about_author = len(fold(author)) > 8 and fold(author) in fold(h.title)
-        if h.matter or about_author:
-            continue
-        body = blocks[h.end:after.start if after else len(blocks)]
-        if after is None:     # advertisements and transcribers' remarks follow the last story
-            tail = len(body) // 2
-            body = body[:next((i for i, b in enumerate(body) if i > tail and BACK_PAGE.search(b.text)), len(body))]
-        text = clean(body[:next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))], wrapped)
-        if len(text.split()) >= MIN_WORDS and not is_verse(text):
-            stories.append(Story(_title(h.title), _one_line(h.author) or author, text, source))
-    if not stories:
-        raise ValueError("has no stories that can be told apart (neither contents nor headings): leave it out")
-    return stories

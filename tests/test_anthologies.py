@@ -1,4 +1,5 @@
 """Books split, stories chosen, requests written, books fetched: against books made here and servers on loopback."""
+
 import io
 import json
 import os
@@ -17,18 +18,26 @@ from pathlib import Path
 import pytest
 
 from data import Example, read_examples, words, write_examples
-from scripts import anthologies, books, fetch, headings, prompts
+from scripts import anthologies, books, fetch, prompts
 from scripts.anthologies import Story, main, split_anthology
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-TITLES = ["The Lamp in the Mill", "A Basket of Eels", "The Widow's Third Goose", "Salt and Candle", "The Man Who Sold Fog"]
+TITLES = [
+    "The Lamp in the Mill",
+    "A Basket of Eels",
+    "The Widow's Third Goose",
+    "Salt and Candle",
+    "The Man Who Sold Fog",
+]
 
 
 def prose(seed: int, paragraphs: int = 6) -> str:
     """Wrapped paragraphs that differ from story to story; the first and last words of each are known."""
-    vocabulary = ("the river and a miller of stone who had walked to the old town where his daughter kept in her house "
-                  "that lantern which it was said to burn for him at night but they were not afraid").split()
+    vocabulary = (
+        "the river and a miller of stone who had walked to the old town where his daughter kept in her house "
+        "that lantern which it was said to burn for him at night but they were not afraid"
+    ).split()
     out = []
     for p in range(paragraphs):
         body = [vocabulary[(seed * 7 + p * 13 + i * (seed + 3)) % len(vocabulary)] for i in range(60)]
@@ -44,9 +53,11 @@ def prose(seed: int, paragraphs: int = 6) -> str:
 
 
 def gutenberg(body: str, number: int = 4242) -> str:
-    return (f"The Project Gutenberg EBook of Tales, by Ann Author\n\nTitle: Tales\n\nAuthor: Ann Author\n\nRelease Date: 2001 [EBook #{number}]\n\n"
-            f"*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nProduced by Some Volunteer\n\n\n\n\n{body}\n\n\n\n\n"
-            "End of the Project Gutenberg EBook of Tales, by Ann Author\n\n*** END OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nlicence\n")
+    return (
+        f"The Project Gutenberg EBook of Tales, by Ann Author\n\nTitle: Tales\n\nAuthor: Ann Author\n\nRelease Date: 2001 [EBook #{number}]\n\n"
+        f"*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nProduced by Some Volunteer\n\n\n\n\n{body}\n\n\n\n\n"
+        "End of the Project Gutenberg EBook of Tales, by Ann Author\n\n*** END OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nlicence\n"
+    )
 
 
 def contents_page(titles) -> str:
@@ -58,8 +69,14 @@ def tale(n: int, title: str) -> str:
 
 
 def plain_book() -> str:
-    return gutenberg("TALES\n\n\n\n\n" + contents_page(TITLES) + "PREFACE\n\n\n" + prose(90) + "\n\n\n\n\n"
-                     + "\n\n\n\n\n".join(tale(n, t) for n, t in enumerate(TITLES)))
+    return gutenberg(
+        "TALES\n\n\n\n\n"
+        + contents_page(TITLES)
+        + "PREFACE\n\n\n"
+        + prose(90)
+        + "\n\n\n\n\n"
+        + "\n\n\n\n\n".join(tale(n, t) for n, t in enumerate(TITLES))
+    )
 
 
 def ends(stories) -> list[tuple[str, str]]:
@@ -77,47 +94,67 @@ def put(tmp_path, name, content) -> Path:
 
 # ------------------------------------------------------------------ splitting
 
+
 def test_plain_text_with_contents_and_preface(tmp_path):
     stories = split_anthology(put(tmp_path, "tales.txt", plain_book()))
     assert ends(stories) == EXPECTED
-    assert [prompts._title(s.title) for s in stories] == ["The Lamp in the Mill", "A Basket of Eels", "The Widow's Third Goose",
-                                                          "Salt and Candle", "The Man Who Sold Fog"]
+    assert [prompts._title(s.title) for s in stories] == [
+        "The Lamp in the Mill",
+        "A Basket of Eels",
+        "The Widow's Third Goose",
+        "Salt and Candle",
+        "The Man Who Sold Fog",
+    ]
     assert {s.author for s in stories} == {"Ann Author"} and {s.source for s in stories} == {"tales.txt"}
     assert "\n" not in stories[0].text.split("\n\n")[0], "wrapped lines are joined"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16"])
 def test_encodings_are_known_by_their_bytes(tmp_path, encoding):
-    text = plain_book().replace("Opening0x0", "Opening0x0 caf\u00e9" + ("" if encoding == "latin-1" else " \u201cquoted\u201d"))
+    text = plain_book().replace(
+        "Opening0x0", "Opening0x0 caf\u00e9" + ("" if encoding == "latin-1" else " \u201cquoted\u201d")
+    )
     story = split_anthology(put(tmp_path, "tales.txt", text.replace("\n", "\r\n").encode(encoding)))[0]
     assert story.text.startswith("Opening0x0 caf\u00e9 " + ("" if encoding == "latin-1" else "\u201cquoted\u201d "))
 
 
 def test_lines_of_different_encodings_in_one_file():
-    assert books.decode("d\u00e9j\u00e0 \u201cvu\u201d\n".encode() + "d\u00e9j\u00e0 \u201cvu\u201d\n".encode("cp1252")) == \
-        "d\u00e9j\u00e0 \u201cvu\u201d\nd\u00e9j\u00e0 \u201cvu\u201d\n"
+    assert (
+        books.decode("d\u00e9j\u00e0 \u201cvu\u201d\n".encode() + "d\u00e9j\u00e0 \u201cvu\u201d\n".encode("cp1252"))
+        == "d\u00e9j\u00e0 \u201cvu\u201d\nd\u00e9j\u00e0 \u201cvu\u201d\n"
+    )
 
 
 def test_parts_stay_in_their_story_and_a_title_the_contents_forgot_begins_one(tmp_path):
     parts = "I\n\n" + prose(0, 2) + "\n\n\nII\n\n" + prose(10, 2)
-    text = gutenberg(contents_page([TITLES[0], *TITLES[2:]]) + f"{TITLES[0].upper()}\n\n\n{parts}\n\n\n\n\n"
-                     + "\n\n\n\n\n".join(tale(n, t) for n, t in enumerate(TITLES) if n))
+    text = gutenberg(
+        contents_page([TITLES[0], *TITLES[2:]])
+        + f"{TITLES[0].upper()}\n\n\n{parts}\n\n\n\n\n"
+        + "\n\n\n\n\n".join(tale(n, t) for n, t in enumerate(TITLES) if n)
+    )
     stories = split_anthology(put(tmp_path, "t.txt", text))
     assert [words(s.text) > 100 for s in stories] == [True] * 5
     assert ends(stories)[0] == ("Opening0x0", "closing10x1.") and "\n\nII\n\n" in stories[0].text
 
 
 def test_numbers_above_titles_authors_below_and_notes_after(tmp_path):
-    body = "\n\n\n\n\n".join(f"TALE {n + 1}\n\n{t.upper()}.\n\n\nBY JOHN WRITER{n}\n\n\n{prose(n)}\n\n\nNotes.\n\n\nSee also Opening99 of Benfey."
-                             for n, t in enumerate(TITLES))
+    body = "\n\n\n\n\n".join(
+        f"TALE {n + 1}\n\n{t.upper()}.\n\n\nBY JOHN WRITER{n}\n\n\n{prose(n)}\n\n\nNotes.\n\n\nSee also Opening99 of Benfey."
+        for n, t in enumerate(TITLES)
+    )
     stories = split_anthology(put(tmp_path, "t.txt", gutenberg(contents_page(TITLES) + body)))
     assert ends(stories) == EXPECTED and [s.author for s in stories] == [f"JOHN WRITER{n}" for n in range(5)]
 
 
 def test_notes_that_repeat_titles_glossary_and_advertisements_are_left_out(tmp_path):
-    notes = "NOTES AND REFERENCES\n\n\n" + "\n\n\n".join(f"{t.upper()}.\n\n{prose(50 + n, 2)}" for n, t in enumerate(TITLES))
-    text = plain_book().replace("\n\n\n\n\nEnd of the Project", f"\n\n\n\n\n{notes}\n\n\n\n\nGLOSSARY\n\n\n{prose(80)}\n\n\n\n\n"
-                                f"BOOKS BY ANN AUTHOR\n\n\nCloth, 12mo, $1.50 {prose(81)}\n\n\n\n\nEnd of the Project")
+    notes = "NOTES AND REFERENCES\n\n\n" + "\n\n\n".join(
+        f"{t.upper()}.\n\n{prose(50 + n, 2)}" for n, t in enumerate(TITLES)
+    )
+    text = plain_book().replace(
+        "\n\n\n\n\nEnd of the Project",
+        f"\n\n\n\n\n{notes}\n\n\n\n\nGLOSSARY\n\n\n{prose(80)}\n\n\n\n\n"
+        f"BOOKS BY ANN AUTHOR\n\n\nCloth, 12mo, $1.50 {prose(81)}\n\n\n\n\nEnd of the Project",
+    )
     assert ends(split_anthology(put(tmp_path, "t.txt", text))) == EXPECTED
 
 
@@ -127,29 +164,49 @@ def test_without_contents_the_headings_decide(tmp_path):
 
 
 def test_marks_notes_and_pictures_are_cleaned():
-    text = ("[Illustration: A mill]\n\nHe _never_ came[3] back,[A] he said.(2) [Footnote: so\nit is [really]\ntold] \u2014 so.\n\n"
-            "[3] A note about him.\n\n    Row, brothers,\n    Row to the sea\n    For the night\n\n* * * * *\n\nThe end of\nit all was here.\n\nTHE END")
+    text = (
+        "[Illustration: A mill]\n\nHe _never_ came[3] back,[A] he said.(2) [Footnote: so\nit is [really]\ntold] \u2014 so.\n\n"
+        "[3] A note about him.\n\n    Row, brothers,\n    Row to the sea\n    For the night\n\n* * * * *\n\nThe end of\nit all was here.\n\nTHE END"
+    )
     cleaned = books.clean(books.text_blocks(text), wrapped=True)
     for noise in ("Illustration", "Footnote", "_", "[3]", "[A]", "(2)", "A note", "THE END"):
         assert noise not in cleaned
-    assert cleaned.split("\n\n")[-1] == "The end of it all was here." and cleaned.startswith("He never came back, he said.")
+    assert cleaned.split("\n\n")[-1] == "The end of it all was here." and cleaned.startswith(
+        "He never came back, he said."
+    )
     assert "\n\n* * *\n\n" in cleaned and "Row, brothers,\nRow to the sea\nFor the night" in cleaned
 
 
 def html_page() -> str:
-    body = "".join(f'<p><span class="pagenum">[{n}]</span></p><h2><a id="s{n}"></a>{t}</h2>'
-                   + "".join(f"<p>{p}<a href='#fn1'>[1]</a></p>" for p in prose(n).split("\n\n")) + "<div class='footnotes'><p>[1] a note</p></div>"
-                   for n, t in enumerate(TITLES))
-    toc = "<h2>CONTENTS</h2><table>" + "".join(f'<tr><td><a href="#s{n}">{t}</a></td><td>{n}</td></tr>' for n, t in enumerate(TITLES)) + "</table>"
-    return (f"<html><head><title>Tales</title></head><body><pre>*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***</pre><h1>TALES</h1>{toc}"
-            f"<h2>PREFACE</h2><p>{prose(90)}</p>{body}<pre>*** END OF THIS PROJECT GUTENBERG EBOOK TALES ***</pre></body></html>")
+    body = "".join(
+        f'<p><span class="pagenum">[{n}]</span></p><h2><a id="s{n}"></a>{t}</h2>'
+        + "".join(f"<p>{p}<a href='#fn1'>[1]</a></p>" for p in prose(n).split("\n\n"))
+        + "<div class='footnotes'><p>[1] a note</p></div>"
+        for n, t in enumerate(TITLES)
+    )
+    toc = (
+        "<h2>CONTENTS</h2><table>"
+        + "".join(f'<tr><td><a href="#s{n}">{t}</a></td><td>{n}</td></tr>' for n, t in enumerate(TITLES))
+        + "</table>"
+    )
+    return (
+        f"<html><head><title>Tales</title></head><body><pre>*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***</pre><h1>TALES</h1>{toc}"
+        f"<h2>PREFACE</h2><p>{prose(90)}</p>{body}<pre>*** END OF THIS PROJECT GUTENBERG EBOOK TALES ***</pre></body></html>"
+    )
 
 
 def test_half_titles_belong_to_the_story_they_announce(tmp_path):
-    text = gutenberg(contents_page(TITLES) + "\n\n\n\n\n".join(
-        f"{t.upper()}\n\n\n\n\n{t}\n\nBY JOHN WRITER\n\nFrom The Sun. By permission of the editor.\n\n\n{prose(n)}" for n, t in enumerate(TITLES)))
+    text = gutenberg(
+        contents_page(TITLES)
+        + "\n\n\n\n\n".join(
+            f"{t.upper()}\n\n\n\n\n{t}\n\nBY JOHN WRITER\n\nFrom The Sun. By permission of the editor.\n\n\n{prose(n)}"
+            for n, t in enumerate(TITLES)
+        )
+    )
     stories = split_anthology(put(tmp_path, "t.txt", text))
-    assert [s[1] for s in ends(stories)] == [s[1] for s in EXPECTED] and all(t.lower() not in s.text.lower() for t in TITLES for s in stories)
+    assert [s[1] for s in ends(stories)] == [s[1] for s in EXPECTED] and all(
+        t.lower() not in s.text.lower() for t in TITLES for s in stories
+    )
 
 
 def test_html(tmp_path):
@@ -161,21 +218,31 @@ def test_html(tmp_path):
 def epub(pages: dict[str, str], spine=None, opf_extra: str = "") -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
-        z.writestr("META-INF/container.xml", '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
-                   '<rootfile full-path="epub/content.opf"/></rootfiles></container>')
+        z.writestr(
+            "META-INF/container.xml",
+            '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
+            '<rootfile full-path="epub/content.opf"/></rootfiles></container>',
+        )
         names = spine or list(pages)
-        items = "".join(f'<item id="i{n}" href="{name}" media-type="application/xhtml+xml"/>' for n, name in enumerate(names))
+        items = "".join(
+            f'<item id="i{n}" href="{name}" media-type="application/xhtml+xml"/>' for n, name in enumerate(names)
+        )
         refs = "".join(f'<itemref idref="i{n}"/>' for n in range(len(names)))
-        z.writestr("epub/content.opf", '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata>'
-                   f"<dc:title>Tales</dc:title><dc:creator>Ann Author</dc:creator></metadata><manifest>{items}{opf_extra}</manifest>"
-                   f"<spine>{refs}</spine></package>")
+        z.writestr(
+            "epub/content.opf",
+            '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata>'
+            f"<dc:title>Tales</dc:title><dc:creator>Ann Author</dc:creator></metadata><manifest>{items}{opf_extra}</manifest>"
+            f"<spine>{refs}</spine></package>",
+        )
         for name, page in pages.items():
             z.writestr("epub/" + name, page)
     return out.getvalue()
 
 
 def page(body: str) -> str:
-    return f'<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><body>{body}</body></html>'
+    return (
+        f'<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><body>{body}</body></html>'
+    )
 
 
 def paragraphs(n: int) -> str:
@@ -184,35 +251,61 @@ def paragraphs(n: int) -> str:
 
 def test_epub_whose_markup_names_the_stories_several_in_one_file(tmp_path):
     def article(n):
-        return (f'<article epub:type="se:short-story"><h3 epub:type="title">{TITLES[n]}</h3>'
-                f'<blockquote epub:type="epigraph"><p>an epigraph</p></blockquote>{paragraphs(n)}</article>')
-    pages = {"preface.xhtml": page(f'<section epub:type="preface"><h2>Preface</h2>{paragraphs(70)}</section>'),
-             "one.xhtml": page(article(0)), "group.xhtml": page("<section><h2>Fables</h2>" + article(1) + article(2) + "</section>"),
-             "play.xhtml": page(f'<article epub:type="se:short-story z3998:drama"><h2 epub:type="title">A Play</h2>{paragraphs(71)}</article>')}
+        return (
+            f'<article epub:type="se:short-story"><h3 epub:type="title">{TITLES[n]}</h3>'
+            f'<blockquote epub:type="epigraph"><p>an epigraph</p></blockquote>{paragraphs(n)}</article>'
+        )
+
+    pages = {
+        "preface.xhtml": page(f'<section epub:type="preface"><h2>Preface</h2>{paragraphs(70)}</section>'),
+        "one.xhtml": page(article(0)),
+        "group.xhtml": page("<section><h2>Fables</h2>" + article(1) + article(2) + "</section>"),
+        "play.xhtml": page(
+            f'<article epub:type="se:short-story z3998:drama"><h2 epub:type="title">A Play</h2>{paragraphs(71)}</article>'
+        ),
+    }
     stories = split_anthology(put(tmp_path, "t.epub", epub(pages)))
-    assert ends(stories) == EXPECTED[:3] and [s.title for s in stories] == TITLES[:3] and stories[0].author == "Ann Author"
+    assert (
+        ends(stories) == EXPECTED[:3] and [s.title for s in stories] == TITLES[:3] and stories[0].author == "Ann Author"
+    )
 
 
 def test_epub_without_such_markup_uses_its_navigation(tmp_path):
     pages = {f"s{n}.xhtml": page(f"<h2>{t}</h2>{paragraphs(n)}") for n, t in enumerate(TITLES)}
-    nav = page('<nav><ol>' + "".join(f'<li><a href="s{n}.xhtml">{t}</a></li>' for n, t in enumerate(TITLES)) + "</ol></nav>")
-    raw = epub({**pages, "nav.xhtml": nav}, spine=list(pages),
-               opf_extra='<item id="nav" href="nav.xhtml" properties="nav" media-type="application/xhtml+xml"/>')
+    nav = page(
+        '<nav><ol>' + "".join(f'<li><a href="s{n}.xhtml">{t}</a></li>' for n, t in enumerate(TITLES)) + "</ol></nav>"
+    )
+    raw = epub(
+        {**pages, "nav.xhtml": nav},
+        spine=list(pages),
+        opf_extra='<item id="nav" href="nav.xhtml" properties="nav" media-type="application/xhtml+xml"/>',
+    )
     assert ends(split_anthology(put(tmp_path, "t.epub", raw))) == EXPECTED
 
 
 @pytest.mark.skipif(not (SHARED / "truth").is_dir(), reason="the known books are not beside this checkout")
 def test_known_books_meet_the_bars(tmp_path):
-    some = [p for p in sorted((SHARED / "anthologies").iterdir()) if any(k in p.name for k in ("pg1210", "pg2814", "pg3079", "pg8299", "m-r-james"))]
+    some = [
+        p
+        for p in sorted((SHARED / "anthologies").iterdir())
+        if any(k in p.name for k in ("pg1210", "pg2814", "pg3079", "pg8299", "m-r-james"))
+    ]
     main(["split", *map(str, some), "--out", str(tmp_path / "split.jsonl")])
-    table = subprocess.run([sys.executable, SHARED / "truth/score_split.py", tmp_path / "split.jsonl", SHARED / "truth", "--present"],
-                           capture_output=True, text=True, check=True).stdout.splitlines()
-    scores = {line.split()[0]: float(line.split()[-2]) for line in table[1:] if line.strip() and not line.startswith("(")}
+    table = subprocess.run(
+        [sys.executable, SHARED / "truth/score_split.py", tmp_path / "split.jsonl", SHARED / "truth", "--present"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    scores = {
+        line.split()[0]: float(line.split()[-2]) for line in table[1:] if line.strip() and not line.startswith("(")
+    }
     assert scores["ALL"] >= 0.92 and min(scores.values()) >= 0.80, table
     assert float(next(line for line in table if line.startswith("ALL")).split()[-1]) <= 0.01
 
 
 # ------------------------------------------------------------------ bad input
+
 
 def bomb() -> bytes:
     out = io.BytesIO()
@@ -224,11 +317,26 @@ def bomb() -> bytes:
     return out.getvalue()
 
 
-BAD = {"empty": b"", "binary": bytes(range(256)) * 40, "no_epub": None, "torn": epub({"a.xhtml": page("x")})[:300],
-       "missing": epub({}, spine=["text/none.xhtml"]), "outside": epub({}, spine=["../../../etc/passwd"]),
-       "manifest": epub({"a.xhtml": page(paragraphs(1))}, opf_extra='<item id="x" href="../../x" media-type="text/css"/>'), "no_stories": b"word " * 5000}
-SAYS = {"empty": "is empty", "binary": "is binary", "no_epub": "no epub", "torn": "damaged zip", "missing": "does not hold",
-        "outside": "outside itself", "manifest": "outside itself", "no_stories": "no stories"}
+BAD = {
+    "empty": b"",
+    "binary": bytes(range(256)) * 40,
+    "no_epub": None,
+    "torn": epub({"a.xhtml": page("x")})[:300],
+    "missing": epub({}, spine=["text/none.xhtml"]),
+    "outside": epub({}, spine=["../../../etc/passwd"]),
+    "manifest": epub({"a.xhtml": page(paragraphs(1))}, opf_extra='<item id="x" href="../../x" media-type="text/css"/>'),
+    "no_stories": b"word " * 5000,
+}
+SAYS = {
+    "empty": "is empty",
+    "binary": "is binary",
+    "no_epub": "no epub",
+    "torn": "damaged zip",
+    "missing": "does not hold",
+    "outside": "outside itself",
+    "manifest": "outside itself",
+    "no_stories": "no stories",
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -254,8 +362,10 @@ def test_a_zip_bomb_and_a_huge_text_are_refused_by_size(tmp_path):
 
 def test_entities_are_not_expanded(tmp_path):
     secret = put(tmp_path, "secret", "the secret words")
-    xml = (f'<?xml version="1.0"?><!DOCTYPE c [<!ENTITY x SYSTEM "file://{secret}">]><container><rootfiles>'
-           '<rootfile full-path="&x;"/></rootfiles></container>')
+    xml = (
+        f'<?xml version="1.0"?><!DOCTYPE c [<!ENTITY x SYSTEM "file://{secret}">]><container><rootfiles>'
+        '<rootfile full-path="&x;"/></rootfiles></container>'
+    )
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as z:
         z.writestr("META-INF/container.xml", xml)
@@ -269,8 +379,10 @@ def test_bad_books_leave_the_good_ones_and_a_failed_build_leaves_no_file(tmp_pat
     main(["build", str(bad), str(good), str(tmp_path / "absent.txt"), "--out", str(tmp_path / "out.jsonl")])
     said = capsys.readouterr().out
     assert "5 examples from 1 books" in said and "bad.txt: is empty" in said and "absent.txt: no such file" in said
-    for argv in (["build", str(bad), "--out", str(tmp_path / "none.jsonl")],
-                 ["build", str(good), "--out", str(tmp_path / "none.jsonl"), "--min_words", "9000", "--max_words", "9999"]):
+    for argv in (
+        ["build", str(bad), "--out", str(tmp_path / "none.jsonl")],
+        ["build", str(good), "--out", str(tmp_path / "none.jsonl"), "--min_words", "9000", "--max_words", "9999"],
+    ):
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 2 and capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
@@ -279,37 +391,66 @@ def test_bad_books_leave_the_good_ones_and_a_failed_build_leaves_no_file(tmp_pat
 
 # ------------------------------------------------------------------ choosing
 
+
 def story(title: str, text: str, source: str) -> Story:
     return Story(title, "Ann Author", text, source)
 
 
 def settings(**changed) -> Namespace:
-    return Namespace(**{**dict(min_words=20, max_words=4000, per_anthology=25, limit=1400, exclude_flagged=False, seed=0,
-                               test_out=None, test_share=0.1), **changed})
+    return Namespace(
+        **{
+            **dict(
+                min_words=20,
+                max_words=4000,
+                per_anthology=25,
+                limit=1400,
+                exclude_flagged=False,
+                seed=0,
+                test_out=None,
+                test_share=0.1,
+            ),
+            **changed,
+        }
+    )
 
 
 def test_shared_runs_agree_with_a_brute_search():
     import random
+
     rng, common = random.Random(0), [f"w{i}" for i in range(400)]
     texts = [[rng.choice(common) for _ in range(300)] for _ in range(8)]
-    texts[3][40:140] = texts[0][100:200]      # 100 words: a whole block must fall inside
-    texts[5][0:48] = texts[1][0:48]           # shorter than a block: nobody's business
+    texts[3][40:140] = texts[0][100:200]  # 100 words: a whole block must fall inside
+    texts[5][0:48] = texts[1][0:48]  # shorter than a block: nobody's business
     found = anthologies.shared_runs([" ".join(t) for t in texts])
 
     def share(a, b, run):
-        windows = {tuple(a[i:i + run]) for i in range(len(a) - run + 1)}
-        return any(tuple(b[i:i + run]) in windows for i in range(len(b) - run + 1))
+        windows = {tuple(a[i : i + run]) for i in range(len(a) - run + 1)}
+        return any(tuple(b[i : i + run]) in windows for i in range(len(b) - run + 1))
+
     pairs = [(i, j) for i in range(8) for j in range(i + 1, 8)]
-    assert {p for p in pairs if share(texts[p[0]], texts[p[1]], 99)} <= found <= {p for p in pairs if share(texts[p[0]], texts[p[1]], 50)}
+    assert (
+        {p for p in pairs if share(texts[p[0]], texts[p[1]], 99)}
+        <= found
+        <= {p for p in pairs if share(texts[p[0]], texts[p[1]], 50)}
+    )
     assert found == {(0, 3)}
     assert anthologies.shared_runs([]) == set() == anthologies.shared_runs(["short", "short"])
 
 
 def test_copies_go_whatever_their_titles_and_the_rest_stays():
     a, b = prose(1), prose(2)
-    stories = [story("One", a, "x.txt"), story("Another Name", "A new first line. " + a, "y.txt"), story("Two", b, "y.txt")]
+    stories = [
+        story("One", a, "x.txt"),
+        story("Another Name", "A new first line. " + a, "y.txt"),
+        story("Two", b, "y.txt"),
+    ]
     train, test, why = anthologies.choose(stories, settings())
-    assert len(train) == 2 and test == [] and why["a copy of a story already in"] == 1 and {s.title for s in train} >= {"Two"}
+    assert (
+        len(train) == 2
+        and test == []
+        and why["a copy of a story already in"] == 1
+        and {s.title for s in train} >= {"Two"}
+    )
 
 
 def test_two_translations_of_one_tale_are_found_by_their_rare_words():
@@ -322,7 +463,11 @@ def test_two_translations_of_one_tale_are_found_by_their_rare_words():
 
 def test_held_out_books_share_no_story_with_training():
     stories = [story(f"Title {n}", prose(n), f"book{n % 10}.txt") for n in range(40)]
-    stories += [story("The Title 1", prose(77), "book0.txt"), story("Else", prose(5), "book8.txt"), story("Again", prose(6), "book3.txt")]
+    stories += [
+        story("The Title 1", prose(77), "book0.txt"),
+        story("Else", prose(5), "book8.txt"),
+        story("Again", prose(6), "book3.txt"),
+    ]
     for seed in range(6):
         train, test, _ = anthologies.choose(stories, settings(test_out="t", test_share=0.3, seed=seed))
         assert len({s.source for s in test}) == 3 and not {s.source for s in train} & {s.source for s in test}
@@ -331,14 +476,18 @@ def test_held_out_books_share_no_story_with_training():
 
 
 def test_cap_limit_language_flags_and_order(tmp_path):
-    stories = [story(f"T{n}", prose(n), "big.txt") for n in range(20)] + [story(f"S{n}", prose(30 + n), f"small{n}.txt") for n in range(3)]
+    stories = [story(f"T{n}", prose(n), "big.txt") for n in range(20)] + [
+        story(f"S{n}", prose(30 + n), f"small{n}.txt") for n in range(3)
+    ]
     train, _, why = anthologies.choose(stories, settings(per_anthology=4, limit=6))
     books_of = Counter(s.source for s in train)
     assert len(train) == 6 and books_of["small0.txt"] == books_of["small1.txt"] == books_of["small2.txt"] == 1
     assert why["more than 4 of its book"] == 16 and why["beyond the limit"] == 1
     again, _, _ = anthologies.choose(stories[::-1], settings(per_anthology=4, limit=6))
     assert [s.title for s in again] == [s.title for s in train], "the order of the files changes nothing"
-    french = story("F", "il \u00e9tait une fois un roi qui avait une fille tr\u00e8s belle et tr\u00e8s sage " * 9, "f.txt")
+    french = story(
+        "F", "il \u00e9tait une fois un roi qui avait une fille tr\u00e8s belle et tr\u00e8s sage " * 9, "f.txt"
+    )
     slur = story("W", prose(60) + " the coolies waited", "w.txt")
     assert anthologies.choose([french, slur], settings())[2]["not English"] == 1
     assert anthologies.choose([slur], settings())[0] == [slur]
@@ -348,10 +497,15 @@ def test_cap_limit_language_flags_and_order(tmp_path):
 def test_build_gives_the_same_bytes_and_prompts_that_end_in_the_length(tmp_path):
     book = put(tmp_path, "good.txt", plain_book())
     outs = []
-    for hash_seed in ("1", "2"):      # sets and dicts may not decide anything
+    for hash_seed in ("1", "2"):  # sets and dicts may not decide anything
         out = tmp_path / f"out{hash_seed}.jsonl"
-        subprocess.run([sys.executable, "-m", "scripts.anthologies", "build", book, "--out", out], cwd=ROOT, check=True, capture_output=True,
-                       env={**os.environ, "PYTHONHASHSEED": hash_seed})
+        subprocess.run(
+            [sys.executable, "-m", "scripts.anthologies", "build", book, "--out", out],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        )
         outs.append(out.read_bytes())
     assert outs[0] == outs[1]
     for e in read_examples(tmp_path / "out1.jsonl"):
@@ -361,16 +515,23 @@ def test_build_gives_the_same_bytes_and_prompts_that_end_in_the_length(tmp_path)
 
 # ------------------------------------------------------------------ prompts
 
+
 def test_round_words_and_leaks():
     assert [prompts.round_words(n) for n in (3, 137, 512, 1234, 3870, 10321)] == [10, 140, 500, 1200, 3900, 10500]
     told = "One two three four, five six seven eight nine ten."
-    assert prompts.leaks("Say: two THREE four five six seven eight nine!", told) == "two three four five six seven eight nine"
+    assert (
+        prompts.leaks("Say: two THREE four five six seven eight nine!", told)
+        == "two three four five six seven eight nine"
+    )
     assert prompts.leaks("two three four five six seven eight ten", told) is None
 
 
 def test_offline_prompt_names_people_places_and_things():
-    text = ("In the morning old Marta walked down to Ostend with the lantern. \u201cWhere is the lantern?\u201d asked Marta. They went to Ostend, "
-            "and Joost followed Marta; the heron, the heron stood there. In Ostend the lantern shone. But Joost laughed at the heron. " * 2)
+    text = (
+        "In the morning old Marta walked down to Ostend with the lantern. \u201cWhere is the lantern?\u201d asked Marta. They went to Ostend, "
+        "and Joost followed Marta; the heron, the heron stood there. In Ostend the lantern shone. But Joost laughed at the heron. "
+        * 2
+    )
     people, places = prompts.cast(text)
     assert people[:2] == ["Marta", "Joost"] and places == ["Ostend"]
     prompt = prompts.offline_prompt("THE LANTERN OF OSTEND", text, 120, prompts.background([text]))
@@ -379,6 +540,7 @@ def test_offline_prompt_names_people_places_and_things():
 
 class Scripted(BaseHTTPRequestHandler):
     """A chat endpoint that answers from a list of functions of the request number; counts what it was asked."""
+
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
@@ -408,13 +570,19 @@ def endpoint():
     server.server_close()
 
 
-GOOD = json.dumps({"request": "Write about a miller who fears the dark water and a girl who does not. It should be 99 words long. Keep it hushed.",
-                   "reasoning": "Whose story: the girl. Order: mill, river, house."})
+GOOD = json.dumps(
+    {
+        "request": "Write about a miller who fears the dark water and a girl who does not. It should be 99 words long. Keep it hushed.",
+        "reasoning": "Whose story: the girl. Order: mill, river, house.",
+    }
+)
 
 
 def examples_file(tmp_path, n=6) -> str:
     path = tmp_path / "stories.jsonl"
-    write_examples(path, [Example(f"u{i}", "x 400 words long.", 400, prose(i), None, f"Tale {i} | A | b.txt") for i in range(n)])
+    write_examples(
+        path, [Example(f"u{i}", "x 400 words long.", 400, prose(i), None, f"Tale {i} | A | b.txt") for i in range(n)]
+    )
     return str(path)
 
 
@@ -424,7 +592,11 @@ def test_requests_are_written_with_notes_and_our_own_length(tmp_path, endpoint, 
     out = str(tmp_path / "asked.jsonl")
     main(["prompts", examples_file(tmp_path), "--out", out, "--url", endpoint.url, "--model", "m", "--reasoning"])
     for e in read_examples(out):
-        assert e.prompt.startswith("Write about a miller") and e.prompt.endswith("400 words long.") and "99 words" not in e.prompt
+        assert (
+            e.prompt.startswith("Write about a miller")
+            and e.prompt.endswith("400 words long.")
+            and "99 words" not in e.prompt
+        )
         assert "Keep it hushed." in e.prompt and e.reasoning.startswith("Whose story")
     assert len(endpoint.asked) == 6 and set(endpoint.keys) == {"Bearer sk-secret-1"}
     assert all("<story>" in b["messages"][0]["content"] for b in endpoint.asked)
@@ -439,9 +611,25 @@ def test_a_quoting_answer_is_refused_and_asked_for_again_then_given_up(tmp_path,
 
     def answer(n, body):
         return 200, quote if "Opening0x0" in body["messages"][0]["content"] else "no json" if n % 2 else GOOD
+
     endpoint.answer = answer
     out = str(tmp_path / "asked.jsonl")
-    main(["prompts", examples_file(tmp_path, 3), "--out", out, "--url", endpoint.url, "--model", "m", "--workers", "1", "--tries", "2"])
+    main(
+        [
+            "prompts",
+            examples_file(tmp_path, 3),
+            "--out",
+            out,
+            "--url",
+            endpoint.url,
+            "--model",
+            "m",
+            "--workers",
+            "1",
+            "--tries",
+            "2",
+        ]
+    )
     rows = {e.uid: e.prompt for e in read_examples(out)}
     assert "Tale 0" in rows["u0"] and rows["u0"].endswith("400 words long."), "the plain request stays"
     assert rows["u2"].startswith("Write about a miller") and "stories keep a plain request" in capsys.readouterr().out
@@ -456,11 +644,25 @@ def test_a_killed_run_goes_on_without_paying_twice(tmp_path, endpoint):
         if n >= 3 and not server_free.is_set():
             time.sleep(30)
         return 200, GOOD
+
     server_free = threading.Event()
     endpoint.answer = answer
     out = tmp_path / "asked.jsonl"
-    command = [sys.executable, "-m", "scripts.anthologies", "prompts", examples_file(tmp_path), "--out", str(out), "--url", endpoint.url,
-               "--model", "m", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.anthologies",
+        "prompts",
+        examples_file(tmp_path),
+        "--out",
+        str(out),
+        "--url",
+        endpoint.url,
+        "--model",
+        "m",
+        "--workers",
+        "1",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert release.wait(30)
     process.send_signal(signal.SIGKILL)
@@ -469,7 +671,7 @@ def test_a_killed_run_goes_on_without_paying_twice(tmp_path, endpoint):
     journal = Path(str(out) + ".answers.jsonl")
     assert len(journal.read_bytes().splitlines()) == 3
     with open(journal, "ab") as f:
-        f.write(b'{"uid": "u9", "ask')      # a line torn by the kill
+        f.write(b'{"uid": "u9", "ask')  # a line torn by the kill
     server_free.set()
     main(command[3:])
     asked = Counter(b["messages"][0]["content"] for b in endpoint.asked)
@@ -477,12 +679,16 @@ def test_a_killed_run_goes_on_without_paying_twice(tmp_path, endpoint):
     assert sorted(asked.values()) == [1, 1, 1, 1, 1, 2], "only the request that was in flight was asked again"
 
 
-def test_a_busy_server_is_waited_for_and_a_dead_one_stops_with_its_answers_kept(tmp_path, endpoint, capsys, monkeypatch):
+def test_a_busy_server_is_waited_for_and_a_dead_one_stops_with_its_answers_kept(
+    tmp_path, endpoint, capsys, monkeypatch
+):
     monkeypatch.setattr(prompts.time, "sleep", lambda s: None)
     endpoint.answer = lambda n, body: (429, "") if n == 0 else (200, GOOD) if n < 4 else (503, "")
     out = str(tmp_path / "asked.jsonl")
     with pytest.raises(SystemExit) as stop:
-        main(["prompts", examples_file(tmp_path), "--out", out, "--url", endpoint.url, "--model", "m", "--workers", "1"])
+        main(
+            ["prompts", examples_file(tmp_path), "--out", out, "--url", endpoint.url, "--model", "m", "--workers", "1"]
+        )
     assert stop.value.code == 2 and "3 answers are kept" in capsys.readouterr().err and not Path(out).exists()
     with pytest.raises(SystemExit):
         main(["prompts", examples_file(tmp_path), "--out", out])
@@ -490,6 +696,7 @@ def test_a_busy_server_is_waited_for_and_a_dead_one_stops_with_its_answers_kept(
 
 
 # ------------------------------------------------------------------ fetch
+
 
 class Mirror(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -504,9 +711,9 @@ class Mirror(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
         part = data[start:]
-        if self.path in server.cut:      # the line breaks in the middle, once
+        if self.path in server.cut:  # the line breaks in the middle, once
             server.cut.discard(self.path)
-            part = part[:len(part) // 2]
+            part = part[: len(part) // 2]
         self.wfile.write(part)
 
     def log_message(self, *args):
@@ -517,26 +724,48 @@ def test_fetch_resumes_checks_and_skips(tmp_path, capsys):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     text, book = plain_book().encode(), epub({"a.xhtml": page(paragraphs(1))})
-    server.files = {"/4/2/4/4242/4242-8.txt": text, "/ebooks/ann-author/tales/downloads/ann-author_tales.epub": book,
-                    "/7/77/77-0.txt": text, "/8/88/88.txt": gutenberg("x", 88).split("End of")[0].encode()}
+    server.files = {
+        "/4/2/4/4242/4242-8.txt": text,
+        "/ebooks/ann-author/tales/downloads/ann-author_tales.epub": book,
+        "/7/77/77-0.txt": text,
+        "/8/88/88.txt": gutenberg("x", 88).split("End of")[0].encode(),
+    }
     server.cut, server.seen = {"/4/2/4/4242/4242-8.txt"}, []
     table = tmp_path / "catalogue.tsv"
-    table.write_text("name\ttitle\tauthor\npg4242.txt\tTales\tA\nse_ann-author_tales.epub\tTales\tA\npg77.txt\tWrong\tA\npg88.txt\tTorn\tA\n")
+    table.write_text(
+        "name\ttitle\tauthor\npg4242.txt\tTales\tA\nse_ann-author_tales.epub\tTales\tA\npg77.txt\tWrong\tA\npg88.txt\tTorn\tA\n"
+    )
     base = f"http://127.0.0.1:{server.server_address[1]}"
-    argv = ["fetch", "--out_dir", str(tmp_path / "books"), "--gutenberg", base, "--standard_ebooks", base, "--catalogue", str(table), "--pause", "0"]
+    argv = [
+        "fetch",
+        "--out_dir",
+        str(tmp_path / "books"),
+        "--gutenberg",
+        base,
+        "--standard_ebooks",
+        base,
+        "--catalogue",
+        str(table),
+        "--pause",
+        "0",
+    ]
     with pytest.raises(SystemExit) as stop:
         main(argv)
     said = capsys.readouterr()
     assert stop.value.code == 2 and "2 books fetched now, 2 of 4" in said.out
     assert "not Project Gutenberg's number 77" in said.out and "cut short" in said.out
-    assert (tmp_path / "books/pg4242.txt").read_bytes() == text and (tmp_path / "books/se_ann-author_tales.epub").read_bytes() == book
+    assert (tmp_path / "books/pg4242.txt").read_bytes() == text and (
+        tmp_path / "books/se_ann-author_tales.epub"
+    ).read_bytes() == book
     again = [int(r[6:-1]) for p, r in server.seen if p == "/4/2/4/4242/4242-8.txt" and r]
     assert len(again) == 1 and len(text) // 2 - 1024 <= again[0] <= len(text) // 2, "it went on where the line broke"
     assert sorted(p.name for p in (tmp_path / "books").iterdir()) == ["pg4242.txt", "se_ann-author_tales.epub"]
     server.seen.clear()
     with pytest.raises(SystemExit):
         main(argv)
-    assert not any("4242" in path or "ebooks" in path for path, _ in server.seen), "what is there and sound is not fetched again"
+    assert not any(
+        "4242" in path or "ebooks" in path for path, _ in server.seen
+    ), "what is there and sound is not fetched again"
     with pytest.raises(SystemExit):
         main(["fetch", "--out_dir", str(tmp_path / "books")])
     assert "no mirror" in capsys.readouterr().err
@@ -549,10 +778,13 @@ def test_the_catalogue_is_whole():
     assert len(rows) == 100 == len({r["name"] for r in rows})
     assert all(fetch.addresses(r["name"], "http://a", "http://b") for r in rows)
     assert fetch.addresses("pg2814.txt", "http://a/", None)[0] == "http://a/2/8/1/2814/2814-0.txt"
-    assert fetch.addresses("se_saki_short-fiction.epub", None, "http://b")[0].startswith("http://b/ebooks/saki/short-fiction/downloads/saki_short-fiction.epub")
+    assert fetch.addresses("se_saki_short-fiction.epub", None, "http://b")[0].startswith(
+        "http://b/ebooks/saki/short-fiction/downloads/saki_short-fiction.epub"
+    )
 
 
 # ------------------------------------------------------------------ a look, and the requests shipped
+
 
 def test_stats_counts_samples_and_draws(tmp_path, capsys):
     out = str(tmp_path / "out.jsonl")
@@ -566,7 +798,9 @@ def test_stats_counts_samples_and_draws(tmp_path, capsys):
 
 def test_evaluation_requests():
     examples = read_examples(ROOT / "stories/eval.jsonl")
-    buckets = Counter(next(hi for hi in (2000, 4000, 6000, 8000, 10000, 12000) if e.target_words < hi) for e in examples)
+    buckets = Counter(
+        next(hi for hi in (2000, 4000, 6000, 8000, 10000, 12000) if e.target_words < hi) for e in examples
+    )
     assert len(examples) == 180 and set(buckets.values()) == {30} and min(e.target_words for e in examples) >= 1000
     assert all(e.story is None and e.prompt.endswith(f"{e.target_words} words long.") for e in examples)
     openings = Counter(" ".join(e.prompt.split()[:4]) for e in examples)

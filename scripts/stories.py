@@ -1,0 +1,117 @@
+"""One book -> its stories, whole and clean: reading (scripts/books.py) and headings (scripts/headings.py) put together.
+
+Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents and headings.
+
+    from scripts.anthologies import split_anthology
+    for story in split_anthology("pg2814.txt"): print(story.title, len(story.text.split()))
+
+Left out: plays and poems, sections too short to be a story.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.books import (
+    MAX_BYTES,
+    THE_END,
+    Block,
+    clean,
+    decode,
+    epub_blocks,
+    html_blocks,
+    is_verse,
+    text_blocks,
+    unframe,
+)
+from scripts.headings import MIN_WORDS, choose, contents, fold, heads, one_line
+
+BACK_PAGE = re.compile(
+    r"\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
+    r"& sons, (limited|ltd)|^\W*printed (in|by)\b|illustrated from photographs|punctuation .* retained",
+    re.I,
+)
+
+
+@dataclass
+class Story:
+    title: str
+    author: str
+    text: str  # paragraphs between blank lines, lines of verse each on its own
+    source: str  # file name of the anthology
+
+
+def _title(text: str) -> str:
+    """A title on one line, without the marks of notes and remarks in brackets."""
+    text = re.sub(r"\s*(--|\u2014)?\[.*?(\]|$)|\(\d{1,3}\)|\*+$", "", one_line(text).strip(" *"))
+    return text.strip().removesuffix(".").strip() or one_line(text)
+
+
+def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]:
+    stories = []
+    for number in sorted({b.story for b in blocks if b.story}):
+        own = [b for b in blocks if b.story == number]
+        words = [len(b.text.split()) for b in own]
+        if sum(n for n, b in zip(words, own) if b.kind == "drama") > 0.5 * sum(words):
+            continue  # plays are not prose
+        title = next((b.text for b in own if b.kind in ("title", "part") or b.level), "")
+        body = [b for b in own if b.kind != "skip"]
+        while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
+            body.pop(0)
+        text = clean(body)
+        if text:
+            stories.append(Story(_title(title), author, text, source))
+    return stories
+
+
+def split_anthology(path: str | Path) -> list[Story]:
+    """Every story of one book, in order. Raises ValueError (with a sentence) for what is no book or holds no story."""
+    path = Path(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_BYTES >> 20} MB: no anthology is; split it or leave it out")
+    raw = path.read_bytes()
+    try:
+        return _split(raw, path.name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _split(raw: bytes, source: str) -> list[Story]:
+    if not raw.strip():
+        raise ValueError("is empty: fetch it again")
+    author, wrapped = "", False
+    if raw[:2] == b"PK":
+        blocks, _, author = epub_blocks(raw)
+        stories = markup_stories(blocks, author, source)
+        if stories:
+            return stories
+    else:
+        text = decode(raw)
+        author = next(iter(re.findall(r"^Author:\s*(.+?)\s*(?:[\[(].*)?$", text[:20000], re.M)), "")
+        is_html = re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
+        wrapped = not is_html
+        blocks = html_blocks(text) if is_html else text_blocks(text)
+    blocks = unframe(blocks)
+    for b in blocks:
+        b.words = len(b.text.split())
+    toc = contents(blocks)
+    starts = choose(heads(blocks, toc), toc)
+    stories = []
+    for h, after in zip(starts, starts[1:] + [None]):
+        about_author = len(fold(author)) > 8 and fold(author) in fold(h.title)
+        if h.matter or about_author:
+            continue
+        body = blocks[h.end : after.start if after else len(blocks)]
+        if after is None:  # advertisements and transcribers' remarks follow the last story
+            tail = len(body) // 2
+            body = body[: next((i for i, b in enumerate(body) if i > tail and BACK_PAGE.search(b.text)), len(body))]
+        text = clean(
+            body[: next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))], wrapped
+        )
+        if len(text.split()) >= MIN_WORDS and not is_verse(text):
+            stories.append(Story(_title(h.title), one_line(h.author) or author, text, source))
+    if not stories:
+        raise ValueError("has no stories that can be told apart (neither contents nor headings): leave it out")
+    return stories
