@@ -111,6 +111,7 @@ class Config:
     lora_rank: int = opt(0, "0: train all weights; else LoRA of this rank on a bf16 base")
     lora_alpha: float = opt(32.0, "LoRA's scale is alpha / rank")
     checkpointing: bool = opt(True, "recompute each block in the backward pass")
+    autocast: bool = opt(False, "bf16 matrix products on fp32 weights where nothing is sharded: faster, and less exact")
     compile: bool = opt(False, "torch.compile the blocks; minutes of start-up")
     micro_batch_tokens: int = opt(16384, "padded tokens of one forward and backward pass")
     keep_replica: bool = opt(False, "keep the sampling replica in memory during the update")
@@ -208,12 +209,13 @@ def gather(x) -> list:
 class Scorer(torch.nn.Module):
     """ids [B, T] -> (log-probabilities, entropy) [B, T-1]: what DDP wraps, since its hooks live in forward()."""
 
-    def __init__(self, model):
+    def __init__(self, model, autocast=False):
         super().__init__()
-        self.model = model
+        self.model, self.autocast = model, autocast
 
     def forward(self, ids, lengths, temperature):
-        return self.model.token_logprobs(ids, lengths, temperature, return_entropy=True)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.model.token_logprobs(ids, lengths, temperature, return_entropy=True)
 
 
 def build(c: Config, device):
@@ -231,7 +233,7 @@ def build(c: Config, device):
             block.compile()
     if parallel == "fsdp":
         qwen.shard(model, bf16=on_gpu)
-    scorer = Scorer(model)
+    scorer = Scorer(model, c.autocast)
     if parallel == "ddp":
         scorer = torch.nn.parallel.DistributedDataParallel(scorer, device_ids=[device.index] if on_gpu else None)
     return model, scorer
