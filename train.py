@@ -640,7 +640,7 @@ def warm_start(c: Config, scorer, humans, device):
     for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = c.warm_start_lr * min((step + 1) / (0.05 * c.warm_start_steps + 1), 1 - step / c.warm_start_steps)
-        picked = [stories[i % len(stories)] for i in pick(len(stories), step * c.warm_start_rows, c.warm_start_rows, c.seed)]
+        picked = [stories[i] for i in pick(len(stories), step * c.warm_start_rows, c.warm_start_rows, c.seed)]
         rows = [Row(e.prompt_ids + e.completion_ids, len(e.prompt_ids), 1.0, True, None) for e in picked[RANK::WORLD]]
         stats = update(scorer, optimiser, rows, c, device)
         bar.set_postfix(nll=f"{stats['nll']:.3f}", tokens_per_second=f"{stats['train/tokens_per_second']:.0f}")
@@ -649,7 +649,8 @@ def warm_start(c: Config, scorer, humans, device):
 
 def pick(n: int, start: int, count: int, seed: int) -> list[int]:
     """`count` indices from position `start` of an endless sequence of shuffled epochs."""
-    return [data.order(n, i // n, seed)[i % n] for i in range(start, start + count)]
+    orders = {epoch: data.order(n, epoch, seed) for epoch in {start // n, (start + count - 1) // n}}
+    return [orders[i // n][i % n] for i in range(start, start + count)]
 
 
 def param_groups(module):
