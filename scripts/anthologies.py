@@ -339,6 +339,9 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by hand; nothing half-written is left", file=sys.stderr)
+        sys.exit(130)
 
 
 def _check(parser, args) -> None:

@@ -324,7 +324,7 @@ def clean(blocks: list[Block], wrapped: bool = False) -> str:
     """Prose as one line a paragraph, verse line by line; marks, notes and pictures out."""
     parts = []
     widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
-    width = widths[int(0.9 * len(widths))] if widths else 0
+    width = max(60, widths[int(0.9 * len(widths))] if widths else 0)    # a poem alone has no margin of its own
     raw = "\n\n".join("\n".join(b.text.split("\n")) for b in blocks)
     bracket = (
         r"\[\s*_?(?:Illustration|Footnote|Transcriber|Sidenote|Blank Page|Decoration|Image|Pg|Page)\b"
