@@ -689,12 +689,12 @@ def run(c: Config):
     optimiser = torch.optim.AdamW(param_groups(scorer), lr=c.lr, betas=(0.9, 0.999), weight_decay=c.weight_decay)
     folder, start = open_run(c, model, optimiser)
     log = Log(c, folder, start)
-    stopping = []
-    signal.signal(signal.SIGTERM, lambda *_: stopping.append("SIGTERM"))
     per_epoch = len(examples) // c.prompts
     steps = c.steps if c.steps >= 0 else per_epoch
     if c.warm_start_steps and start == 0:
         log.write({"step": -1, **warm_start(c, scorer, humans, device)})
+    stopping = []  # from here on there is a state worth saving
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append("SIGTERM"))
     reference = None
     if c.kl:
         reference = Scorer(build(c, device)[0]).requires_grad_(False)
