@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import queue
 import random
 import re
+import runpy
 import secrets
 import sqlite3
 import statistics
@@ -96,7 +98,7 @@ def load_rubric(name: str | Path, criteria: list[dict] | None = None) -> Rubric:
             f"- {band}: {c[band]}" for band in bands if band in c])) for i, c in enumerate(criteria, 1)]
     if len({d.key for d in dimensions}) != len(dimensions) or not dimensions:
         raise ValueError(f"{path}: dimensions are missing or named twice")
-    preamble = re.sub(r"<!--.*?-->|^# .*$|^(version|aggregate):.*$", "", head, flags=re.M | re.S).strip()
+    preamble = re.sub(r"<!--.*?-->|^(?:# |version:|aggregate:)[^\n]*$", "", head, flags=re.M | re.S).strip()
     # Words changed without a new number are another rubric all the same.
     digest = hashlib.sha256(repr((preamble, dimensions, fields)).encode()).hexdigest()[:8]
     return Rubric(f"{fields['version']}+{digest}", fields["aggregate"], preamble, tuple(dimensions))
@@ -259,10 +261,15 @@ class OfflineJudge:
         scores = self._dimensions(strip_length(prompt), story)
         return Verdict(scores, aggregate(scores), rubric=RUBRIC.version, judge=self.name)
 
-    def submit(self, prompt: str, story: str) -> Future:
-        future = Future()
-        future.set_result(self.score(prompt, story))
-        return future
+    def submit(self, prompt: str, story: str, draw: int = 0) -> Future:
+        return _then([], lambda _: self.score(prompt, story))
+
+    def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> Future:
+        order = sorted(range(len(stories)), key=lambda i: -self.score(prompt, stories[i]).score)
+        return _then([], lambda _: [Verdict({}, s, rubric=RUBRIC.version, judge=self.name) for s in rank_scores(order)])
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         pass
@@ -331,7 +338,7 @@ def _grams(text: str, n: int = 4) -> set[tuple]:
 
 def empty_verdict(rubric: Rubric, judge: str) -> Verdict:
     """An empty story is no failed call: it earns nothing and bears every fault, and no judge is paid to say so."""
-    scores = {d.key: d.high if d.key[0] == "N" else d.low for d in rubric.dimensions}
+    scores = {d.key: d.high if d.key[0] == "N" or d.key == "PENALTY" else d.low for d in rubric.dimensions}
     return Verdict(scores, aggregate(scores, rubric), {d: "the story is empty" for d in scores}, rubric=rubric.version, judge=judge)
 
 
@@ -386,7 +393,7 @@ def find_json(text: str) -> dict:
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.S)
 
     def reject(constant: str):
-        raise ValueError(f"{constant} is no JSON")
+        raise Fault("bad_json", "ask", f"{constant} is no JSON number")
     decoder = json.JSONDecoder(parse_constant=reject)   # Python would read NaN and Infinity as numbers
     at = text.find("{")
     while at >= 0:
@@ -467,14 +474,14 @@ class Store:
             row = self.db.execute("SELECT value FROM verdicts WHERE key = ?", (key,)).fetchone()
         return json.loads(row[0]) if row else None
 
-    def put(self, key: str, value: dict) -> None:
+    def record(self, model: str, tokens: list[int], dollars: float, estimated: bool, key: str, value: dict | None) -> None:
+        """The bill and, where the answer was good, the verdict: both or neither."""
         with self.lock:
-            self.db.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (key, json.dumps(value)))
-
-    def bill(self, model: str, prompt_tokens: int, completion_tokens: int, dollars: float, estimated: bool) -> None:
-        with self.lock:
-            self.db.execute("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)",
-                            (time.time(), self.run, model, prompt_tokens, completion_tokens, dollars, estimated))
+            self.db.execute("BEGIN IMMEDIATE")
+            self.db.execute("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)", (time.time(), self.run, model, *tokens, dollars, estimated))
+            if value is not None:
+                self.db.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, json.dumps(value)))
+            self.db.execute("COMMIT")
 
     def ledger(self) -> Ledger:
         with self.lock:
@@ -488,6 +495,7 @@ class Store:
 # ----------------------------------------------------------------------------------------------------------------------
 
 SCHEMA_MODES = ("json_schema", "json_object+schema", "json_object", "text")   # tried in this order, once per run
+BACKOFF = 0.5   # seconds before the first retry, doubled each time
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 
 
@@ -564,6 +572,7 @@ class Judge:
         self.mode, self.mode_known, self.mode_strikes, self.token_field = 0, False, 0, "max_tokens"
         self.pace, self.slots = Pace(requests_per_minute, tokens_per_minute), threading.Semaphore(in_flight)
         self.lock, self.discovery, self.closed = threading.RLock(), threading.Lock(), threading.Event()
+        self.settled = threading.Condition(self.lock)
         self.pending, self.under_way, self.tasks = {}, set(), queue.SimpleQueue()
         # Daemons of our own: the standard pool's threads would keep a stopped run alive until its last story is paid for.
         # More of them than slots, so that a story that waits for its retry holds nobody up.
@@ -576,20 +585,21 @@ class Judge:
     def score(self, prompt: str, story: str) -> Verdict | None:
         return self.submit(prompt, story).result()
 
-    def submit(self, prompt: str, story: str) -> Future:
-        """Future of a Verdict, or of None when none could be had. With samples > 1 the mean of those that came."""
+    def submit(self, prompt: str, story: str, draw: int = 0) -> Future:
+        """Future of a Verdict, or of None when none could be had. With samples > 1 the mean of those that came.
+        Another `draw` of the same story is another verdict, bought and kept apart: for measuring the judge's own noise."""
         if not story.strip():
             return _then([], lambda _: empty_verdict(self.rubric, self.name))
         def read(answer: dict) -> dict:
             return read_verdict(answer, story, self.rubric, self.name).to_dict()
         futures = [self._ask("pointwise", sample, prompt, [story], pointwise_messages(self.rubric, prompt, story),
-                             self.rubric.schema(), read) for sample in range(self.samples)]
+                             self.rubric.schema(), read) for sample in range(draw * self.samples, (draw + 1) * self.samples)]
         return _then(futures, lambda values: mean_verdict([Verdict.from_dict(v) for v in values if v], self.rubric))
 
-    def submit_group(self, prompt: str, stories: list[str]) -> Future:
+    def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> Future:
         """One call ranks all stories of a group. Future of a Verdict each (score 100 for the best .. 0 for the last), or None."""
-        messages, schema, read = rank_task(self.rubric, prompt, stories)
-        future = self._ask("groupwise", 0, prompt, stories, messages, schema, read)
+        messages, schema, read = rank_task(self.rubric, prompt, stories, draw)
+        future = self._ask("groupwise", draw, prompt, stories, messages, schema, read)
         def verdicts(values: list) -> list[Verdict] | None:
             return values[0] and [Verdict({}, score, rubric=self.rubric.version, judge=self.name) for score in values[0]["scores"]]
         return _then([future], verdicts)
@@ -666,8 +676,8 @@ class Judge:
                 if fault.again == "no" or task.asked > 1 or task.retries < 0:
                     break
                 if fault.again == "retry":
-                    # 0.5, 1, 2 .. 30 s, each times 0.5-1.5, so that calls which failed together do not return together.
-                    wait = fault.wait or min(30.0, 0.5 * 2 ** max(0, self.retries - task.retries - 1)) * random.uniform(0.5, 1.5)
+                    # Times 0.5-1.5, so that calls which failed together do not return together.
+                    wait = fault.wait or min(30.0, BACKOFF * 2 ** max(0, self.retries - task.retries - 1)) * random.uniform(0.5, 1.5)
                     if wait > self._left(task):
                         with self.lock:
                             self.counts["deadline"] += 1
@@ -684,9 +694,13 @@ class Judge:
         """One call within the limits on pace, money and requests in flight."""
         size = sum(len(m["content"]) for m in task.messages) // 4
         answer_size = 60 * len(self.rubric.dimensions)        # tokens, roughly: only for pacing and for what is set aside
-        cost = (size * self.prices[0] + answer_size * self.prices[1]) / 1e6
+        guess = (size * self.prices[0] + answer_size * self.prices[1]) / 1e6
         with self.lock:
-            if self.budget is not None and self.ledger.dollars + self.reserved + cost > self.budget:
+            cost = max(guess, self.ledger.dollars / max(1, self.ledger.calls))
+            # Calls under way may still cost what was set aside for them: wait for their bills before giving up.
+            while self.budget is not None and self.ledger.dollars + self.reserved + cost > self.budget and self.reserved > 1e-12:
+                self.settled.wait(timeout=0.1)
+            if self.budget is not None and self.ledger.dollars + cost > self.budget:
                 self.out_of_budget = True
                 raise Fault("budget", "no", f"${self.ledger.dollars:.2f} of ${self.budget:.2f} spent")
             self.reserved += cost
@@ -701,6 +715,7 @@ class Judge:
         finally:
             with self.lock:
                 self.reserved -= cost
+                self.settled.notify_all()
 
     def _bounded(self, task: Task) -> dict:
         """The call in a thread that can be abandoned: socket time limits restart with every byte, the story's clock does not.
@@ -743,21 +758,24 @@ class Judge:
         try:
             answer = json.loads(data)
             choice, usage = answer["choices"][0], answer.get("usage") or {}
-            message, finish = choice["message"], choice.get("finish_reason")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise Fault("not_an_answer", "retry", data[:80].decode("utf-8", "replace")) from None
+            text, finish = choice["message"].get("content") or "", choice.get("finish_reason")
+            refusal = choice["message"].get("refusal") or finish == "content_filter"
+            tokens = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            raise Fault("not_an_answer", "retry", repr(data[:80])) from None
         with self.lock:
             self.mode_known = True
-        text = message.get("content") or ""
-        self._bill(task, text, usage)
-        if message.get("refusal") or finish == "content_filter":
-            raise Fault("refusal", "ask", str(message.get("refusal"))[:80])
-        if finish == "length":
-            raise Fault("cut", "ask", "the answer hit max_tokens")
-        if not isinstance(text, str) or not text.strip():
-            raise Fault("empty_answer", "ask")
-        value = task.read(find_json(text))
-        self.store.put(task.key, value)
+        value = None
+        try:
+            if refusal:
+                raise Fault("refusal", "ask", str(refusal)[:80])
+            if finish == "length":
+                raise Fault("cut", "ask", "the answer ran into max_tokens")
+            if not isinstance(text, str) or not text.strip():
+                raise Fault("empty_answer", "ask", "an answer without text")
+            value = task.read(find_json(text))
+        finally:    # a useless answer is paid for like a good one
+            self._bill(task, str(text), tokens, value)
         return value
 
     def _post(self, body: dict) -> tuple[int, dict, bytes]:
@@ -793,6 +811,8 @@ class Judge:
             if not self.mode_known and self.mode_strikes >= 3 and self.mode < len(SCHEMA_MODES) - 1 and SCHEMA_MODES[self.mode] == mode:
                 self.mode, self.mode_strikes = self.mode + 1, 0
                 return Fault(f"no_{mode}", "mode", said)
+            if not self.mode_known and status == 500 and self.mode_strikes >= 3:
+                self.mode, self.mode_strikes = 0, 0        # not picky but ill: start over when it is well
         if 300 <= status < 400:
             return Fault("redirect", "no", f"HTTP {status} to {headers.get('Location', '?')[:100]}: give that address as the judge's URL")
         wait = 0.0
@@ -802,13 +822,12 @@ class Judge:
             said += " (unreadable Retry-After)"
         return Fault(f"http_{status}", "retry" if status in RETRY_STATUS else "no", f"HTTP {status}: {said}", max(0.0, wait))
 
-    def _bill(self, task: Task, text: str, usage: dict) -> None:
-        tokens = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+    def _bill(self, task: Task, text: str, tokens: list, value: dict | None) -> None:
         estimated = not all(isinstance(t, int) and t >= 0 for t in tokens)
         if estimated:
             tokens = [sum(len(m["content"]) for m in task.messages) // 4, len(text) // 4]
         dollars = (tokens[0] * self.prices[0] + tokens[1] * self.prices[1]) / 1e6
-        self.store.bill(self.name, *tokens, dollars, estimated)
+        self.store.record(self.name, tokens, dollars, estimated, task.key, value)
         with self.lock:
             led = self.ledger
             led.calls, led.dollars, led.estimated = led.calls + 1, led.dollars + dollars, led.estimated + estimated
@@ -850,9 +869,22 @@ def mean_verdict(verdicts: list[Verdict], rubric: Rubric) -> Verdict | None:
                    evidence=statistics.fmean(shares) if shares else None)
 
 
-def rank_task(rubric: Rubric, prompt: str, stories: list[str]) -> tuple[list[dict], dict, Callable[[dict], dict]]:
-    """Messages, schema and reader of a group-wise call. Stories are numbered in an order shuffled per call."""
-    order = random.Random(json.dumps([prompt, stories])).sample(range(len(stories)), len(stories))   # order[i]: who is number i + 1
+def shown_order(prompt: str, stories: list[str], draw: int = 0) -> list[int]:
+    """shown_order[i]: which story is shown as number i + 1. Shuffled, so that no place in the list belongs to anyone."""
+    return random.Random(json.dumps([prompt, stories, draw])).sample(range(len(stories)), len(stories))
+
+
+def rank_scores(order: list[int]) -> list[float]:
+    """order: indices, the best first -> points for each index, 100 for the best .. 0 for the last, evenly spaced."""
+    scores = [0.0] * len(order)
+    for place, index in enumerate(order):
+        scores[index] = 100 * (1 - place / max(1, len(order) - 1))
+    return scores
+
+
+def rank_task(rubric: Rubric, prompt: str, stories: list[str], draw: int = 0) -> tuple[list[dict], dict, Callable[[dict], dict]]:
+    """Messages, schema and reader of a group-wise call."""
+    order = shown_order(prompt, stories, draw)
     task = (f"Rank the {len(stories)} stories below, which answer one request, by these standards. Answer with one JSON object and "
             'nothing else: {"why": "...", "order": [numbers of all stories, the best first]}.')
     standards = "\n".join(f"{'Fault' if d.key[0] == 'N' else 'Strength'}: {d.title} ({d.high:g})" for d in rubric.dimensions[:-2])
@@ -863,9 +895,61 @@ def rank_task(rubric: Rubric, prompt: str, stories: list[str]) -> tuple[list[dic
         ranked = answer.get("order")
         if not isinstance(ranked, list) or sorted(map(str, ranked)) != sorted(str(i + 1) for i in range(len(stories))):
             raise Fault("schema", "ask", "the order does not name each story once")
-        scores = [0.0] * len(stories)
-        for place, number in enumerate(ranked):
-            scores[order[int(number) - 1]] = 100 * (1 - place / max(1, len(stories) - 1))
-        return {"scores": scores}
+        return {"scores": rank_scores([order[int(number) - 1] for number in ranked])}
     return [{"role": "system", "content": f"{rubric.preamble}\n\n{task}\n\n{standards}"},
             {"role": "user", "content": fenced(texts)}], schema, read
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Guard: is the judge being fooled? Pure functions, one line each in the loop
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def evidence_metrics(verdicts: list[dict | None]) -> dict[str, float]:
+    """judge/evidence: mean share of quotes found, over saved verdicts that cite any. {} when none does."""
+    shares = [v["evidence"] for v in verdicts if v and v["evidence"] is not None]
+    return {"judge/evidence": statistics.fmean(shares)} if shares else {}
+
+
+def watch_metrics(trained: list[float], watched: list[Verdict | None]) -> dict[str, float]:
+    """A held-out judge beside the one trained on, over the same stories. trained: scores the reward was made from (points).
+    watch/gap = trained judge - watch judge: when it grows, the policy is learning the judge and not the craft."""
+    pairs = [(a, b.score) for a, b in zip(trained, watched, strict=True) if b is not None]
+    metrics = {"watch/failed": float(len(watched) - len(pairs))}
+    if pairs:
+        own, other = zip(*pairs)
+        metrics |= {"watch/score": statistics.fmean(other), "watch/gap": statistics.fmean(own) - statistics.fmean(other)}
+        if len(set(own)) > 1 and len(set(other)) > 1:
+            metrics["watch/correlation"] = statistics.correlation(own, other)
+    return metrics
+
+
+ALARMS = {"reward/repetition": (1, "repetition rises"), "reward/length": (1, "the length penalty rises"),
+          "judge/evidence": (-1, "fewer of the judge's quotes are in the stories"),
+          "watch/gap": (1, "the gap to the watch judge widens")}
+
+
+def alarms(history: list[dict], window: int = 20) -> list[str]:
+    """Warnings when, from the first to the second half of the last `window` steps, the reward rises and a sign of cheating
+    does too, each by more than two standard errors. history: metrics, a dict a step; steps without a metric are skipped."""
+    def change(name: str) -> tuple[float, float]:
+        recent = history[-window:]
+        old, new = ([m[name] for m in half if name in m] for half in (recent[:len(recent) // 2], recent[len(recent) // 2:]))
+        if len(history) < window or min(len(old), len(new)) < 3:
+            return 0.0, 1.0
+        error = math.sqrt(statistics.variance(old) / len(old) + statistics.variance(new) / len(new))
+        return statistics.fmean(new) - statistics.fmean(old), 2 * error
+    rise, doubt = change("reward/mean")
+    if rise <= doubt:
+        return []
+    moves = {name: (sign * change(name)[0], change(name)[1], words) for name, (sign, words) in ALARMS.items()}
+    return [f"the reward rose by {rise:.3f} in {window} steps while {words} ({name} by {move:.3f}): is the judge being gamed?"
+            for name, (move, doubt, words) in moves.items() if move > doubt]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+if __name__ == "__main__":
+    # score, agree and calibrate live in a room of their own, which imports this one; arrows between files never run back.
+    runpy.run_module("scripts.calibrate", run_name="__main__")
