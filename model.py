@@ -102,8 +102,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
         self.lora_A = self.lora_B = None
         self.lora_scale = 0.0
+        self.packed = None  # a replica's weight in the order oneDNN reads it, on a CPU (see rollout.refresh)
 
     def forward(self, x):
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
         y = F.linear(x, self.weight)
         if self.lora_A is not None:
             y = y + F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A), self.lora_B).to(y.dtype) * self.lora_scale
@@ -189,19 +192,18 @@ def delta_step(q, k, v, g, beta, state):
     """One token a row: q, k [B, Hk, dk]; v [B, Hv, dv]; g, beta [B, Hv]; state [B, Hv, dk, dv] fp32, updated in place.
 
     The state is the largest thing a DeltaNet step reads, so it is read once for both k and q:
-        [r_k; r_q] = [k; q] S,   d = beta (v - e^g r_k),   o = e^g r_q + (q.k) d,   S <- e^g S + k d^T
+        [r_q; r_k] = [q; k] S,   d = beta (v - e^g r_k),   o = e^g r_q + (q.k) d,   S <- e^g S + k d^T
     """
-    B, Hk, dk = k.shape
-    Hv, dv = v.shape[1:]
-    r = Hv // Hk
-    kq = torch.stack([k, q], 2).float()[:, :, None].expand(B, Hk, r, 2, dk).reshape(B * Hv, 2, dk)
+    B, Hv, dv = v.shape
+    Hk, dk = k.shape[1:]
+    qk = torch.stack([q, k], 2).unsqueeze(2).expand(B, Hk, Hv // Hk, 2, dk).reshape(B * Hv, 2, dk)
     S = state.view(B * Hv, dk, dv)
-    decay = g.float().exp().view(B * Hv, 1)
-    read = torch.bmm(kq, S) * decay[..., None]
-    d = beta.float().view(B * Hv, 1) * (v.float().reshape(B * Hv, dv) - read[:, 0])
-    o = read[:, 1] + (kq[:, 0] * kq[:, 1]).sum(-1, keepdim=True) * d
-    S.mul_(decay[..., None]).addcmul_(kq[:, 0, :, None], d[:, None, :])
-    return o.view(B, Hv, dv)
+    decay = g.exp().view(B * Hv, 1, 1)
+    q, k = qk.split(1, 1)                                        # [B * Hv, 1, dk]
+    r_q, r_k = (torch.bmm(qk, S) * decay).split(1, 1)
+    d = (v.reshape(B * Hv, 1, dv) - r_k) * beta.reshape(B * Hv, 1, 1)
+    S.mul_(decay).addcmul_(k.transpose(1, 2), d)
+    return (r_q + (q * k).sum(-1, keepdim=True) * d).view(B, Hv, dv)
 
 
 class DeltaNet(nn.Module):
@@ -223,34 +225,35 @@ class DeltaNet(nn.Module):
         self.out_proj = Linear(self.value_dim, c.hidden_size)
 
     def heads(self, qkv):
-        # After the conv: [..., conv_dim] -> q, k [..., Hk, dk] of unit length, v [..., Hv, dv]
-        q, k, v = F.silu(qkv).split([self.key_dim, self.key_dim, self.value_dim], -1)
-        q, k = (l2norm(x.unflatten(-1, (self.Hk, self.dk)).float()) for x in (q, k))
-        return q * self.dk ** -0.5, k, v.unflatten(-1, (self.Hv, self.dv))
+        # After the conv: [..., conv_dim] -> q and k [..., 2, Hk, dk] of unit length, v [..., Hv, dv], in fp32
+        qk, v = F.silu(qkv).float().split([2 * self.key_dim, self.value_dim], -1)
+        return l2norm(qk.unflatten(-1, (2, self.Hk, self.dk))), v.unflatten(-1, (self.Hv, self.dv))
 
-    def forward(self, x, rows, cache):
+    def forward(self, x, rows, memory):
         qkv, z, b, a = project(self, "in_proj", x)
         beta = b.float().sigmoid()
         g = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
-        taps = self.conv1d.weight[:, 0].t().to(qkv.dtype)                                          # [width, conv_dim]
-        if cache is not None and cache.decoding:
-            conv, state = cache.layer(self.index)
+        taps = self.conv1d.weight[:, 0].t().contiguous().to(qkv.dtype)                             # [width, conv_dim]
+        if rows.decoding:
+            conv, state = memory
             window = torch.cat([conv, qkv], 1)                                                     # [B, width, conv_dim]
             conv.copy_(window[:, 1:])
-            q, k, v = self.heads((window * taps).sum(1))
-            o = delta_step(q, k, v, g[:, 0], beta[:, 0], state)[:, None]
+            qk, v = self.heads((window * taps).sum(1))
+            o = delta_step(qk[:, 0] * self.dk ** -0.5, qk[:, 1], v, g[:, 0], beta[:, 0], state)[:, None]
         else:
             qkv, g, beta = rows.unpack(qkv), rows.unpack(g), rows.unpack(beta)
             if rows.real is not None:  # padding neither decays nor writes
                 g, beta = g * rows.real, beta * rows.real
             T = qkv.shape[1]
             padded = F.pad(qkv, (0, 0, self.width - 1, 0))
-            q, k, v = self.heads(sum(padded[:, j:j + T] * taps[j] for j in range(self.width)))
-            o, state = delta_chunked(q, k, v, g, beta)
-            if cache is not None:
+            qk, v = self.heads(sum(padded[:, j:j + T] * taps[j] for j in range(self.width)))
+            with torch.autocast(x.device.type, enabled=False):  # the state stays fp32 whatever the rest does
+                o, state = delta_chunked(qk[..., 0, :, :] * self.dk ** -0.5, qk[..., 1, :, :], v, g, beta)
+            if memory is not None:
                 # The window that decoding continues from ends at each row's own last token, not at the padding.
                 ends = rows.lengths[:, None] + torch.arange(self.width - 1, device=x.device)
-                cache.store(self.index, padded.gather(1, ends[..., None].expand(-1, -1, self.conv_dim)), state)
+                memory[0].copy_(padded.gather(1, ends[..., None].expand(-1, -1, self.conv_dim)))
+                memory[1].copy_(state)
             o = rows.pack(o)
         o = self.norm(o, z.unflatten(-1, (self.Hv, self.dv)))
         return self.out_proj(o.flatten(-2))
@@ -272,29 +275,31 @@ class Attention(nn.Module):
         a, b, rest = x.float().split([self.rot // 2, self.rot // 2, self.hd - self.rot], -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1).to(x.dtype)
 
-    def forward(self, x, rows, cache):
+    def forward(self, x, rows, memory):
         qg, k, v = project(self, "qkv_proj", x)
         q, gate = qg.unflatten(-1, (self.H, 2 * self.hd)).chunk(2, -1)   # query and gate alternate per head
         k, v = k.unflatten(-1, (self.Hkv, self.hd)), v.unflatten(-1, (self.Hkv, self.hd))
         q, k = self.rotate(self.q_norm(q), rows.cos, rows.sin), self.rotate(self.k_norm(k), rows.cos, rows.sin)
-        if cache is not None and cache.decoding:
-            K, V = cache.layer(self.index)
-            at = (cache.rows, cache.lengths)
-            K[at], V[at] = k[:, 0], v[:, 0]
-            # Only the filled part is read. Rows share it, so a shorter row masks what it has not written yet.
-            K, V = (c[:, :cache.extent].transpose(1, 2) for c in (K, V))
-            o = F.scaled_dot_product_attention(q.transpose(1, 2), K, V, attn_mask=cache.mask, enable_gqa=True)
+        if rows.decoding:
+            for buffer, new in zip(memory, (k, v)):
+                buffer[rows.index, :, rows.start] = new[:, 0]
+            o = self.read(q, *memory, rows.hidden)
         else:
-            q, k, v = (rows.unpack(t) for t in (q, k, v))
-            if cache is not None:
-                cache.store(self.index, k, v)
+            q, k, v = (rows.unpack(t).transpose(1, 2) for t in (q, k, v))
+            if memory is not None:
+                memory[0][:, :, :k.shape[2]], memory[1][:, :, :k.shape[2]] = k, v
             # Padding stands right of every real token, so the causal mask hides it already.
-            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-            o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        o = o.transpose(1, 2)
-        if not (cache is not None and cache.decoding):
-            o = rows.pack(o)
+            o = rows.pack(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2))
         return self.o_proj((o * gate.sigmoid()).flatten(-2))
+
+    def read(self, q, K, V, hidden):
+        # One query a row against its cache, as two plain products: query heads that share keys read them once, and only
+        # the part of the buffer that some row has filled. A shorter row hides what it has not written yet.
+        B, L, r = len(q), hidden.shape[-1], self.H // self.Hkv
+        K, V = (c[:, :, :L].flatten(0, 1) for c in (K, V))                                         # [B * Hkv, L, hd]
+        score = torch.bmm((q * self.hd ** -0.5).view(B * self.Hkv, r, self.hd), K.transpose(1, 2))
+        p = score.float().view(B, self.H, L).masked_fill(hidden, -math.inf).softmax(-1).to(q.dtype)
+        return torch.bmm(p.view(B * self.Hkv, r, L), V).view(B, 1, self.H, self.hd)
 
 
 class MLP(nn.Module):
@@ -334,15 +339,13 @@ class Block(nn.Module):
         self.kind = c.layer_types[index]
         if self.kind == "full_attention":
             self.self_attn = Attention(c, fused)
-            self.self_attn.index = index
         else:
             self.linear_attn = DeltaNet(c, fused)
-            self.linear_attn.index = index
         self.mlp = MLP(c, fused)
 
-    def forward(self, x, rows, cache=None):
+    def forward(self, x, rows, memory=None):
         mixer = self.self_attn if self.kind == "full_attention" else self.linear_attn
-        x = x + mixer(self.input_layernorm(x), rows, cache)
+        x = x + mixer(self.input_layernorm(x), rows, memory)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -356,7 +359,9 @@ class Rows:
     the next, because conv, recurrence and attention only ever see them unpacked to [B, T].
     """
 
-    def __init__(self, ids, lengths, config, start=None):
+    decoding = False
+
+    def __init__(self, ids, lengths, config):
         self.packed = ids.dim() == 1
         if self.packed:
             B, T = len(lengths), int(lengths.max())
@@ -368,13 +373,11 @@ class Rows:
         else:
             B, T = ids.shape
             self.lengths = torch.full((B,), T, device=ids.device) if lengths is None else lengths
-            positions = torch.arange(T, device=ids.device) if start is None else start[:, None]
+            positions = torch.arange(T, device=ids.device)
         self.shape = (B, T)
-        padded = lengths is not None and start is None and (not self.packed or B > 1)
+        padded = lengths is not None and (not self.packed or B > 1)
         self.real = (torch.arange(T, device=ids.device) < self.lengths[:, None])[..., None] if padded else None
-        half = torch.arange(0, config.rotary_dim, 2, device=ids.device, dtype=torch.float32)
-        angle = positions[..., None].float() * config.rope_theta ** (-half / config.rotary_dim)
-        self.cos, self.sin = angle.cos().unsqueeze(-2), angle.sin().unsqueeze(-2)   # broadcast over heads
+        self.cos, self.sin = rotary(positions, config)
 
     def unpack(self, x):
         if not self.packed:
@@ -383,6 +386,23 @@ class Rows:
 
     def pack(self, x):
         return x[self.row, self.pos] if self.packed else x
+
+
+def rotary(positions, config):
+    """cos and sin [..., 1, rotary_dim / 2] of these positions, broadcast over heads."""
+    half = torch.arange(0, config.rotary_dim, 2, device=positions.device, dtype=torch.float32)
+    angle = positions[..., None].float() * config.rope_theta ** (-half / config.rotary_dim)
+    return angle.cos().unsqueeze(-2), angle.sin().unsqueeze(-2)
+
+
+class Step:
+    """What Rows is for whole sequences, for one token a row: where it stands and what attention may not see."""
+    decoding = True
+
+    def __init__(self, cache):
+        self.index, self.start = cache.index, cache.lengths
+        self.cos, self.sin = (table[cache.lengths][:, None] for table in cache.rotary)
+        self.hidden = (cache.positions[:cache.extent] > cache.lengths[:, None])[:, None]           # [B, 1, extent]
 
 
 class Cache:
@@ -394,26 +414,18 @@ class Cache:
 
     def __init__(self, config: ModelConfig, rows: int, max_len: int, dtype, device):
         c = config
-        self.max_len, self.extent, self.decoding, self.mask = max_len, 0, False, None
-        self.rows = torch.arange(rows, device=device)
+        self.max_len, self.extent, self.kinds = max_len, 0, c.layer_types
+        self.index, self.positions = torch.arange(rows, device=device), torch.arange(max_len, device=device)
+        self.rotary = rotary(self.positions, c)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         conv = 2 * c.linear_num_key_heads * c.linear_key_head_dim + c.linear_num_value_heads * c.linear_value_head_dim
-        kv = (rows, max_len, c.num_key_value_heads, c.head_dim)
+        kv = (rows, c.num_key_value_heads, max_len, c.head_dim)
         self.layers = [
             (torch.zeros(kv, dtype=dtype, device=device), torch.zeros(kv, dtype=dtype, device=device))
             if kind == "full_attention" else
             (torch.zeros(rows, c.linear_conv_kernel_dim - 1, conv, dtype=dtype, device=device),
              torch.zeros(rows, c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim, device=device))
             for kind in c.layer_types]
-        self.kinds = c.layer_types
-
-    def layer(self, i):
-        return self.layers[i]
-
-    def store(self, i, first, second):
-        # After a prefill: keys and values [B, T, ...], or the conv window and the state.
-        for buffer, x in zip(self.layers[i], (first, second)):
-            (buffer[:, :x.shape[1]] if self.kinds[i] == "full_attention" else buffer).copy_(x)
 
     def copy_rows(self, source: "Cache", from_rows, to_rows):
         """Rows `from_rows` of another cache become rows `to_rows` of this one (index tensors of equal length)."""
@@ -421,7 +433,7 @@ class Cache:
         for kind, mine, theirs in zip(self.kinds, self.layers, source.layers):
             for a, b in zip(mine, theirs):
                 if kind == "full_attention":
-                    a[to_rows, :n] = b[from_rows, :n]
+                    a[to_rows, :, :n] = b[from_rows, :, :n]
                 else:
                     a[to_rows] = b[from_rows]
         self.lengths[to_rows] = source.lengths[from_rows]
@@ -485,6 +497,7 @@ class Qwen35(nn.Module):
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.checkpointing = False   # recompute each block in the backward pass: memory of one block instead of all
+        self.packed_head = None      # as Linear.packed
         self.hf_config = None        # the raw config.json, written back as it came
         self.source = None           # the folder the weights came from, for what is passed through on save
         self.prefix = "model."       # how that folder names the text model
@@ -493,25 +506,24 @@ class Qwen35(nn.Module):
         decoding = cache is not None and cache.extent > 0
         if decoding and ids.shape[1] != 1:
             raise ValueError(f"a filled cache takes one token a row, not {ids.shape[1]}; use a new cache for a new prompt")
-        rows = Rows(ids, lengths, self.config, cache.lengths if decoding else None)
         if cache is not None:
-            cache.decoding = decoding
             cache.extent = cache.extent + 1 if decoding else ids.shape[1]
             if cache.extent > cache.max_len:
                 raise ValueError(f"{cache.extent} tokens do not fit a cache of {cache.max_len}; ask for a larger max_len")
-            if decoding:
-                cache.mask = (torch.arange(cache.extent, device=ids.device) <= cache.lengths[:, None])[:, None, None]
+        rows = Step(cache) if decoding else Rows(ids, lengths, self.config)
         x = F.embedding(ids, self.embed_tokens.weight)
-        for block in self.layers:
+        for block, memory in zip(self.layers, cache.layers if cache is not None else [None] * len(self.layers)):
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rows, cache, use_reentrant=False)
+                x = checkpoint(block, x, rows, memory, use_reentrant=False)
             else:
-                x = block(x, rows, cache)
+                x = block(x, rows, memory)
         if cache is not None:
             cache.lengths += 1 if decoding else rows.lengths
         return self.norm(x)
 
     def logits(self, hidden):
+        if self.packed_head is not None:
+            return torch.ops.mkldnn._linear_pointwise(hidden, self.packed_head, None, "none", [], "")
         return F.linear(hidden, self.head_weight())
 
     def head_weight(self):
