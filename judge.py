@@ -66,12 +66,20 @@ class Rubric:
 
     def schema(self) -> dict:
         """JSON schema of a verdict: for each dimension the reason and the quotes first, so that the number follows."""
-        item = {d.key: {"type": "object", "additionalProperties": False, "required": ["why", "quotes", "score"],
-                        "properties": {"why": {"type": "string"},
-                                       "quotes": {"type": "array", "items": {"type": "string"}},
-                                       "score": {"type": "number", "minimum": d.low, "maximum": d.high}}}
-                for d in self.dimensions}
-        return {"type": "object", "additionalProperties": False, "required": list(item), "properties": item}
+        words, quote = {"type": "string", "maxLength": 400}, {"type": "string", "maxLength": 120}
+        return _closed({d.key: _closed({"why": words, "quotes": {"type": "array", "maxItems": 2, "items": quote},
+                                        "score": {"type": "number", "minimum": d.low, "maximum": d.high}}) for d in self.dimensions})
+
+
+def _closed(properties: dict) -> dict:
+    return {"type": "object", "additionalProperties": False, "required": list(properties), "properties": properties}
+
+
+def _unlimited(schema):
+    """The schema without limits on lengths, which keep a small model from rambling but which some services refuse."""
+    if isinstance(schema, dict):
+        return {k: _unlimited(v) for k, v in schema.items() if k not in ("maxLength", "maxItems", "minimum", "maximum")}
+    return schema
 
 
 def load_rubric(name: str | Path, criteria: list[dict] | None = None) -> Rubric:
@@ -494,7 +502,7 @@ class Store:
 # The judge that is asked over HTTP
 # ----------------------------------------------------------------------------------------------------------------------
 
-SCHEMA_MODES = ("json_schema", "json_object+schema", "json_object", "text")   # tried in this order, once per run
+SCHEMA_MODES = ("json_schema+limits", "json_schema", "json_object+schema", "json_object", "text")   # tried in this order, once per run
 BACKOFF = 0.5   # seconds before the first retry, doubled each time
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 
@@ -749,9 +757,10 @@ class Judge:
         if self.seed is not None:
             body["seed"] = self.seed + task.sample + 1000 * task.asked           # the same seed would fail the same way
         if mode != "text":
-            body["response_format"] = {
-                "json_schema": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": task.schema}},
-                "json_object+schema": {"type": "json_object", "schema": task.schema}}.get(mode, {"type": "json_object"})
+            schema = task.schema if "limits" in mode else _unlimited(task.schema)
+            body["response_format"] = ({"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
+                                       if mode.startswith("json_schema") else
+                                       {"type": "json_object", "schema": task.schema} if "schema" in mode else {"type": "json_object"})
         status, headers, data = self._post(body)
         if status != 200:
             raise self._refused(status, headers, data, mode, body)
@@ -889,8 +898,8 @@ def rank_task(rubric: Rubric, prompt: str, stories: list[str], draw: int = 0) ->
             'nothing else: {"why": "...", "order": [numbers of all stories, the best first]}.')
     standards = "\n".join(f"{'Fault' if d.key[0] == 'N' else 'Strength'}: {d.title} ({d.high:g})" for d in rubric.dimensions[:-2])
     texts = {"REQUEST": strip_length(prompt)} | {f"STORY {i + 1}": stories[s] for i, s in enumerate(order)}
-    schema = {"type": "object", "additionalProperties": False, "required": ["why", "order"], "properties": {
-        "why": {"type": "string"}, "order": {"type": "array", "items": {"type": "integer"}}}}
+    schema = _closed({"why": {"type": "string", "maxLength": 1000},
+                      "order": {"type": "array", "maxItems": len(stories), "items": {"type": "integer"}}})
     def read(answer: dict) -> dict:
         ranked = answer.get("order")
         if not isinstance(ranked, list) or sorted(map(str, ranked)) != sorted(str(i + 1) for i in range(len(stories))):

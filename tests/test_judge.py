@@ -102,6 +102,7 @@ def test_schema_names_each_dimension_once_and_closes_every_object():
     schema = RUBRIC.schema()
     assert schema["required"] == list(schema["properties"]) == [d.key for d in RUBRIC.dimensions]
     assert all(p["additionalProperties"] is False and p["required"] == list(p["properties"]) for p in schema["properties"].values())
+    assert not any(word in json.dumps(judge._unlimited(schema)) for word in ("maxLength", "maxItems", "minimum"))
     system, user = judge.pointwise_messages(RUBRIC, PROMPT, GOOD)
     assert "exacting fiction editor" in system["content"] and "arXiv" not in system["content"]
     assert "80 words" not in user["content"] and "second moon" in user["content"]

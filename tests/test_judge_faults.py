@@ -215,12 +215,12 @@ def test_a_server_that_drips_is_abandoned_at_the_deadline_and_close_ends_the_res
 
 
 @pytest.mark.parametrize("refuses, code, mode", [
-    ({"json_schema"}, 500, "json_object+schema"), ({"json_schema", "json_object+schema"}, 400, "json_object"),
-    ({"json_schema", "json_object+schema", "json_object"}, 422, "text")])
+    (["json_schema+limits"], 400, "json_schema"), (["json_schema+limits", "json_schema"], 500, "json_object+schema"),
+    (judge.SCHEMA_MODES[:3], 400, "json_object"), (judge.SCHEMA_MODES[:4], 422, "text")])
 def test_the_schema_mode_is_found_out_once(refuses, code, mode):
     def behave(body, _):
         form = body.get("response_format", {"type": "text"})
-        name = "json_object+schema" if "schema" in form else form["type"]
+        name = form["type"] + ("+limits" if "maxLength" in json.dumps(form) else "") if "schema" not in form else "json_object+schema"
         return status(code, b"unknown response_format") if name in refuses else OK
     with Server(behave) as server:
         client = Judge(server.url, "m")
@@ -354,11 +354,11 @@ def test_a_hostile_server_loses_no_story_and_costs_at_most_twice_the_time(capsys
     with capsys.disabled():
         print(f"\n500 stories, 30 % faults: {calm:.1f} s well-behaved, {wild:.1f} s hostile; {dict(client.counts)}")
     # Bad JSON is asked again once, so only a story that met it twice may be lost.
-    hopeless = sum(kinds.count("json") >= 2 for kinds in dealt.values())
-    assert verdicts.count(None) == hopeless == client.counts["none"]
+    lost = [str(i) for i, verdict in enumerate(verdicts) if verdict is None]
+    assert all(dealt[story].count("json") >= 2 for story in lost) and len(lost) == client.counts["none"] < 15
     flat = Counter(kind for kinds in dealt.values() for kind in kinds)
     seen = {kind: client.counts[reason] for kind, reason in REASONS.items()}
-    assert sum(seen.values()) + 500 - hopeless == flat.total()      # each call made a verdict or was counted, once
+    assert sum(seen.values()) + 500 - len(lost) == flat.total()      # each call made a verdict or was counted, once
     assert all(seen[kind] <= flat[kind] for kind in seen if kind != "stall") and seen["stall"] >= flat["stall"] > 10
     assert wild < 2 * calm
 

