@@ -333,10 +333,13 @@ def test_48_stories_with_a_two_second_judge_at_16_in_flight():
     assert all(verdicts) and seconds < 8
 
 
+# The whole measurement takes a minute: SLOW=1 pytest -k hostile. The short one shows that nothing is lost, and a bound that a
+# busy machine keeps; half its time is the end, when the last unlucky stories wait for their Retry-After of a second.
+COUNT, LATENCY, STALL, BOUND = (500, 0.5, 1.5, 2) if os.environ.get("SLOW") else (200, 0.1, 0.6, 5)
 REASONS = {"429": "http_429", "500": "http_500", "reset": "connection", "stall": "timeout", "json": "bad_json"}
 
 
-def test_a_hostile_server_loses_no_story_and_costs_at_most_twice_the_time(capsys):
+def test_a_hostile_server_loses_no_story_and_keeps_its_time(capsys):
     dealt, chance, lock = {}, random.Random(3), threading.Lock()
 
     def behave(body, _):
@@ -344,23 +347,23 @@ def test_a_hostile_server_loses_no_story_and_costs_at_most_twice_the_time(capsys
         with lock:
             kind = chance.choice(list(REASONS)) if chance.random() < 0.3 else "well"
             dealt.setdefault(story, []).append(kind)
-        return {"429": status(429, Retry_After="1"), "500": status(500), "reset": reset, "stall": lambda handler: time.sleep(1.0),
+        return {"429": status(429, Retry_After="1"), "500": status(500), "reset": reset, "stall": lambda handler: time.sleep(STALL + 0.3),
                 "json": say('{"P1": oops'), "well": OK}[kind]
-    with Server(lambda *_: OK, latency=0.25) as server:
-        calm, verdicts, _ = timed(server, 500, in_flight=32)
+    with Server(lambda *_: OK, latency=LATENCY) as server:
+        calm, verdicts, _ = timed(server, COUNT)
         assert all(verdicts)
-    with Server(behave, latency=0.25) as server:
-        wild, verdicts, client = timed(server, 500, in_flight=32, read_timeout=0.8, retries=8)
+    with Server(behave, latency=LATENCY) as server:
+        wild, verdicts, client = timed(server, COUNT, read_timeout=STALL, retries=8)
     with capsys.disabled():
-        print(f"\n500 stories, 30 % faults: {calm:.1f} s well-behaved, {wild:.1f} s hostile; {dict(client.counts)}")
+        print(f"\n{COUNT} stories, 30 % faults: {calm:.1f} s well-behaved, {wild:.1f} s hostile; {dict(client.counts)}")
     # Bad JSON is asked again once, so only a story that met it twice may be lost.
     lost = [str(i) for i, verdict in enumerate(verdicts) if verdict is None]
     assert all(dealt[story].count("json") >= 2 for story in lost) and len(lost) == client.counts["none"] < 15
     flat = Counter(kind for kinds in dealt.values() for kind in kinds)
     seen = {kind: client.counts[reason] for kind, reason in REASONS.items()}
-    assert sum(seen.values()) + 500 - len(lost) == flat.total()      # each call made a verdict or was counted, once
-    assert all(seen[kind] <= flat[kind] for kind in seen if kind != "stall") and seen["stall"] >= flat["stall"] > 10
-    assert wild < 2 * calm
+    assert sum(seen.values()) + COUNT - len(lost) == flat.total()      # each call made a verdict or was counted, once
+    assert all(seen[kind] <= flat[kind] for kind in seen if kind != "stall") and seen["stall"] >= flat["stall"] > 3
+    assert wild < BOUND * calm
 
 
 SCORER = """
