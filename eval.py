@@ -27,6 +27,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -188,16 +189,23 @@ def write_local(writer: Writer, todo: list, args, finished):
 
 def write_endpoint(writer: Writer, todo: list, args, finished):
     """The same through /chat/completions. ValueError when it stops answering: what it gave is kept."""
-    secret, url = os.environ.get("ENDPOINT_API_KEY", ""), writer.endpoint.removesuffix("/chat/completions") + "/chat/completions"
+    secret, url = os.environ.get("ENDPOINT_API_KEY", "").strip(), writer.endpoint.removesuffix("/chat/completions") + "/chat/completions"
+
+    def sign(request):
+        if secret:
+            request.headers["Authorization"] = f"Bearer {secret}"
+        return request
 
     def one(key, request, sample):
         body = {"model": writer.name, "messages": [{"role": "user", "content": request.prompt}], "temperature": args.temperature,
                 "top_p": args.top_p, "max_tokens": token_limit(request.target_words, args.thinking != "off", args),
                 "seed": seed_of(request, sample, args.seed) % (1 << 31)}
+        # Not in OpenAI's form, but vLLM and llama.cpp take them; a server that does not says so, and nothing is dropped unsaid.
+        body |= {name: value for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)) if (value := getattr(args, name)) != off}
         why = ""
         for attempt in range(5):
             try:
-                answer = requests.post(url, json=body, timeout=(10, 1800), headers={"Authorization": f"Bearer {secret}"} if secret else {})
+                answer = requests.post(url, json=body, timeout=(10, 1800), auth=sign, allow_redirects=False)
                 if answer.status_code == 200:
                     choice = answer.json()["choices"][0]
                     story = data.split_thinking(choice["message"]["content"] or "")[1]
@@ -251,11 +259,11 @@ def make_judge(args):
     return judge, f"quality by {judge.name}, which measures form, not quality; set JUDGE_URL and JUDGE_MODEL for a judge that reads"
 
 
-def verdict_keys(row: dict, judge) -> list[tuple[str, str, str]]:
+def verdict_keys(row: dict, judge, args) -> list[tuple[str, str, str]]:
     """(key, prompt, text) of the verdicts a story needs: the whole, and its thirds."""
     rubric = getattr(judge, "rubric", judging.RUBRIC).version
     texts = [(row["prompt"], row["story"])] + [
-        (f"{row['prompt']} (This is part {i} of 3 of a story for that request.)", text) for i, text in enumerate(thirds(row["story"]), 1)]
+        (f"{row['prompt']} (This is part {i} of 3 of a story for that request.)", text) for i, text in enumerate(thirds(row["story"]) if args.thirds == "on" else [], 1)]
     return [(f"verdict {key_of(judge.name, rubric, prompt, text)}", prompt, text) for prompt, text in texts]
 
 
@@ -265,7 +273,7 @@ def write_and_judge(writers: list[Writer], todo: list[data.Example], judge, log:
     bar = tqdm(desc="judged", unit=" texts", position=1, total=0)
 
     def submit(row):
-        for key, prompt, text in verdict_keys(row, judge):
+        for key, prompt, text in verdict_keys(row, judge, args):
             if key in log.rows or key in futures:
                 continue
             def keep(future, key=key):
@@ -278,8 +286,13 @@ def write_and_judge(writers: list[Writer], todo: list[data.Example], judge, log:
             futures[key] = judge.submit(prompt, text)
             futures[key].add_done_callback(keep)
 
+    def lacking(key):
+        return key not in log.rows or any(k not in log.rows for k, _, _ in verdict_keys(log.rows[key], judge, args))
+
     result = {}
     try:
+        if hasattr(judge, "check") and any(lacking(w.key(r, s, args)) for w in writers for r in todo for s in range(args.samples)):
+            judge.check()  # a judge that does not answer is known before hours of writing
         for writer in writers:
             jobs = [(writer.key(r, s, args), r, s) for r in todo for s in range(args.samples)]
 
@@ -321,7 +334,7 @@ def measure(row: dict, judge, log: Log, args) -> dict:
     """What one story shows; None where there is nothing to measure."""
     target, written, bounds = row["target_words"], data.words(row["story"]), bounds_for(row["target_words"], args)
     low, high = bounds.band(target)
-    scores = [log.rows.get(key, {}).get("verdict", {}).get("score") for key, _, _ in verdict_keys(row, judge)]
+    scores = [log.rows.get(key, {}).get("verdict", {}).get("score") for key, _, _ in verdict_keys(row, judge, args)]
     parts = scores[1:] or [None] * 3
     return {"unit": row["unit"], "target": target, "written": written, "ratio": written / target,
             "in_band": float(low <= written <= high), "length_score": length_score(target, written),
@@ -332,6 +345,9 @@ def measure(row: dict, judge, log: Log, args) -> dict:
             "decay": None if None in parts else parts[2] - parts[0]}
 
 
+COPY = 0.2  # share of word trigrams from which two stories are versions of one
+
+
 def measure_group(rows: list[dict], args) -> dict:
     """How different the stories of one request are, by a similarity that training did not use."""
     texts = [r["story"] for r in rows if r["story"].strip()]
@@ -339,7 +355,8 @@ def measure_group(rows: list[dict], args) -> dict:
     many = len(texts) > 1
     return {"unit": rows[0]["unit"], "target": rows[0]["target_words"], "distinct_2": number(deviation.distinct_n(texts, 2)),
             "distance": number(deviation.mean_pairwise_distance(d_nn)), "vendi": number(deviation.vendi_score(d_nn)) if many else None,
-            "classes": float(deviation.distinct_k(d_nn, 0.5)) if many else None}
+            "classes": float(deviation.distinct_k(deviation.distances(texts, "jaccard"), COPY)) if many else None,
+            "self_bleu": number(deviation.self_bleu(texts)) if many and find_spec("sacrebleu") else None}
 
 
 def number(x: float) -> float | None:
@@ -353,7 +370,7 @@ METRICS = {  # name: (title, digits)
     "written": ("words", 0), "ratio": ("written / requested", 2), "in_band": ("share in band", 2), "length_score": ("length score", 1),
     "early": ("stopped early", 2), "truncated": ("truncated", 2), "empty": ("empty", 2), "repetition": ("repetition", 3),
     "compression": ("compression ratio", 2), "distance": ("pairwise distance", 3), "vendi": ("Vendi score", 2),
-    "classes": ("classes", 1), "distinct_2": ("distinct-2", 3), "self_bleu": ("self-BLEU", 3), "quality": ("quality", 1),
+    "classes": ("different stories of a prompt", 1), "distinct_2": ("distinct-2", 3), "self_bleu": ("self-BLEU", 3), "quality": ("quality", 1),
     "third_1": ("quality, beginning", 1), "third_2": ("middle", 1), "third_3": ("end", 1), "decay": ("end - beginning", 1)}
 RESAMPLES = 2000
 FEW = 30  # prompts; an interval from fewer is itself uncertain
@@ -441,7 +458,7 @@ def summarise(stories: dict[str, list[dict]], judge, log: Log, args) -> dict:
     if n < FEW:
         report["warnings"].append(f"only {n} prompts: intervals from fewer than {FEW} are too narrow, and no small difference can be seen")
     for label, rows in stories.items():
-        unjudged = sum(verdict_keys(r, judge)[0][0] not in log.rows for r in rows)
+        unjudged = sum(verdict_keys(r, judge, args)[0][0] not in log.rows for r in rows)
         if unjudged:
             report["warnings"].append(f"{label}: {unjudged} of {len(rows)} stories have no verdict and count in no quality")
     return report
@@ -451,8 +468,8 @@ def show(figure: dict, digits: int) -> str:
     """The mean, and its interval where there is one."""
     if figure["mean"] is None:
         return "-"
-    text = f"{figure['mean']:,.{digits}f}"
-    return text + (" [{:,.{d}f}, {:,.{d}f}]".format(*figure["interval"], d=digits) if figure["interval"] else "")
+    mean, *interval = (f"{round(x, digits) + 0.0:,.{digits}f}" for x in (figure["mean"], *(figure["interval"] or ())))  # + 0.0: no -0.00
+    return mean + (f" [{', '.join(interval)}]" if interval else "")
 
 
 def print_table(report: dict):
@@ -500,17 +517,20 @@ def story_item(label: str, story: str, target: int, facts: dict, verdict: dict |
             "quotes": quotes, "scores": scores}
 
 
-def report_page(report: dict, stories: dict[str, list[dict]], judge, log: Log) -> dict:
+def report_page(report: dict, stories: dict[str, list[dict]], judge, log: Log, args) -> dict:
     labels, buckets = report["models"], report["buckets"]
     x = [float(np.mean([r["target_words"] for r in stories[labels[0]] if low < r["target_words"] <= high]))
          for _, low, high in buckets_of([r["target_words"] for r in stories[labels[0]]])]
+    def point(at, figure):
+        low, high = figure["interval"] or (None, None)
+        return {"x": at, "y": figure["mean"], "low": low, "high": high}
     def chart(metric, title, **more):
-        series = [{"name": label, "points": [
-            {"x": a, "y": f["mean"], "low": (f["interval"] or [None])[0], "high": (f["interval"] or [None, None])[1]}
-            for a, f in ((a, report["figures"][label][metric][b]) for a, b in zip(x, buckets)) if f["mean"] is not None]}
-            for label in labels]
+        series = [{"name": label, "points": [point(a, f) for a, f in zip(x, (report["figures"][label][metric][b] for b in buckets))
+                                             if f["mean"] is not None]} for label in labels]
         return {"title": title, "x": "words requested", "series": series, **more}
-    columns = [*buckets, "all", "slope per step"] if len(buckets) > 1 else buckets
+    within = {"title": "Quality within a story", "x": "third", "series": [{"name": label, "points": [
+        point(i, f) for i in (1, 2, 3) if (f := report["figures"][label][f"third_{i}"]["all"])["mean"] is not None]} for label in labels]}
+    columns = [*buckets, "all", "slope per bucket"] if len(buckets) > 1 else buckets
     keys = [*buckets, "all", "slope"] if len(buckets) > 1 else buckets
     def table(title, by_metric, names, caption=""):
         rows = [[METRICS[m][0], *(show(by_metric[m][k], METRICS[m][1] + (k == "slope")) for k in keys)]
@@ -522,13 +542,13 @@ def report_page(report: dict, stories: dict[str, list[dict]], judge, log: Log) -
     groups = {}
     for label in labels:
         for row in stories[label]:
-            verdict = log.rows.get(verdict_keys(row, judge)[0][0], {}).get("verdict")
+            verdict = log.rows.get(verdict_keys(row, judge, args)[0][0], {}).get("verdict")
             facts = {"quality": None if verdict is None else round(verdict["score"], 1), "ended": "by itself" if row["finished"] else "cut"}
             name = label if len([r for r in stories[label] if r["uid"] == row["uid"]]) == 1 else f"{label}, story {row['sample'] + 1}"
             groups.setdefault((row["target_words"], row["prompt"]), []).append(
                 story_item(name, row["story"], row["target_words"], facts, verdict))
     return {"title": "How good, how long", "notes": report["notes"], "warnings": report["warnings"],
-            "charts": [chart("quality", "Quality"), chart("ratio", "Words written / requested", band=report["band"], reference=1)],
+            "charts": [chart("quality", "Quality"), chart("ratio", "Words written / requested", band=report["band"], reference=1), within],
             "tables": tables, "reader": {"title": "The stories", "groups": [
                 {"step": f"{target:,} words", "label": prompt, "items": items} for (target, prompt), items in sorted(groups.items())]}}
 
@@ -585,11 +605,11 @@ def run_page(folder: Path, steps: list[int]) -> dict:
     metrics = [m for m in read_metrics(folder / "metrics.jsonl") if m.get("step", -1) >= 0]
     if not metrics:
         raise ValueError(f"{folder}/metrics.jsonl has no finished step yet; look again in a while")
-    charts = []
-    for title, names in WATCHED.items():
+    charts, known = [], {name for names in WATCHED.values() for name in names} | {"step"}
+    for title, names in [*WATCHED.items(), *((name, (name,)) for name in dict.fromkeys(n for m in metrics for n in m) if name not in known)]:
         series = [{"name": name, "points": [{"x": m["step"], "y": m[name], "low": None, "high": None} for m in metrics
                                             if isinstance(m.get(name), (int, float)) and math.isfinite(m[name])]} for name in names]
-        if any(s["points"] for s in series):
+        if series := [s for s in series if s["points"]]:
             charts.append({"title": title, "x": "step", "series": series})
     files = {int(p.stem.removeprefix("step_")): p for p in sorted((folder / "rollouts").glob("step_*.jsonl"))}
     if missing := sorted(set(steps) - set(files)):
@@ -614,7 +634,7 @@ def run_page(folder: Path, steps: list[int]) -> dict:
             groups.append({"step": f"step {step}", "label": rows[0].example.prompt, "items": items})
     first, last = metrics[:5], metrics[-5:]
     names = [n for n in dict.fromkeys(n for ns in WATCHED.values() for n in ns)]
-    average = lambda part, n: np.mean(v) if (v := [m[n] for m in part if isinstance(m.get(n), (int, float))]) else None  # noqa: E731
+    average = lambda part, n: np.mean(v) if (v := [m[n] for m in part if isinstance(m.get(n), (int, float)) and math.isfinite(m[n])]) else None  # noqa: E731
     rows = [[n, *("-" if average(part, n) is None else f"{average(part, n):.4g}" for part in (first, last))] for n in names
             if average(metrics, n) is not None]
     return {"title": f"Run {folder.name}", "notes": notes + [f"{len(metrics)} steps, {metrics[0]['step']} to {metrics[-1]['step']}"],
@@ -642,7 +662,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--judge_url", help="default $JUDGE_URL; the key comes from JUDGE_API_KEY alone")
     p.add_argument("--judge_model", help="default $JUDGE_MODEL; another family than the judge of training")
     p.add_argument("--rubric", default="story_quality", help="a file of rubrics/ (%(default)s)")
-    p.add_argument("--similarity", default="jaccard", choices=tuple(deviation.SIMILARITIES), help="for diversity; not what training used (%(default)s)")
+    p.add_argument("--thirds", choices=("on", "off"), default="on", help="judge the thirds of a story too: four verdicts instead of one (%(default)s)")
+    p.add_argument("--similarity", default="char3", choices=tuple(deviation.SIMILARITIES), help="for diversity; another than training used, which is tfidf (%(default)s)")
     p.add_argument("--length_low", type=float, nargs=3, metavar=("SHARE", "LEAST", "MOST"), help="the band begins at T - clamp(SHARE T, LEAST, MOST)")
     p.add_argument("--length_high", type=float, nargs=3, metavar=("SHARE", "LEAST", "MOST"),
                    help="and ends at T + clamp(...); default: the paper's from 500 words on, below that one for short stories")
@@ -668,7 +689,7 @@ def check(args, writers):
         raise ValueError(f"two models are called {twice[0]}; a model is compared with others, and by the last part of its name")
 
 
-def default_prompts(writers, args) -> Path:
+def default_prompts(writers) -> Path:
     """Prompts as long as the models were made for."""
     local = [json.loads((w.folder / "config.json").read_text()) for w in writers if w.folder]
     sizes = [c.get("text_config", c).get("hidden_size", 0) for c in local]
@@ -676,8 +697,8 @@ def default_prompts(writers, args) -> Path:
     return long if long.exists() and all(s >= 1024 for s in sizes) else ROOT / "stories" / "heldout.jsonl"
 
 
-def evaluate(args) -> dict:
-    """Write, judge, measure, report -> what report.json holds."""
+def evaluate(args, examples: list[data.Example] | None = None, judge=None) -> dict:
+    """Write, judge, measure, report -> what report.json holds. scripts/benchmarks.py brings its own examples and judge."""
     names = args.models or [str(rollout.newest_checkpoint())]
     if args.endpoint and not args.models:
         raise ValueError("--endpoint needs --model NAME, the name its server knows")
@@ -685,20 +706,23 @@ def evaluate(args) -> dict:
     check(args, writers)
     on_cpu = not torch.cuda.is_available() and any(w.folder for w in writers)
     limit = args.limit if args.limit is not None else 8 if on_cpu else 0
-    path = Path(args.prompts) if args.prompts else default_prompts(writers, args)
-    todo = requests_for(data.read_examples(path), args.lengths, limit)
-    judge, who = make_judge(args)
+    path = Path(args.prompts) if args.prompts else default_prompts(writers)
+    todo = requests_for(examples or data.read_examples(path), args.lengths, limit)
+    judge, who = (judge, f"quality by {judge.name}, rubric {judge.rubric.version}") if judge else make_judge(args)
     notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {args.samples} stories each, temperature {args.temperature:g}, "
              f"top-p {args.top_p:g}", who, f"differences between stories by {args.similarity}"]
     if args.limit is None and limit:
         notes.append(f"only the first {limit} prompts, since there is no GPU; --limit 0 takes all")
     print("\n".join(f"{w.label}: {w.endpoint or w.folder}" for w in writers), *notes, sep="\n", file=sys.stderr)
     log = Log(args.out / "log.jsonl")
-    stories = write_and_judge(writers, todo, judge, log, args)
+    try:
+        stories = write_and_judge(writers, todo, judge, log, args)
+    finally:
+        log.file.close()
     report = summarise(stories, judge, log, args) | {"notes": notes}
     targets = sorted({e.target_words for e in todo})
     report["band"] = [[t, *(edge / t for edge in bounds_for(t, args).band(t))] for t in targets]
-    page = report_page(report, stories, judge, log)
+    page = report_page(report, stories, judge, log, args)
     for label, rows in stories.items():  # what scripts/blind.py and other tools read
         lines = [json.dumps({k: r[k] for k in ("uid", "prompt", "target_words", "story")}, ensure_ascii=False) for r in rows]
         write_file(args.out / "stories" / (re.sub(r"[^\w.-]", "_", label) + ".jsonl"), "\n".join(lines) + "\n")

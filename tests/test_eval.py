@@ -1,0 +1,494 @@
+"""Evaluation: statistics against independent computations, real kills and real servers, and the page in a real browser."""
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import eval as evaluation
+import judge as judging
+import model as qwen
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.trapped = 1'><b>bold</b>"
+TINY = dict(model_type="qwen3_5_text", vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=16,
+            linear_value_head_dim=16, linear_conv_kernel_dim=4, layer_types=["linear_attention", "full_attention"],
+            tie_word_embeddings=True, rms_norm_eps=1e-6, hidden_act="silu", max_position_embeddings=4096, eos_token_id=4093,
+            rope_parameters=dict(rope_theta=10000.0, partial_rotary_factor=0.5, rope_type="default"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """checkpoint(seed) -> folder of a random model that loads in a second."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def make(seed=0):
+        path = folder / f"random-{seed}"
+        if not path.exists():
+            qwen.save(qwen.new({**TINY, "architectures": ["Qwen3_5ForCausalLM"]}, seed), path, torch.float32)
+            data.load_tokenizer(ROOT / "stories" / "tiny-base").save(path)
+        return path
+    return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small lose more to waiting for a second thread than it gives."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_judge(monkeypatch):
+    for name in ("JUDGE_URL", "JUDGE_MODEL", "JUDGE_API_KEY", "ENDPOINT_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def prompts(path, n=6, text=""):
+    subjects = "bell lamp river orchard ferry clock letter fox".split()
+    rows = [data.Example(f"p{i}", f"Write a story about a {subjects[i]}{text}. It should be 50 words long.", 50) for i in range(n)]
+    data.write_examples(path, rows)
+    return path
+
+
+def saved(out):
+    return json.loads((out / "report.json").read_text())
+
+
+# ---- what is asked
+
+def test_the_length_in_a_prompt_is_replaced():
+    assert evaluation.at_length("A fox: write a story 1,200 words long.", 12000) == "A fox: write a story 12000 words long."
+    assert evaluation.at_length("A 50-word-long story", 80) == "A 80-word-long story"
+    assert evaluation.at_length("Tell me of 3 foxes", 80) == "Tell me of 3 foxes. It should be 80 words long."
+    shipped = data.read_examples(ROOT / "stories" / "heldout.jsonl")
+    todo = evaluation.requests_for(shipped, [100, 12000, 100], 5)
+    assert len(todo) == 10 and len({e.uid for e in todo}) == 10 and len({evaluation.unit(e) for e in todo}) == 5
+    assert all(f"{e.target_words} words long" in e.prompt for e in todo)
+    assert len(evaluation.requests_for(shipped, [], 0)) == 60 and len({evaluation.unit(e) for e in shipped}) == 30
+
+
+def test_thirds_lose_nothing_and_are_thirds():
+    rng = random.Random(0)
+    for _ in range(20):
+        story = "\n\n".join(" ".join(" ".join(rng.choices("a ship sank and the crew sang".split(), k=rng.randint(3, 12))).capitalize() + "."
+                                     for _ in range(rng.randint(2, 6))) for _ in range(rng.randint(8, 20)))
+        parts = evaluation.thirds(story)
+        if data.words(story) >= evaluation.THIRDS_FROM:
+            assert "".join("".join(parts).split()) == "".join(story.split())
+            assert all(abs(data.words(p) - data.words(story) / 3) <= 13 for p in parts)
+    assert evaluation.thirds("Too short.") == [] and evaluation.thirds("word " * 500) == []
+
+
+def test_length_score_by_hand():
+    for (asked, wrote), score in {(100, 100): 100, (100, 250): 50, (100, 400): 0, (100, 900): 0, (100, 50): 50, (100, 30): 0, (100, 0): 0}.items():
+        assert evaluation.length_score(asked, wrote) == pytest.approx(max(0, score), abs=1e-9)
+    assert evaluation.length_score(300, 200) == pytest.approx(75)
+
+
+# ---- statistics against independent computations
+
+def test_bootstrap_covers_95_percent_in_simulation():
+    rng, hits, runs = np.random.default_rng(1), 0, 500
+    for _ in range(runs):  # 60 prompts with an effect of their own
+        rows = [{"unit": u, "target": 100, "quality": x} for u, x in enumerate(rng.normal(10, 5, 60))]
+        low, high = evaluation.figures(rows, "quality", [("100", 99, 100)])["all"]["interval"]
+        hits += low <= 10 <= high
+    assert 0.925 <= hits / runs <= 0.975  # 95 % within 2.6 standard errors
+
+
+def test_stories_of_one_prompt_are_one_observation():
+    many = [{"unit": f"u{i}", "target": 100, "ratio": float(i % 2)} for i in range(10) for _ in range(50)]
+    few = many[::50]
+    assert evaluation.figures(many, "ratio", [("100", 0, 100)]) == evaluation.figures(few, "ratio", [("100", 0, 100)])
+    alone = evaluation.figures(few[:1], "ratio", [("100", 0, 100)])["all"]
+    assert alone == {"mean": 0.0, "interval": None, "prompts": 1}
+    assert evaluation.figures([], "ratio", [("100", 0, 100)])["all"] == {"mean": None, "interval": None, "prompts": 0}
+
+
+def test_means_slopes_and_intervals_against_a_loop():
+    rng = random.Random(3)
+    rows = [{"unit": f"u{i}", "target": t, "quality": rng.gauss(-t / 100, 4) if rng.random() > 0.1 else None}
+            for i in range(12) for t in (100, 200, 400, 800) for _ in range(2)]
+    buckets = evaluation.buckets_of([r["target"] for r in rows])
+    found = evaluation.figures(rows, "quality", buckets)
+
+    def once(units):
+        picked = [r for u in units for r in rows if r["unit"] == u and r["quality"] is not None]
+        means = [np.mean([r["quality"] for r in picked if r["target"] == t]) for t in (100, 200, 400, 800)]
+        return [*means, np.mean([r["quality"] for r in picked]), np.polyfit(range(4), means, 1)[0]]
+    units = sorted({r["unit"] for r in rows})
+    labels = ["100", "200", "400", "800", "all", "slope"]
+    assert [found[k]["mean"] for k in labels] == pytest.approx(once(units))
+    loop = np.percentile([once([rng.choice(units) for _ in units]) for _ in range(1500)], [2.5, 97.5], axis=0)
+    for k, low, high in zip(labels, *loop):
+        assert found[k]["interval"] == pytest.approx([low, high], abs=0.12 * (high - low))
+
+
+def test_differences_are_paired():
+    rng = random.Random(1)
+    hard = {u: rng.gauss(0, 20) for u in range(40)}
+    a = [{"unit": u, "target": 100, "quality": h + rng.gauss(0, 1)} for u, h in hard.items()]
+    b = [{"unit": u, "target": 100, "quality": h + 2 + rng.gauss(0, 1)} for u, h in hard.items()] + [{"unit": "only b", "target": 100, "quality": 99}]
+    buckets = [("100", 0, 100)]
+    low, high = evaluation.figures(evaluation.differences(a, b, "quality"), "quality", buckets)["all"]["interval"]
+    assert 1 < low < 2 < high < 3  # unpaired, the interval would be 12 wide
+    wide = evaluation.figures(a, "quality", buckets)["all"]["interval"]
+    assert wide[1] - wide[0] > 8
+
+
+def test_buckets():
+    assert [label for label, _, _ in evaluation.buckets_of([800, 100, 800])] == ["100", "800"]
+    wide = evaluation.buckets_of(range(1000, 12001, 500))
+    assert [label for label, _, _ in wide] == ["0-2,000", "2,000-4,000", "4,000-6,000", "6,000-8,000", "8,000-10,000", "10,000-12,000"]
+    assert all(sum(low < t <= high for _, low, high in wide) == 1 for t in range(1000, 12001, 500))
+
+
+# ---- the log
+
+def test_a_torn_line_is_cut_and_a_damaged_one_named(tmp_path):
+    log = evaluation.Log(tmp_path / "log.jsonl")
+    log.put("a", story="eins\u2028zwei \ud800")
+    log.put("b", story="two")
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluation.Log(tmp_path / "log.jsonl")
+    log.file.close()
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    for cut in (1, 5, 20):
+        (tmp_path / "log.jsonl").write_bytes(whole[:-cut])
+        again = evaluation.Log(tmp_path / "log.jsonl")
+        assert list(again.rows) == ["a"]
+        again.put("b", story="two")
+        again.file.close()
+        assert (tmp_path / "log.jsonl").read_bytes() == whole
+    (tmp_path / "log.jsonl").write_bytes(whole.replace(b'{"key": "a"', b'{"kay" "a"'))
+    with pytest.raises(ValueError, match="line 1 is damaged"):
+        evaluation.Log(tmp_path / "log.jsonl")
+
+
+def test_killed_anywhere_and_started_again_it_reports_the_same(checkpoint, tmp_path):
+    file = prompts(tmp_path / "prompts.jsonl", 4)
+    flags = ["--model", str(checkpoint()), "--prompts", str(file), "--lengths", "20", "40", "--slots", "3", "--max_new_tokens", "64"]
+    assert evaluation.main([*flags, "--out", str(tmp_path / "quiet")]) == 0
+    out, seed = tmp_path / "killed", time.time_ns()
+    log = out / "log.jsonl"
+    after = random.Random(seed).randint(1, 28)
+    process = subprocess.Popen([sys.executable, "eval.py", *flags, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < after):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lines = log.read_bytes().split(b"\n")
+    assert process.returncode == -signal.SIGKILL and after <= len(lines) - 1 < 32, (seed, after)
+    assert evaluation.main([*flags, "--out", str(out)]) == 0
+    assert log.read_bytes().startswith(b"\n".join(lines[:-1]))  # nothing was written or judged twice
+    keys = [json.loads(line)["key"] for line in log.read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 32
+    assert saved(out) == saved(tmp_path / "quiet")
+    assert (out / "stories/random-0.jsonl").read_bytes() == (tmp_path / "quiet/stories/random-0.jsonl").read_bytes()
+    size = log.stat().st_size
+    assert evaluation.main([*flags, "--out", str(out)]) == 0 and log.stat().st_size == size
+
+
+# ---- whole runs
+
+def test_two_models_from_the_command_line(checkpoint, tmp_path, capsys):
+    file = prompts(tmp_path / "prompts.jsonl", 3)
+    out = tmp_path / "out"
+    assert evaluation.main(["--model", str(checkpoint(0)), str(checkpoint(1)), "--prompts", str(file), "--lengths", "20", "60",
+                            "--max_new_tokens", "64", "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert "measures form, not quality" in told.err and "only 3 prompts" in told.out
+    report = saved(out)
+    assert report["models"] == ["random-0", "random-1"] and report["buckets"] == ["20", "60"]
+    stories = [json.loads(line) for line in (out / "stories/random-0.jsonl").read_text().splitlines()]
+    assert len(stories) == 12
+    by_hand = np.mean([data.words(s["story"]) / s["target_words"] for s in stories])
+    assert report["figures"]["random-0"]["ratio"]["all"]["mean"] == pytest.approx(by_hand)
+    low, high = judging.SHORT_BOUNDS.band(20)
+    shares = [low <= data.words(s["story"]) <= high for s in stories if s["target_words"] == 20]
+    assert report["figures"]["random-0"]["in_band"]["20"]["mean"] == pytest.approx(np.mean(shares))
+    offline = judging.OfflineJudge()
+    assert report["figures"]["random-0"]["quality"]["all"]["mean"] == pytest.approx(np.mean([offline.score(s["prompt"], s["story"]).score for s in stories]))
+    [d] = report["differences"]
+    assert d["figures"]["ratio"]["all"]["mean"] == pytest.approx(
+        report["figures"]["random-1"]["ratio"]["all"]["mean"] - report["figures"]["random-0"]["ratio"]["all"]["mean"])
+    assert {"report.html", "report.json", "quality.png", "words_written_requested.png", "log.jsonl", "stories"} <= {p.name for p in out.iterdir()}
+    assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_a_prompt_longer_than_the_model_reaches_is_cut_and_said(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation.rollout, "stream", lambda model, prompts, *, max_new_tokens, **_: iter(
+        [(i, evaluation.rollout.Completion([5] * max_new_tokens, [], False), True) for i in range(len(prompts))]))
+    assert evaluation.main(["--model", str(checkpoint()), "--prompts", str(prompts(tmp_path / "p.jsonl", 1)), "--length", "12000",
+                            "--samples", "1", "--out", str(tmp_path / "o")]) == 0
+    assert "12,000 words would get up to 21,664 tokens, but the model has positions for 4,0" in capsys.readouterr().err
+    assert saved(tmp_path / "o")["figures"]["random-0"]["truncated"]["all"]["mean"] == 1
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--model", "nowhere/at/all"], "nowhere/at/all"), (["--model", "EMPTY"], "no config.json"), (["--endpoint", "http://127.0.0.1:9"], "needs --model NAME"),
+    (["--model", "MODEL", "MODEL"], "two models are called random-0"), (["--model", "MODEL", "--samples", "0"], "at least 1"),
+    (["--model", "MODEL", "--prompts", "no.jsonl"], "no file no.jsonl"), (["--model", "MODEL", "--prompts", "OTHER"], 'unknown key "question"'),
+    (["--model", "MODEL", "--rubric", "eqbench_creative"], "needs a judge that reads"), (["--model", "MODEL", "--judge", "api"], "JUDGE_URL"),
+    (["watch", "EMPTY"], "no "), (["watch", "EMPTY", "--steps", "3"], "metrics.jsonl")])
+def test_bad_input_gets_one_sentence(checkpoint, tmp_path, capsys, flags, sentence):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.jsonl").write_text('{"question": "why?"}\n')
+    paths = {"MODEL": str(checkpoint()), "EMPTY": str(tmp_path / "empty"), "OTHER": str(tmp_path / "other.jsonl")}
+    more = [] if flags[0] == "watch" else ["--out", str(tmp_path / "out")]
+    assert evaluation.main([paths.get(f, f) for f in flags] + more) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+# ---- a model behind an endpoint
+
+class Server:
+    """An OpenAI-compatible server on loopback that answers what `reply(body, number)` says: text, or an HTTP status."""
+
+    def __init__(self, reply):
+        self.seen, lock = [], threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    outer.seen.append((body, dict(self.headers)))
+                    said = reply(body, len(outer.seen))
+                answer = json.dumps(said if isinstance(said, dict) else {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}).encode()
+                self.send_response(said if isinstance(said, int) else 200)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_):
+                pass
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def test_an_endpoint_that_stops_half_way_loses_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "PATIENCE", 0.01)
+    monkeypatch.setenv("ENDPOINT_API_KEY", "sk-very-secret")
+    down, served = [False], []
+
+    def reply(body, number):
+        if down[0] and len(served) >= 5:
+            return 503
+        if number % 3 == 0:
+            return 429  # busy now and then
+        served.append(body["messages"][0]["content"])
+        return f"<think>a plan</think>\n\nThe bell rang {number} times. Nobody came."
+    server = Server(reply)
+    file = prompts(tmp_path / "p.jsonl", 4)
+    flags = ["--endpoint", server.url, "--model", "org/big-27b", "--prompts", str(file), "--out", str(tmp_path / "o"), "--in_flight", "2",
+             "--top_k", "20"]
+    down[0] = True
+    assert evaluation.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "gave no story (HTTP 503)" in error and "start the same command again" in error and not (tmp_path / "o/report.json").exists()
+    kept = sum('"story ' in line for line in (tmp_path / "o/log.jsonl").read_text().splitlines())
+    assert kept == 5
+    down[0] = False
+    assert evaluation.main(flags) == 0
+    assert len(served) == 8  # four prompts, two stories each, none asked twice
+    body, headers = server.seen[0]
+    assert headers["Authorization"] == "Bearer sk-very-secret" and body["model"] == "org/big-27b" and body["top_k"] == 20 and "min_p" not in body
+    assert len({b["seed"] for b, _ in server.seen}) == 8
+    report = saved(tmp_path / "o")
+    assert report["models"] == ["big-27b"] and report["figures"]["big-27b"]["ratio"]["all"]["mean"] == pytest.approx(6 / 50)
+    assert all("sk-very-secret" not in p.read_text(errors="replace") for p in (tmp_path / "o").rglob("*.*") if p.suffix != ".png")
+
+
+def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, tmp_path, capsys, monkeypatch):
+    broken = [True]
+
+    def reply(body, number):
+        if broken[0] and "keeper" not in body["messages"][1]["content"] and "bell" in body["messages"][1]["content"]:
+            return "I would rather not."
+        return json.dumps({d.key: {"why": "so", "quotes": [], "score": d.high if d.key[0] == "P" and d.key != "PENALTY" else d.low}
+                           for d in judging.RUBRIC.dimensions})
+    server = Server(reply)
+    flags = ["--model", str(checkpoint()), "--prompts", str(prompts(tmp_path / "p.jsonl", 3)), "--out", str(tmp_path / "o"), "--max_new_tokens", "60",
+             "--samples", "1", "--judge_url", server.url, "--judge_model", "reader"]
+    assert evaluation.main(flags) == 0
+    quality = saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]
+    assert quality["mean"] == 100 and quality["prompts"] == 2 and "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1]
+    broken[0] = False
+    assert evaluation.main(flags) == 0
+    assert saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]["prompts"] == 3
+
+
+# ---- the page
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -r requirements-dev.txt")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no browser: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+                 "disable-component-update", "disable-sync", "disable-dev-shm-usage", f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    driver.get("about:blank")
+    driver.get_log("performance")
+    yield driver
+    driver.quit()
+
+
+def look(browser, path, width=1300, height=900, dark=False):
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]})
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
+    browser.get(path.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    if folder := os.environ.get("SCREENSHOTS"):
+        tall = browser.execute_script("return document.documentElement.scrollHeight")
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": min(tall, 3000), "deviceScaleFactor": 1, "mobile": width < 600})
+        browser.save_screenshot(f"{folder}/{path.parent.name}-{width}{'-dark' * dark}.png")
+
+
+def quiet(browser):
+    """No console message, and no request but for the page itself."""
+    assert browser.get_log("browser") == []
+    sent = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
+    assert all(u.startswith(("file:", "data:", "about:")) for u in urls), urls
+
+
+STORY = ("The bell-ringer “Old Tam” climbed at dawn.\n\nHe counted   the steps, and the steps\ncounted him. It was, in the end, a journey of discovery. "
+         "Below, the town slept on.\n\n" + TRAP + " __DATA__ done.")
+
+
+def test_the_report_in_a_browser(tmp_path, browser):
+    (tmp_path / "report").mkdir()
+
+    def reply(body, number):
+        text = body["messages"][-1]["content"]
+        if "STORY" not in text:
+            return STORY if body["model"] == "poet" else "It rained. " * 20
+        answer = {d.key: {"why": f"because <i>{d.key}</i>", "quotes": [], "score": d.low} for d in judging.RUBRIC.dimensions}
+        answer["P4"] |= {"quotes": ["Old Tam climbed at dawn"], "score": 12}
+        answer["P5"] |= {"quotes": ["counted the steps, and the STEPS counted him."], "score": 11}
+        answer["N9"] |= {"quotes": ["a journey of discovery", "never written at all"], "score": 4}
+        return json.dumps(answer)
+    server = Server(reply)
+    file = prompts(tmp_path / "p.jsonl", 3, text=" " + TRAP)
+    assert evaluation.main(["--endpoint", server.url, "--model", "poet", "rain", "--prompts", str(file), "--lengths", "20", "40", "90", "--samples", "2",
+                            "--out", str(tmp_path / "report"), "--judge_url", server.url, "--judge_model", "reader"]) == 0
+    page = tmp_path / "report" / "report.html"
+    assert "<img" not in page.read_text() and page.read_text().count("<script") == 2
+    for width, dark in ((390, False), (1300, True), (1300, False)):
+        look(browser, page, width, dark=dark)
+        assert browser.execute_script("return window.trapped") is None
+    assert browser.title == "How good, how long"
+    paper = lambda: browser.execute_script("return getComputedStyle(document.body).backgroundColor")  # noqa: E731
+    light = paper()
+    look(browser, page, dark=True)
+    assert paper() != light
+    find = lambda css: browser.find_elements("css selector", css)  # noqa: E731
+    assert [p.text for p in find(".pane h3")] == ["poet, story 1", "rain, story 1"]
+    assert TRAP in find(".story")[0].get_property("textContent") and TRAP in find(".request")[0].get_property("textContent")
+    marks = {m.get_property("textContent"): (m.get_attribute("class"), m.get_attribute("title")) for m in find("mark")}
+    assert marks == {"Old Tam” climbed at dawn": ("good", "P4: because <i>P4</i>"), "a journey of discovery": ("bad", "N9: because <i>N9</i>"),
+                     "counted   the steps, and the steps\ncounted him": ("good", "P5: because <i>P5</i>")}
+    find("summary")[0].click()
+    lost = find(".pane:first-child q.lost")
+    assert [q.get_property("textContent") for q in lost] == ["never written at all"]
+    assert len(find("figure")) == 2 and find("figure svg polyline") and not find(".pane img, .story b, .request b, main script, .pane i")
+    find("button.side")[5].click()
+    assert [p.text for p in find(".pane h3")] == ["poet, story 1", "rain, story 1"]
+    find("button.side")[2].click()
+    assert [p.text for p in find(".pane h3")] == ["poet, story 2", "rain, story 1"]
+    before = find(".request")[0].text
+    find("button[aria-label='next prompt']")[0].click()
+    assert find(".request")[0].text != before
+    browser.execute_script("const s = document.getElementById('step'); s.selectedIndex = 2; s.dispatchEvent(new Event('change'))")
+    assert "90 words long" in find(".request")[0].text
+    quiet(browser)
+
+
+def a_run(folder, steps=14):
+    """What train.py leaves, with a trap in a story and one row whose judge failed."""
+    metrics = []
+    for step in range(steps):
+        rng, episodes = random.Random(step), []
+        for p in range(3):
+            example = data.Example(f"p{p}", f"Write about a lamp {p}. It should be 60 words long.", 60, story="A human story.")
+            for g in range(6):
+                human = g == 5
+                text = "A lamp by a person." if human else f"Lamp {g} at step {step}. " * rng.randint(2, 9) + (TRAP if g == 0 else "")
+                reward = None if (step, p, g) == (3, 1, 1) else rng.gauss(0.2 + step / 30, 0.2)
+                verdict = {"scores": {"P1": 9.0, "N3": 2.0}, "score": 20.0, "why": {"N3": "generic"}, "quotes": {"N3": ["at step"]}}
+                episodes.append(data.Episode(example, [1], [2], None, True, human, text, {"quality": 0.3, "length": 0.1} if reward is not None else {},
+                                             reward, 0.0 if reward is None else reward - 0.3, verdict if reward is not None else None))
+        data.write_episodes(folder / "rollouts" / f"step_{step:06d}.jsonl", episodes)
+        metrics.append({"step": step, "reward/mean": 0.2 + step / 30 + rng.gauss(0, 0.05), "reward/quality": 0.3, "hri/weight": 0.4 * min(1, step / 10),
+                        "hri/advantage": None if step == 0 else 0.5, "deviation/mean": 0.4, "length/ratio": 1 - step / 100, "length/in_band": 0.5,
+                        "mismatch/mean": 1e-5, "loss": -0.01, "grad_norm": math.nan if step == 2 else 1.0, "judge/evidence": 0.9})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics) + '{"step": 14, "rew')
+    return folder
+
+
+def test_watch_in_a_browser(tmp_path, browser, capsys):
+    folder = a_run(tmp_path / "run")
+    assert evaluation.main(["watch", str(folder)]) == 0
+    page = folder / "report.html"
+    assert str(page) in capsys.readouterr().out and page.read_text().count("<script") == 2
+    for width, dark in ((390, False), (1300, True), (1300, False)):
+        look(browser, page, width, dark=dark)
+    find = lambda css: browser.find_elements("css selector", css)  # noqa: E731
+    titles = [f.text for f in find("figcaption")]
+    assert {"Reward", "Deviation", "Length", "Human row: weight and weighted advantage", "Sampler against trainer, per token", "judge/evidence"} <= set(titles)
+    assert len(find("#step option")) == 14 and len(find("#group option")) == 3
+    browser.execute_script("const s = document.getElementById('step'); s.selectedIndex = 3; s.dispatchEvent(new Event('change'))")
+    browser.execute_script("const g = document.getElementById('group'); g.selectedIndex = 1; g.dispatchEvent(new Event('change'))")
+    cells = [[td.text for td in tr.find_elements("tag name", "td")] for tr in find(".request + .scroll tbody tr")]
+    rows = [c for c in cells if c and c[0] in ("policy", "human")]
+    advantages = [float(c[1]) for c in rows]
+    assert len(rows) == 6 and advantages == sorted(advantages, reverse=True) and sum(c[0] == "human" for c in rows) == 1
+    assert sum(c[2] == "-" for c in rows) == 1  # the failed judge is no score
+    assert browser.execute_script("return window.trapped") is None and find("mark.bad")
+    quiet(browser)
+
+
+def test_watch_thins_what_does_not_fit_and_names_missing_steps(tmp_path, capsys, monkeypatch):
+    folder = a_run(tmp_path / "run", steps=8)
+    monkeypatch.setattr(evaluation, "PAGE_BYTES", 3 * (folder / "rollouts/step_000000.jsonl").stat().st_size)
+    page = evaluation.run_page(folder, [])
+    steps = list(dict.fromkeys(g["step"] for g in page["reader"]["groups"]))
+    assert 2 <= len(steps) <= 4 and steps[0] == "step 0" and steps[-1] == "step 7" and "--steps N" in page["notes"][0]
+    assert {g["step"] for g in evaluation.run_page(folder, [4])["reader"]["groups"]} == {"step 4"}
+    assert evaluation.main(["watch", str(folder), "--steps", "99"]) == 2 and "has no step 99; it has 0 to 7" in capsys.readouterr().err
+
+
+def test_nothing_in_a_page_ends_its_script(tmp_path):
+    evaluation.write_page(tmp_path / "x.html", {"title": TRAP + "<!--<script>\ud800", "notes": [], "warnings": [], "charts": [], "tables": [],
+                                                "reader": {"groups": []}})
+    html = (tmp_path / "x.html").read_text()
+    blob = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1]
+    assert "<" not in blob and json.loads(blob)["title"].startswith(TRAP)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", html) and "@import" not in html and "url(" not in html
