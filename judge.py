@@ -67,8 +67,9 @@ class Rubric:
     def schema(self) -> dict:
         """JSON schema of a verdict: for each dimension the reason and the quotes first, so that the number follows."""
         words, quote = {"type": "string", "maxLength": 400}, {"type": "string", "maxLength": 120}
-        return _closed({d.key: _closed({"why": words, "quotes": {"type": "array", "maxItems": 2, "items": quote},
-                                        "score": {"type": "number", "minimum": d.low, "maximum": d.high}}) for d in self.dimensions})
+        quotes = {"type": "array", "maxItems": 2, "items": quote}
+        points = {d.key: {"type": "number", "minimum": d.low, "maximum": d.high} for d in self.dimensions}
+        return _closed({key: _closed({"why": words, "quotes": quotes, "score": points[key]}) for key in points})
 
 
 def _closed(properties: dict) -> dict:
@@ -97,7 +98,7 @@ def load_rubric(name: str | Path, criteria: list[dict] | None = None) -> Rubric:
         title, _, body = section.partition("\n")
         match = re.fullmatch(r"([PN]\d+|BONUS|PENALTY) (.+) \((\d+)-(\d+)\)(?: x(\d+))?(?: \^([\d.]+))?", title.strip())
         if not match:
-            raise ValueError(f"{path}: heading {title.strip()!r} does not read '## P1 Title (0-15)', with x2 or ^1.5 behind it")
+            raise ValueError(f"{path}: heading {title.strip()!r} does not read '## P1 Title (0-15)'; x2 or ^1.5 may follow")
         low, high, weight, power = (1.0 if number is None else float(number) for number in match.groups()[2:])
         dimensions.append(Dimension(match[1], match[2], low, high, weight, power, body.strip()))
     if criteria:
@@ -231,7 +232,7 @@ def reward(verdict: Verdict, story: str, target_words: float, bounds: LengthBoun
 DETERMINERS = frozenset("a an the my your his its our their this these every some no".split())
 JOINERS = frozenset("and but or of to in on at for with from by into over under through as because if when while".split())
 PRONOUNS = frozenset("i he she it we they you me him her us them who".split())
-PEOPLE = PRONOUNS - {"it"} | frozenset("man woman boy girl child mother father sister brother wife husband friend king".split())
+PEOPLE = PRONOUNS - {"it"} | frozenset("man woman boy girl child mother father sister brother wife husband friend".split())
 SENSES = frozenset("""saw heard felt smelled tasted touched cold warm hot wet dry dark bright red blue green white black grey
     yellow gold silver salt smoke rain snow wind sun moon stars fire water stone wood iron glass bread milk tea coat boots
     hands eyes face door window table lamp bell road river sea field garden house kitchen roof stairs bird dog horse cat
@@ -240,10 +241,11 @@ FEELINGS = frozenset("""but though yet still never only again alone afraid glad 
     loved hope wished missed laughed cried smiled wept quiet silence remembered forgot waited promised""".split())
 ACTS = frozenset("""said asked took gave went came ran walked turned looked opened closed put held carried found left told
     kept made began stood sat called wanted knew thought tried pulled pushed brought lifted""".split())
-TO_THE_JUDGE = re.compile(r"\b(?:(?:ignore|disregard|forget|override) (?:all|any|the|every|previous|your|these)\b[^.!?]{0,40}?"
-                          r"(?:instruction|rule|criteri|prompt|rubric)|(?:give|award|assign)\b[^.!?]{0,30}?(?:full|top|maximum|highest|perfect)"
-                          r" (?:marks|points|score|rating)|full marks|maximum score|the rubric|language model|(?:grade|rate|score) this)"
-                          r"[^.!?]*[.!?]*", re.I)
+TO_THE_JUDGE = re.compile(
+    r"\b(?:(?:ignore|disregard|forget|override) (?:all|any|the|every|previous|your|these)\b[^.!?]{0,40}?"
+    r"(?:instruction|rule|criteri|prompt|rubric)|(?:give|award|assign)\b[^.!?]{0,30}?(?:full|top|maximum|highest|perfect)"
+    r" (?:marks|points|score|rating)|full marks|maximum score|the rubric|language model|(?:grade|rate|score) this)"
+    r"[^.!?]*[.!?]*", re.I)
 REQUEST_WORDS = frozenset("write story short about words long word tell that with from must should which where have make".split())
 
 
@@ -260,7 +262,7 @@ class OfflineJudge:
     def __init__(self, words: str | Path | None = ROOT / "stories" / "words.txt"):
         path = Path(words) if words else None
         self.words = frozenset(path.read_text(encoding="utf-8").split()) if path and path.is_file() else None
-        self.name = "offline-form-1" + ("+words" if self.words else "")   # says what it measures, and whether it knows words
+        self.name = "offline-form-1" + ("+words" if self.words else "")   # what it measures, and whether it knows words
         self.counts, self.ledger, self.out_of_budget = Counter(), Ledger(), False
 
     def score(self, prompt: str, story: str) -> Verdict:
@@ -283,9 +285,10 @@ class OfflineJudge:
         pass
 
     def _dimensions(self, prompt: str, story: str) -> dict[str, float]:
-        # Words to the judge are no part of the story: what is left is measured as if they were not there, then marked down.
+        # Words to the judge are no part of the story: the rest is measured as if they were not there, then marked down.
         text, bribes = TO_THE_JUDGE.subn(" ", story)
-        sentences = [s for s in re.split(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)])\s+", text.strip()) if re.search(r"\w", s)] or [""]
+        sentences = re.split(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)])\s+", text.strip())
+        sentences = [s for s in sentences if re.search(r"\w", s)] or [""]
         tokens = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*|[^\w\s]|\d+", text.lower())
         words = [t for t in tokens if t[0].isalpha()] or ["?"]
         n, distinct = len(words), set(words)
@@ -305,7 +308,7 @@ class OfflineJudge:
         ragged = sum(k < 3 or k > 45 for k in lengths) / len(lengths)
         odd_marks = len(re.findall(r"[,;:.!?]{2,}|\s[,.;:!?]|[^\w\s.,;:!?'\"“”‘’—–…()-]", text)) / n
 
-        # What carries one: the request's words (each counted once), people who act, things, turns, several shapes of sentence.
+        # What carries one: the request's words (each once), people who act, things, turns, several shapes of sentence.
         asked = {w[:5] for w in re.findall(r"[a-z]{4,}", prompt.lower())} - {w[:5] for w in REQUEST_WORDS}
         stems = [w[:5] for w in words]
         used = len(asked & set(stems)) / max(1, min(3, len(asked)))
@@ -324,17 +327,19 @@ class OfflineJudge:
         speech = quotes >= 2 and quotes % 2 == 0
 
         # Strengths count only as far as the text holds together: word lists, loops and crumbs of text earn little.
-        sound = (_between(n, 4, 32) * _between(len(sentences), 0, 3) * (1 - _between(loops, 0.1, 0.6))
-                 * (1 - _between(unreal, 0.02, 0.35)) * (1 - _between(capitals, 0.3, 0.6)) * (1 - _between(unjoined, 0.01, 0.1)) * (1 - stuffed)
-                 * (1 - _between(copied, 0.1, 0.6)) * (0.3 if bribes else 1.0))
+        shouted, stolen = _between(capitals, 0.3, 0.6), _between(copied, 0.1, 0.6)
+        sound = _between(n, 4, 32) * _between(len(sentences), 0, 3) * (0.3 if bribes else 1.0)
+        for flaw in (_between(loops, 0.1, 0.6), _between(unreal, 0.02, 0.35), _between(unjoined, 0.01, 0.1), shouted, stuffed, stolen):
+            sound *= 1 - flaw
+        breakdown = max(0.5 * (1 - finished), _between(loops, 0.1, 0.5), _between(doubled, 0, 0.1), 1 - _between(n, 4, 24))
         return {k: float(v) for k, v in {
             "P1": 15 * sound * min(1.0, used), "P2": 20 * sound * (0.6 * finished + 0.4 * _between(len(sentences), 1, 5)),
             "P3": 15 * sound * (people + acts) / 2, "P4": 15 * sound * (_between(spread, 0.1, 0.4) + openers) / 2,
             "P5": 20 * sound * (things + richness) / 2, "P6": 15 * sound * (0.8 * feelings + 0.2 * speech),
-            "N1": 15 * max(float(bool(bribes)), _between(copied, 0.1, 0.6), stuffed), "N2": 20 * _between(unjoined, 0.0, 0.12),
+            "N1": 15 * max(bool(bribes), stolen, stuffed), "N2": 20 * _between(unjoined, 0.0, 0.12),
             "N3": 15 * (1 - richness) * 0.5, "N4": 15 * ragged, "N5": 15 * _between(loops, 0.02, 0.4),
-            "N6": 20 * max(0.5 * (1 - finished), _between(loops, 0.1, 0.5), _between(doubled, 0, 0.1), 1 - _between(n, 4, 24)),
-            "N7": 15 * 0.5 * (quotes % 2), "N8": 8 * max(_between(odd_marks, 0, 0.1), lower_starts, _between(capitals, 0.3, 0.6)),
+            "N6": 20 * breakdown,
+            "N7": 15 * 0.5 * (quotes % 2), "N8": 8 * max(_between(odd_marks, 0, 0.1), lower_starts, shouted),
             "N9": 8 * (1 - openers) * _between(len(sentences), 1, 4),
             "N10": 20 * _between(unreal, 0.02, 0.3), "BONUS": 0, "PENALTY": 8 * bool(bribes)}.items()}
 
@@ -347,7 +352,8 @@ def _grams(text: str, n: int = 4) -> set[tuple]:
 def empty_verdict(rubric: Rubric, judge: str) -> Verdict:
     """An empty story is no failed call: it earns nothing and bears every fault, and no judge is paid to say so."""
     scores = {d.key: d.high if d.key[0] == "N" or d.key == "PENALTY" else d.low for d in rubric.dimensions}
-    return Verdict(scores, aggregate(scores, rubric), {d: "the story is empty" for d in scores}, rubric=rubric.version, judge=judge)
+    why = dict.fromkeys(scores, "the story is empty")
+    return Verdict(scores, aggregate(scores, rubric), why, rubric=rubric.version, judge=judge)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -356,9 +362,9 @@ def empty_verdict(rubric: Rubric, judge: str) -> Verdict:
 
 
 def strip_length(prompt: str) -> str:
-    """The request without its length, which the rule measures better: the sentence goes, or, where it asks for more, its clause."""
-    clause = re.compile(r"[\s,]*\(?\b(?:(?:that|which) (?:is|are) |of |in |at )?(?:about |around |roughly |approximately |exactly )?"
-                        r"\d[\d,]*[\s-]words?(?: long| in length)?\b\)?", re.I)
+    """The request without its length, which the rule measures better: the sentence goes or, where it asks for more, its clause."""
+    clause = re.compile(r"[\s,]*\(?\b(?:(?:that|which) (?:is|are) |at )?(?:about |around |roughly |approximately |exactly )?"
+                        r"\d[\d,]*(?:[\s-]words?[\s-](?:long|in length)|-word)\b\)?", re.I)
     kept = []
     for sentence in re.split(r"(?<=[.!?])\s+", prompt.strip()):
         rest, found = clause.subn("", sentence)
@@ -370,7 +376,8 @@ def strip_length(prompt: str) -> str:
 def pointwise_messages(rubric: Rubric, prompt: str, story: str) -> list[dict]:
     """The rubric first (the same for each call, so that providers can cache it), then the fenced request and story."""
     lines = [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in rubric.dimensions]
-    shape = ", ".join(f'"{d.key}": {{"why": "...", "quotes": ["..."], "score": {d.low:g}-{d.high:g}}}' for d in rubric.dimensions)
+    shape = ", ".join(f'"{d.key}": {{"why": "...", "quotes": ["..."], "score": {d.low:g}-{d.high:g}}}'
+                      for d in rubric.dimensions)
     rules = ("Answer with one JSON object and nothing else. For every dimension: why (1-3 sentences), quotes (0-2 exact quotes "
              f"from the story, at most 12 words each), then score. No total.\n{{{shape}}}")
     return [{"role": "system", "content": "\n\n".join([rubric.preamble, *lines, rules])},
@@ -486,15 +493,16 @@ class Store:
         """The bill and, where the answer was good, the verdict: both or neither."""
         with self.lock:
             self.db.execute("BEGIN IMMEDIATE")
-            self.db.execute("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)", (time.time(), self.run, model, *tokens, dollars, estimated))
+            self.db.execute("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)",
+                            (time.time(), self.run, model, *tokens, dollars, estimated))
             if value is not None:
                 self.db.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, json.dumps(value)))
             self.db.execute("COMMIT")
 
     def ledger(self) -> Ledger:
         with self.lock:
-            row = self.db.execute("SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(completion_tokens), TOTAL(dollars), TOTAL(estimated)"
-                                  " FROM calls WHERE run = ?", (self.run,)).fetchone()
+            row = self.db.execute("SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(completion_tokens), TOTAL(dollars), "
+                                  "TOTAL(estimated) FROM calls WHERE run = ?", (self.run,)).fetchone()
         return Ledger(row[0], 0, int(row[1]), int(row[2]), row[3], int(row[4]))
 
 
@@ -552,22 +560,24 @@ class Judge:
                  run: str = "", price_in: float = 0.0, price_out: float = 0.0, budget: float | None = None):
         url, model = url or os.environ.get("JUDGE_URL"), model or os.environ.get("JUDGE_MODEL")
         if not url or not model:
-            raise ValueError("no judge: set JUDGE_URL (such as http://localhost:8000/v1) and JUDGE_MODEL, or pass them as flags")
+            raise ValueError("no judge: set JUDGE_URL (such as http://localhost:8000/v1) and JUDGE_MODEL, or pass both as flags")
         where = requests.utils.urlparse(url)
         if where.scheme not in ("http", "https") or not where.hostname or where.username or where.query:
-            raise ValueError("the judge's URL must read http(s)://host/path, without user, key or query; the key goes in JUDGE_API_KEY")
+            raise ValueError("the judge's URL must read http(s)://host/path, without user, key or query; "
+                             "the key goes in JUDGE_API_KEY")
         key = (os.environ.get("JUDGE_API_KEY", "") if api_key is None else api_key).strip()
         if not re.fullmatch(r"[!-~]*", key):
             raise ValueError("the judge's key holds spaces or characters that no header can carry; set JUDGE_API_KEY again")
         if budget is not None and max(price_in, price_out) <= 0:
             raise ValueError("a judge budget in dollars needs prices: give the dollars per million tokens, in and out")
         if min(samples, in_flight) < 1 or min(deadline, connect_timeout, read_timeout) <= 0 or retries < 0:
-            raise ValueError("the judge's samples, requests in flight and time limits must be above 0, its retries not below 0")
+            raise ValueError("the judge's samples, requests in flight and time limits must be above 0, retries not below 0")
         self.endpoint = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self.name, self.rubric, self.samples, self.seed, self.retries = model, rubric, samples, seed, retries
         self.params = {name: value for name, value in dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens,
                                                            reasoning_effort=reasoning_effort).items() if value is not None}
-        self.deadline, self.timeouts, self.prices, self.budget = deadline, (connect_timeout, read_timeout), (price_in, price_out), budget
+        self.deadline, self.timeouts = deadline, (connect_timeout, read_timeout)
+        self.prices, self.budget, self.reserved, self.out_of_budget = (price_in, price_out), budget, 0.0, False
         # Closures, so that no repr, config dump or traceback of this object shows the key.
         self._sign = lambda request: (request.headers.update({"Authorization": f"Bearer {key}"} if key else {}), request)[1]
         self._scrub = lambda text: text.replace(key, "[key]") if key else text
@@ -576,7 +586,7 @@ class Judge:
         self.session.trust_env = where.scheme == "https"
         self.session.mount(f"{where.scheme}://", requests.adapters.HTTPAdapter(pool_maxsize=in_flight))
         self.store = Store(cache, run)
-        self.ledger, self.counts, self.last_error, self.out_of_budget, self.reserved = self.store.ledger(), Counter(), "", False, 0.0
+        self.ledger, self.counts, self.last_error = self.store.ledger(), Counter(), ""
         self.mode, self.mode_known, self.mode_strikes, self.token_field = 0, False, 0, "max_tokens"
         self.pace, self.slots = Pace(requests_per_minute, tokens_per_minute), threading.Semaphore(in_flight)
         self.lock, self.discovery, self.closed = threading.RLock(), threading.Lock(), threading.Event()
@@ -609,15 +619,18 @@ class Judge:
         messages, schema, read = rank_task(self.rubric, prompt, stories, draw)
         future = self._ask("groupwise", draw, prompt, stories, messages, schema, read)
         def verdicts(values: list) -> list[Verdict] | None:
-            return values[0] and [Verdict({}, score, rubric=self.rubric.version, judge=self.name) for score in values[0]["scores"]]
+            return values[0] and [Verdict({}, score, rubric=self.rubric.version, judge=self.name)
+                                  for score in values[0]["scores"]]
         return _then([future], verdicts)
 
     def check(self) -> None:
         """One small call before a run, which also finds the schema mode. Raises ValueError with the reason it fails."""
         story = "The lamp went out. Mara climbed the stairs in the dark, counting, and lit it again before the boats turned."
-        read = lambda answer: read_verdict(answer, story, self.rubric, self.name).to_dict()   # noqa: E731
-        if self._ask(f"check {secrets.token_hex(8)}", 0, "Write about a keeper.", [story], pointwise_messages(
-                self.rubric, "Write about a keeper.", story), self.rubric.schema(), read, retries=1).result() is None:
+        def read(answer: dict) -> dict:
+            return read_verdict(answer, story, self.rubric, self.name).to_dict()
+        messages = pointwise_messages(self.rubric, "Write about a keeper.", story)
+        kind = f"check {secrets.token_hex(8)}"    # never answered from the store
+        if self._ask(kind, 0, "", [story], messages, self.rubric.schema(), read, retries=1).result() is None:
             raise ValueError(f"the judge {self.name} at {self.endpoint} gave no verdict ({self.last_error}); "
                              "check JUDGE_URL, JUDGE_MODEL and JUDGE_API_KEY")
 
@@ -685,7 +698,8 @@ class Judge:
                     break
                 if fault.again == "retry":
                     # Times 0.5-1.5, so that calls which failed together do not return together.
-                    wait = fault.wait or min(30.0, BACKOFF * 2 ** max(0, self.retries - task.retries - 1)) * random.uniform(0.5, 1.5)
+                    tried = max(0, self.retries - task.retries - 1)
+                    wait = fault.wait or min(30.0, BACKOFF * 2 ** tried) * random.uniform(0.5, 1.5)
                     if wait > self._left(task):
                         with self.lock:
                             self.counts["deadline"] += 1
@@ -706,9 +720,10 @@ class Judge:
         with self.lock:
             cost = max(guess, self.ledger.dollars / max(1, self.ledger.calls))
             # Calls under way may still cost what was set aside for them: wait for their bills before giving up.
-            while self.budget is not None and self.ledger.dollars + self.reserved + cost > self.budget and self.reserved > 1e-12:
+            limit = math.inf if self.budget is None else self.budget
+            while self.ledger.dollars + self.reserved + cost > limit and self.reserved > 1e-12:
                 self.settled.wait(timeout=0.1)
-            if self.budget is not None and self.ledger.dollars + cost > self.budget:
+            if self.ledger.dollars + cost > limit:
                 self.out_of_budget = True
                 raise Fault("budget", "no", f"${self.ledger.dollars:.2f} of ${self.budget:.2f} spent")
             self.reserved += cost
@@ -758,9 +773,10 @@ class Judge:
             body["seed"] = self.seed + task.sample + 1000 * task.asked           # the same seed would fail the same way
         if mode != "text":
             schema = task.schema if "limits" in mode else _unlimited(task.schema)
-            body["response_format"] = ({"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
-                                       if mode.startswith("json_schema") else
-                                       {"type": "json_object", "schema": task.schema} if "schema" in mode else {"type": "json_object"})
+            named = {"name": "verdict", "strict": True, "schema": schema}
+            body["response_format"] = ({"type": "json_schema", "json_schema": named} if mode.startswith("json_schema") else
+                                       {"type": "json_object", "schema": task.schema} if "schema" in mode else
+                                       {"type": "json_object"})
         status, headers, data = self._post(body)
         if status != 200:
             raise self._refused(status, headers, data, mode, body)
@@ -804,7 +820,8 @@ class Judge:
             raise Fault("broken_stream", "retry") from None
         except requests.ConnectionError as error:
             slow = "timed out" in str(error)
-            raise Fault("timeout" if slow else "connection", "retry", type(error.args[0] if error.args else error).__name__) from None
+            cause = type(error.args[0] if error.args else error).__name__
+            raise Fault("timeout" if slow else "connection", "retry", cause) from None
         except requests.RequestException as error:
             raise Fault("request", "no", type(error).__name__) from None
 
@@ -817,13 +834,15 @@ class Judge:
                 return Fault("token_field", "mode")
             # Servers that lack a mode answer 400, 422 or 500; a 500 may also be bad luck, so it takes three in a row.
             self.mode_strikes = self.mode_strikes + 1 if status == 500 else 3 if status in (400, 404, 415, 422, 501) else 0
-            if not self.mode_known and self.mode_strikes >= 3 and self.mode < len(SCHEMA_MODES) - 1 and SCHEMA_MODES[self.mode] == mode:
-                self.mode, self.mode_strikes = self.mode + 1, 0
+            next_mode = SCHEMA_MODES.index(mode) + 1
+            if not self.mode_known and self.mode_strikes >= 3 and next_mode < len(SCHEMA_MODES):
+                self.mode, self.mode_strikes = next_mode, 0
                 return Fault(f"no_{mode}", "mode", said)
             if not self.mode_known and status == 500 and self.mode_strikes >= 3:
                 self.mode, self.mode_strikes = 0, 0        # not picky but ill: start over when it is well
         if 300 <= status < 400:
-            return Fault("redirect", "no", f"HTTP {status} to {headers.get('Location', '?')[:100]}: give that address as the judge's URL")
+            where = headers.get("Location", "?")[:100]
+            return Fault("redirect", "no", f"HTTP {status} to {where}: give that address as the judge's URL")
         wait = 0.0
         try:
             wait = Retry().parse_retry_after(headers["Retry-After"]) if "Retry-After" in headers else 0.0
@@ -894,9 +913,10 @@ def rank_scores(order: list[int]) -> list[float]:
 def rank_task(rubric: Rubric, prompt: str, stories: list[str], draw: int = 0) -> tuple[list[dict], dict, Callable[[dict], dict]]:
     """Messages, schema and reader of a group-wise call."""
     order = shown_order(prompt, stories, draw)
-    task = (f"Rank the {len(stories)} stories below, which answer one request, by these standards. Answer with one JSON object and "
-            'nothing else: {"why": "...", "order": [numbers of all stories, the best first]}.')
-    standards = "\n".join(f"{'Fault' if d.key[0] == 'N' else 'Strength'}: {d.title} ({d.high:g})" for d in rubric.dimensions[:-2])
+    task = (f"Rank the {len(stories)} stories below, which answer one request, by these standards. Answer with one JSON object "
+            'and nothing else: {"why": "...", "order": [numbers of all stories, the best first]}.')
+    standards = "\n".join(f"{'Fault' if d.key[0] == 'N' else 'Strength'}: {d.title} ({d.high:g})"
+                          for d in rubric.dimensions if d.key not in ("BONUS", "PENALTY"))
     texts = {"REQUEST": strip_length(prompt)} | {f"STORY {i + 1}": stories[s] for i, s in enumerate(order)}
     schema = _closed({"why": {"type": "string", "maxLength": 1000},
                       "order": {"type": "array", "maxItems": len(stories), "items": {"type": "integer"}}})
@@ -943,7 +963,8 @@ def alarms(history: list[dict], window: int = 20) -> list[str]:
     does too, each by more than two standard errors. history: metrics, a dict a step; steps without a metric are skipped."""
     def change(name: str) -> tuple[float, float]:
         recent = history[-window:]
-        old, new = ([m[name] for m in half if name in m] for half in (recent[:len(recent) // 2], recent[len(recent) // 2:]))
+        halves = recent[:len(recent) // 2], recent[len(recent) // 2:]
+        old, new = ([m[name] for m in half if name in m] for half in halves)
         if len(history) < window or min(len(old), len(new)) < 3:
             return 0.0, 1.0
         error = math.sqrt(statistics.variance(old) / len(old) + statistics.variance(new) / len(new))

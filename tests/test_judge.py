@@ -113,8 +113,9 @@ def test_schema_names_each_dimension_once_and_closes_every_object():
     ("Write about a fox. Make it about 120 words long!", "Write about a fox."),
     ("Write a story 300 words long about a fox and a bell.", "Write a story about a fox and a bell."),
     ("A fox finds a bell in the snow, around 50 words long.", "A fox finds a bell in the snow."),
+    ("Write a 300-word story about a fox and a bell.", "Write a story about a fox and a bell."),
     ("Tell a story that is 300 words long, about a fox and a bell.", "Tell a story, about a fox and a bell."),
-    ("A man leaves 3 words on a wall. Who reads them?", "A man leaves on a wall. Who reads them?"),
+    ("A man leaves 3 words on a wall. Who reads them?", "A man leaves 3 words on a wall. Who reads them?"),
     ("Write about a fox.", "Write about a fox."), ("90 words long", "90 words long")])
 def test_the_length_leaves_the_prompt(prompt, kept):
     assert judge.strip_length(prompt) == kept
