@@ -316,7 +316,7 @@ def test_an_endpoint_that_stops_half_way_loses_nothing(tmp_path, capsys, monkeyp
     assert headers["Authorization"] == "Bearer sk-very-secret" and body["model"] == "org/big-27b" and body["top_k"] == 20 and "min_p" not in body
     assert len({b["seed"] for b, _ in server.seen}) == 8
     report = saved(tmp_path / "o")
-    assert report["models"] == ["big-27b"] and report["figures"]["big-27b"]["ratio"]["all"]["mean"] == pytest.approx(6 / 50)
+    assert report["models"] == ["big-27b"] and report["figures"]["big-27b"]["ratio"]["all"]["mean"] == pytest.approx(7 / 50)
     assert all("sk-very-secret" not in p.read_text(errors="replace") for p in (tmp_path / "o").rglob("*.*") if p.suffix != ".png")
 
 
