@@ -583,19 +583,23 @@ def cast(model: Qwen35, dtype) -> Qwen35:
 # ---------------------------------------------------------------------------------------------------------------------
 # Sharding
 
-def shard(model: Qwen35, bf16: bool):
+def shard(model: Qwen35, bf16: bool, shards: int):
     """FSDP2, one group of parameters a block: fp32 masters, bf16 compute where asked, gradients reduced in fp32.
+    With fewer shards than processes, each `shards` neighbours hold the whole model between them (HSDP).
 
     What must stay fp32 is left whole on every rank (a few kB): mixed precision would round it. Its gradients are
     averaged by `average_replicated`.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    replicas = torch.distributed.get_world_size() // shards
+    mesh = torch.distributed.init_device_mesh(model.norm.weight.device.type, (replicas, shards), mesh_dim_names=("replicate", "shard"))
+    mesh = mesh if replicas > 1 else mesh["shard"]
     # Inputs are not cast: token ids stay integers and the rotary tables fp32.
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
     whole = {p for name, p in model.named_parameters() if name.endswith(KEEP_FP32)}
     for block in model.layers:
-        fully_shard(block, mp_policy=policy, ignored_params=whole)
-    fully_shard(model, mp_policy=policy, ignored_params=whole, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole, reshard_after_forward=False)
     register_fsdp_forward_method(model, "token_logprobs")
 
 
@@ -608,8 +612,8 @@ def average_replicated(params):
     if any(is_sharded(p) for p in params):
         for p in params:
             if not is_sharded(p) and p.grad is not None:
-                torch.distributed.all_reduce(p.grad, torch.distributed.ReduceOp.AVG if p.is_cuda else torch.distributed.ReduceOp.SUM)
-                p.grad /= 1 if p.is_cuda else torch.distributed.get_world_size()
+                torch.distributed.all_reduce(p.grad)
+                p.grad /= torch.distributed.get_world_size()
 
 
 @torch.no_grad()
@@ -621,7 +625,8 @@ def clip_gradients(params, max_norm: float) -> float:
     if sharded:
         part = square(sharded)
         torch.distributed.all_reduce(part)
-        total = total + part
+        mesh = sharded[0].device_mesh
+        total = total + part / (mesh.size(0) if mesh.ndim == 2 else 1)  # each shard was counted once a replica
     norm = float(total) ** 0.5
     if norm > max_norm:
         for p in params:

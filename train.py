@@ -27,11 +27,16 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from tqdm import tqdm
 
 import data
@@ -107,7 +112,7 @@ class Config:
     warm_start_lr: float = opt(1e-5, "its peak, warmed up over the first twentieth and decayed linearly to 0")
     warm_start_rows: int = opt(32, "stories a supervised step")
     # memory and machines
-    parallel: str = opt("auto", "none | ddp | fsdp | auto: fsdp for full fine-tuning on GPUs, ddp else")
+    parallel: str = opt("auto", "none | ddp | fsdp | hsdp (sharded within a node) | auto: fsdp for full fine-tuning on GPUs, ddp else")
     lora_rank: int = opt(0, "0: train all weights; else LoRA of this rank on a bf16 base")
     lora_alpha: float = opt(32.0, "LoRA's scale is alpha / rank")
     checkpointing: bool = opt(True, "recompute each block in the backward pass")
@@ -158,12 +163,13 @@ def check(c: Config, world: int):
     need(c.group >= 2, f"--group {c.group}: a group needs at least 2 stories to be compared")
     need(c.hri in hri.MODES, f"--hri {c.hri}: choose one of {', '.join(hri.MODES)}")
     need(c.loss_mean in ("token", "sequence", "constant"), f"--loss_mean {c.loss_mean}: choose token, sequence or constant")
-    need(c.parallel in ("auto", "none", "ddp", "fsdp"), f"--parallel {c.parallel}: choose none, ddp, fsdp or auto")
+    need(c.parallel in ("auto", "none", "ddp", "fsdp", "hsdp"), f"--parallel {c.parallel}: choose none, ddp, fsdp, hsdp or auto")
     need(c.parallel != "none" or world == 1, f"--parallel none with {world} processes would train {world} separate models; use ddp or fsdp")
-    need(not (c.lora_rank and c.parallel == "fsdp"), "LoRA does not shard its base; use --parallel ddp with --lora_rank")
+    need(not (c.lora_rank and c.parallel.endswith("sdp")), "LoRA does not shard its base; use --parallel ddp with --lora_rank")
     need(0 <= c.deviation <= 1, f"--deviation {c.deviation}: the strength lies between 0 and 1")
     need(c.temperature > 0, f"--temperature {c.temperature}: GRPO needs stories that differ, so a temperature above 0")
     need(0 < c.top_p <= 1, f"--top_p {c.top_p}: must lie in (0, 1]")
+    need(not c.warm_start_steps or c.warm_start_rows >= world, f"--warm_start_rows {c.warm_start_rows}: at least one a process, {world}")
     need(c.updates_per_batch >= 1, f"--updates_per_batch {c.updates_per_batch}: at least 1")
     need(c.judge in ("api", "offline"), f"--judge {c.judge}: choose api or offline")
     need(c.judge == "offline" or c.steps == 0 or (c.judge_url and c.judge_model),
@@ -177,6 +183,7 @@ def check(c: Config, world: int):
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets both
 MAIN = RANK == 0
+JOIN = timedelta(minutes=5)  # for all processes to appear
 
 
 def connect() -> torch.device:
@@ -187,8 +194,15 @@ def connect() -> torch.device:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 inside the delta rule and the fp32 heads
     if not dist.is_initialized():
-        alone = {} if "WORLD_SIZE" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", **alone)
+        try:
+            store = next(dist.rendezvous("env://", timeout=JOIN))[0] if "WORLD_SIZE" in os.environ else dist.HashStore()
+            # Much longer than the default: a process whose stories end early waits here for the others.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=RANK, world_size=WORLD,
+                                    timeout=timedelta(hours=2))
+        except dist.DistError as error:
+            raise ValueError(f"process {RANK} of {WORLD} could not reach the others at {os.environ.get('MASTER_ADDR')}:"
+                             f"{os.environ.get('MASTER_PORT')} ({str(error).splitlines()[0]}); check that address, "
+                             "the firewall, and that all nodes were started") from None
     return device
 
 
@@ -218,12 +232,37 @@ class Scorer(torch.nn.Module):
             return self.model.token_logprobs(ids, lengths, temperature, return_entropy=True)
 
 
+def state_bytes(c: Config, hf_config: dict, shards: int, on_gpu: bool) -> dict[str, float]:
+    """Bytes one process needs before any activation: weights, gradients, AdamW's moments, sampling replica, and their peak."""
+    with torch.device("meta"):
+        model = qwen.Qwen35(qwen.ModelConfig.from_hf(hf_config))
+    n = trained = sum(p.numel() for p in model.parameters())
+    if c.lora_rank:
+        trained = sum(p.numel() for p in qwen.add_lora(model, c.lora_rank, c.lora_alpha))
+    half = 2 if on_gpu else 4
+    s = dict(weights=(half * n + 4 * trained if c.lora_rank else 4 * n) / shards, gradients=4 * trained / shards,
+             optimiser=8 * trained / shards, replica=float(half * n))
+    resident = s["weights"] + s["optimiser"]
+    together = s["gradients"] + s["replica"] if c.keep_replica else max(s["gradients"], s["replica"])
+    return s | dict(peak=resident + together)
+
+
 def build(c: Config, device):
     """The policy, and the module that scores tokens with it, placed on this machine's processes."""
     on_gpu = device.type == "cuda"
     parallel = c.parallel
     if parallel == "auto":
         parallel = "fsdp" if on_gpu and not c.lora_rank else "ddp" if WORLD > 1 else "none"
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process a node downloads, the others find it in the cache
+        qwen.fetch(c.model)
+    dist.barrier()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", WORLD))
+    shards = {"fsdp": WORLD, "hsdp": local}.get(parallel, 1)
+    states = state_bytes(c, qwen.read_config(qwen.fetch(c.model)), shards, on_gpu)
+    free = rollout.free_bytes(device) / (1 if on_gpu else local)
+    if states["peak"] > free:
+        raise ValueError(f"weights, gradients, AdamW and replica need {states['peak'] / 1e9:.1f} GB a process, {free / 1e9:.1f} GB are free; "
+                         "more processes with --parallel fsdp or --lora_rank 32 help; python -m scripts.plan tells how much")
     model = qwen.load(c.model, torch.bfloat16 if on_gpu and c.lora_rank else torch.float32, device)
     model.checkpointing = c.checkpointing
     if c.lora_rank:
@@ -231,8 +270,8 @@ def build(c: Config, device):
     if c.compile:
         for block in model.layers:
             block.compile()
-    if parallel == "fsdp":
-        qwen.shard(model, bf16=on_gpu)
+    if parallel.endswith("sdp"):
+        qwen.shard(model, on_gpu, shards)
     scorer = Scorer(model, c.autocast)
     if parallel == "ddp":
         scorer = torch.nn.parallel.DistributedDataParallel(scorer, device_ids=[device.index] if on_gpu else None)
@@ -306,6 +345,15 @@ def micro_batches(rows: list[Row], budget: int) -> list[list[Row]]:
     return batches
 
 
+def schedule(rows: list[Row], budget: int) -> list[list[Row]]:
+    """Micro-batches of the trained rows, equal in number on all processes: under FSDP each forward pass is a meeting of
+    all, so a process with fewer of them runs weightless ones."""
+    batches = micro_batches([r for r in rows if r.trained], budget)
+    shortest = min(rows, key=lambda r: r.length)
+    idle = Row(shortest.ids, shortest.start, 0.0, True, None, trained=False)
+    return batches + [[idle]] * (int(reduce(len(batches), dist.ReduceOp.MAX)) - len(batches))
+
+
 def score_rows(scorer, batch, c, device):
     """One micro-batch through the model -> logp, entropy, mask (completion tokens), and `lift`, which lays any per-token
     list of the rows' completions under the same shape [B, T-1]."""
@@ -348,11 +396,7 @@ def update(scorer, optimiser, rows: list[Row], c: Config, device, reference=None
     trained = [r for r in rows if r.trained]
     tokens = reduce(sum(r.length - r.start for r in trained))
     count_rows = reduce(len(trained))
-    batches = micro_batches(trained, c.micro_batch_tokens)
-    # A rank with fewer micro-batches runs weightless ones: under FSDP every forward pass is a meeting of all ranks.
-    shortest = min(rows, key=lambda r: r.length)
-    idle = Row(shortest.ids, shortest.start, 0.0, True, None, trained=False)
-    batches += [[idle]] * (int(reduce(len(batches), dist.ReduceOp.MAX)) - len(batches))
+    batches = schedule(rows, c.micro_batch_tokens)
     sums, loss_sum = {}, 0.0
     optimiser.zero_grad(set_to_none=True)
     for i, batch in enumerate(batches):
@@ -411,10 +455,10 @@ def bounds_of(c: Config) -> judging.LengthBounds:
     return judging.LengthBounds(*c.length_low, *c.length_high, blank_words=c.min_words)
 
 
-def sample(c: Config, step: int, examples, humans, replica, tokenizer, judge, with_human: bool) -> list[data.Episode]:
+def sample(c: Config, step: int, examples, humans, replica, tokenizer, judge, with_human: bool, stopping) -> list[data.Episode]:
     """This process's groups of `step`, each [group policy rows, then the human one where there is one], with verdicts.
 
-    A story goes to the judge the moment it is finished, while others are being written. A verdict that failed is None.
+    A story goes to the judge the moment it is finished, while others are being written. Stop: `stopping` was filled.
     """
     batch = data.order(len(examples), step // (len(examples) // c.prompts), c.seed)
     at = step % (len(examples) // c.prompts) * c.prompts
@@ -431,6 +475,8 @@ def sample(c: Config, step: int, examples, humans, replica, tokenizer, judge, wi
     verdicts = {id(row): judge.submit(row.example.prompt, row.story) for group in groups for row in group if row.is_human}
 
     def on_finish(i, done):
+        if stopping:
+            raise Stop
         row = policy[i]
         row.completion_ids, row.sampler_logprobs, row.finished = done.ids, done.logprobs, done.finished
         text = tokenizer.decode(done.ids)
@@ -441,17 +487,19 @@ def sample(c: Config, step: int, examples, humans, replica, tokenizer, judge, wi
                      top_p=c.top_p, top_k=c.top_k, min_p=c.min_p, repetition_penalty=c.repetition_penalty,
                      stop_ids=(tokenizer.end_id,), seed=seeds, slots=c.slots or None, on_finish=on_finish)
     episodes = [row for group in groups for row in group]
-    for attempt in range(3):  # a step without any verdict is judged again, then the run gives up
-        for row in episodes:
-            verdict = verdicts[id(row)].result()
-            row.verdict = verdict.to_dict() if verdict else None
-            row.rewards = judging.reward(verdict, row.story, row.example.target_words, bounds_of(c)) if verdict else {}
-            row.reward = row.rewards.pop("total", None)
-        if reduce(sum(row.reward is not None for row in episodes if not row.is_human)) > 0 or attempt == 2:
-            break
-        time.sleep(2 ** attempt)
-        verdicts = {id(row): judge.submit(row.example.prompt, row.story) for row in episodes}
+    await_verdicts(c, episodes, judge, verdicts)
     return episodes
+
+
+def await_verdicts(c: Config, episodes, judge, verdicts=None):
+    """Fills in verdicts and rewards as they arrive, asking for them unless `verdicts` (by id of the row) are under way.
+    A judge that failed leaves None: no number stands for a failure."""
+    verdicts = verdicts or {id(row): judge.submit(row.example.prompt, row.story) for row in episodes}
+    for row in episodes:
+        verdict = verdicts[id(row)].result()
+        row.verdict = verdict.to_dict() if verdict else None
+        row.rewards = judging.reward(verdict, row.story, row.example.target_words, bounds_of(c)) if verdict else {}
+        row.reward = row.rewards.pop("total", None)
 
 
 def split_groups(episodes) -> list[list[data.Episode]]:
@@ -493,32 +541,50 @@ def rows_of(episodes, kept_uids=None) -> list[Row]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints: the training state (sharded, any number of processes) and a Hugging Face folder in one
 
+# Names, not positions, so that another number of processes or another way to shard reads it.
+STATE = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)
+
+
 def save_checkpoint(c: Config, model, optimiser, step: int, tokenizer, state=True):
     """out/<run>/checkpoints/step_N: what transformers loads, and under state/ what `--resume` loads. It appears by rename."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
     folder = Path(c.out, c.run, "checkpoints")
     final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.saving"
-    qwen.save(model, partial, torch.bfloat16, write=MAIN)
-    if c.lora_rank and MAIN:
-        qwen.save_adapter(model, partial / "adapter", c.model)
-    dist.barrier()
-    if state:
-        weights, optim = get_state_dict(model, optimiser, options=StateDictOptions(ignore_frozen_params=True))
-        dcp.save({"model": weights, "optim": optim}, checkpoint_id=partial / "state")
+    try:
+        qwen.save(model, partial, torch.bfloat16, write=MAIN)
+        if c.lora_rank and MAIN:
+            qwen.save_adapter(model, partial / "adapter", c.model)
+        dist.barrier()
+        if state:
+            fresh = not optimiser.state
+            optimiser.zero_grad(set_to_none=True)
+            weights, optim = get_state_dict(model, optimiser, options=STATE)
+            for s in optimiser.state.values() if fresh else ():
+                s["step"].zero_()  # asking for the state made one, and counted that as a step
+            dcp.save({"model": weights, "optim": optim}, checkpoint_id=partial / "state")
+        if MAIN:
+            tokenizer.save(partial)
+            (partial / "trainer.json").write_text(json.dumps({"step": step, "config": asdict(c)}, indent=1))
+            qwen.replace_folder(partial, final)
+    except (OSError, SafetensorError, CheckpointException) as error:
+        clear(folder)
+        raise ValueError(f"could not save {final} ({error}); the checkpoints before it are whole: make room, then --resume auto") from None
     if MAIN:
-        tokenizer.save(partial)
-        (partial / "trainer.json").write_text(json.dumps({"step": step, "config": asdict(c)}, indent=1))
-        qwen.replace_folder(partial, final)
         for old in sorted(folder.glob("step_*"))[:-c.keep] if c.keep else []:
-            shutil.rmtree(old)
+            old.rename(folder / f".{old.name}.old")  # out of sight first: a kill must not leave half a checkpoint
+        clear(folder)
     dist.barrier()
+
+
+def clear(folder: Path):
+    """Removes what an interrupted save, or a finished one, left hidden between the checkpoints."""
+    for rest in folder.glob(".*step_*") if MAIN else ():
+        shutil.rmtree(rest, ignore_errors=True)
 
 
 def load_checkpoint(c: Config, folder: Path, model, optimiser) -> int:
     """Training state of `folder` into model and optimiser -> the step to go on with."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+    if not folder.exists():
+        raise FileNotFoundError(f"no checkpoint {folder}; --resume auto takes the newest one of this run")
     if not (folder / "state").exists():
         raise ValueError(f"{folder} holds weights but no training state; pass it as --model to start a new run from it")
     trainer = json.loads((folder / "trainer.json").read_text())
@@ -528,11 +594,15 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> int:
     differs = [f"--{k} {now[k]} (was {was.get(k)})" for k in now if k not in ("resume", "steps") and was.get(k) != now[k]]
     if differs and MAIN:
         print("resuming with other settings: " + ", ".join(differs), flush=True)
-    options = StateDictOptions(ignore_frozen_params=True)
-    weights, optim = get_state_dict(model, optimiser, options=options)
-    dcp.load({"model": weights, "optim": optim}, checkpoint_id=folder / "state")
-    set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=optim,
-                   options=StateDictOptions(ignore_frozen_params=True, strict=False))
+    weights, optim = get_state_dict(model, optimiser, options=STATE)
+    try:
+        dcp.load({"model": weights, "optim": optim}, checkpoint_id=folder / "state")
+    except CheckpointException as error:
+        raise ValueError(f"{folder} does not fit --model {c.model} ({next(iter(error.failures.values()))[0]}); it was trained "
+                         f"from {was['model']}") from None
+    set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=optim, options=replace(STATE, strict=False))
+    for group in optimiser.param_groups:  # flags win over what the checkpoint remembers
+        group.update(lr=c.lr, weight_decay=c.weight_decay)
     return trainer["step"]
 
 
@@ -664,6 +734,10 @@ def open_run(c: Config, model, optimiser) -> tuple[Path, int]:
     """The run's folder, and the step it begins with: after `--resume` the checkpoint's, else 0."""
     folder, start = Path(c.out, c.run), 0
     if c.resume:
+        for old in (folder / "checkpoints").glob(".step_*.old") if MAIN else ():
+            if not (whole := old.with_name(old.name[1:-4])).exists():  # killed between the two renames that replace a folder
+                old.rename(whole)
+        dist.barrier()
         newest = sorted((folder / "checkpoints").glob("step_*"))
         at = Path(c.resume) if c.resume != "auto" else newest[-1] if newest else None
         start = load_checkpoint(c, at, model, optimiser) if at else 0
@@ -691,7 +765,7 @@ def run(c: Config):
     log = Log(c, folder, start)
     per_epoch = len(examples) // c.prompts
     steps = c.steps if c.steps >= 0 else per_epoch
-    if c.warm_start_steps and start == 0:
+    if c.warm_start_steps and not optimiser.state:  # not resumed
         log.write({"step": -1, **warm_start(c, scorer, humans, device)})
     stopping = []  # from here on there is a state worth saving
     signal.signal(signal.SIGTERM, lambda *_: stopping.append("SIGTERM"))
@@ -708,26 +782,38 @@ def run(c: Config):
             clock = time.time()
             weight = hri.weight(step, c.hri_peak, c.hri_warmup) if c.hri != "off" else 0.0
             pending = folder / "rollouts" / f".step_{step:06d}.rank{RANK}of{WORLD}.jsonl"
-            if pending.exists():  # a killed run had written and judged this step already: nothing is bought twice
-                episodes = data.read_episodes(pending)
-            else:
+            written = pending.exists()  # a killed run had written this step already: nothing is bought twice
+            if reduce(not written):  # one process at least will sample; gathering the weights takes all of them
                 replica = rollout.refresh(replica, model) if replica else rollout.replica(model, torch.bfloat16 if device.type == "cuda" else None)
-                with_human = c.hri == "luffy" or weight > 0
-                episodes = sample(c, step, examples, humans, replica, tokenizer, judge, with_human)
-                if not c.keep_replica:
-                    replica = None
+            if written:
+                episodes = data.read_episodes(pending)
+                await_verdicts(c, [e for e in episodes if e.reward is None], judge)
+            else:
+                try:
+                    episodes = sample(c, step, examples, humans, replica, tokenizer, judge, c.hri == "luffy" or weight > 0, stopping)
+                except Stop:
+                    episodes = []  # all processes meet and stop below
+            if not c.keep_replica:
+                replica = None
+            if episodes:
                 data.write_episodes(pending, episodes)
+            for wait in (1, 2, 0):
+                if reduce(len(stopping)):
+                    raise Stop("SIGTERM received")
+                if reduce(judge.out_of_budget):
+                    raise Stop("the judge's budget is spent")
+                if reduce(sum(e.reward is not None for e in episodes if not e.is_human)):
+                    break
+                if not wait:
+                    raise Stop("the judge gave no verdict for a whole step, three times; when it answers again, go on with --resume auto")
+                time.sleep(wait)
+                await_verdicts(c, episodes, judge)
             seconds = time.time() - clock
-            if not reduce(sum(e.reward is not None for e in episodes if not e.is_human)):
-                pending.unlink()
-                raise Stop("the judge gave no verdict for a whole step, three times; when it answers again, go on with --resume auto")
 
             # ---- anchor, deviate ---------------------------------------------------------------------------------------
             groups = split_groups(episodes)
             kept = advantages(c, groups, weight)
             rows = rows_of(episodes, {g[0].example.uid for g, k in zip(groups, kept) if k})
-            if stopping or reduce(float(judge.out_of_budget)):
-                raise Stop(f"{stopping[0]} received" if stopping else "the judge's budget is spent")
 
             # ---- update ------------------------------------------------------------------------------------------------
             trained = reduce(sum(r.trained for r in rows))
@@ -735,7 +821,7 @@ def run(c: Config):
             if trained:
                 if reference is not None:
                     with torch.no_grad():
-                        for batch in micro_batches(rows, c.micro_batch_tokens):
+                        for batch in schedule(rows, c.micro_batch_tokens):
                             logp = score_rows(reference, batch, c, device)[0]
                             for row, x in zip(batch, logp):
                                 row.ref = x[row.start - 1:row.length - 1].cpu()
@@ -786,8 +872,9 @@ def main(args=None):
         check(c, WORLD)
         run(c)
     except (ValueError, FileNotFoundError) as error:
-        if MAIN:
-            print(f"error: {error}", file=sys.stderr)
+        if not MAIN:
+            time.sleep(3)  # torchrun ends us meanwhile where the main process said the same
+        print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     finally:
         if dist.is_initialized():
