@@ -76,6 +76,7 @@ class Config:
     lora_rank: int = opt(0, "0: train all weights; else LoRA of this rank on a bf16 base")
     lora_alpha: float = opt(32.0, "LoRA's scale is alpha / rank")
     checkpointing: bool = opt(True, "recompute each block in the backward pass")
+    autocast: bool = opt(False, "bf16 matrix products on fp32 weights where nothing is sharded")
     compile: bool = opt(False, "torch.compile the blocks; minutes of start-up")
     micro_batch_tokens: int = opt(16896, "padded tokens of one forward and backward pass, both stories of a pair together")
     test_every: int = opt(10, "steps between two looks at the held-out pairs; the first and the last are always taken")
