@@ -385,11 +385,19 @@ def buckets_of(targets: list[int]) -> list[tuple[str, int, int]]:
             if any(low < t <= low + 2000 for t in distinct)]
 
 
-def bootstrap_curves(rows: list[dict], metric: str, buckets, resamples: int = RESAMPLES, seed: int = 0):
+def published_bands(buckets) -> list[tuple[str, int, int]]:
+    """The three bands of the paper's table, where lengths are so many that buckets are steps; they enter no slope."""
+    if all(high - low == 1 for _, low, high in buckets):
+        return []
+    return [(label, low, high) for label, low, high in (("1-4k", 0, 4000), ("4-8k", 4000, 8000), ("8-12k", 8000, 12000)) if low < buckets[-1][2]]
+
+
+def bootstrap_curves(rows: list[dict], metric: str, buckets, resamples: int = RESAMPLES, seed: int = 0, fine: int | None = None):
     """Means of a metric -> (array [1 + resamples, buckets + 2], prompts [buckets + 2]); row 0 is the sample itself.
 
-    Columns: each bucket, all rows together, and the slope (least squares of bucket means against 0, 1, 2 ...). A draw
-    takes prompts with replacement, each with all its stories at all lengths, since those are not independent."""
+    Columns: each bucket, all rows together, and the slope: least squares of the means of the first `fine` buckets (None:
+    of all) against 0, 1, 2 ... A draw takes prompts with replacement, each with all its stories at all lengths, since
+    those are not independent."""
     rows = [r for r in rows if r.get(metric) is not None]
     units = {u: i for i, u in enumerate(dict.fromkeys(r["unit"] for r in rows))}
     B = len(buckets)
@@ -403,7 +411,7 @@ def bootstrap_curves(rows: list[dict], metric: str, buckets, resamples: int = RE
     draws = np.vstack([np.ones((1, len(units))), draws])
     with np.errstate(invalid="ignore"):
         means = (draws @ sums) / (draws @ counts)
-    used = np.flatnonzero((counts > 0).any(0)[:B])
+    used = np.flatnonzero((counts > 0).any(0)[:B if fine is None else fine])
     slope = np.full((len(draws), 1), np.nan)
     if len(used) > 1:
         x = used - used.mean()
@@ -414,9 +422,10 @@ def bootstrap_curves(rows: list[dict], metric: str, buckets, resamples: int = RE
 
 def figures(rows: list[dict], metric: str, buckets) -> dict[str, dict]:
     """{bucket label | "all" | "slope": {mean, interval, prompts}}, the interval None for fewer than two prompts."""
-    curves, prompts = bootstrap_curves(rows, metric, buckets)
+    wide = published_bands(buckets)
+    curves, prompts = bootstrap_curves(rows, metric, [*buckets, *wide], fine=len(buckets))
     out = {}
-    for b, label in enumerate([label for label, _, _ in buckets] + ["all", "slope"]):
+    for b, label in enumerate([label for label, _, _ in [*buckets, *wide]] + ["all", "slope"]):
         column = curves[1:, b][np.isfinite(curves[1:, b])]  # a draw may hold no prompt of a bucket
         interval = [float(x) for x in np.percentile(column, [2.5, 97.5])] if prompts[b] > 1 and len(column) else None
         out[label] = {"mean": number(float(curves[0, b])), "interval": interval if math.isfinite(curves[0, b]) else None,
@@ -447,6 +456,7 @@ def summarise(stories: dict[str, list[dict]], judge, log: Log, args) -> dict:
         targets += [r["target_words"] for r in rows]
     buckets = buckets_of(targets)
     report = {"models": list(stories), "buckets": [label for label, _, _ in buckets],
+              "columns": [label for label, _, _ in [*buckets, *published_bands(buckets)]] + (["all", "slope"] if len(buckets) > 1 else []),
               "figures": {label: {m: figures(rows, m, buckets) for m in METRICS} for label, rows in measured.items()},
               "differences": [], "warnings": []}
     labels = list(stories)
@@ -454,9 +464,10 @@ def summarise(stories: dict[str, list[dict]], judge, log: Log, args) -> dict:
         report["differences"].append({"of": labels[j], "minus": labels[i], "figures": {
             m: figures(differences(measured[labels[i]], measured[labels[j]], m), m, buckets)
             for m in ("quality", "ratio", "in_band", "length_score", "repetition", "distance")}})
-    n = min(f["ratio"]["all"]["prompts"] for f in report["figures"].values())
+    n = min(f["ratio"][b]["prompts"] for f in report["figures"].values() for b in report["buckets"])
     if n < FEW:
-        report["warnings"].append(f"only {n} prompts: intervals from fewer than {FEW} are too narrow, and no small difference can be seen")
+        report["warnings"].append(f"only {n} prompts {'in some bucket' if len(buckets) > 1 else 'in all'}: intervals from fewer than {FEW} "
+                                  "are too narrow, and no small difference can be seen")
     for label, rows in stories.items():
         unjudged = sum(verdict_keys(r, judge, args)[0][0] not in log.rows for r in rows)
         if unjudged:
@@ -464,12 +475,12 @@ def summarise(stories: dict[str, list[dict]], judge, log: Log, args) -> dict:
     return report
 
 
-def show(figure: dict, digits: int) -> str:
-    """The mean, and its interval where there is one."""
+def show(figure: dict, digits: int, prompts: int | None = None) -> str:
+    """The mean, its interval where there is one, and the number of prompts where it is not `prompts`."""
     if figure["mean"] is None:
         return "-"
     mean, *interval = (f"{round(x, digits) + 0.0:,.{digits}f}" for x in (figure["mean"], *(figure["interval"] or ())))  # + 0.0: no -0.00
-    return mean + (f" [{', '.join(interval)}]" if interval else "")
+    return mean + (f" [{', '.join(interval)}]" if interval else "") + (f" n={figure['prompts']}" if prompts not in (None, figure["prompts"]) else "")
 
 
 def print_table(report: dict):
@@ -477,9 +488,9 @@ def print_table(report: dict):
         print(f"\n{label}")
         names = ["written", "ratio", "in_band", "repetition", "distance", "quality"]
         table = [["requested", *(METRICS[m][0] for m in names), "prompts"]]
-        for bucket in [*report["buckets"], *(["all", "slope"] if len(report["buckets"]) > 1 else [])]:
-            table.append([bucket, *(show(by_metric[m][bucket], METRICS[m][1] + (bucket == "slope")) for m in names),
-                          str(by_metric["ratio"][bucket]["prompts"])])
+        for bucket in report["columns"]:
+            n = by_metric["ratio"][bucket]["prompts"]
+            table.append([bucket, *(show(by_metric[m][bucket], METRICS[m][1] + (bucket == "slope"), n) for m in names), str(n)])
         widths = [max(map(len, column)) for column in zip(*table)]
         for line in table:
             print("  ".join(cell.rjust(w) for cell, w in zip(line, widths)))
@@ -530,13 +541,13 @@ def report_page(report: dict, stories: dict[str, list[dict]], judge, log: Log, a
         return {"title": title, "x": "words requested", "series": series, **more}
     within = {"title": "Quality within a story", "x": "third", "series": [{"name": label, "points": [
         point(i, f) for i in (1, 2, 3) if (f := report["figures"][label][f"third_{i}"]["all"])["mean"] is not None]} for label in labels]}
-    columns = [*buckets, "all", "slope per bucket"] if len(buckets) > 1 else buckets
-    keys = [*buckets, "all", "slope"] if len(buckets) > 1 else buckets
+    keys = report["columns"]
     def table(title, by_metric, names, caption=""):
-        rows = [[METRICS[m][0], *(show(by_metric[m][k], METRICS[m][1] + (k == "slope")) for k in keys)]
+        n = {k: by_metric["ratio"][k]["prompts"] for k in keys}
+        rows = [[METRICS[m][0], *(show(by_metric[m][k], METRICS[m][1] + (k == "slope"), n[k]) for k in keys)]
                 for m in names if by_metric[m]["all"]["mean"] is not None]
-        rows.append(["prompts", *(str(by_metric["ratio"][k]["prompts"]) for k in keys)])
-        return {"title": title, "caption": caption, "columns": ["", *columns], "rows": rows}
+        return {"title": title, "caption": caption, "columns": ["", *("slope per bucket" if k == "slope" else k for k in keys)],
+                "rows": [*rows, ["prompts", *map(str, n.values())]]}
     tables = [table(label, report["figures"][label], METRICS) for label in labels]
     tables += [table(f"{d['of']} minus {d['minus']}", d["figures"], d["figures"], "paired by request") for d in report["differences"]]
     groups = {}
@@ -544,7 +555,7 @@ def report_page(report: dict, stories: dict[str, list[dict]], judge, log: Log, a
         for row in stories[label]:
             verdict = log.rows.get(verdict_keys(row, judge, args)[0][0], {}).get("verdict")
             facts = {"quality": None if verdict is None else round(verdict["score"], 1), "ended": "by itself" if row["finished"] else "cut"}
-            name = label if len([r for r in stories[label] if r["uid"] == row["uid"]]) == 1 else f"{label}, story {row['sample'] + 1}"
+            name = label if args.samples == 1 else f"{label}, story {row['sample'] + 1}"
             groups.setdefault((row["target_words"], row["prompt"]), []).append(
                 story_item(name, row["story"], row["target_words"], facts, verdict))
     return {"title": "How good, how long", "notes": report["notes"], "warnings": report["warnings"],
@@ -719,7 +730,7 @@ def evaluate(args, examples: list[data.Example] | None = None, judge=None) -> di
         stories = write_and_judge(writers, todo, judge, log, args)
     finally:
         log.file.close()
-    report = summarise(stories, judge, log, args) | {"notes": notes}
+    report = summarise(stories, judge, log, args) | {"notes": notes, "settings": {k: v for k, v in vars(args).items() if k != "out"}}
     targets = sorted({e.target_words for e in todo})
     report["band"] = [[t, *(edge / t for edge in bounds_for(t, args).band(t))] for t in targets]
     page = report_page(report, stories, judge, log, args)

@@ -68,7 +68,7 @@ def test_a_judge_that_likes_the_first_place_gives_a_tie(tmp_path):
             return "no json"
         better = "1" if "lamp 0" not in text else "1" if "poem" in first.split("STORY 2")[0] else "2"
         return json.dumps({"why": "so", "better": better})
-    judge = judging.Judge(Server(reply).url, "reader", api_key="", retries=0)
+    judge = judging.Judge(Server(reply).url, "reader", api_key="", retries=2)
     try:
         result = benchmarks.pairwise(sets(tmp_path, plain=lambda i: f"A lamp {i}.", poem=lambda i: f"A poem of lamp {i}."), judge)
     finally:

@@ -161,6 +161,21 @@ def test_buckets():
     assert all(sum(low < t <= high for _, low, high in wide) == 1 for t in range(1000, 12001, 500))
 
 
+def test_the_papers_bands_stand_beside_the_buckets_and_enter_no_slope():
+    rows = [{"unit": u, "target": t, "quality": u - t / 1000} for u in range(5) for t in range(1000, 12001, 1000)]
+    found = evaluation.figures(rows, "quality", evaluation.buckets_of([r["target"] for r in rows]))
+    assert found["1-4k"]["mean"] == pytest.approx(2 - 2.5) and found["8-12k"]["mean"] == pytest.approx(2 - 10.5)
+    assert found["slope"]["mean"] == pytest.approx(-2) and found["slope"]["interval"] == pytest.approx([-2, -2])
+
+
+def test_empty_stories_are_counted_and_break_nothing(tmp_path):
+    server = Server(lambda body, number: "" if number % 2 else "<think>only a thought</think>\n")
+    assert evaluation.main(["--endpoint", server.url, "--model", "mute", "--prompts", str(prompts(tmp_path / "p.jsonl", 2)), "--out", str(tmp_path / "o")]) == 0
+    figures = {m: f["all"]["mean"] for m, f in saved(tmp_path / "o")["figures"]["mute"].items()}
+    assert figures["empty"] == 1 and figures["written"] == figures["length_score"] == 0 and figures["early"] == 1
+    assert figures["quality"] == judging.empty_verdict(judging.RUBRIC, "").score and figures["vendi"] is None and figures["distance"] is None
+
+
 # ---- the log
 
 def test_a_torn_line_is_cut_and_a_damaged_one_named(tmp_path):
@@ -282,7 +297,9 @@ class Server:
 
             def log_message(self, *_):
                 pass
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Patient(ThreadingHTTPServer):
+            request_queue_size = 64  # the default of 5 resets connections that come together
+        self.server = Patient(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -333,7 +350,7 @@ def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, t
              "--samples", "1", "--judge_url", server.url, "--judge_model", "reader"]
     assert evaluation.main(flags) == 0
     quality = saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]
-    assert quality["mean"] == 100 and quality["prompts"] == 2 and "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1]
+    assert quality["mean"] == 100 and quality["prompts"] == 2 and "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1] and "n=2" in capsys.readouterr().out
     broken[0] = False
     assert evaluation.main(flags) == 0
     assert saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]["prompts"] == 3
