@@ -820,7 +820,8 @@ class Judge:
             raise Fault("broken_stream", "retry") from None
         except requests.ConnectionError as error:
             slow = "timed out" in str(error)
-            cause = type(error.args[0] if error.args else error).__name__
+            cause = error.args[0] if error.args else error
+            cause = type(getattr(cause, "reason", None) or cause).__name__   # "NewConnectionError", not what wraps it
             raise Fault("timeout" if slow else "connection", "retry", cause) from None
         except requests.RequestException as error:
             raise Fault("request", "no", type(error).__name__) from None
