@@ -73,9 +73,13 @@ def requests_for(examples: list[data.Example], lengths: list[int], limit: int) -
             for n in dict.fromkeys(lengths) for u in dict.fromkeys(map(unit, examples))]
 
 
+SHORT = 500  # words
+
+
 def bounds_for(target: int, args) -> judging.LengthBounds:
-    """The band of a target: as flagged, else the paper's, else (under 500 words, where those make no sense) the short one."""
-    bounds = judging.SHORT_BOUNDS if target < 500 else judging.LengthBounds()
+    """The band of a target: as flagged, else the paper's, else the short one, without its absolute minima: those make no
+    sense under 500 words, and a sweep that goes below has one kind of band all the way (from 2,400 words on they agree)."""
+    bounds = judging.SHORT_BOUNDS if min(target, args.shortest) < SHORT else judging.LengthBounds()
     if args.length_low:
         bounds = replace(bounds, **dict(zip(("below_share", "below_min", "below_max"), args.length_low)))
     if args.length_high:
@@ -154,8 +158,10 @@ def seed_of(request: data.Example, sample: int, seed: int) -> int:
 
 
 def token_limit(target: int, thinking: bool, args) -> int:
-    """Room for more words than the band allows at 1.6 tokens a word, so that only a story that is too long is cut."""
-    return args.max_new_tokens or int(1.6 * bounds_for(target, args).band(target)[1]) + 64 + 4096 * thinking
+    """Room for more words than any band allows at 1.6 tokens a word, so that only a story that is too long is cut. It
+    depends on the target alone: the same request gives the same story, whatever else is asked."""
+    bounds = judging.SHORT_BOUNDS if target < SHORT else judging.LengthBounds()
+    return args.max_new_tokens or int(1.6 * bounds.band(target)[1]) + 64 + 4096 * thinking
 
 
 def write_local(writer: Writer, todo: list, args, finished):
@@ -677,7 +683,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--similarity", default="char3", choices=tuple(deviation.SIMILARITIES), help="for diversity; another than training used, which is tfidf (%(default)s)")
     p.add_argument("--length_low", type=float, nargs=3, metavar=("SHARE", "LEAST", "MOST"), help="the band begins at T - clamp(SHARE T, LEAST, MOST)")
     p.add_argument("--length_high", type=float, nargs=3, metavar=("SHARE", "LEAST", "MOST"),
-                   help="and ends at T + clamp(...); default: the paper's from 500 words on, below that one for short stories")
+                   help="and ends at T + clamp(...); default: the paper's, or, where a length under 500 is asked, one for short stories")
     p.add_argument("--temperature", type=float, default=0.8)
     p.add_argument("--top_p", type=float, default=0.95)
     p.add_argument("--top_k", type=int, default=0)
@@ -719,6 +725,7 @@ def evaluate(args, examples: list[data.Example] | None = None, judge=None) -> di
     limit = args.limit if args.limit is not None else 8 if on_cpu else 0
     path = Path(args.prompts) if args.prompts else default_prompts(writers)
     todo = requests_for(examples or data.read_examples(path), args.lengths, limit)
+    args.shortest = min(e.target_words for e in todo)
     judge, who = (judge, f"quality by {judge.name}, rubric {judge.rubric.version}") if judge else make_judge(args)
     notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {args.samples} stories each, temperature {args.temperature:g}, "
              f"top-p {args.top_p:g}", who, f"differences between stories by {args.similarity}"]
