@@ -87,6 +87,7 @@ class Config:
     similarity: str = opt("tfidf", "what alike means: tfidf | jaccard | char3 | embedding")
     # loss
     lr: float = opt(1e-6, "AdamW, constant")
+    lr_warmup: int = opt(0, "steps over which lr rises first; the paper has none")
     weight_decay: float = opt(0.01, "AdamW")
     grad_clip: float = opt(1.0, "global norm")
     clip_low: float = opt(0.20, "the ratio to the sampling policy is clipped at 1 - clip_low")
@@ -104,6 +105,9 @@ class Config:
     judge_samples: int = opt(1, "verdicts averaged per story")
     judge_price: list[float] = opt([0.0, 0.0], "dollars per million prompt and completion tokens, for the ledger")
     judge_budget: float = opt(0.0, "dollars; the run saves its state and stops before it spends more; 0: no limit")
+    watch_url: str = opt("", "a second judge that is never trained on (key: WATCH_API_KEY): its scores beside the reward, as watch/*")
+    watch_model: str = opt("", "its model; best of another family than the judge's")
+    watch_every: int = opt(10, "steps between two looks of the watch judge")
     length_low: list[float] = opt([0.15, 350, 1000], "T words asked for: the band begins at T - clamp(a T, b, c)")
     length_high: list[float] = opt([0.25, 600, 1500], "and ends at T + clamp(a T, b, c)")
     min_words: int = opt(150, "a story with fewer words counts as blank")
@@ -128,9 +132,9 @@ class Config:
 
 
 TINY = dict(
-    model=str(ROOT / "stories/tiny-base"), data=str(ROOT / "stories/tiny.jsonl"), judge="offline", thinking=False, steps=40,
+    model=str(ROOT / "stories/tiny-base"), data=str(ROOT / "stories/tiny.jsonl"), judge="offline", thinking=False, steps=50,
     prompts=8, group=5, max_new_tokens=288, top_p=1.0, top_k=0, repetition_penalty=1.0, deviation=0.5, hri_warmup=0,
-    lr=3e-4, length_low=[0.15, 8, 1000], length_high=[0.25, 12, 1500], min_words=15, checkpointing=False, save_every=0,
+    lr=1e-3, lr_warmup=6, length_low=[0.15, 8, 1000], length_high=[0.25, 12, 1500], min_words=15, checkpointing=False, save_every=0,
     micro_batch_tokens=4096, keep_replica=True, warm_start_lr=1e-3)
 PRESETS = {"polaris-9b": {}, "tiny": TINY}
 
@@ -144,7 +148,9 @@ def parse(args=None, kind=Config, presets=PRESETS, about=__doc__):
     if chosen not in presets:
         parser.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
     parser.set_defaults(**presets[chosen])
-    config, = parser.parse_args_into_dataclasses(args)
+    config, unknown = parser.parse_args_into_dataclasses(args, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}; --help lists the flags")
     if MAIN and preset == "auto":
         why = "no GPU found, so this is the demo; --preset polaris-9b is the paper's recipe" if chosen == "tiny" else \
               f"{torch.cuda.device_count()} GPU(s) found"
@@ -175,6 +181,7 @@ def check(c: Config, world: int):
     need(c.judge == "offline" or c.steps == 0 or (c.judge_url and c.judge_model),
          f"the {c.preset} preset needs a judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY) or --judge_url and "
          "--judge_model to an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality")
+    need(bool(c.watch_url) == bool(c.watch_model), "the watch judge needs both --watch_url and --watch_model")
     need(len(c.length_low) == 3 and len(c.length_high) == 3, "--length_low and --length_high take three numbers: share, least, most")
 
 
@@ -443,12 +450,21 @@ def update(scorer, optimiser, rows: list[Row], c: Config, device, reference=None
 # ---------------------------------------------------------------------------------------------------------------------
 # One group: sample, judge
 
-def make_judge(c: Config):
+def make_judge(c: Config, cache=True):
     if c.judge == "offline":
         return judging.OfflineJudge()
     return judging.Judge(c.judge_url, c.judge_model, in_flight=c.judge_in_flight, samples=c.judge_samples, run=c.run,
-                         cache=Path(c.out) / "judge.sqlite", price_in=c.judge_price[0], price_out=c.judge_price[1],
+                         cache=Path(c.out, "judge.sqlite") if cache else None, price_in=c.judge_price[0], price_out=c.judge_price[1],
                          budget=c.judge_budget or None)
+
+
+def watch(c: Config, episodes) -> dict:
+    """watch/*: eight of the step's stories (over all processes) before a judge the policy never meets."""
+    rows = [e for e in episodes if e.reward is not None and not e.is_human][::max(1, len(episodes) // 8)][:8]
+    judge = judging.Judge(c.watch_url, c.watch_model, os.environ.get("WATCH_API_KEY", ""), cache=Path(c.out, "judge.sqlite"), run=c.run + "/watch")
+    verdicts = [f.result() for f in [judge.submit(e.example.prompt, e.story) for e in rows]]
+    judge.close()
+    return judging.watch_metrics([100 * e.rewards["quality"] for e in rows], verdicts)
 
 
 def bounds_of(c: Config) -> judging.LengthBounds:
@@ -756,12 +772,12 @@ def run(c: Config):
     device = connect()
     tokenizer = data.load_tokenizer(c.model)
     examples, humans = prepare(c, tokenizer)
-    judge = make_judge(c) if c.steps else judging.OfflineJudge()
     if c.steps and c.judge == "api" and MAIN:
-        judge.check()
+        make_judge(c, cache=False).check()
     model, scorer = build(c, device)
     optimiser = torch.optim.AdamW(param_groups(scorer), lr=c.lr, betas=(0.9, 0.999), weight_decay=c.weight_decay)
     folder, start = open_run(c, model, optimiser)
+    judge = make_judge(c) if c.steps else judging.OfflineJudge()
     log = Log(c, folder, start)
     per_epoch = len(examples) // c.prompts
     steps = c.steps if c.steps >= 0 else per_epoch
@@ -825,6 +841,8 @@ def run(c: Config):
                             logp = score_rows(reference, batch, c, device)[0]
                             for row, x in zip(batch, logp):
                                 row.ref = x[row.start - 1:row.length - 1].cpu()
+                for group in optimiser.param_groups:
+                    group["lr"] = c.lr * min(1.0, (step + 1) / max(1, c.lr_warmup))
                 for _ in range(c.updates_per_batch):
                     stats = update(scorer, optimiser, rows, c, device, reference)
                 bad_updates = 0 if stats.pop("stepped") else bad_updates + 1
@@ -833,8 +851,12 @@ def run(c: Config):
             everyone, all_kept = gather(episodes), gather(kept)
             if MAIN:
                 line = {"step": step, **measure(c, everyone, all_kept, seconds, weight), **stats, "bad_updates": bad_updates,
-                        **(judge.metrics() if c.judge == "api" else {}), "seconds": time.time() - clock}
+                        **judge.metrics(), **judging.evidence_metrics([e.verdict for e in everyone]),
+                        **(watch(c, everyone) if c.watch_url and step % c.watch_every == 0 else {}), "seconds": time.time() - clock}
                 log.write(line)
+                recent = [{k: v for k, v in m.items() if v is not None} for m in log.metrics[-20:]]
+                for alarm in judging.alarms(recent) if step % 10 == 9 else ():
+                    bar.write(f"step {step}: {alarm}")
                 data.write_episodes(folder / "rollouts" / f"step_{step:06d}.jsonl", everyone)
                 bar.set_postfix(reward=f"{line['reward/mean']:+.3f}", in_band=f"{line['length/in_band']:.2f}",
                                 words=f"{line['length/words']:.0f}")
