@@ -673,7 +673,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server for the models that are no folders; key: ENDPOINT_API_KEY")
     p.add_argument("--in_flight", type=int, default=8, help="requests to the endpoint at the same time (%(default)s)")
     p.add_argument("--prompts", metavar="FILE", help="JSON Lines of prompts (default: stories/heldout.jsonl, for larger models stories/eval.jsonl)")
-    p.add_argument("--limit", type=int, help="only the first N prompts, 0: all (default: 8 on a CPU, all else)")
+    p.add_argument("--limit", type=int, help="only the first N prompts, 0: all (default on a CPU: 8, above 2,000 words 4; else all)")
     p.add_argument("--samples", type=int, default=2, help="stories a request; diversity needs two (%(default)s)")
     p.add_argument("--judge", choices=("auto", "api", "offline"), default="auto", help="auto: api where JUDGE_URL is set, else offline (form only)")
     p.add_argument("--judge_url", help="default $JUDGE_URL; the key comes from JUDGE_API_KEY alone")
@@ -722,7 +722,8 @@ def evaluate(args, examples: list[data.Example] | None = None, judge=None) -> di
     writers = [Writer(name, args.endpoint) for name in names]
     check(args, writers)
     on_cpu = not torch.cuda.is_available() and any(w.folder for w in writers)
-    limit = args.limit if args.limit is not None else 8 if on_cpu else 0
+    longest = max(args.lengths, default=0)
+    limit = args.limit if args.limit is not None else 0 if not on_cpu else 8 if longest <= 2000 else 4
     path = Path(args.prompts) if args.prompts else default_prompts(writers)
     todo = requests_for(examples or data.read_examples(path), args.lengths, limit)
     args.shortest = min(e.target_words for e in todo)
