@@ -88,6 +88,7 @@ class Config:
     # loss
     lr: float = opt(1e-6, "AdamW, constant")
     lr_warmup: int = opt(0, "steps over which lr rises first; the paper has none")
+    lr_decay: bool = opt(False, "then linearly down to 0 at the last step; the paper keeps it constant")
     weight_decay: float = opt(0.01, "AdamW")
     grad_clip: float = opt(1.0, "global norm")
     clip_low: float = opt(0.20, "the ratio to the sampling policy is clipped at 1 - clip_low")
@@ -132,9 +133,9 @@ class Config:
 
 
 TINY = dict(
-    model=str(ROOT / "stories/tiny-base"), data=str(ROOT / "stories/tiny.jsonl"), judge="offline", thinking=False, steps=50,
-    prompts=8, group=5, max_new_tokens=288, top_p=1.0, top_k=0, repetition_penalty=1.0, deviation=0.5, hri_warmup=0,
-    lr=1e-3, lr_warmup=6, length_low=[0.15, 8, 1000], length_high=[0.25, 12, 1500], min_words=15, checkpointing=False, save_every=0,
+    model=str(ROOT / "stories/tiny-base"), data=str(ROOT / "stories/tiny.jsonl"), judge="offline", thinking=False, steps=45,
+    prompts=8, group=7, max_new_tokens=288, top_p=1.0, top_k=0, repetition_penalty=1.0, deviation=0.5, hri_warmup=0,
+    lr=1.5e-3, lr_warmup=6, lr_decay=True, length_low=[0.15, 8, 1000], length_high=[0.25, 12, 1500], min_words=15, checkpointing=False, save_every=0,
     micro_batch_tokens=4096, keep_replica=True, warm_start_lr=1e-3)
 PRESETS = {"polaris-9b": {}, "tiny": TINY}
 
@@ -629,24 +630,28 @@ CURVES = (("reward/mean", "reward"), ("length/in_band", "share in length band"),
           ("reward/repetition", "repetition penalty"), ("hri/reward", "reward of the human story"), ("deviation/mean", "deviation"))
 
 
-def plot(metrics: list[dict], path: Path, curves=CURVES):
-    """The curves of a run as one picture: each step, and a running mean one would rather look at."""
+def plot(metrics, path: Path, curves=CURVES):
+    """The curves of a run (its metrics), or of several ({name: metrics}), as one picture: each step, and a running mean."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    runs = metrics if isinstance(metrics, dict) else {"": metrics}
     fig, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
     for ax, (name, title) in zip(axes.flat, curves):
-        points = [(m["step"], m[name]) for m in metrics if m.get(name) is not None]
-        if points:
-            x, y = zip(*points)
-            window = max(1, len(y) // 8)
-            smooth = [sum(y[max(0, i - window + 1):i + 1]) / len(y[max(0, i - window + 1):i + 1]) for i in range(len(y))]
-            ax.plot(x, y, color="#9db4c8", lw=1)
-            ax.plot(x, smooth, color="#1f4e79", lw=2)
+        for (label, lines), color in zip(runs.items(), ("#1f4e79", "#c0562c", "#4a7c3a", "#7a4a8a") * 9):
+            points = [(m["step"], m[name]) for m in lines if m.get(name) is not None]
+            if points:
+                x, y = zip(*points)
+                window = max(1, len(y) // 8)
+                smooth = [mean(y[max(0, i - window + 1):i + 1]) for i in range(len(y))]
+                ax.plot(x, y, color=color, lw=1, alpha=0.35)
+                ax.plot(x, smooth, color=color, lw=2, label=label)
         ax.set_title(title)
         ax.set_xlabel("step")
         ax.grid(alpha=0.3)
-    temporary = path.with_name(".curves.png")
+    if len(runs) > 1:
+        axes.flat[0].legend()
+    temporary = path.with_name(f".{path.name}")
     fig.savefig(temporary, dpi=110)
     plt.close(fig)
     os.replace(temporary, path)
@@ -842,7 +847,7 @@ def run(c: Config):
                             for row, x in zip(batch, logp):
                                 row.ref = x[row.start - 1:row.length - 1].cpu()
                 for group in optimiser.param_groups:
-                    group["lr"] = c.lr * min(1.0, (step + 1) / max(1, c.lr_warmup))
+                    group["lr"] = c.lr * min(1.0, (step + 1) / max(1, c.lr_warmup), 1 - step / steps if c.lr_decay else 1.0)
                 for _ in range(c.updates_per_batch):
                     stats = update(scorer, optimiser, rows, c, device, reference)
                 bad_updates = 0 if stats.pop("stepped") else bad_updates + 1
