@@ -102,15 +102,20 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
         self.lora_A = self.lora_B = None
         self.lora_scale = 0.0
-        self.packed = None  # a replica's weight in the order oneDNN reads it, on a CPU (see rollout.refresh)
+        self.packed = None  # a CPU replica's weight in an order that is read faster (see rollout.pack)
 
     def forward(self, x):
         if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+            return packed_linear(x, self.packed)
         y = F.linear(x, self.weight)
         if self.lora_A is not None:
             y = y + F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A), self.lora_B).to(y.dtype) * self.lora_scale
         return y
+
+
+def packed_linear(x, packed):
+    # oneDNN's blocked order, or (where a compiler must see through it) the transpose.
+    return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "") if packed.is_mkldnn else x @ packed
 
 
 class Norm(nn.Module):
@@ -498,6 +503,7 @@ class Qwen35(nn.Module):
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.checkpointing = False   # recompute each block in the backward pass: memory of one block instead of all
         self.packed_head = None      # as Linear.packed
+        self.compiled = None         # Block.forward, compiled for decoding (see rollout.replica)
         self.hf_config = None        # the raw config.json, written back as it came
         self.source = None           # the folder the weights came from, for what is passed through on save
         self.prefix = "model."       # how that folder names the text model
@@ -515,6 +521,8 @@ class Qwen35(nn.Module):
         for block, memory in zip(self.layers, cache.layers if cache is not None else [None] * len(self.layers)):
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, rows, memory, use_reentrant=False)
+            elif self.compiled is not None and rows.decoding:
+                x = self.compiled(block, x, rows, memory)
             else:
                 x = block(x, rows, memory)
         if cache is not None:
@@ -523,7 +531,7 @@ class Qwen35(nn.Module):
 
     def logits(self, hidden):
         if self.packed_head is not None:
-            return torch.ops.mkldnn._linear_pointwise(hidden, self.packed_head, None, "none", [], "")
+            return packed_linear(hidden, self.packed_head)
         return F.linear(hidden, self.head_weight())
 
     def head_weight(self):

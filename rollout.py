@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 
 import data
-from model import Qwen35, cast, load, named_tensors
+from model import Block, Linear, Qwen35, cast, load, named_tensors
 
+EXTENT = 512     # tokens by which the part of the caches that a CUDA graph reads grows
 CHECK_EVERY = 8  # steps between two looks at what was written: each look makes a GPU wait, each step past an end is wasted
 
 
@@ -65,10 +66,11 @@ class Sampling:
 # ---------------------------------------------------------------------------------------------------------------------
 # The replica: what generation runs on
 
-def replica(model: Qwen35, dtype=None) -> Qwen35:
+def replica(model: Qwen35, dtype=None, compile: bool = False) -> Qwen35:
     """A copy of the model for generation only: fused projections, no gradients, one address a weight for good.
 
-    dtype: of its weights (None: the model's own). Under FSDP every rank must call it, as with `refresh`.
+    dtype: of its weights (None: the model's own). compile: decode through torch.compile, one graph for each of the two
+    kinds of block; it costs a minute or more at the first story. Under FSDP every rank must call it, as with `refresh`.
     """
     weight = model.embed_tokens.weight
     with torch.device("meta"):
@@ -76,6 +78,7 @@ def replica(model: Qwen35, dtype=None) -> Qwen35:
     cast(copy, dtype or weight.dtype).requires_grad_(False)
     copy.to_empty(device=weight.device)
     copy.hf_config, copy.source, copy.prefix = model.hf_config, model.source, model.prefix
+    copy.compiled = torch.compile(Block.forward) if compile else None
     return refresh(copy, model)
 
 
@@ -85,6 +88,18 @@ def refresh(copy: Qwen35, model: Qwen35) -> Qwen35:
     Under FSDP every rank must call it (gathering is collective); nothing after it waits for another rank."""
     for name, tensor in named_tensors(model):
         copy.place(name).copy_(tensor)
+    return pack(copy)
+
+
+def pack(copy: Qwen35) -> Qwen35:
+    """On a CPU keeps each weight a second time, in an order that a product with few rows reads up to 2.8 x faster: the
+    blocks of oneDNN, or the transpose where a compiled graph must know the layout. Elsewhere does nothing."""
+    if copy.embed_tokens.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        order = torch.ops.mkldnn._reorder_linear_weight
+        for module in copy.layers.modules():
+            if isinstance(module, Linear):
+                module.packed = module.weight.data.t().contiguous() if copy.compiled else order(module.weight.data)
+        copy.packed_head = order(copy.head_weight().data)
     return copy
 
 
@@ -157,19 +172,21 @@ def pick(logits_BV, noise, s: Sampling, seen_BV=None):
 # Slots
 
 class Slots:
-    """Static buffers for `n` stories written side by side."""
+    """Static buffers for `n` stories written side by side. On a GPU one step is one CUDA graph, captured once for each
+    extent (the part of the caches that attention reads, rounded up to EXTENT tokens)."""
 
     def __init__(self, model: Qwen35, n: int, max_len: int, sampling: Sampling):
         device, vocab = model.embed_tokens.weight.device, model.config.vocab_size
+        zeros = lambda dtype, *shape: torch.zeros(*shape, dtype=dtype, device=device)
         self.model, self.sampling, self.device = model, sampling, device
         self.cache = model.new_cache(n, max_len)
-        self.token = torch.zeros(n, dtype=torch.long, device=device)
-        self.keys = torch.zeros(n, dtype=torch.long, device=device)
-        self.written = torch.zeros(n, dtype=torch.long, device=device)    # tokens of each story so far
-        self.seen = torch.zeros(n, vocab, dtype=torch.bool, device=device) if sampling.penalises else None
-        self.filled = [0] * n                                             # tokens in each slot's cache, known to the host
-        self.prefilled = (None, None)                                     # the last prompt read, for its group's other members
-        self.noise_width = vocab // block_size(vocab) + block_size(vocab)
+        self.token, self.keys, self.written = (zeros(torch.long, n) for _ in range(3))  # written: tokens of each story so far
+        self.logp, self.processed = zeros(torch.float32, n), zeros(torch.float32, n)
+        self.noise = zeros(torch.float32, n, vocab // block_size(vocab) + block_size(vocab))
+        self.seen = zeros(torch.bool, n, vocab) if sampling.penalises else None
+        self.filled = [0] * n                # tokens in each slot's cache, known to the host
+        self.prefilled = (None, None)        # the last prompt read, for its group's other members
+        self.graphs, self.pool = {}, torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def fill(self, slots: list[int], prompt: tuple[int, ...], seeds: list[int]):
         """Starts stories in these slots, all from one prompt. Its last token is left for the first decode step."""
@@ -194,21 +211,44 @@ class Slots:
         self.cache.lengths[slot] = 0
 
     def run(self, steps: int):
-        """Decodes `steps` tokens in every slot -> ids, log-probs and processed log-probs, each a list [steps][n]."""
+        """Decodes `steps` tokens in every slot -> ids, log-probs and processed log-probs, each a list [steps][n].
+        Nothing waits for a GPU before the last line."""
         positions = (self.written[None] + torch.arange(steps, device=self.device)[:, None]).flatten()
-        noise = gumbel(self.keys.repeat(steps), positions, self.noise_width).view(steps, len(self.keys), -1)
-        self.cache.extent = max(max(self.filled), 1)
+        noise = gumbel(self.keys.repeat(steps), positions, self.noise.shape[1]).view(steps, *self.noise.shape)
         out = []
         for i in range(steps):
-            if self.seen is not None:
-                self.seen.scatter_(1, self.token[:, None], True)
-            hidden = self.model(self.token[:, None], cache=self.cache)
-            picked = pick(self.model.logits(hidden[:, 0]).float(), noise[i], self.sampling, self.seen)
-            self.token.copy_(picked[0])
-            out.append(picked)
+            self.noise.copy_(noise[i])
+            extent = max(self.filled) + 1
+            if self.device.type == "cuda":
+                self.replay(min(-(-extent // EXTENT) * EXTENT, self.cache.max_len))
+            else:
+                self.step(extent)
+            self.filled = [f + 1 for f in self.filled]
+            out.append((self.token.clone(), self.logp.clone(), self.processed.clone()))
         self.written += steps
-        self.filled = [f + steps for f in self.filled]
         return [torch.stack(x).tolist() for x in zip(*out)]
+
+    def step(self, extent: int):
+        """One token in every slot; attention reads the first `extent` places of the caches."""
+        if self.seen is not None:
+            self.seen.scatter_(1, self.token[:, None], True)
+        self.cache.extent = max(extent - 1, 1)  # the model adds the token under way; 0 would mean a prefill
+        hidden = self.model(self.token[:, None], cache=self.cache)
+        picked = pick(self.model.logits(hidden[:, 0]).float(), self.noise, self.sampling, self.seen)
+        for buffer, x in zip((self.token, self.logp, self.processed), picked):
+            buffer.copy_(x)
+
+    def replay(self, extent: int):
+        """`step` as a CUDA graph. The first step at an extent runs as it is, which warms up every kernel; the second is
+        captured (which computes nothing) and then replayed, as are all that follow."""
+        if extent not in self.graphs:
+            self.graphs[extent] = None
+            return self.step(extent)
+        if self.graphs[extent] is None:
+            self.graphs[extent] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graphs[extent], pool=self.pool):
+                self.step(extent)
+        self.graphs[extent].replay()
 
 
 def key_of(seed: int) -> int:
@@ -267,6 +307,8 @@ def stream(model: Qwen35, prompts_ids, *, max_new_tokens: int, temperature=1.0, 
         return
     if not hasattr(model.layers[0].mlp, "gate_up_proj"):
         model = replica(model)
+    elif model.packed_head is None:
+        pack(model)  # loaded as fused, not through `replica`
     max_len = max(map(len, prompts)) + max_new_tokens
     n = plan_slots(model, len(prompts), max_len, slots)
     decoder = Slots(model, n, max_len, sampling)
