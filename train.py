@@ -627,8 +627,8 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # Log
 
-CURVES = (("reward/mean", "reward"), ("length/in_band", "share in length band"), ("reward/quality", "judged quality / 100"),
-          ("reward/repetition", "repetition penalty"), ("hri/reward", "reward of the human story"), ("deviation/mean", "deviation"))
+CURVES = (("reward/mean", "reward"), ("length/in_band", "share in length band"), ("reward/quality", "rubric score / 100"),
+          ("reward/repetition", "repetition penalty"), ("hri/reward", "reward of the reference"), ("deviation/mean", "deviation"))
 
 
 def plot(metrics, path: Path, curves=CURVES):
