@@ -151,7 +151,9 @@ def test_truncation_and_penalty_equal_those_of_transformers():
     for s in (Sampling(0.8, top_k=7), Sampling(1.3, top_p=0.6), Sampling(0.5, min_p=0.1), Sampling(0.9, top_p=0.8, top_k=20, min_p=0.05),
               Sampling(0.8, repetition_penalty=1.3), Sampling(1.1, top_k=5, repetition_penalty=0.7)):
         chain = [t.RepetitionPenaltyLogitsProcessor(s.repetition_penalty), t.TemperatureLogitsWarper(s.temperature)]
-        chain += [t.TopKLogitsWarper(s.top_k)] * (s.top_k > 0) + [t.TopPLogitsWarper(s.top_p)] * (s.top_p < 1) + [t.MinPLogitsWarper(s.min_p)] * (s.min_p > 0)
+        chain += [t.TopKLogitsWarper(s.top_k)] if s.top_k else []
+        chain += [t.TopPLogitsWarper(s.top_p)] if s.top_p < 1 else []
+        chain += [t.MinPLogitsWarper(s.min_p)] if s.min_p else []
         theirs = t.LogitsProcessorList(chain)(ids, logits.clone()).log_softmax(-1)
         noise = rollout.gumbel(torch.arange(16), torch.zeros(16, dtype=torch.long), 60 // rollout.block_size(60) + rollout.block_size(60))
         token, raw, processed = rollout.pick(logits, noise, s, seen)
