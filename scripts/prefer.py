@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -343,7 +343,8 @@ def run(c: Config):
     pairs, held_out = prepare(c, tokenizer)
 
     # ---- score under the starting model: all that is kept of the reference ---------------------------------------------
-    model, scorer = train.build(c, device)
+    shared = {f.name for f in fields(train.Config)} & {f.name for f in fields(c)}
+    model, scorer = train.build(train.Config(**{name: getattr(c, name) for name in shared}), device)
     before = score(scorer, held_out, c, device)
     if c.method in ("dpo", "ddpo", "divpo"):
         for pair, values in zip(pairs, score(scorer, pairs, c, device)):
