@@ -108,6 +108,7 @@ SKIP_CLASS = re.compile(
     r"fig(center|left|right)|illus\w*|fnanchor|noteref|pg-boilerplate)\b",
     re.I,
 )
+DROP_CAP = re.compile(r"\W?[A-Z]")
 NOTE_MARK = re.compile(r"\s*[\[(]?\s*(\d{1,3}|[*\u2020\u2021])\s*[\])]?\s*")
 
 
@@ -119,6 +120,14 @@ def _skipped(el, context) -> bool:
         return True
     is_mark = el.tag in ("a", "sup") and NOTE_MARK.fullmatch("".join(el.itertext()))
     return bool(is_mark) and (el.tag == "sup" or (el.get("href") is not None and context["kind"] != "list"))
+
+
+def _drop_cap(el) -> str:
+    """The letter when `el` is nothing but the picture of a story's first letter, else ''."""
+    if not isinstance(el.tag, str) or any(t.strip() for t in el.itertext()):
+        return ""
+    letters = [i.get("alt", "").strip() for i in el.iter("img")]
+    return letters[0] if len(letters) == 1 and DROP_CAP.fullmatch(letters[0]) else ""
 
 
 def _enter(el, context, counter) -> dict:
@@ -152,7 +161,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
     if not text.strip():
         return []
     root = html.document_fromstring(text, parser=html.HTMLParser(no_network=True, remove_comments=True))
-    blocks, buf, ids, links, gap = [], [], [name] if name else [], [], [1]
+    blocks, buf, ids, links, gap, cap = [], [], [name] if name else [], [], [1], [""]
 
     def flush(context):
         raw = "".join(buf)
@@ -176,6 +185,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
         if isinstance(el.tag, str):
             ids.extend(x for x in (el.get("id"), el.get("name")) if x)
         if _skipped(el, context):
+            cap[0] = _drop_cap(el) or cap[0]
             return
         inside, is_block = _enter(el, context, counter), el.tag in BLOCK_TAGS
         if is_block:
@@ -195,6 +205,8 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
             if child is not None:
                 walk(child, inside)
             if piece:
+                if cap[0] and piece.strip():
+                    piece, cap[0] = cap[0] + piece, ""
                 buf.append(piece if inside["pre"] else piece.replace("\n", " "))
         if is_block:
             flush(inside)
@@ -320,8 +332,11 @@ LEAD_NOTE = re.compile(
 )
 
 
-def clean(blocks: list[Block], wrapped: bool = False) -> str:
-    """Prose as one line a paragraph, verse line by line; marks, notes and pictures out."""
+def clean(blocks: list[Block], wrapped: bool = False, marks: bool = False) -> str:
+    """Prose as one line a paragraph, verse line by line; marks, notes and pictures out.
+
+    `marks`: the book has notes that begin with (1), so a (1) after a space points to one too.
+    """
     parts = []
     widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
     width = max(60, widths[int(0.9 * len(widths))] if widths else 0)    # a poem alone has no margin of its own
@@ -346,6 +361,7 @@ def clean(blocks: list[Block], wrapped: bool = False) -> str:
     text = re.sub(
         r"\[\d{1,3}\]|\[[A-Z*\u2020]\]|(?<=[\w.,;:!?\"\u201d\u2019])\(\d{1,3}\)|[\[{]p(?:g|age)?\.? ?\d+[\]}]", "", text
     )
+    text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
     text = re.sub(r"(?<![A-Za-z0-9])_([^_]+?)_(?![A-Za-z0-9])|=([^=\n]+)=", lambda m: m[1] or m[2], text)
     text = text.replace("_", "").replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " ")
     parts = text.split("\n\n")

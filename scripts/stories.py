@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.books import (
+    LEADING,
     MAX_BYTES,
     THE_END,
     Block,
@@ -26,7 +27,7 @@ from scripts.books import (
     text_blocks,
     unframe,
 )
-from scripts.headings import MIN_WORDS, choose, contents, fold, heads, one_line
+from scripts.headings import MIN_WORDS, choose, contents, fold, heading_like, heads, one_line
 
 BACK_PAGE = re.compile(
     r"\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
@@ -66,6 +67,21 @@ def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]
     return stories
 
 
+def _without_divider(body: list[Block]) -> list[Block]:
+    """A story's blocks without what announces the next part: headings and lists below its last prose."""
+    end = len(body)
+    while end and (_heads_part(body[end - 1]) or body[end - 1].kind == "list"):
+        end -= 1
+    return body[:end] if any(_heads_part(b) for b in body[end:]) else body  # a list alone may be the story's own
+
+
+def _heads_part(block: Block) -> bool:
+    text = block.text.strip()
+    if text[:1] in "\"'\u201c\u2018":  # a last shout, printed large
+        return False
+    return bool(block.level or block.gap > 2 and heading_like(block) and LEADING.sub("", text) not in ("", text))
+
+
 def split_anthology(path: str | Path) -> list[Story]:
     """Every story of one book, in order. Raises ValueError (with a sentence) for what is no book or holds no story."""
     path = Path(path)
@@ -89,7 +105,7 @@ def _split(raw: bytes, source: str) -> list[Story]:
             return stories
     else:
         text = decode(raw)
-        author = next(iter(re.findall(r"^Author:\s*(.+?)\s*(?:[\[(].*)?$", text[:20000], re.M)), "")
+        author = one_line(next(iter(re.findall(r"^Author:\s*(.+?)\s*(?:[\[(].*)?$", text[:20000], re.M)), ""))
         is_html = re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
         wrapped = not is_html
         blocks = html_blocks(text) if is_html else text_blocks(text)
@@ -98,6 +114,7 @@ def _split(raw: bytes, source: str) -> list[Story]:
         b.words = len(b.text.split())
     toc = contents(blocks)
     starts = choose(heads(blocks, toc), toc)
+    marks = any(re.match(r"\(\d{1,3}\)\s", b.text) for b in blocks)
     stories = []
     for h, after in zip(starts, starts[1:] + [None]):
         about_author = len(fold(author)) > 8 and fold(author) in fold(h.title)
@@ -107,10 +124,10 @@ def _split(raw: bytes, source: str) -> list[Story]:
         if after is None:  # advertisements and transcribers' remarks follow the last story
             tail = len(body) // 2
             body = body[: next((i for i, b in enumerate(body) if i > tail and BACK_PAGE.search(b.text)), len(body))]
-        text = clean(
-            body[: next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))], wrapped
-        )
-        if len(text.split()) >= MIN_WORDS and not is_verse(text):
+        body = body[: next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))]
+        text = clean(_without_divider(body), wrapped, marks)
+        cut = re.search(r"[,;:](--|\u2014)?$", text)  # a frame that hands over to a tale of its own
+        if len(text.split()) >= MIN_WORDS and not is_verse(text) and not cut:
             stories.append(Story(_title(h.title), one_line(h.author) or author, text, source))
     if not stories:
         raise ValueError("has no stories that can be told apart (neither contents nor headings): leave it out")
