@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from data import Example, read_examples, words, write_examples
 from scripts import fetch, prompts
+from scripts.prompts import FLAGGED
 from scripts.stories import Story, split_anthology
 
 __all__ = ["Story", "split_anthology"]
@@ -36,13 +37,6 @@ __all__ = ["Story", "split_anthology"]
 RUN = 50  # words in a row that two stories may not share; see `shared_runs`
 SAME_TALE = 0.4  # cosine of rare words above which stories of two books are versions of one tale. In the catalogue's
 # books all 28 pairs above 0.42 are (Vanka and Vanka, Red Etin and Red Ettin); chance begins near 0.38
-# Words that wound today and were common in print then. The list names words, it does not judge stories.
-FLAGGED = re.compile(
-    r"\b(nigg(er|ah|uh)s?|darke?(y|ie)s?|coons?|pickaninn(y|ies)|piccaninn(y|ies)|sambo|mulatto(es)?|quadroons?|"
-    r"octoroons?|half-?breeds?|half-?castes?|squaws?|redskins?|injuns?|chinam[ae]n|chinks?|japs?|coolies?|dagoe?s?|"
-    r"kikes?|sheen(y|ies)|kaffirs?|hottentots?|wops?|negress(es)?)\b",
-    re.I,
-)
 ENGLISH = re.compile(
     r"\b(the|and|of|to|a|in|that|he|was|it|his|with|as|had|for|on|at|but|her|she|i|you|not|they|be|him)\b", re.I
 )
@@ -120,22 +114,14 @@ def choose(stories: list[Story], args) -> tuple[list[Story], list[Story], Counte
     why, fit = Counter(), []
     for s in stories:
         n = words(s.text)
-        tokens = s.text.split()
-        reason = (
-            f"shorter than {args.min_words} words"
-            if n < args.min_words
-            else (
-                f"longer than {args.max_words} words"
-                if n > args.max_words
-                else (
-                    "not English"
-                    if len(ENGLISH.findall(s.text)) < 0.22 * len(tokens)
-                    else "flagged words" if args.exclude_flagged and FLAGGED.search(s.text) else None
-                )
-            )
-        )
-        if reason:
-            why[reason] += 1
+        if n < args.min_words:
+            why[f"shorter than {args.min_words} words"] += 1
+        elif n > args.max_words:
+            why[f"longer than {args.max_words} words"] += 1
+        elif len(ENGLISH.findall(s.text)) < 0.22 * len(s.text.split()):
+            why["not English"] += 1
+        elif args.exclude_flagged and FLAGGED.search(s.text):
+            why["flagged words"] += 1
         else:
             fit.append(s)
     # test anthologies come first, so that of two copies the held-out one stays and training loses it
@@ -318,19 +304,19 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--out", required=True, help="examples for training (all of them, without --test_out)")
     p.add_argument("--test_out", help="hold whole anthologies out and write their examples here")
     p.add_argument("--test_share", type=float, default=0.1, help="share of the anthologies held out (default 0.1)")
-    p.add_argument("--min_words", type=int, default=100)
-    p.add_argument("--max_words", type=int, default=4000)
+    p.add_argument("--min_words", type=int, default=100, help="leave shorter stories out (default 100)")
+    p.add_argument("--max_words", type=int, default=4000, help="leave longer stories out (default 4000)")
     p.add_argument("--per_anthology", type=int, default=25, help="most stories of one book (default 25)")
     p.add_argument("--limit", type=int, default=1400, help="most examples in a file (default 1400)")
     p.add_argument("--exclude_flagged", action="store_true", help="leave out stories with slurs of their period")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="which stories and test books are drawn (default 0)")
     p.set_defaults(run=build)
     prompts.add_arguments(sub.add_parser("prompts", help="have a model write the requests, or write them offline"))
     p = sub.add_parser("stats", help="counts, lengths, what was left out, a histogram, samples")
     p.add_argument("file", help="examples that `build` wrote")
     p.add_argument("--sample", type=int, default=0, help="show so many examples whole")
     p.add_argument("--plot", help="where the histogram goes (default: beside the file)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="which examples --sample draws (default 0)")
     p.set_defaults(run=stats)
     args = parser.parse_args(argv)
     try:
@@ -339,6 +325,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `stats ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("stopped by hand; nothing half-written is left", file=sys.stderr)
         sys.exit(130)

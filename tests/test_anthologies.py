@@ -209,6 +209,42 @@ def test_half_titles_belong_to_the_story_they_announce(tmp_path):
     )
 
 
+def test_pictures_of_first_letters_are_read_and_the_next_part_is_no_end(tmp_path):
+    caps = "".join(
+        f'<h2>{title}</h2><div class="figleft"><img src="c.jpg" alt="O" title="O"/></div>'
+        f"<p>nce {title} began. {paragraphs(3)[3:]}" + divider
+        for title, divider in (
+            ("The Mill", ""),
+            ("The Weir", "<hr/><p>2. Two Tales of Water</p><ul><li>People: a Miller</li><li>An Eel</li></ul>"),
+            ("The Ford", "<ul><li>a list of the story</li></ul><h4>\u201cGive it back!\u201d</h4>"),
+        )
+    )
+    stories = split_anthology(put(tmp_path, "t.htm", f"<html><body>{caps}</body></html>"))
+    assert [s.title for s in stories] == ["The Mill", "The Weir", "The Ford"]
+    assert all(s.text.startswith(f"Once {s.title} began.") for s in stories)
+    assert not any("Two Tales" in s.text or "Eel" in s.text for s in stories)
+    assert "a list of" in stories[2].text and stories[2].text.endswith("back!\u201d")
+
+
+def test_marks_after_a_space_go_only_where_the_book_has_such_notes(tmp_path):
+    with_notes = plain_book().replace("End of the Project", "NOTES\n\n\n(1) A note on this word.\n\n\nEnd of the Project", 1)
+    first = prose(1).split(".")[0].split("\n")[0]
+    for book, kept in ((with_notes, False), (plain_book(), True)):
+        marked = book.replace(first, first + " (1)")
+        assert marked != book
+        assert any("(1)" in s.text for s in split_anthology(put(tmp_path, "t.txt", marked))) == kept
+
+
+def test_a_section_that_ends_in_a_colon_is_left_out_as_cut(tmp_path):
+    book = plain_book()
+    whole = split_anthology(put(tmp_path, "t.txt", book))
+    last = " ".join(whole[1].text.split()[-4:])
+    cut = re.sub(r"\s+".join(map(re.escape, last.split())), "and then he began:--", book)
+    assert cut != book
+    left = split_anthology(put(tmp_path, "t.txt", cut))
+    assert [s.title for s in left] == [s.title for s in whole if s is not whole[1]]
+
+
 def test_html(tmp_path):
     stories = split_anthology(put(tmp_path, "t.htm", html_page()))
     assert ends(stories) == EXPECTED and [s.title for s in stories] == TITLES
@@ -536,6 +572,20 @@ def test_offline_prompt_names_people_places_and_things():
     assert people[:2] == ["Marta", "Joost"] and places == ["Ostend"]
     prompt = prompts.offline_prompt("THE LANTERN OF OSTEND", text, 120, prompts.background([text]))
     assert "The Lantern of Ostend" in prompt and "heron" in prompt and prompt.endswith("120 words long.")
+
+
+def test_offline_prompt_asks_for_what_a_person_would_ask():
+    text = (
+        "In Rome the Bear met Anna. To Rome the Bear went, and Anna said that a darkie sat in Rome with a lantern, a way "
+        "and tools. The lantern fell, the darkie laughed, the Bear was sad, his tools were lost, the way was long. "
+    ) * 3
+    seen_in = prompts.background([text])
+    people, places = prompts.cast(text)
+    assert set(people) == {"the Bear", "Anna"} and places == ["Rome"]
+    found = prompts.things(text, seen_in)
+    assert "a lantern" in found and "tools" in found and not {"a way", "way", "a darkie"} & set(found)
+    assert "XIV" not in prompts.offline_prompt("XIV", text, 120, seen_in)
+    assert "darkie" not in prompts.offline_prompt("The Darkie", text, 120, seen_in).lower()
 
 
 class Scripted(BaseHTTPRequestHandler):
