@@ -180,7 +180,8 @@ def write_local(writer: Writer, todo: list, args, finished):
                   "stories are cut there", file=sys.stderr)
             limit = room
         done = [0] * len(part)
-        with tqdm(desc=f"{writer.label} writes {target:,} words x {len(part)}", unit=" tokens", unit_scale=True, mininterval=1) as bar:
+        what = f"{writer.label} writes {target:,} words x {len(part)}"
+        with tqdm(desc=what, unit=" tokens", unit_scale=True, mininterval=1) as bar:
             for i, story, ended in rollout.stream(
                     model, prompts, max_new_tokens=limit, stop_ids=[tokenizer.end_id], slots=args.slots or None,
                     seed=[seed_of(request, sample, args.seed) for _, request, sample in part],
@@ -195,7 +196,10 @@ def write_local(writer: Writer, todo: list, args, finished):
 
 def write_endpoint(writer: Writer, todo: list, args, finished):
     """The same through /chat/completions. ValueError when it stops answering: what it gave is kept."""
-    secret, url = os.environ.get("ENDPOINT_API_KEY", "").strip(), writer.endpoint.removesuffix("/chat/completions") + "/chat/completions"
+    secret = os.environ.get("ENDPOINT_API_KEY", "").strip()
+    url = writer.endpoint.removesuffix("/chat/completions") + "/chat/completions"
+    extra = {name: getattr(args, name) for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0))
+             if getattr(args, name) != off}
 
     def sign(request):
         if secret:
@@ -207,7 +211,7 @@ def write_endpoint(writer: Writer, todo: list, args, finished):
                 "top_p": args.top_p, "max_tokens": token_limit(request.target_words, args.thinking != "off", args),
                 "seed": seed_of(request, sample, args.seed) % (1 << 31)}
         # Not in OpenAI's form, but vLLM and llama.cpp take them; a server that does not says so, and nothing is dropped unsaid.
-        body |= {name: value for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)) if (value := getattr(args, name)) != off}
+        body |= extra
         why = ""
         for attempt in range(5):
             try:
@@ -260,7 +264,8 @@ def make_judge(args):
         judge = judging.Judge(url, name, rubric=judging.load_rubric(args.rubric), cache=args.out / "verdicts.sqlite")
         return judge, f"quality by {judge.name}, rubric {judge.rubric.version}"
     if args.rubric != "story_quality":
-        raise ValueError(f"--rubric {args.rubric} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL; the offline judge fills one rubric only")
+        raise ValueError(f"--rubric {args.rubric} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL; "
+                         "the offline judge fills one rubric only")
     judge = judging.OfflineJudge()
     return judge, f"quality by {judge.name}, which measures form, not quality; set JUDGE_URL and JUDGE_MODEL for a judge that reads"
 
@@ -268,8 +273,9 @@ def make_judge(args):
 def verdict_keys(row: dict, judge, args) -> list[tuple[str, str, str]]:
     """(key, prompt, text) of the verdicts a story needs: the whole, and its thirds."""
     rubric = getattr(judge, "rubric", judging.RUBRIC).version
+    parts = thirds(row["story"]) if args.thirds == "on" else []
     texts = [(row["prompt"], row["story"])] + [
-        (f"{row['prompt']} (This is part {i} of 3 of a story for that request.)", text) for i, text in enumerate(thirds(row["story"]) if args.thirds == "on" else [], 1)]
+        (f"{row['prompt']} (This is part {i} of 3 of a story for that request.)", text) for i, text in enumerate(parts, 1)]
     return [(f"verdict {key_of(judge.name, rubric, prompt, text)}", prompt, text) for prompt, text in texts]
 
 
@@ -360,7 +366,8 @@ def measure_group(rows: list[dict], args) -> dict:
     d_nn = deviation.distances(texts, args.similarity, equal_length=True)
     many = len(texts) > 1
     return {"unit": rows[0]["unit"], "target": rows[0]["target_words"], "distinct_2": number(deviation.distinct_n(texts, 2)),
-            "distance": number(deviation.mean_pairwise_distance(d_nn)), "vendi": number(deviation.vendi_score(d_nn)) if many else None,
+            "distance": number(deviation.mean_pairwise_distance(d_nn)),
+            "vendi": number(deviation.vendi_score(d_nn)) if many else None,
             "classes": float(deviation.distinct_k(deviation.distances(texts, "jaccard"), COPY)) if many else None,
             "self_bleu": number(deviation.self_bleu(texts)) if many and find_spec("sacrebleu") else None}
 
@@ -395,7 +402,8 @@ def published_bands(buckets) -> list[tuple[str, int, int]]:
     """The three bands of the paper's table, where lengths are so many that buckets are steps; they enter no slope."""
     if all(high - low == 1 for _, low, high in buckets):
         return []
-    return [(label, low, high) for label, low, high in (("1-4k", 0, 4000), ("4-8k", 4000, 8000), ("8-12k", 8000, 12000)) if low < buckets[-1][2]]
+    bands = (("1-4k", 0, 4000), ("4-8k", 4000, 8000), ("8-12k", 8000, 12000))
+    return [band for band in bands if band[1] < buckets[-1][2]]
 
 
 def bootstrap_curves(rows: list[dict], metric: str, buckets, resamples: int = RESAMPLES, seed: int = 0, fine: int | None = None):
@@ -462,7 +470,7 @@ def summarise(stories: dict[str, list[dict]], judge, log: Log, args) -> dict:
         targets += [r["target_words"] for r in rows]
     buckets = buckets_of(targets)
     report = {"models": list(stories), "buckets": [label for label, _, _ in buckets],
-              "columns": [label for label, _, _ in [*buckets, *published_bands(buckets)]] + (["all", "slope"] if len(buckets) > 1 else []),
+              "columns": [b[0] for b in [*buckets, *published_bands(buckets)]] + ["all", "slope"] * (len(buckets) > 1),
               "figures": {label: {m: figures(rows, m, buckets) for m in METRICS} for label, rows in measured.items()},
               "differences": [], "warnings": []}
     labels = list(stories)
@@ -485,8 +493,10 @@ def show(figure: dict, digits: int, prompts: int | None = None) -> str:
     """The mean, its interval where there is one, and the number of prompts where it is not `prompts`."""
     if figure["mean"] is None:
         return "-"
-    mean, *interval = (f"{round(x, digits) + 0.0:,.{digits}f}" for x in (figure["mean"], *(figure["interval"] or ())))  # + 0.0: no -0.00
-    return mean + (f" [{', '.join(interval)}]" if interval else "") + (f" n={figure['prompts']}" if prompts not in (None, figure["prompts"]) else "")
+    # + 0.0: no -0.00
+    mean, *interval = (f"{round(x, digits) + 0.0:,.{digits}f}" for x in (figure["mean"], *(figure["interval"] or ())))
+    return (mean + (f" [{', '.join(interval)}]" if interval else "")
+            + (f" n={figure['prompts']}" if prompts not in (None, figure["prompts"]) else ""))
 
 
 def print_table(report: dict):
@@ -560,12 +570,14 @@ def report_page(report: dict, stories: dict[str, list[dict]], judge, log: Log, a
     for label in labels:
         for row in stories[label]:
             verdict = log.rows.get(verdict_keys(row, judge, args)[0][0], {}).get("verdict")
-            facts = {"quality": None if verdict is None else round(verdict["score"], 1), "ended": "by itself" if row["finished"] else "cut"}
+            facts = {"quality": None if verdict is None else round(verdict["score"], 1),
+                     "ended": "by itself" if row["finished"] else "cut"}
             name = label if args.samples == 1 else f"{label}, story {row['sample'] + 1}"
             groups.setdefault((row["target_words"], row["prompt"]), []).append(
                 story_item(name, row["story"], row["target_words"], facts, verdict))
     return {"title": "How good, how long", "notes": report["notes"], "warnings": report["warnings"],
-            "charts": [chart("quality", "Quality"), chart("ratio", "Words written / requested", band=report["band"], reference=1), within],
+            "charts": [chart("quality", "Quality"),
+                       chart("ratio", "Words written / requested", band=report["band"], reference=1), within],
             "tables": tables, "reader": {"title": "The stories", "groups": [
                 {"step": f"{target:,} words", "label": prompt, "items": items} for (target, prompt), items in sorted(groups.items())]}}
 
@@ -582,9 +594,11 @@ def write_pngs(folder: Path, charts: list[dict]):
             xs, ys = [p["x"] for p in series["points"]], [p["y"] for p in series["points"]]
             ax.plot(xs, ys, "o-", ms=3, color=colour, label=series["name"])
             if any(p["low"] is not None for p in series["points"]):
-                ax.fill_between(xs, *([p["y"] if p[k] is None else p[k] for p in series["points"]] for k in ("low", "high")), color=colour, alpha=.15, lw=0)
-        for low_high in zip(chart.get("band", []), chart.get("band", [])[1:]):
-            ax.fill_between([low_high[0][0], low_high[1][0]], [b[1] for b in low_high], [b[2] for b in low_high], color="#888", alpha=.12, lw=0)
+                edges = ([p["y"] if p[k] is None else p[k] for p in series["points"]] for k in ("low", "high"))
+                ax.fill_between(xs, *edges, color=colour, alpha=.15, lw=0)
+        if chart.get("band"):
+            at, low, high = zip(*chart["band"])
+            ax.fill_between(at, low, high, color="#888", alpha=.12, lw=0)
         ax.set(xlabel=chart["x"], title=chart["title"])
         ax.grid(alpha=.25)
         ax.legend(fontsize=8)
@@ -623,14 +637,16 @@ def run_page(folder: Path, steps: list[int]) -> dict:
     if not metrics:
         raise ValueError(f"{folder}/metrics.jsonl has no finished step yet; look again in a while")
     charts, known = [], {name for names in WATCHED.values() for name in names} | {"step"}
-    for title, names in [*WATCHED.items(), *((name, (name,)) for name in dict.fromkeys(n for m in metrics for n in m) if name not in known)]:
+    others = [name for name in dict.fromkeys(n for m in metrics for n in m) if name not in known]
+    for title, names in [*WATCHED.items(), *((name, (name,)) for name in others)]:
         series = [{"name": name, "points": [{"x": m["step"], "y": m[name], "low": None, "high": None} for m in metrics
                                             if isinstance(m.get(name), (int, float)) and math.isfinite(m[name])]} for name in names]
         if series := [s for s in series if s["points"]]:
             charts.append({"title": title, "x": "step", "series": series})
     files = {int(p.stem.removeprefix("step_")): p for p in sorted((folder / "rollouts").glob("step_*.jsonl"))}
     if missing := sorted(set(steps) - set(files)):
-        raise ValueError(f"{folder}/rollouts has no step {missing[0]}; it has {min(files, default='none')} to {max(files, default='none')}")
+        raise ValueError(f"{folder}/rollouts has no step {missing[0]}; "
+                         f"it has {min(files, default='none')} to {max(files, default='none')}")
     chosen, notes = steps or sorted(files), []
     total = sum(files[s].stat().st_size for s in chosen)
     if total > PAGE_BYTES and not steps:  # evenly thinned, first and last kept
@@ -646,14 +662,17 @@ def run_page(folder: Path, steps: list[int]) -> dict:
             items = []
             for e in sorted(rows, key=lambda e: -e.advantage):
                 facts = {"advantage": round(e.advantage, 3), "reward": None if e.reward is None else round(e.reward, 3),
-                         **{name: round(value, 3) for name, value in e.rewards.items()}, "ended": "by itself" if e.finished else "cut"}
+                         **{name: round(value, 3) for name, value in e.rewards.items()},
+                         "ended": "by itself" if e.finished else "cut"}
                 items.append(story_item("human" if e.is_human else "policy", e.story, e.example.target_words, facts, e.verdict))
             groups.append({"step": f"step {step}", "label": rows[0].example.prompt, "items": items})
     first, last = metrics[:5], metrics[-5:]
     names = [n for n in dict.fromkeys(n for ns in WATCHED.values() for n in ns)]
-    average = lambda part, n: np.mean(v) if (v := [m[n] for m in part if isinstance(m.get(n), (int, float)) and math.isfinite(m[n])]) else None  # noqa: E731
-    rows = [[n, *("-" if average(part, n) is None else f"{average(part, n):.4g}" for part in (first, last))] for n in names
-            if average(metrics, n) is not None]
+
+    def average(part, name):
+        values = [m[name] for m in part if isinstance(m.get(name), (int, float)) and math.isfinite(m[name])]
+        return f"{np.mean(values):.4g}" if values else "-"
+    rows = [[n, average(first, n), average(last, n)] for n in names if average(metrics, n) != "-"]
     return {"title": f"Run {folder.name}", "notes": notes + [f"{len(metrics)} steps, {metrics[0]['step']} to {metrics[-1]['step']}"],
             "warnings": [], "charts": charts, "reader": {"title": "Groups, sorted by advantage", "groups": groups},
             "tables": [{"title": "First and last steps", "caption": f"means of {len(first)} steps each",
@@ -670,18 +689,25 @@ def parser() -> argparse.ArgumentParser:
                    help="words to request; default: what each prompt says itself")
     p.add_argument("--model", "--checkpoint", dest="models", nargs="+", default=[], metavar="MODEL",
                    help="checkpoint folders or hub ids, or names behind --endpoint (default: newest under out/, else stories/tiny-base)")
-    p.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server for the models that are no folders; key: ENDPOINT_API_KEY")
+    p.add_argument("--endpoint", metavar="URL",
+                   help="an OpenAI-compatible server for the models that are no folders; key: ENDPOINT_API_KEY")
     p.add_argument("--in_flight", type=int, default=8, help="requests to the endpoint at the same time (%(default)s)")
-    p.add_argument("--prompts", metavar="FILE", help="JSON Lines of prompts (default: stories/heldout.jsonl, for larger models stories/eval.jsonl)")
-    p.add_argument("--limit", type=int, help="only the first N prompts, 0: all (default on a CPU: 8, above 2,000 words 4; else all)")
+    p.add_argument("--prompts", metavar="FILE",
+                   help="JSON Lines of prompts (default: stories/heldout.jsonl, for larger models stories/eval.jsonl)")
+    p.add_argument("--limit", type=int,
+                   help="only the first N prompts, 0: all (default on a CPU: 8, above 2,000 words 4; else all)")
     p.add_argument("--samples", type=int, default=2, help="stories a request; diversity needs two (%(default)s)")
-    p.add_argument("--judge", choices=("auto", "api", "offline"), default="auto", help="auto: api where JUDGE_URL is set, else offline (form only)")
+    p.add_argument("--judge", choices=("auto", "api", "offline"), default="auto",
+                   help="auto: api where JUDGE_URL is set, else offline (form only)")
     p.add_argument("--judge_url", help="default $JUDGE_URL; the key comes from JUDGE_API_KEY alone")
     p.add_argument("--judge_model", help="default $JUDGE_MODEL; another family than the judge of training")
     p.add_argument("--rubric", default="story_quality", help="a file of rubrics/ (%(default)s)")
-    p.add_argument("--thirds", choices=("on", "off"), default="on", help="judge the thirds of a story too: four verdicts instead of one (%(default)s)")
-    p.add_argument("--similarity", default="char3", choices=tuple(deviation.SIMILARITIES), help="for diversity; another than training used, which is tfidf (%(default)s)")
-    p.add_argument("--length_low", type=float, nargs=3, metavar=("SHARE", "LEAST", "MOST"), help="the band begins at T - clamp(SHARE T, LEAST, MOST)")
+    p.add_argument("--thirds", choices=("on", "off"), default="on",
+                   help="judge the thirds of a story too: four verdicts instead of one (%(default)s)")
+    p.add_argument("--similarity", default="char3", choices=tuple(deviation.SIMILARITIES),
+                   help="for diversity; another than training used, which is tfidf (%(default)s)")
+    p.add_argument("--length_low", type=float, nargs=3, metavar=("SHARE", "LEAST", "MOST"),
+                   help="the band begins at T - clamp(SHARE T, LEAST, MOST)")
     p.add_argument("--length_high", type=float, nargs=3, metavar=("SHARE", "LEAST", "MOST"),
                    help="and ends at T + clamp(...); default: the paper's, or, where a length under 500 is asked, one for short stories")
     p.add_argument("--temperature", type=float, default=0.8)
@@ -689,7 +715,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--top_k", type=int, default=0)
     p.add_argument("--min_p", type=float, default=0.0)
     p.add_argument("--repetition_penalty", type=float, default=1.0)
-    p.add_argument("--max_new_tokens", type=int, default=0, help="cut stories there (default: 1.6 tokens a word of the band's upper end)")
+    p.add_argument("--max_new_tokens", type=int, default=0,
+                   help="cut stories there (default: 1.6 tokens a word of the band's upper end)")
     p.add_argument("--thinking", choices=("auto", "on", "off"), default="auto", help="auto: as the checkpoint was trained")
     p.add_argument("--slots", type=int, default=0, help="stories written at the same time (0: as memory allows)")
     p.add_argument("--seed", type=int, default=0)
@@ -756,9 +783,11 @@ def main(argv=None) -> int:
     torch.set_flush_denormal(True)  # strong decays fill the delta rule with denormals, up to 12 x slower on a CPU
     try:
         if argv[:1] == ["watch"]:
-            p = argparse.ArgumentParser(prog="eval.py watch", description="A page about a training run: curves, and the groups of any step.")
+            p = argparse.ArgumentParser(prog="eval.py watch",
+                                        description="A page about a training run: curves, and the groups of any step.")
             p.add_argument("run", type=Path, help="such as out/tiny")
-            p.add_argument("--steps", type=int, nargs="+", default=[], metavar="N", help="whose stories to show (default: all that fit on a page)")
+            p.add_argument("--steps", type=int, nargs="+", default=[], metavar="N",
+                           help="whose stories to show (default: all that fit on a page)")
             args = p.parse_args(argv[1:])
             write_page(args.run / "report.html", run_page(args.run, args.steps))
             print(args.run / "report.html")

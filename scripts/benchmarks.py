@@ -144,14 +144,14 @@ def pair_task(rubric: judging.Rubric, prompt: str, first: str, second: str):
 
 def compare(judge, prompt: str, first: str, second: str) -> Future:
     """Future of 1, 0.5 or 0 for the story shown first, or None."""
-    future = Future()
     if isinstance(judge, judging.OfflineJudge):
+        future = Future()
         gap = judge.score(prompt, first).score - judge.score(prompt, second).score
         future.set_result(0.5 if abs(gap) <= TIE else float(gap > 0))
         return future
+    # A question of its own kind goes the judge's way: its cache, its limits, its retries.
     asked = judge._ask("pairwise", 0, prompt, [first, second], *pair_task(judge.rubric, prompt, first, second))
-    asked.add_done_callback(lambda f: judging._settle(future, f.result() and f.result()["first"] if not f.exception() else None, f.exception()))
-    return future
+    return judging._then([asked], lambda answers: answers[0] and answers[0]["first"])
 
 
 def read_sets(files: list[Path]) -> dict[str, dict[str, list[dict]]]:
@@ -294,7 +294,8 @@ def memorised(model, tokenizer, examples: list[data.Example], prefixes=(0, 50, 1
         asked = [s for s in picked if len(stories[s]) > prefix]
         # Thinking is closed at once: what is asked is how the story goes on.
         prompts = [tokenizer.chat(with_story[s].prompt, thinking and not prefix) + stories[s][:prefix] for s in asked]
-        written = rollout.generate(model, prompts, max_new_tokens=tokens, stop_ids=[tokenizer.end_id], temperature=temperature, seed=seed)
+        written = rollout.generate(model, prompts, max_new_tokens=tokens, stop_ids=[tokenizer.end_id],
+                                   temperature=temperature, seed=seed)
         spans = [longest_span(w.ids, stories, index, k) for w in written]
         lengths = [n for n, _ in spans]
         result["prefixes"][prefix] = {"stories": len(asked), "median": float(np.median(lengths)) if asked else None,
@@ -311,9 +312,11 @@ def audit(args) -> dict:
     model = qwen.load(folder, torch.bfloat16 if device == "cuda" else torch.float32, device, fused=True)
     result = memorised(model, data.load_tokenizer(folder), data.read_examples(args.stories), limit=args.limit, tokens=args.tokens,
                        threshold=args.threshold, temperature=args.temperature, thinking=rollout.thinks(model))
-    print(f"{folder}: continuations of {result['asked']} of {result['stories']} stories; longest span shared with any of them, in tokens")
+    print(f"{folder}: continuations of {result['asked']} of {result['stories']} stories; "
+          "longest span shared with any of them, in tokens")
     for prefix, r in result["prefixes"].items():
-        print(f"  prompt + {prefix:>3} tokens: median {r['median']}, longest {r['longest']}, over {result['threshold']}: {r['over_threshold']} of {r['stories']}")
+        print(f"  prompt + {prefix:>3} tokens: median {r['median']}, longest {r['longest']}, "
+              f"over {result['threshold']}: {r['over_threshold']} of {r['stories']}")
     print(f"  (two human stories share at most {result['between_stories']['longest']}, in the median {result['between_stories']['median']:g})")
     for f in result["found"][:5]:
         print(f"  {f['uid']}, after {f['prefix']}: {f['tokens']} tokens: {' '.join(f['text'].split())[:160]}")
