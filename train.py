@@ -253,7 +253,8 @@ def state_bytes(c: Config, hf_config: dict, shards: int, on_gpu: bool) -> dict[s
              optimiser=8 * trained / shards, replica=float(half * n))
     resident = s["weights"] + s["optimiser"]
     together = s["gradients"] + s["replica"] if c.keep_replica else max(s["gradients"], s["replica"])
-    return s | dict(peak=resident + together)
+    load = 4.0 * n if shards > 1 else 0.0  # each process reads the whole model before it keeps its shard
+    return s | dict(load=load, peak=max(resident + together, load))
 
 
 def build(c: Config, device):
