@@ -217,6 +217,8 @@ def ending(target: int, rng: random.Random | None = None) -> str:
 
 
 def _title(title: str) -> str:
+    """A title as one writes it in running text: no capitals throughout, no quotation marks or stop of its own."""
+    title = re.sub(r"^[\"\u201c](.*?)\.?[\"\u201d]$", r"\1", title.strip())
     if not title.isupper() and sum(c.isupper() for c in title) < 0.6 * sum(c.isalpha() for c in title):
         return title.strip(" .")
     small = {"a", "an", "and", "at", "but", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}

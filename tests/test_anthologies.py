@@ -584,6 +584,7 @@ def test_offline_prompt_asks_for_what_a_person_would_ask():
     assert set(people) == {"the Bear", "Anna"} and places == ["Rome"]
     found = prompts.things(text, seen_in)
     assert "a lantern" in found and "tools" in found and not {"a way", "way", "a darkie"} & set(found)
+    assert "\u201cA Poor Stick\u201d" in prompts.offline_prompt('"A POOR STICK."', text, 120, seen_in)
     assert "XIV" not in prompts.offline_prompt("XIV", text, 120, seen_in)
     assert "darkie" not in prompts.offline_prompt("The Darkie", text, 120, seen_in).lower()
 
