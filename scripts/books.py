@@ -372,6 +372,10 @@ def clean(blocks: list[Block], wrapped: bool = False, marks: bool = False) -> st
         or parts[0] == "* * *"
         or ORDINAL.fullmatch(parts[0].strip())
         or BYLINE.fullmatch(parts[0])
+        or wrapped
+        and parts[0].isupper()
+        and len(parts[0].split()) > 5
+        and parts[0][:1].isalpha()
         or credited
         and parts[0].isupper()
         and len(parts[0].split()) < 6

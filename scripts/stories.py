@@ -116,12 +116,13 @@ def _split(raw: bytes, source: str) -> list[Story]:
     starts = choose(heads(blocks, toc), toc)
     marks = any(re.match(r"\(\d{1,3}\)\s", b.text) for b in blocks)
     stories = []
+    last = next((h for h in reversed(starts) if not h.matter), None)
     for h, after in zip(starts, starts[1:] + [None]):
         about_author = len(fold(author)) > 8 and fold(author) in fold(h.title)
         if h.matter or about_author:
             continue
         body = blocks[h.end : after.start if after else len(blocks)]
-        if after is None:  # advertisements and transcribers' remarks follow the last story
+        if h is last:  # advertisements and transcribers' remarks follow the last story
             tail = len(body) // 2
             body = body[: next((i for i, b in enumerate(body) if i > tail and BACK_PAGE.search(b.text)), len(body))]
         body = body[: next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))]

@@ -245,6 +245,18 @@ def test_a_section_that_ends_in_a_colon_is_left_out_as_cut(tmp_path):
     assert [s.title for s in left] == [s.title for s in whole if s is not whole[1]]
 
 
+def test_a_subtitle_in_capitals_and_the_printer_s_name_are_no_story(tmp_path):
+    book = plain_book().replace("Opening1x0", "READ AT A MEETING OF THE MILLERS OF THE TOWN.\n\nOpening1x0")
+    book = book.replace(
+        "End of the Project",
+        "*****\n\n\nRichard Roe & Sons, Limited,\nLondon.\n\n\n*****\n\n\n\n\nANOTHER AUTHOR'S WORKS\n\n\n"
+        + "A novel. Price six shillings. " * 20
+        + "\n\n\nEnd of the Project",
+        1,
+    )
+    assert ends(split_anthology(put(tmp_path, "t.txt", book))) == EXPECTED
+
+
 def test_html(tmp_path):
     stories = split_anthology(put(tmp_path, "t.htm", html_page()))
     assert ends(stories) == EXPECTED and [s.title for s in stories] == TITLES
