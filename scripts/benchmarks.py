@@ -286,7 +286,7 @@ def memorised(model, tokenizer, examples: list[data.Example], prefixes=(0, 50, 1
     stories = [tokenizer.encode(e.story.strip()) for e in with_story]
     index = index_of(stories, k)
     picked = random.Random(seed).sample(range(len(stories)), min(limit, len(stories)))
-    result = {"stories": len(stories), "asked": len(picked), "threshold": threshold, "prefixes": {}, "found": []}
+    result = {"stories": len(stories), "asked": len(picked), "threshold": threshold, "exact_from": 2 * k - 1, "prefixes": {}, "found": []}
     # Authors share phrases too: what spans do the human stories have in common with one another?
     chance = [longest_span(stories[s], stories, index, k, skip=s)[0] for s in picked]
     result["between_stories"] = {"median": float(np.median(chance)), "longest": max(chance)}
@@ -314,10 +314,13 @@ def audit(args) -> dict:
                        threshold=args.threshold, temperature=args.temperature, thinking=rollout.thinks(model))
     print(f"{folder}: continuations of {result['asked']} of {result['stories']} stories; "
           "longest span shared with any of them, in tokens")
+    def tokens(n):
+        return "-" if n is None else f"{n:g}" if n >= result["exact_from"] else f"under {result['exact_from']}"
     for prefix, r in result["prefixes"].items():
-        print(f"  prompt + {prefix:>3} tokens: median {r['median']}, longest {r['longest']}, "
+        print(f"  prompt + {prefix:>3} tokens: median {tokens(r['median'])}, longest {tokens(r['longest'])}, "
               f"over {result['threshold']}: {r['over_threshold']} of {r['stories']}")
-    print(f"  (two human stories share at most {result['between_stories']['longest']}, in the median {result['between_stories']['median']:g})")
+    chance = result["between_stories"]
+    print(f"  (two human stories share: median {tokens(chance['median'])}, longest {tokens(chance['longest'])})")
     for f in result["found"][:5]:
         print(f"  {f['uid']}, after {f['prefix']}: {f['tokens']} tokens: {' '.join(f['text'].split())[:160]}")
     return result

@@ -349,8 +349,10 @@ def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, t
     flags = ["--model", str(checkpoint()), "--prompts", str(prompts(tmp_path / "p.jsonl", 3)), "--out", str(tmp_path / "o"), "--max_new_tokens", "60",
              "--samples", "1", "--judge_url", server.url, "--judge_model", "reader"]
     assert evaluation.main(flags) == 0
+    told = capsys.readouterr()
     quality = saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]
-    assert quality["mean"] == 100 and quality["prompts"] == 2 and "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1] and "n=2" in capsys.readouterr().out
+    assert "1 texts got no verdict (bad_json" in told.err and "n=2" in told.out
+    assert quality["mean"] == 100 and quality["prompts"] == 2 and "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1]
     broken[0] = False
     assert evaluation.main(flags) == 0
     assert saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]["prompts"] == 3
