@@ -67,6 +67,21 @@ def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]
     return stories
 
 
+def _without_back_pages(body: list[Block]) -> list[Block]:
+    """The last story without advertisements: from the headings and lists on that stand above their first sign."""
+    end = next((i for i, b in enumerate(body) if i > len(body) // 5 and BACK_PAGE.search(b.text)), len(body))
+    if end == len(body):
+        return body
+
+    def announces(i: int) -> bool:
+        b = body[i]
+        return bool(b.level or b.kind == "list" or b.words < 25 and any(o.level for o in body[max(0, i - 3) : i]))
+
+    while end and announces(end - 1):
+        end -= 1
+    return body[:end]
+
+
 def _without_divider(body: list[Block]) -> list[Block]:
     """A story's blocks without what announces the next part: headings and lists below its last prose."""
     end = len(body)
@@ -123,8 +138,7 @@ def _split(raw: bytes, source: str) -> list[Story]:
             continue
         body = blocks[h.end : after.start if after else len(blocks)]
         if h is last:  # advertisements and transcribers' remarks follow the last story
-            tail = len(body) // 2
-            body = body[: next((i for i, b in enumerate(body) if i > tail and BACK_PAGE.search(b.text)), len(body))]
+            body = _without_back_pages(body)
         body = body[: next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))]
         text = clean(_without_divider(body), wrapped, marks)
         cut = re.search(r"[,;:](--|\u2014)?$", text)  # a frame that hands over to a tale of its own

@@ -257,6 +257,14 @@ def test_a_subtitle_in_capitals_and_the_printer_s_name_are_no_story(tmp_path):
     assert ends(split_anthology(put(tmp_path, "t.txt", book))) == EXPECTED
 
 
+def test_advertisements_after_the_last_story_go_with_their_headings(tmp_path):
+    ads = "<h3>ON THE WATERS.</h3><h4>By Jane Roe,</h4><p>Author of Reeds</p><h5>12mo. Cloth. $1.50.</h5>" + paragraphs(9)
+    text = html_page()
+    at = text.rindex("closing4x5.") + len("closing4x5.")
+    at = text.index("</p>", at) + 4
+    assert ends(split_anthology(put(tmp_path, "t.htm", text[:at] + ads + text[at:]))) == EXPECTED
+
+
 def test_html(tmp_path):
     stories = split_anthology(put(tmp_path, "t.htm", html_page()))
     assert ends(stories) == EXPECTED and [s.title for s in stories] == TITLES
