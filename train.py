@@ -205,6 +205,8 @@ def connect() -> torch.device:
     if not dist.is_initialized():
         try:
             store = next(dist.rendezvous("env://", timeout=JOIN))[0] if "WORLD_SIZE" in os.environ else dist.HashStore()
+            # torchrun's store survives its restarts, and the addresses of the dead would still stand in it (torch 2.13).
+            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             # Much longer than the default: a process whose stories end early waits here for the others.
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=RANK, world_size=WORLD,
                                     timeout=timedelta(hours=2))
