@@ -41,7 +41,9 @@ def test_every_flag_in_the_readme_is_a_flag():
     for command in COMMANDS:
         for flag in re.findall(r"(?<= )--[a-z_]+", command):
             if flag != "--nproc_per_node":
-                assert flag in help_of(program(command)), f"{command}: {flag}"
+                text = help_of(program(command))
+                text += help_of(("train.py",)) if "flags of train.py" in text else ""   # scripts.plan takes a run's own flags
+                assert flag in text, f"{command}: {flag}"
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "scripts").glob("*.py") if "__main__" in p.read_text()))

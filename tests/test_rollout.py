@@ -275,7 +275,7 @@ def uneven(rank, world, port, folder):
     torch.distributed.init_process_group("gloo")
     sharded = lively(config())
     whole = generate(sharded, [[3, 4]], max_new_tokens=9, seed=1)[0].ids
-    qwen.shard(sharded, bf16=False)
+    qwen.shard(sharded, bf16=False, shards=world)
     copy = replica(sharded)
     for _ in range(2):  # the first rank writes 200 times as much as the last, and all meet again at the next refresh
         tokens = (600, 40, 9, 3)[rank]
