@@ -118,6 +118,13 @@ def packed_linear(x, packed):
     return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "") if packed.is_mkldnn else x @ packed
 
 
+def rms_norm(x, weight, eps):
+    if x.is_cuda:
+        return F.rms_norm(x, x.shape[-1:], weight, eps)  # one kernel
+    # Written out it is several times faster on a CPU than torch's own.
+    return x * torch.rsqrt(torch.linalg.vecdot(x, x)[..., None] / x.shape[-1] + eps) * weight
+
+
 class Norm(nn.Module):
     """RMSNorm with a zero-centred weight (1 + w), computed in fp32."""
 
@@ -127,7 +134,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        return F.rms_norm(x.float(), x.shape[-1:], 1.0 + self.weight.float(), self.eps).to(x.dtype)
+        return rms_norm(x.float(), 1.0 + self.weight.float(), self.eps).to(x.dtype)
 
 
 class GatedNorm(nn.Module):
@@ -139,12 +146,12 @@ class GatedNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x, z):
-        return (F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps) * F.silu(z.float())).to(z.dtype)
+        return (rms_norm(x.float(), self.weight.float(), self.eps) * F.silu(z.float())).to(z.dtype)
 
 
 def l2norm(x):
     # The epsilon inside the root keeps the gradient finite at a zero vector.
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+    return x * torch.rsqrt(torch.linalg.vecdot(x, x)[..., None] + 1e-6)
 
 
 def delta_chunked(q, k, v, g, beta, state=None):
@@ -251,7 +258,10 @@ class DeltaNet(nn.Module):
                 g, beta = g * rows.real, beta * rows.real
             T = qkv.shape[1]
             padded = F.pad(qkv, (0, 0, self.width - 1, 0))
-            qk, v = self.heads(sum(padded[:, j:j + T] * taps[j] for j in range(self.width)))
+            mixed = padded[:, :T] * taps[0]
+            for j in range(1, self.width):
+                mixed = torch.addcmul(mixed, padded[:, j:j + T], taps[j])
+            qk, v = self.heads(mixed)
             with torch.autocast(x.device.type, enabled=False):  # the state stays fp32 whatever the rest does
                 o, state = delta_chunked(qk[..., 0, :, :] * self.dk ** -0.5, qk[..., 1, :, :], v, g, beta)
             if memory is not None:
