@@ -123,7 +123,7 @@ def backward(pair):
 
 
 def delta(_):
-    from transformers.models.qwen3_5.modeling_qwen3_5 import chunk_gated_delta_rule as theirs
+    from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule as theirs
     g = torch.Generator().manual_seed(0)
     T, Hk, Hv, d = 2048, 16, 32, 128  # the 9B's shape
     q, k, v = (torch.randn(1, T, h, d, generator=g) for h in (Hk, Hk, Hv))
