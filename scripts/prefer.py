@@ -87,7 +87,7 @@ class Config:
 
 
 PRESETS = {"polaris-9b": {}, "tiny": dict(
-    model=str(ROOT / "stories/tiny-base"), data=["out/tiny/rollouts"], thinking=False, max_tokens=1024, lr=1e-4,
+    model=str(ROOT / "stories/tiny-base"), data=["out/tiny/rollouts"], thinking=False, max_tokens=1024, steps=40, lr=1e-4,
     checkpointing=False, micro_batch_tokens=4096, save_every=0)}
 
 
@@ -345,9 +345,11 @@ def run(c: Config):
     # ---- score under the starting model: all that is kept of the reference ---------------------------------------------
     shared = {f.name for f in fields(train.Config)} & {f.name for f in fields(c)}
     model, scorer = train.build(train.Config(**{name: getattr(c, name) for name in shared}), device)
+    steps = c.steps if c.steps >= 0 else len(pairs) // c.pairs
     before = score(scorer, held_out, c, device)
     if c.method in ("dpo", "ddpo", "divpo"):
-        for pair, values in zip(pairs, score(scorer, pairs, c, device)):
+        used = [pairs[i] for i in sorted(set(train.pick(len(pairs), 0, steps * c.pairs, c.seed)))]
+        for pair, values in zip(used, score(scorer, used, c, device) if used else ()):
             pair.ref = (values[0], values[1])
 
     # ---- train -------------------------------------------------------------------------------------------------------
@@ -356,7 +358,6 @@ def run(c: Config):
     log = train.Log(c, folder, start)
     stopping, bad_updates, began = [], 0, time.time()
     signal.signal(signal.SIGTERM, lambda *_: stopping.append("SIGTERM"))
-    steps = c.steps if c.steps >= 0 else len(pairs) // c.pairs
     bar = tqdm(range(start, steps + 1), initial=start, total=steps + 1, desc=f"{c.run} ({c.method})", disable=not MAIN, dynamic_ncols=True)
     step = start
     try:

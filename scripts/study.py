@@ -53,7 +53,7 @@ COMPARED = (("grpo-5", "start", "GRPO"), ("grpo-6", "grpo-5", "A sixth policy st
 MEASURES = {"quality": "quality", "inside": "in band", "beyond": "in band, beyond", "diversity": "diversity"}
 SCALES = {
     "tiny": dict(model=str(ROOT / "stories/tiny-base"), data="out/real.jsonl", prompts=str(ROOT / "stories/heldout.jsonl"), steps=40,
-                 lengths=[60, 120], beyond=300, eval_prompts=20, samples=4, max_new_tokens=352, judge="offline", grpo_lr=1e-3, offline_lr=1e-4),
+                 lengths=[60, 120], beyond=250, eval_prompts=20, samples=4, max_new_tokens=352, judge="offline", grpo_lr=1e-3, offline_lr=1e-4),
     "gpu": dict(model="Qwen/Qwen3.5-0.8B", data="out/stories.jsonl", prompts="out/heldout.jsonl", steps=100, lengths=[1000, 3000],
                 beyond=8000, eval_prompts=30, samples=4, max_new_tokens=8192, judge="api", grpo_lr=1e-6, offline_lr=1e-6)}
 PRESET = {"tiny": "tiny", "gpu": "polaris-9b"}
