@@ -1,6 +1,7 @@
 """rollout.py against transformers' generate and samplers, single runs, arithmetic in plain Python, and injected faults."""
 import math
 import os
+import time
 from collections import Counter
 
 import pytest
@@ -287,14 +288,15 @@ def uneven(rank, world, port, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skip(reason="stalls since sharding takes a mesh: not understood yet")
 def test_ranks_with_uneven_stories_do_not_hang(tmp_path):
     import socket
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     context = mp.spawn(uneven, (4, port, str(tmp_path)), nprocs=4, join=False)
-    assert context.join(timeout=120) or context.join(timeout=60), "a rank hangs"
+    deadline = time.monotonic() + 120
+    while not context.join(timeout=5):  # returns as soon as one of them ends
+        assert time.monotonic() < deadline, "a rank hangs"
     assert sorted(os.listdir(tmp_path)) == ["0", "1", "2", "3"]
 
 
