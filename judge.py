@@ -274,9 +274,9 @@ class OfflineJudge:
     def submit(self, prompt: str, story: str, draw: int = 0) -> Future:
         return _then([], lambda _: self.score(prompt, story))
 
-    def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> Future:
+    def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> list[Future]:
         order = sorted(range(len(stories)), key=lambda i: -self.score(prompt, stories[i]).score)
-        return _then([], lambda _: [Verdict({}, s, rubric=RUBRIC.version, judge=self.name) for s in rank_scores(order)])
+        return [_then([], lambda _, s=s: Verdict({}, s, rubric=RUBRIC.version, judge=self.name)) for s in rank_scores(order)]
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -614,14 +614,13 @@ class Judge:
                              self.rubric.schema(), read) for sample in range(draw * self.samples, (draw + 1) * self.samples)]
         return _then(futures, lambda values: mean_verdict([Verdict.from_dict(v) for v in values if v], self.rubric))
 
-    def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> Future:
-        """One call ranks all stories of a group. Future of a Verdict each (score 100 for the best .. 0 for the last), or None."""
+    def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> list[Future]:
+        """One call ranks all stories of a group. A future of a Verdict each (score 100 for the best .. 0 for the last), or of None."""
         messages, schema, read = rank_task(self.rubric, prompt, stories, draw)
         future = self._ask("groupwise", draw, prompt, stories, messages, schema, read)
-        def verdicts(values: list) -> list[Verdict] | None:
-            return values[0] and [Verdict({}, score, rubric=self.rubric.version, judge=self.name)
-                                  for score in values[0]["scores"]]
-        return _then([future], verdicts)
+        def verdict(index: int, ranking: dict | None) -> Verdict | None:
+            return ranking and Verdict({}, ranking["scores"][index], rubric=self.rubric.version, judge=self.name)
+        return [_then([future], lambda values, i=i: verdict(i, values[0])) for i in range(len(stories))]
 
     def check(self) -> None:
         """One small call before a run, which also finds the schema mode. Raises ValueError with the reason it fails."""

@@ -102,8 +102,16 @@ class Config:
     judge: str = opt("api", "api: any OpenAI-compatible endpoint | offline: measures form, for demos and tests")
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "for example https://api.openai.com/v1; default $JUDGE_URL")
     judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "default $JUDGE_MODEL")
-    judge_in_flight: int = opt(32, "requests at the same time")
+    judge_temperature: float = opt(0.2, "of the judge's answers; below 0: not sent, for models that refuse it")
+    judge_top_p: float = opt(0.9, "below 0: not sent")
+    judge_seed: int = opt(-1, "sent with each call; below 0: none")
+    judge_reasoning_effort: str = opt("", "low, medium, high, where the judge knows it; empty: not sent")
     judge_samples: int = opt(1, "verdicts averaged per story")
+    judge_groupwise: bool = opt(False, "one call ranks all stories of a group, the reward comes from the ranks")
+    judge_in_flight: int = opt(32, "requests at the same time")
+    judge_per_minute: list[float] = opt([0.0, 0.0], "most requests and most tokens a minute; 0: no limit")
+    judge_timeouts: list[float] = opt([10.0, 120.0], "seconds to connect, and without a byte, before a call is tried again")
+    judge_deadline: float = opt(300.0, "seconds for one story, retries included; then it has no verdict")
     judge_price: list[float] = opt([0.0, 0.0], "dollars per million prompt and completion tokens, for the ledger")
     judge_budget: float = opt(0.0, "dollars; the run saves its state and stops before it spends more; 0: no limit")
     watch_url: str = opt("", "a second judge that is never trained on (key: WATCH_API_KEY): its scores beside the reward, as watch/*")
@@ -183,6 +191,9 @@ def check(c: Config, world: int):
     need(c.judge == "offline" or c.steps == 0 or (c.judge_url and c.judge_model),
          f"the {c.preset} preset needs a judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY) or --judge_url and "
          "--judge_model to an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality")
+    need(not c.judge_groupwise or c.judge_samples == 1, f"--judge_groupwise ranks a group once; leave --judge_samples {c.judge_samples} out")
+    need(len(c.judge_price) == len(c.judge_per_minute) == len(c.judge_timeouts) == 2,
+         "--judge_price, --judge_per_minute and --judge_timeouts take two numbers each")
     need(bool(c.watch_url) == bool(c.watch_model), "the watch judge needs both --watch_url and --watch_model")
     need(len(c.length_low) == 3 and len(c.length_high) == 3, "--length_low and --length_high take three numbers: share, least, most")
 
@@ -458,7 +469,11 @@ def update(scorer, optimiser, rows: list[Row], c: Config, device, reference=None
 def make_judge(c: Config, cache=True):
     if c.judge == "offline":
         return judging.OfflineJudge()
-    return judging.Judge(c.judge_url, c.judge_model, in_flight=c.judge_in_flight, samples=c.judge_samples, run=c.run,
+    sent = lambda number: number if number >= 0 else None
+    return judging.Judge(c.judge_url, c.judge_model, temperature=sent(c.judge_temperature), top_p=sent(c.judge_top_p), seed=sent(c.judge_seed),
+                         reasoning_effort=c.judge_reasoning_effort or None, samples=c.judge_samples, in_flight=c.judge_in_flight,
+                         requests_per_minute=c.judge_per_minute[0], tokens_per_minute=c.judge_per_minute[1], deadline=c.judge_deadline,
+                         connect_timeout=c.judge_timeouts[0], read_timeout=c.judge_timeouts[1], run=c.run,
                          cache=Path(c.out, "judge.sqlite") if cache else None, price_in=c.judge_price[0], price_out=c.judge_price[1],
                          budget=c.judge_budget or None)
 
@@ -479,7 +494,8 @@ def bounds_of(c: Config) -> judging.LengthBounds:
 def sample(c: Config, step: int, examples, humans, replica, tokenizer, judge, with_human: bool, stopping) -> list[data.Episode]:
     """This process's groups of `step`, each [group policy rows, then the human one where there is one], with verdicts.
 
-    A story goes to the judge the moment it is finished, while others are being written. Stop: `stopping` was filled.
+    A story (or, group-wise, a group) goes to the judge the moment it is finished, while others are being written.
+    Stop: `stopping` was filled.
     """
     batch = data.order(len(examples), step // (len(examples) // c.prompts), c.seed)
     at = step % (len(examples) // c.prompts) * c.prompts
@@ -493,7 +509,7 @@ def sample(c: Config, step: int, examples, humans, replica, tokenizer, judge, wi
     policy = [row for group in groups for row in group if not row.is_human]
     # A story's seed names its place in the run, not its process: any number of processes writes the same stories.
     seeds = [random.Random(f"{c.seed}/{step}/{p}/{g}").getrandbits(62) for p, _ in mine for g in range(c.group)]
-    verdicts = {id(row): judge.submit(row.example.prompt, row.story) for group in groups for row in group if row.is_human}
+    verdicts = {} if c.judge_groupwise else ask(c, judge, [row for group in groups for row in group if row.is_human])
 
     def on_finish(i, done):
         if stopping:
@@ -502,7 +518,9 @@ def sample(c: Config, step: int, examples, humans, replica, tokenizer, judge, wi
         row.completion_ids, row.sampler_logprobs, row.finished = done.ids, done.logprobs, done.finished
         text = tokenizer.decode(done.ids)
         row.story = data.split_thinking("<think>" + text if c.thinking else text)[1]
-        verdicts[id(row)] = judge.submit(row.example.prompt, row.story)
+        group = groups[i // c.group]
+        if not c.judge_groupwise or all(r.completion_ids for r in group):
+            verdicts.update(ask(c, judge, group if c.judge_groupwise else [row]))
 
     rollout.generate(replica, [row.prompt_ids for row in policy], max_new_tokens=c.max_new_tokens, temperature=c.temperature,
                      top_p=c.top_p, top_k=c.top_k, min_p=c.min_p, repetition_penalty=c.repetition_penalty,
@@ -512,10 +530,18 @@ def sample(c: Config, step: int, examples, humans, replica, tokenizer, judge, wi
     return episodes
 
 
+def ask(c: Config, judge, rows) -> dict:
+    """Sends finished stories to the judge, each alone or, group-wise, whole groups -> futures of verdicts, by id of the row."""
+    if not c.judge_groupwise:
+        return {id(row): judge.submit(row.example.prompt, row.story) for row in rows}
+    return {id(row): verdict for group in split_groups(rows)
+            for row, verdict in zip(group, judge.submit_group(group[0].example.prompt, [r.story for r in group]))}
+
+
 def await_verdicts(c: Config, episodes, judge, verdicts=None):
     """Fills in verdicts and rewards as they arrive, asking for them unless `verdicts` (by id of the row) are under way.
     A judge that failed leaves None: no number stands for a failure."""
-    verdicts = verdicts or {id(row): judge.submit(row.example.prompt, row.story) for row in episodes}
+    verdicts = verdicts or ask(c, judge, episodes)
     for row in episodes:
         verdict = verdicts[id(row)].result()
         row.verdict = verdict.to_dict() if verdict else None

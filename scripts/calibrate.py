@@ -221,8 +221,8 @@ def group_table(judge, examples, texts, whole, altered) -> str:
     names = ["whole", *texts]
     for i, e in enumerate(tqdm(examples, desc="groups", disable=None)):
         group = [e.story, *(texts[name][i] for name in texts)]
-        one, two = (judge.submit_group(e.prompt, group, draw).result() for draw in (0, 1))
-        if not one or not two:
+        one, two = ([f.result() for f in judge.submit_group(e.prompt, group, draw)] for draw in (0, 1))
+        if None in one or None in two:
             continue
         for name, verdict in zip(names, one):
             rows.setdefault(name, []).append(verdict.score)

@@ -259,14 +259,16 @@ def test_group_wise_ranks_come_back_in_the_callers_order():
         return say(json.dumps({"why": "", "order": sorted(shown, key=lambda n: -shown[n])}))   # higher i is better
     with Server(behave) as server:
         client = Judge(server.url, "m")
-        verdicts = client.submit_group(PROMPT, stories).result()
+        def rank():
+            return [f.result() for f in client.submit_group(PROMPT, stories)]
+        verdicts = rank()
         assert [v.score for v in verdicts] == [0, 25, 50, 75, 100]
-        assert client.submit_group(PROMPT, stories).result() == verdicts and len(server.calls) == 1
+        assert rank() == verdicts and len(server.calls) == 1
         client.close()
     for order in ([1, 2, 3, 4], [1, 1, 2, 3, 4], "12345", [0, 1, 2, 3, 4]):
         with Server(lambda *_: say(json.dumps({"order": order}))) as server:   # noqa: B023
             client = Judge(server.url, "m")
-            assert client.submit_group(PROMPT, stories).result() is None and client.counts["schema"] == 2
+            assert [f.result() for f in client.submit_group(PROMPT, stories)] == [None] * 5 and client.counts["schema"] == 2
             client.close()
 
 

@@ -1,0 +1,74 @@
+"""The loop with a judge over HTTP: every flag reaches the wire, groups are ranked in one call, judging overlaps with writing."""
+import json
+import threading
+import time
+
+import pytest
+import train
+from judge_server import Server, answer, say
+from launch import FLAGS, base
+
+import data
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return base(tmp_path_factory.mktemp("base") / "m")
+
+
+def go(model, folder, server, *flags):
+    """Runs train.py's main in this process, judged by `server` -> (metrics, folder of the run)."""
+    train.main([*FLAGS, "--model", str(model), "--out", str(folder), "--run", "r", "--judge", "api", "--judge_url", server.url,
+                "--judge_model", "m", "--hri_warmup", "0", *map(str, flags)])
+    return [json.loads(line) for line in (folder / "r/metrics.jsonl").read_text().splitlines()], folder / "r"
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setattr(train, "plot", lambda *_: None)
+    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+
+
+def graded(body, number):
+    """A verdict that differs from call to call, so that no group is dropped."""
+    return say(answer(lambda v: v["P1"].update(score=number % 15)))
+
+
+def test_every_judge_flag_reaches_the_wire_or_the_client(model, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(train.judging, "Judge", lambda *args, kind=train.judging.Judge, **options: made.append((options, kind(*args, **options))) or made[-1][1])
+    flags = {"temperature": 0.5, "top_p": -1, "seed": 7, "reasoning_effort": "low", "samples": 2, "in_flight": 3, "deadline": 90, "budget": 50}
+    with Server(graded) as server:
+        lines, _ = go(model, tmp_path, server, "--steps", 1, "--prompts", 1, "--judge_per_minute", 6e4, 6e9, "--judge_timeouts", 5, 60,
+                      "--judge_price", 2, 20, *[word for name, value in flags.items() for word in (f"--judge_{name}", value)])
+        calls = server.calls[1:]    # the first is the check
+    assert all(c["temperature"] == 0.5 and "top_p" not in c and c["seed"] in (7, 8) and c["reasoning_effort"] == "low" for c in calls)
+    assert len(calls) == 2 * 4                                          # three stories and the human one, two verdicts each
+    assert lines[0]["judge/dollars"] == pytest.approx(0.012 * lines[0]["judge/calls"])
+    options, judge = made[-1]
+    assert judge.deadline == 90 and judge.timeouts == (5, 60) and judge.budget == 50 and judge.pace.limits == (6e4, 6e9)
+    assert options["in_flight"] == 3 and judge.samples == 2
+
+
+def test_group_wise_one_call_ranks_a_group_and_the_reward_comes_from_its_ranks(model, tmp_path):
+    def behave(body, number):
+        shown = body["messages"][1]["content"].count("<<<STORY ")
+        return say(json.dumps({"why": "", "order": list(range(shown, 0, -1))})) if shown > 1 else graded(body, number)
+    with Server(behave) as server:
+        lines, run = go(model, tmp_path, server, "--steps", 2, "--judge_groupwise", True)
+        ranked = [body for body in server.calls if "Rank the 4 stories" in body["messages"][0]["content"]]
+    assert len(ranked) == 2 * 4 == len(server.calls) - 1                 # two steps of four groups, and the check
+    assert all(m["judge/failed"] == 0 and m["loss"] is not None for m in lines)
+    rows = data.read_episodes(run / "rollouts/step_000000.jsonl")
+    for group in train.split_groups(rows):
+        assert sorted(round(100 * r.rewards["quality"]) for r in group) == [0, 33, 67, 100]
+
+
+def test_a_ranking_that_fails_leaves_the_whole_group_without_a_reward(model, tmp_path):
+    def behave(body, number):
+        text = body["messages"][0]["content"]
+        return graded(body, number) if "Rank the" not in text else say(json.dumps({"why": "", "order": [1, 2, 3, 4] if number % 3 else [1, 1, 2, 3]}))
+    with Server(behave) as server:
+        lines, run = go(model, tmp_path, server, "--steps", 1, "--judge_groupwise", True, "--judge_in_flight", 1)
+    failed = [r.reward is None for r in data.read_episodes(run / "rollouts/step_000000.jsonl")]
+    assert sum(failed) == lines[0]["judge/failed"] and all(len(set(failed[i:i + 4])) == 1 for i in range(0, 16, 4))
