@@ -617,7 +617,7 @@ def save_checkpoint(c: Config, model, optimiser, step: int, tokenizer, state=Tru
         raise ValueError(f"could not save {final} ({error}); the checkpoints before it are whole: make room, then --resume auto") from None
     if MAIN:
         for old in sorted(folder.glob("step_*"))[:-c.keep] if c.keep else []:
-            old.rename(folder / f".{old.name}.old")  # out of sight first: a kill must not leave half a checkpoint
+            old.rename(folder / f".{old.name}.pruned")  # out of sight first: a kill must not leave half a checkpoint
         clear(folder)
     dist.barrier()
 

@@ -325,8 +325,8 @@ def save_for_ever(folder, out):
     train.open_run(train.replace(c, resume="auto"), policy, optimiser)
     step = max([int(p.name[5:]) for p in done.glob("step_*")], default=0)
     (out / "ready").touch()
-    for _ in range(500):  # not for ever after all: it must not outlive a test that was killed
-        step += random.getrandbits(1)  # some steps are saved again, over their older folder
+    for n in range(500):  # not for ever after all: it must not outlive a test that was killed
+        step += 1 - n % 2  # every second save goes over the folder of the one before
         train.save_checkpoint(c, policy, optimiser, step, tokenizer)
 
 
@@ -358,7 +358,8 @@ def test_twenty_kills_during_saves_leave_only_checkpoints_that_load(model, tmp_p
     train.connect()  # and what stands there at the end is taken up
     c = train.parse([*FLAGS, "--model", str(model), "--out", str(out), "--resume", "auto"])
     policy, scorer = train.build(c, torch.device("cpu"))
-    assert train.open_run(c, policy, torch.optim.AdamW(train.param_groups(scorer)))[1] >= 1
+    start = train.open_run(c, policy, torch.optim.AdamW(train.param_groups(scorer)))[1]
+    assert start == max(int(p.name[5:]) for p in folder.glob("step_*")) >= 1
 
 
 def no_room(train):
