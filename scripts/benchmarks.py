@@ -107,10 +107,10 @@ def run(name: str, path: Path, words: int, rest: list[str]) -> dict:
     args.prompts = args.prompts or str(path)
     judge = None
     if criteria:
-        judge = PerPrompt(evaluation.make_judge(args)[0],
+        judge = PerPrompt(evaluation.make_judge(args),
                           {p: judging.load_rubric(args.rubric, criteria=c) for p, c in criteria.items()})
     report = evaluation.evaluate(args, examples, judge)
-    evaluation.print_table(report)
+    evaluation.print_report(report)
     for label, by_metric in report["figures"].items():
         quality, length = by_metric["quality"]["all"]["mean"], by_metric["length_score"]["all"]["mean"]
         if quality is None:
@@ -357,12 +357,12 @@ def main(argv=None) -> int:
         if args.what == "memorised":
             result = audit(args)
         else:
-            judge, who = evaluation.make_judge(evaluation.parser().parse_args([]))
+            judge = evaluation.make_judge(evaluation.parser().parse_args([]))
             try:
                 result = pairwise(args.files, judge)
             finally:
                 judge.close()
-            print(f"{who}; {result['prompts']} prompts, each pair in both orders: {result['same_in_both_orders']:.0%} decided alike, "
+            print(f"{evaluation.describe(judge)}; {result['prompts']} prompts, each pair in both orders: {result['same_in_both_orders']:.0%} decided alike, "
                   f"the first place won {result['first_place']:.0%}" + (f", {result['failed']} without a verdict" if result["failed"] else ""))
             for label, e in result["models"].items():
                 print(f"  {label}: Elo {e['elo']:.0f} [{e['interval'][0]:.0f}, {e['interval'][1]:.0f}]")
