@@ -276,7 +276,9 @@ def figures(rows: list[dict], metric: str, buckets, seed: int = 0) -> dict[str, 
     x = used - used.mean()
     slope = means[:, used] @ x / (x @ x) if len(used) > 1 else np.full(len(draws), np.nan)
     found = {}
-    for label, curve, n in zip(labels, [*means.T, slope], [*(counts > 0).sum(0), len(units)]):
+    prompts = (counts > 0).sum(0)
+    poorest = prompts[used].min(initial=len(units))  # a slope is no surer than its poorest bucket
+    for label, curve, n in zip(labels, [*means.T, slope], [*prompts, poorest]):
         drawn = curve[1:][np.isfinite(curve[1:])]  # a draw may hold no prompt of a bucket
         sure = n > 1 and math.isfinite(curve[0])
         found[label] = {"mean": number(float(curve[0])), "prompts": int(n),
@@ -311,7 +313,7 @@ def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, simi
     found = {label: {m: figures(rows, m, buckets) for m in METRICS} for label, rows in measured.items()}
     n = min(found[labels[0]]["ratio"][bucket]["prompts"] for bucket, _, _ in buckets)
     if n < FEW:
-        where = " in some bucket" if len(buckets) > 1 else ""
+        where = " at some length" if len(buckets) > 1 else ""
         warnings.insert(0, f"only {n} prompts{where}: intervals from fewer than {FEW} are too narrow, "
                            "and no small difference can be seen")
     pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1:]]

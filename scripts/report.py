@@ -167,7 +167,7 @@ def write_pngs(folder: Path, charts: list[dict]):
 # The page of a training run
 
 WATCHED = {  # chart: metrics of train.py; any others get a chart each
-    "Reward": ("reward/mean", "hri/reward"), "Judged quality / 100": ("reward/quality",),
+    "Reward": ("reward/mean", "hri/reward"), "Quality / 100": ("reward/quality",),
     "Penalties": ("reward/length", "reward/repetition", "reward/blank"),
     "Human row: weight and weighted advantage": ("hri/weight", "hri/advantage"), "Deviation": ("deviation/mean",),
     "Length": ("length/ratio", "length/in_band", "truncated"), "Entropy": ("entropy",), "Loss": ("loss",),
@@ -203,8 +203,8 @@ def choose_steps(files: dict[int, Path], asked: list[int]) -> list[int]:
     return sorted({steps[round(i * (len(steps) - 1) / (keep - 1))] for i in range(keep)})
 
 
-def run_charts(metrics: list[dict], form: bool) -> tuple[list[dict], list[list[str]], list[str]]:
-    """(a chart for what moved, a table row [name, mean of the first steps, of the last] for each metric, what never moved)."""
+def run_charts(metrics: list[dict], form: bool) -> tuple[list[dict], list[str]]:
+    """(charts of what moved, each series with its change from the first steps to the last; what never moved, with its value)."""
     curves = {}  # metric: its finite values by step
     for m in metrics:
         for name, value in m.items():
@@ -215,22 +215,21 @@ def run_charts(metrics: list[dict], form: bool) -> tuple[list[dict], list[list[s
     charts = []
     for heading, names in [*WATCHED.items(), *((name, (name,)) for name in curves if name not in together)]:
         if any(name in curves and name not in still for name in names):
-            heading = heading.replace("Judged quality", "Judged form, not quality,") if form else heading
+            heading = "Form, not quality / 100" if form and names == ("reward/quality",) else heading
             charts.append(chart(heading, heading, "step", {name: curves.get(name) for name in names}))
-
-    def mean(points):
-        return f"{sum(p[1] for p in points) / len(points):.4g}" if points else "-"
-    first, last = metrics[:5][-1]["step"], metrics[-5:][0]["step"]
-    rows = [[name, mean([p for p in curves[name] if p[0] <= first]), mean([p for p in curves[name] if p[0] >= last])]
-            for name in curves if name not in still]
-    return charts, rows, [f"{name} {curves[name][0][1]:.4g}" for name in still]
+            for series in charts[-1]["series"]:
+                y = [p["y"] for p in series["points"]]
+                ends = (sum(part) / len(part) for part in (y[:5], y[-5:]))
+                series["change"] = " → ".join(f"{e:,.0f}" if abs(e) >= 1000 else f"{e:.3g}" for e in ends)
+    return charts, [f"{name} {curves[name][0][1]:.4g}" for name in still]
 
 
 def run_page(folder: Path, steps: list[int]) -> dict:
-    """The data of a run's page: curves, first and last steps, and the groups of each step, sorted by advantage."""
+    """The data of a run's page: curves, and the groups of each step, sorted by advantage."""
     metrics = read_metrics(folder / "metrics.jsonl")
     config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    charts, rows, still = run_charts(metrics, form=config.get("judge") == "offline")
+    form = config.get("judge") == "offline"
+    charts, still = run_charts(metrics, form)
     files = {int(p.stem.removeprefix("step_")): p for p in sorted((folder / "rollouts").glob("step_*.jsonl"))}
     shown = choose_steps(files, steps)
     groups = []
@@ -240,21 +239,20 @@ def run_page(folder: Path, steps: list[int]) -> dict:
             by_prompt.setdefault(e.example.uid, []).append(e)
         for episodes in by_prompt.values():
             items = []
-            for e in sorted(episodes, key=lambda e: -e.advantage):
+            for i, e in sorted(enumerate(episodes, 1), key=lambda pair: -pair[1].advantage):
                 facts = {"advantage": round(e.advantage, 3), "reward": None if e.reward is None else round(e.reward, 3),
-                         **{name: round(value, 3) for name, value in e.rewards.items()},
+                         **{"form" if form and name == "quality" else name: round(value, 3) for name, value in e.rewards.items()},
                          "ended": "by itself" if e.finished else "cut"}
-                items.append(story_item("human" if e.is_human else "policy", e.story, e.example.target_words, facts, e.verdict))
+                items.append(story_item("human" if e.is_human else f"policy, story {i}", e.story, e.example.target_words, facts, e.verdict))
             groups.append({"step": f"step {step}", "label": episodes[0].example.prompt, "items": items})
-    notes = [f"{len(metrics)} steps, {metrics[0]['step']} to {metrics[-1]['step']}"]
+    notes = [f"{len(metrics)} steps, {metrics[0]['step']} to {metrics[-1]['step']}; curves are running means over the steps in pale, "
+             "figures the means of the first five steps → of the last five"]
     if still:
         notes.append("the same at every step: " + ", ".join(still))
     if not steps and len(shown) < len(files):
         notes.append(f"stories of {len(shown)} of {len(files)} steps, to keep this page small; --steps N shows others")
     return {"title": f"Run {folder.name}", "notes": notes, "warnings": [], "charts": charts,
-            "tables": [{"title": "First and last steps", "caption": f"means of up to {min(5, len(metrics))} steps",
-                        "columns": ["", "first", "last"], "rows": rows}],
-            "reader": {"title": "Groups, sorted by advantage", "groups": groups}}
+            "tables": [], "reader": {"title": "Groups, sorted by advantage", "groups": groups}}
 
 
 def watch(argv: list[str]):

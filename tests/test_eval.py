@@ -488,10 +488,10 @@ def test_watch_in_a_browser(tmp_path, browser, capsys):
     browser.execute_script("const s = document.getElementById('step'); s.selectedIndex = 3; s.dispatchEvent(new Event('change'))")
     browser.execute_script("const g = document.getElementById('group'); g.selectedIndex = 1; g.dispatchEvent(new Event('change'))")
     cells = [[td.text for td in tr.find_elements("tag name", "td")] for tr in find(".request + .scroll tbody tr")]
-    rows = [c for c in cells if c and c[0] in ("policy", "human")]
-    advantages = [float(c[1]) for c in rows]
+    rows = [c for c in cells if c]
+    advantages = [float(c[2]) for c in rows]
     assert len(rows) == 6 and advantages == sorted(advantages, reverse=True) and sum(c[0] == "human" for c in rows) == 1
-    assert sum(c[2] == "-" for c in rows) == 1  # the failed judge is no score
+    assert sum(c[3] == "-" for c in rows) == 1  # the failed judge is no score
     assert browser.execute_script("return window.trapped") is None and find("mark.bad")
     quiet(browser)
 
