@@ -492,6 +492,7 @@ def test_watch_in_a_browser(tmp_path, browser, capsys):
     advantages = [float(c[2]) for c in rows]
     assert len(rows) == 6 and advantages == sorted(advantages, reverse=True) and sum(c[0] == "human" for c in rows) == 1
     assert sum(c[3] == "-" for c in rows) == 1  # the failed judge is no score
+    find(".side")[2 * [c[3] != "-" and c[0] != "human" for c in rows].index(True)].click()
     assert browser.execute_script("return window.trapped") is None and find("mark.bad")
     quiet(browser)
 
