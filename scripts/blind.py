@@ -9,10 +9,10 @@ study; sets of several stories per prompt, rated for quality and diversity, foll
     python -m scripts.blind make base.jsonl trained=out/run/stories.jsonl --out study --annotators ann1 ann2 --pairs 60
     python -m scripts.blind report --key study/key.json answers-ann1.json answers-ann2.json --out study/report.json
 
-Input: JSON Lines with uid, prompt, target_words, story (or an `example` that holds the first three); several lines
-with one uid make a set. Hand out only the .html files. Left out: assigning different pairs to different annotators,
-mixed-effects models, a correction for many model pairs. The hashes show which study an answer belongs to and that
-nobody edited it in passing; they are no proof against a forger, who has the page and can compute them too.
+Input: JSON Lines with uid, prompt, target_words, story, as eval.py leaves them in stories/; several lines with one uid
+make a set. Hand out only the .html files. Left out: assigning different pairs to different annotators, mixed-effects
+models, a correction for many model pairs. The hashes show which study an answer belongs to and that nobody edited it in
+passing; they are no proof against a forger, who has the page and can compute them too.
 """
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ import base64
 import bisect
 import hashlib
 import json
-import math
 import os
 import random
 import re
@@ -32,12 +31,14 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.agreement import bootstrap, cohen, krippendorff, sign_test
+
 TEMPLATE = Path(__file__).with_suffix(".html")
 EDGES = (500, 1000, 2000, 4000, 6000, 8000, 12000)  # upper ends of the length buckets, in requested words
 CHOICES = {"A": "“A is better”", "tie": "“Tie”", "B": "“B is better”"}
 SCALES = ("quality", "diversity")
 FEW = 30          # fewer prompts than this: the interval itself is not to be trusted
-HASTE = 700       # words a minute; careful reading of fiction is near 240
+READING = 240     # words a minute; careful reading of fiction
 
 
 def digest(value) -> str:
@@ -69,12 +70,10 @@ def read_stories(path: Path) -> dict[str, dict]:
             continue
         where = f"{path} line {number}"
         try:
-            row = json.loads(line)
-            row = {**row["example"], **row} if "example" in row else {**row}  # an Episode carries its Example
+            row = {**json.loads(line)}
             json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair passes json.loads but fits no page
         except (json.JSONDecodeError, TypeError, UnicodeError) as problem:
             raise ValueError(f"{where}: not a JSON object in valid UTF-8 ({problem})") from None
-        row.setdefault("target_words", row.get("target_word_count"))
         for name, kind in (("uid", str), ("prompt", str), ("target_words", int), ("story", str)):
             if not isinstance(row.get(name), kind):
                 raise ValueError(f"{where}: {name!r} is missing or not {kind.__name__}; "
@@ -214,64 +213,14 @@ def make(args: argparse.Namespace) -> None:
     write_text(out / "key.json", json.dumps(key, ensure_ascii=False, indent=1) + "\n")
     for name, (items, _) in pages.items():
         write_text(out / f"{name}.html", page_html(key["study"], name, items))
-    hours = sum(p["words"] for p in pairs.values()) / 240 / 60
+    hours = sum(p["words"] for p in pairs.values()) / READING / 60
     print(f"{len(args.annotators)} pages in {out}: {args.pairs} pairs and {args.checks} checks each, "
-          f"{n_stories} + {n_stories} stories a pair, about {hours:.1f} h of reading at 240 words a minute")
+          f"{n_stories} + {n_stories} stories a pair, about {hours:.1f} h of reading at {READING} words a minute")
     print(f"hand out the .html files only; {out / 'key.json'} stays with you")
     texts = {text for items, _ in pages.values() for item in items for text in (item["prompt"], *item["A"], *item["B"])}
     for name in models:  # the page itself names nobody, but a model may have signed its work
         if signed := sum(bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.I)) for text in texts):
             print(f"warning: {name!r}, a model's name, stands in {signed} of the texts; see whether it gives the model away")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# statistics
-
-def bootstrap(by_prompt: dict[str, list[float]], resamples: int = 10000, seed: int = 0) -> dict:
-    """Mean over prompts of each prompt's mean, with the 95 % percentile interval over resampled prompts.
-
-    Prompts are the units, since two annotators of one pair are not two independent observations. Fewer than two
-    prompts have no interval (None). Where all prompts agree it has no width: read the sign test there.
-    """
-    means = np.array([np.mean(values) for values in by_prompt.values() if values])
-    if len(means) < 2:
-        return {"mean": float(means[0]) if len(means) else None, "interval": None, "prompts": len(means)}
-    picks = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
-    low, high = np.percentile(means[picks].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(means.mean()), "interval": [float(low), float(high)], "prompts": len(means)}
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided binomial p of a split at least this uneven, ties left out beforehand; 1 where nothing is left."""
-    n = wins + losses
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(max(wins, losses), n + 1)) / 2**n)
-
-
-def cohen(first: list, second: list) -> float | None:
-    """Cohen's kappa of two annotators' labels for the same items; None where it is undefined (one label throughout)."""
-    if not first:
-        return None
-    n = len(first)
-    left, right = Counter(first), Counter(second)
-    agreed = sum(a == b for a, b in zip(first, second)) / n
-    chance = sum(left[label] * right[label] for label in left) / n**2
-    return None if chance == 1 else (agreed - chance) / (1 - chance)
-
-
-def krippendorff(units: list[list], interval: bool = False) -> float | None:
-    """Krippendorff's alpha: each unit is the list of its values, whoever gave them; units with one value are left out.
-
-    Nominal by default; interval=True takes squared differences of numbers. None where no values differ at all.
-    """
-    units = [unit for unit in units if len(unit) > 1]
-    values = [value for unit in units for value in unit]
-    def apart(counts: Counter) -> float:  # sum over ordered pairs of values
-        return sum(x * y * ((a - b) ** 2 if interval else a != b) for a, x in counts.items() for b, y in counts.items())
-    expected = apart(Counter(values))
-    if not expected:
-        return None
-    observed = sum(apart(Counter(unit)) / (len(unit) - 1) for unit in units)
-    return 1 - (len(values) - 1) * observed / expected
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -344,6 +293,14 @@ def by_prompt(rows: list[dict], value) -> dict[str, list[float]]:
     return groups
 
 
+def by_length(rows: list[dict], figures) -> dict:
+    """{length bucket, the shortest first: figures of its rows}."""
+    piles = defaultdict(list)
+    for r in sorted(rows, key=lambda r: r["target_words"]):
+        piles[bucket(r["target_words"])].append(r)
+    return {b: figures(pile) for b, pile in piles.items()}
+
+
 def compare(rows: list[dict]) -> dict:
     """Figures of one pair of models; the sign test takes each prompt once, by the sum of its annotators' votes."""
     first, second = rows[0]["models"]
@@ -408,18 +365,12 @@ def report(key: dict, files: list[dict]) -> dict:
         raise ValueError("none of the files answers a single pair; nothing to report")
     annotators = {f["annotator"]: describe([r for r in rows if r["annotator"] == f["annotator"]],
                                            key["pages"][f["annotator"]], key["pairs"]) for f in files}
-    comparisons = []
-    for duel in combinations(key["models"], 2):
-        mine = [r for r in real if r["models"] == list(duel)]
-        piles = defaultdict(list)
-        for r in sorted(mine, key=lambda r: r["target_words"]):
-            piles[bucket(r["target_words"])].append(r)
-        if mine:
-            comparisons.append({"models": list(duel), **compare(mine), "by_length": {b: compare(p) for b, p in piles.items()}})
-    lengths = {bucket(n): None for n in sorted(r["target_words"] for r in real)}
+    duels = {duel: [r for r in real if r["models"] == list(duel)] for duel in combinations(key["models"], 2)}
+    comparisons = [{"models": list(duel), **compare(mine), "by_length": by_length(mine, compare)}
+                   for duel, mine in duels.items() if mine]
     result = {"study": key["study"], "annotators": annotators, "absent": sorted(key["pages"].keys() - annotators.keys()),
               "comparisons": comparisons, "ratings": rate(real),
-              "ratings_by_length": {b: rate([r for r in real if bucket(r["target_words"]) == b]) for b in lengths},
+              "ratings_by_length": by_length(real, rate),
               "agreement": agree(real)}
     return {**result, "warnings": warn(result), "judgements": rows}
 
@@ -432,7 +383,7 @@ def warn(result: dict) -> list[str]:
             notes.append(f"{name} answered {a['answered']} of {a['of']} pairs; the rest is missing, not tied")
         if a["checks_passed"] < a["checks_answered"]:
             notes.append(f"{name} passed only {a['checks_passed']} of {a['checks_answered']} answered attention checks")
-        if (a["median_words_a_minute"] or 0) > HASTE:
+        if (a["median_words_a_minute"] or 0) > 3 * READING:
             notes.append(f"{name} took {a['median_words_a_minute']:.0f} words a minute (median): too fast to have read them")
     for c in result["comparisons"]:
         duel, win = " against ".join(c["models"]), c["win_rate"]

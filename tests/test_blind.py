@@ -174,19 +174,15 @@ def test_pages_are_blind_balanced_and_repeatable(study, tmp_path):
     assert first == {p.name: p.read_text() for p in out.iterdir()}
 
 
-def test_sets_three_models_and_episode_lines(tmp_path):
+def test_sets_of_three_models(tmp_path):
     files = [stories(tmp_path / f"{n}.jsonl", prompts=6, per_prompt=3) for n in ("one", "two", "three")]
-    rows = [json.loads(line) for line in files[2].read_text().splitlines()]
-    files[2].write_text("".join(json.dumps({  # as an Episode, and with the field name of the published prompts
-        "example": {"uid": r["uid"], "prompt": r["prompt"], "target_word_count": r["target_words"], "story": "the human one"},
-        "story": r["story"], "reward": 0.5}) + "\n" for r in rows))
     assert blind.main(["make", *map(str, files), "--out", str(tmp_path / "s"), "--annotators", "x", "--pairs", "18",
                        "--stories", "2"]) == 0
     key = json.loads((tmp_path / "s/key.json").read_text())
     real = [tuple(p["models"]) for p in key["pairs"].values() if not p["check"]]
     assert {d: real.count(d) for d in real} == {("one", "two"): 6, ("one", "three"): 6, ("two", "three"): 6}
     items = page_data(tmp_path / "s/x.html")["items"]
-    assert all(len(i["A"]) == len(i["B"]) == 2 for i in items) and "the human one" not in (tmp_path / "s/x.html").read_text()
+    assert all(len(i["A"]) == len(i["B"]) == 2 for i in items)
 
 
 @pytest.mark.parametrize("line, sentence", [
