@@ -52,8 +52,8 @@ COMPARED = (("grpo-5", "start", "GRPO"), ("grpo-6", "grpo-5", "A sixth policy st
             ("dorpo", "orpo", "Deviation in ORPO"), ("divpo", "dpo", "DivPO's pairs in DPO"), ("ddpo", "divpo", "DDPO in place of DivPO"))
 MEASURES = {"quality": "quality", "inside": "in band", "beyond": "in band, beyond", "diversity": "diversity"}
 SCALES = {
-    "tiny": dict(model=str(ROOT / "stories/tiny-base"), data="out/real.jsonl", prompts=str(ROOT / "stories/heldout.jsonl"), steps=40,
-                 lengths=[60, 120], beyond=250, eval_prompts=20, samples=4, max_new_tokens=352, judge="offline", grpo_lr=1e-3, offline_lr=1e-4),
+    "tiny": dict(model=str(ROOT / "stories/tiny-base"), data="out/real.jsonl", prompts=str(ROOT / "stories/heldout.jsonl"), steps=24,
+                 lengths=[60, 120], beyond=250, eval_prompts=20, samples=3, max_new_tokens=352, judge="offline", grpo_lr=1e-3, offline_lr=1e-4),
     "gpu": dict(model="Qwen/Qwen3.5-0.8B", data="out/stories.jsonl", prompts="out/heldout.jsonl", steps=100, lengths=[1000, 3000],
                 beyond=8000, eval_prompts=30, samples=4, max_new_tokens=8192, judge="api", grpo_lr=1e-6, offline_lr=1e-6)}
 PRESET = {"tiny": "tiny", "gpu": "polaris-9b"}
@@ -121,7 +121,7 @@ def train_flags(a, name: str, seed: int) -> list[str]:
     """The command line of a GRPO run; `collect` takes no step (learning rate 0) and so samples from the start."""
     group, hri_mode, strength = GRPO.get(name, (GROUP, "off", 0))
     return [str(x) for x in ("--preset", PRESET[a.scale], "--model", a.model, "--data", a.data, "--out", a.out, "--run", f"{name}-{seed}",
-                             "--seed", seed, "--steps", a.steps, "--prompts", PROMPTS, "--group", group, "--hri", hri_mode, "--hri_warmup", 15,
+                             "--seed", seed, "--steps", a.steps, "--prompts", PROMPTS, "--group", group, "--hri", hri_mode, "--hri_warmup", min(15, a.steps // 3),
                              "--deviation", strength, "--similarity", "tfidf", "--lr", a.grpo_lr if name in GRPO else 0, "--judge", a.judge,
                              "--max_new_tokens", a.max_new_tokens, "--keep", 1, "--resume", "auto")]
 
