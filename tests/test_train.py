@@ -149,6 +149,14 @@ def test_a_switch_shows_in_the_loss_of_an_early_step(go):
         assert usual[1][name] is not None, name
 
 
+def test_deviation_0_is_the_loop_without_its_line(go, monkeypatch):
+    off = go("--deviation", "0", run="off")
+    monkeypatch.setattr(train.deviation, "weigh_advantages", lambda advantages, *_: advantages)
+    without = go("--deviation", "0.5", run="without")
+    assert [m["loss"] for m in metrics(off)] == [m["loss"] for m in metrics(without)]
+    assert digest(newest(off)) == digest(newest(without))  # weights and optimiser, bit for bit
+
+
 def test_more_updates_a_batch_clip(go):
     once = metrics(go("--steps", "1", "--lr", "1e-2", run="once"))
     often = metrics(go("--steps", "1", "--lr", "1e-2", "--updates_per_batch", "3", run="often"))
