@@ -45,6 +45,7 @@ import hri
 import judge as judging
 import model as qwen
 import rollout
+from scripts.curves import plot
 
 ROOT = Path(__file__).resolve().parent
 
@@ -655,37 +656,6 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> int:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Log
-
-CURVES = (("reward/mean", "reward"), ("length/in_band", "share in length band"), ("reward/quality", "rubric score / 100"),
-          ("reward/repetition", "repetition penalty"), ("hri/reward", "reward of the reference"), ("deviation/mean", "deviation"))
-
-
-def plot(metrics, path: Path, curves=CURVES):
-    """The curves of a run (its metrics), or of several ({name: metrics}), as one picture: each step, and a running mean."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    runs = metrics if isinstance(metrics, dict) else {"": metrics}
-    fig, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
-    for ax, (name, title) in zip(axes.flat, curves):
-        for (label, lines), color in zip(runs.items(), ("#1f4e79", "#c0562c", "#4a7c3a", "#7a4a8a") * 9):
-            points = [(m["step"], m[name]) for m in lines if m.get(name) is not None]
-            if points:
-                x, y = zip(*points)
-                window = max(1, len(y) // 8)
-                smooth = [mean(y[max(0, i - window + 1):i + 1]) for i in range(len(y))]
-                ax.plot(x, y, color=color, lw=1, alpha=0.35)
-                ax.plot(x, smooth, color=color, lw=2, label=label)
-        ax.set_title(title)
-        ax.set_xlabel("step")
-        ax.grid(alpha=0.3)
-    if len(runs) > 1:
-        axes.flat[0].legend()
-    temporary = path.with_name(f".{path.name}")
-    fig.savefig(temporary, dpi=110)
-    plt.close(fig)
-    os.replace(temporary, path)
-
 
 def mean(values):
     values = [v for v in values if v is not None]

@@ -35,6 +35,7 @@ import deviation
 import judge as judging
 import model as qwen
 import train
+from scripts.curves import plot
 from train import MAIN, RANK, ROOT, WORLD, opt
 
 METHODS = ("dpo", "ddpo", "orpo", "dorpo", "divpo", "sft")
@@ -384,7 +385,7 @@ def run(c: Config):
             print(f"\nstopped after {step} steps: {why}; the state is saved in {folder}/checkpoints", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     if MAIN:
-        train.plot(log.metrics, folder / "curves.png", CURVES)
+        plot(log.metrics, folder / "curves.png", CURVES)
         seen = [m for m in log.metrics if "held_out/margin" in m]
         print(f"{steps - start} steps in {time.time() - began:.0f} s; held-out margin {seen[0]['held_out/margin']:+.4f} before, "
               f"{seen[-1]['held_out/margin']:+.4f} after; it rose in {100 * seen[-1]['held_out/rose']:.0f} % of {len(held_out)} pairs")
