@@ -19,6 +19,7 @@ import math
 import random
 import sys
 from concurrent.futures import Future
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -201,11 +202,11 @@ def elo(strengths: np.ndarray) -> np.ndarray:
 
 
 def tally(votes: list[dict], labels: list[str], draws: np.ndarray | None = None) -> np.ndarray:
-    """wins [M, M] of votes {a, b, score of a, uid}; `draws`: how often each uid counts."""
+    """wins [M, M] of votes {a, b, score of a, unit}; `draws`: how often each unit, a prompt, counts."""
     at, wins = {label: i for i, label in enumerate(labels)}, np.zeros((len(labels), len(labels)))
-    uids = {u: i for i, u in enumerate(dict.fromkeys(v["uid"] for v in votes))}
+    units = {u: i for i, u in enumerate(dict.fromkeys(v["unit"] for v in votes))}
     for v in votes:
-        w = 1.0 if draws is None else draws[uids[v["uid"]]]
+        w = 1.0 if draws is None else draws[units[v["unit"]]]
         wins[at[v["a"]], at[v["b"]]] += w * v["score"]
         wins[at[v["b"]], at[v["a"]]] += w * (1 - v["score"])
     return wins
@@ -215,24 +216,24 @@ def pairwise(files: list[Path], judge, seed: int = 0, resamples: int = 500) -> d
     """Every story of a model against the story of the same number of each other model, in both orders."""
     sets, asked = read_sets(files), []
     labels = list(sets)
-    for i, a in enumerate(labels):
-        for b in labels[i + 1:]:
-            for uid in sets[a]:
-                for x, y in zip(sets[a][uid], sets[b][uid]):
-                    asked.append((a, b, uid, compare(judge, x["prompt"], x["story"], y["story"]),
-                                  compare(judge, x["prompt"], y["story"], x["story"])))
+    for a, b in combinations(labels, 2):
+        for uid in sets[a]:
+            for x, y in zip(sets[a][uid], sets[b][uid]):
+                # Asked for at several lengths, it is still one prompt.
+                asked.append((a, b, judging.strip_length(x["prompt"]), compare(judge, x["prompt"], x["story"], y["story"]),
+                              compare(judge, x["prompt"], y["story"], x["story"])))
     votes, first, consistent, failed = [], [], [], 0
-    for a, b, uid, forth, back in tqdm(asked, desc="judging pairs", mininterval=1):
+    for a, b, unit, forth, back in tqdm(asked, desc="judging pairs", mininterval=1):
         forth, back = forth.result(), back.result()
         if forth is None or back is None:
             failed += 1  # half a comparison would carry the judge's liking for the first place
             continue
-        votes.append({"a": a, "b": b, "uid": uid, "score": (forth + 1 - back) / 2})
+        votes.append({"a": a, "b": b, "unit": unit, "score": (forth + 1 - back) / 2})
         first += [forth, back]
         consistent.append(forth == 1 - back)
     if not votes:
         raise ValueError("no pair was judged; check the judge")
-    units = list(dict.fromkeys(v["uid"] for v in votes))
+    units = list(dict.fromkeys(v["unit"] for v in votes))
     rng, wins = np.random.default_rng(seed), tally(votes, labels)
     drawn = [tally(votes, labels, rng.multinomial(len(units), [1 / len(units)] * len(units))) for _ in range(resamples)]
     spread = np.percentile([elo(bradley_terry(w)) for w in drawn], [2.5, 97.5], axis=0)
@@ -240,12 +241,12 @@ def pairwise(files: list[Path], judge, seed: int = 0, resamples: int = 500) -> d
                          for label, e, lo, hi in zip(labels, elo(bradley_terry(wins)), *spread)},
               "pairs": [], "prompts": len(units), "failed": failed,
               "first_place": float(np.mean(first)), "same_in_both_orders": float(np.mean(consistent))}
-    for i in range(len(labels)):
-        for j in range(i + 1, len(labels)):
-            rates = [w[i, j] / (w[i, j] + w[j, i]) for w in drawn if w[i, j] + w[j, i] > 0]
-            result["pairs"].append({"of": labels[i], "against": labels[j], "win_rate": float(wins[i, j] / (wins[i, j] + wins[j, i])),
-                                    "interval": [float(x) for x in np.percentile(rates, [2.5, 97.5])],
-                                    "comparisons": sum(v["a"] == labels[i] and v["b"] == labels[j] for v in votes)})
+    for i, j in combinations(range(len(labels)), 2):
+        games = wins[i, j] + wins[j, i]
+        if games:  # else no verdict was given for any of their pairs
+            rates = [w[i, j] / (w[i, j] + w[j, i]) for w in drawn if w[i, j] + w[j, i]]
+            result["pairs"].append({"of": labels[i], "against": labels[j], "win_rate": float(wins[i, j] / games),
+                                    "interval": [float(x) for x in np.percentile(rates, [2.5, 97.5])], "comparisons": int(games)})
     return result
 
 
@@ -369,6 +370,8 @@ def main(argv=None) -> int:
             for pair in result["pairs"]:
                 print(f"  {pair['of']} against {pair['against']}: wins {pair['win_rate']:.1%} [{pair['interval'][0]:.1%}, "
                       f"{pair['interval'][1]:.1%}] of {pair['comparisons']}")
+            if result["prompts"] < evaluation.FEW:
+                print(f"note: intervals from fewer than {evaluation.FEW} prompts are too narrow")
         path = args.out or Path("out") / f"{args.what}.json"
         evaluation.write_file(path, json.dumps(result, indent=1, ensure_ascii=False))
         print(path)

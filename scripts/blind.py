@@ -57,6 +57,11 @@ def bucket(target_words: int) -> str:
     return f"{[0, *EDGES][place] + 1}-{EDGES[place]}" if place < len(EDGES) else f"over {EDGES[-1]}"
 
 
+def unit(prompt: str) -> str:
+    """The prompt without its length: asked for at five lengths it is still one prompt, and figures resample prompts."""
+    return re.sub(r"\d[\d,]*(?=[ -]words?)", "N", prompt)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # make: stories -> pages and key
 
@@ -133,7 +138,7 @@ def plant(story: str, choice: str, rng: random.Random) -> str:
 
 
 def draw_pairs(models: dict[str, dict], n_pairs: int, n_checks: int, n_stories: int, rng: random.Random) -> dict[str, dict]:
-    """{pair id: uid, target_words, models, stories (indices), words, check}; the same pairs for all annotators."""
+    """{pair id: uid, unit, models, target_words, stories (indices), words, check}; the same pairs for all annotators."""
     prompts = next(iter(models.values()))
     duels = list(combinations(models, 2))
     if n_pairs > len(prompts) * len(duels):
@@ -151,8 +156,9 @@ def draw_pairs(models: dict[str, dict], n_pairs: int, n_checks: int, n_stories: 
     for number, (uid, duel, check) in zip(ids, plan):
         chosen = {m: sorted(rng.sample(range(len(models[m][uid]["stories"])), n_stories)) for m in duel}
         texts = [models[m][uid]["stories"][i] for m in duel for i in chosen[m]]
-        pairs[f"p{number:x}"] = {"uid": uid, "target_words": prompts[uid]["target_words"], "models": list(duel),
-                                 "stories": chosen, "words": sum(len(t.split()) for t in texts), "check": check}
+        pairs[f"p{number:x}"] = {"uid": uid, "unit": unit(prompts[uid]["prompt"]), "models": list(duel),
+                                 "target_words": prompts[uid]["target_words"], "stories": chosen,
+                                 "words": sum(len(t.split()) for t in texts), "check": check}
     return pairs
 
 
@@ -278,7 +284,7 @@ def unblind(file: dict, key: dict) -> list[dict]:
         ratings = {m: {s: a["ratings"][f"{side}_{s}"] for s in SCALES if f"{side}_{s}" in a["ratings"]}
                    for side, m in sides.items()}
         rows.append({"annotator": file["annotator"], "pair": a["id"],
-                     **{k: pair[k] for k in ("uid", "target_words", "words", "models")},
+                     **{k: pair[k] for k in ("uid", "unit", "target_words", "words", "models")},
                      "sides": sides, "choice": a["choice"], "winner": winner, "score": score, "ratings": ratings,
                      "reason": a["reason"], "seconds": a["ms"] / 1000,
                      "check_passed": a["choice"] == item["expected"] if pair["check"] else None})
@@ -289,7 +295,7 @@ def by_prompt(rows: list[dict], value) -> dict[str, list[float]]:
     groups = defaultdict(list)
     for row in rows:
         if (v := value(row)) is not None:
-            groups[row["uid"]].append(v)
+            groups[row["unit"]].append(v)
     return groups
 
 

@@ -57,6 +57,12 @@ def test_offline_pairs_and_ties(tmp_path):
     strengths = {k: v["elo"] for k, v in result["models"].items()}
     assert strengths["good"] == pytest.approx(strengths["same"]) and strengths["good"] > strengths["poor"] + 200
     assert result["same_in_both_orders"] == 1 and result["first_place"] == 0.5 and result["prompts"] == 12
+    for file in files:  # the same six prompts at two lengths
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [r | {"prompt": f"Write of a lamp {i % 6}. It should be {(50, 90)[i // 6]} words long."} for i, r in enumerate(rows)]
+        file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    again = benchmarks.pairwise(files, judging.OfflineJudge())
+    assert again["prompts"] == 6 and [p["comparisons"] for p in again["pairs"]] == [12, 12, 12]
 
 
 def test_a_judge_that_likes_the_first_place_gives_a_tie(tmp_path):

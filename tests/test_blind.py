@@ -255,6 +255,22 @@ def test_report_of_two_annotators(study, capsys):
     assert any("only 12 prompts" in w for w in report["warnings"]) and "win rate 10.4 % [" in capsys.readouterr().out
 
 
+def test_a_prompt_at_several_lengths_is_one_prompt(tmp_path):
+    files = [stories(tmp_path / f"{n}.jsonl", prompts=8) for n in (BASE, TUNED)]
+    for file in files:  # four subjects at two lengths
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for i, r in enumerate(rows):
+            r["target_words"] = (300, 2000)[i % 2]
+            r["prompt"] = f"A story {r['target_words']:,} words long about {'fog rain snow hail'.split()[i // 2]}."
+        file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out = tmp_path / "s"
+    assert blind.main(["make", *map(str, files), "--out", str(out), "--annotators", "ann1", "--pairs", "8", "--checks", "0"]) == 0
+    key = json.loads((out / "key.json").read_text())
+    _, report = reported(out, answer(out / "1.json", key, "ann1", prefer(TUNED)))
+    [c] = report["comparisons"]
+    assert c["judgements"] == 8 and c["win_rate"]["prompts"] == 4 and c["sign_test"]["prompts_lost"] == 4
+
+
 def test_ratings_of_sets_go_to_the_right_model(study):
     out, key = study(pairs=8, per_prompt=2)
     def ratings(sides):  # the base is good and dull, the tuned one poor and varied
