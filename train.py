@@ -740,7 +740,7 @@ def warm_start(c: Config, scorer, humans, device):
 
 def pick(n: int, start: int, count: int, seed: int) -> list[int]:
     """`count` indices from position `start` of an endless sequence of shuffled epochs."""
-    orders = {epoch: data.order(n, epoch, seed) for epoch in {start // n, (start + count - 1) // n}}
+    orders = {epoch: data.order(n, epoch, seed) for epoch in range(start // n, (start + count - 1) // n + 1)}
     return [orders[i // n][i % n] for i in range(start, start + count)]
 
 
