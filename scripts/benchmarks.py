@@ -144,15 +144,14 @@ def pair_task(rubric: judging.Rubric, prompt: str, first: str, second: str):
 
 
 def compare(judge, prompt: str, first: str, second: str) -> Future:
-    """Future of 1, 0.5 or 0 for the story shown first, or None."""
+    """Future of {"first": 1, 0.5 or 0 for the story shown first}, or of None."""
     if isinstance(judge, judging.OfflineJudge):
         future = Future()
         gap = judge.score(prompt, first).score - judge.score(prompt, second).score
-        future.set_result(0.5 if abs(gap) <= TIE else float(gap > 0))
+        future.set_result({"first": 0.5 if abs(gap) <= TIE else float(gap > 0)})
         return future
     # A question of its own kind goes the judge's way: its cache, its limits, its retries.
-    asked = judge._ask("pairwise", 0, prompt, [first, second], *pair_task(judge.rubric, prompt, first, second))
-    return judging._then([asked], lambda answers: answers[0] and answers[0]["first"])
+    return judge.ask("pairwise", 0, prompt, [first, second], *pair_task(judge.rubric, prompt, first, second))
 
 
 def read_sets(files: list[Path]) -> dict[str, dict[str, list[dict]]]:
@@ -228,6 +227,7 @@ def pairwise(files: list[Path], judge, seed: int = 0, resamples: int = 500) -> d
         if forth is None or back is None:
             failed += 1  # half a comparison would carry the judge's liking for the first place
             continue
+        forth, back = forth["first"], back["first"]
         votes.append({"a": a, "b": b, "unit": unit, "score": (forth + 1 - back) / 2})
         first += [forth, back]
         consistent.append(forth == 1 - back)

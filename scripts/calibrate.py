@@ -133,7 +133,7 @@ def read_verdicts(path: str) -> dict[str, judging.Verdict | None]:
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            rows[row["uid"]] = row["verdict"] and judging.Verdict.from_dict(row["verdict"])
+            rows[row["uid"]] = row["verdict"] and judging.Verdict(**row["verdict"])
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path} line {number} holds no verdict; give files written by `python judge.py score FILE --out ...`") from None
     return rows

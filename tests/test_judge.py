@@ -13,6 +13,7 @@ import pytest
 
 import judge
 from judge import RUBRIC, SHORT_BOUNDS, LengthBounds, OfflineJudge, Verdict, aggregate, load_rubric, reward
+from scripts.endpoint import _unlimited
 
 ROOT = Path(judge.__file__).parent
 PROMPT = "Write a story about a lighthouse keeper who finds a second moon. The story should be 80 words long."
@@ -102,7 +103,7 @@ def test_schema_names_each_dimension_once_and_closes_every_object():
     schema = RUBRIC.schema()
     assert schema["required"] == list(schema["properties"]) == [d.key for d in RUBRIC.dimensions]
     assert all(p["additionalProperties"] is False and p["required"] == list(p["properties"]) for p in schema["properties"].values())
-    assert not any(word in json.dumps(judge._unlimited(schema)) for word in ("maxLength", "maxItems", "minimum"))
+    assert not any(word in json.dumps(_unlimited(schema)) for word in ("maxLength", "maxItems", "minimum"))
     system, user = judge.pointwise_messages(RUBRIC, PROMPT, GOOD)
     assert "exacting fiction editor" in system["content"] and "arXiv" not in system["content"]
     assert "80 words" not in user["content"] and "second moon" in user["content"]

@@ -18,15 +18,17 @@ from judge_server import STORY, Server, answer, say, status
 
 import judge
 from judge import RUBRIC, Judge, Verdict
+from scripts import endpoint
 
 ROOT = Path(judge.__file__).parent
 PROMPT, KEY = "Write about a keeper. The story should be 80 words long.", "sk-secret-0123456789"
 OK = say(answer())
+MODES = list(endpoint.SCHEMA_MODES)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(judge, "BACKOFF", 0.02)
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.02)
     for name in ("JUDGE_URL", "JUDGE_MODEL", "JUDGE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -123,7 +125,7 @@ def test_numbers_as_strings_extra_keys_and_fences_are_read():
         verdict, *_ = ask([say(text)])
         assert verdict.scores["P1"] == 7 and "total" not in verdict.scores
         assert verdict.evidence == pytest.approx(18 / 19)   # 18 found, white space, case and quotes folded; one invented
-        assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+        assert Verdict(**json.loads(json.dumps(verdict.to_dict()))) == verdict
 
 
 def test_a_cut_answer_is_asked_again_with_more_room_and_another_seed():
@@ -216,7 +218,7 @@ def test_a_server_that_drips_is_abandoned_at_the_deadline_and_close_ends_the_res
 
 @pytest.mark.parametrize("refuses, code, mode", [
     (["json_schema+limits"], 400, "json_schema"), (["json_schema+limits", "json_schema"], 500, "json_object+schema"),
-    (judge.SCHEMA_MODES[:3], 400, "json_object"), (judge.SCHEMA_MODES[:4], 422, "text")])
+    (MODES[:3], 400, "json_object"), (MODES[:4], 422, "text")])
 def test_the_schema_mode_is_found_out_once(refuses, code, mode):
     def behave(body, _):
         form = body.get("response_format", {"type": "text"})
@@ -225,8 +227,17 @@ def test_the_schema_mode_is_found_out_once(refuses, code, mode):
     with Server(behave) as server:
         client = Judge(server.url, "m")
         verdicts = [f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(30)]]
-        assert all(verdicts) and judge.SCHEMA_MODES[client.mode] == mode
-        assert len(server.calls) - 30 == len(refuses) * (3 if code == 500 else 1)
+        assert all(verdicts) and client.modes[0] == mode
+        assert len(server.calls) - 30 == len(refuses) + 2 * (code == 500)
+        client.close()
+
+
+def test_a_server_that_answers_500_to_json_schema_passes_the_check():
+    """As llama-cpp-python's does: it takes a JSON object with a schema."""
+    with Server(lambda body, _: status(500) if body["response_format"]["type"] == "json_schema" else OK) as server:
+        client = Judge(server.url, "m")
+        client.check()
+        assert client.modes[0] == "json_object+schema" and client.score(PROMPT, STORY)
         client.close()
 
 
@@ -399,7 +410,7 @@ def test_killed_in_the_middle_and_started_again_nothing_is_bought_twice(tmp_path
         return reply
     with Server(behave) as server:
         process = run_scorer(server.url, tmp_path / "c.sqlite", 0, 48)
-        store, deadline = judge.Store(tmp_path / "c.sqlite", ""), time.monotonic() + 20
+        store, deadline = endpoint.Store(tmp_path / "c.sqlite", ""), time.monotonic() + 20
         # 20 answers stored, and the 8 calls in flight have all reached the server: none of them may turn up after the kill.
         while store.db.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0] < 20 or len(server.calls) < 28:
             assert time.monotonic() < deadline
@@ -417,7 +428,7 @@ def test_processes_share_one_cache(tmp_path):
     with Server(lambda *_: OK, latency=0.005) as server:
         crowd = [run_scorer(server.url, tmp_path / "c.sqlite", 100 * i, 100 * i + 150) for i in range(4)]
         assert [p.communicate(timeout=60)[0].strip() for p in crowd] == ["150"] * 4
-    store = judge.Store(tmp_path / "c.sqlite", "")
+    store = endpoint.Store(tmp_path / "c.sqlite", "")
     assert store.db.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0] == 450
     assert store.ledger().calls == len(server.calls) >= 450
 

@@ -46,7 +46,7 @@ def test_every_judge_flag_reaches_the_wire_or_the_client(model, tmp_path, monkey
     assert len(calls) == 2 * 4                                          # three stories and the human one, two verdicts each
     assert lines[0]["judge/dollars"] == pytest.approx(0.012 * lines[0]["judge/calls"])
     options, judge = made[-1]
-    assert judge.deadline == 90 and judge.timeouts == (5, 60) and judge.budget == 50 and judge.pace.limits == (6e4, 6e9)
+    assert judge.deadline == 90 and judge.timeouts == (5, 60) and judge.budget == 50 and judge.per_minute == (6e4, 6e9)
     assert options["in_flight"] == 3 and judge.samples == 2
 
 
