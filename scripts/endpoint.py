@@ -148,7 +148,7 @@ RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 
 @dataclass
 class Task:
-    """One answer to be had. It lives in one worker; `began` starts the story's clock with its first call."""
+    """One answer to be had. It lives in one worker; `began` is when it got its first place among the calls."""
     key: str
     draw: int
     messages: list[dict]
@@ -295,6 +295,7 @@ class Endpoint:
                 self.next_call += cost
             wait([self.closed], max(0.0, start - time.monotonic()))
             with self.slots:
+                task.began = task.began or time.monotonic()
                 with self.discovery:      # alone until one schema mode is known to work
                     if not self.mode_known:
                         return self._call(task)
@@ -322,16 +323,15 @@ class Endpoint:
     def _call(self, task: Task) -> dict:
         """The exchange in a thread that can be abandoned: socket time limits restart with every byte, the story's clock does
         not. An abandoned call that still comes back is billed and stored: the money is spent."""
-        task.began = task.began or time.monotonic()
         answer = Future()
         def run():
             try:
                 answer.set_result(self._exchange(task))
             except Exception as error:
                 answer.set_exception(error)
-        if not self.closed.done():
+        if not self.closed.done() and self._left(task) > 0:
             threading.Thread(target=run, daemon=True).start()
-            wait([answer, self.closed], max(0.0, self._left(task)), FIRST_COMPLETED)
+            wait([answer, self.closed], self._left(task), FIRST_COMPLETED)
         if self.closed.done():
             raise Fault("cancelled", "no")
         if not answer.done():

