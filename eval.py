@@ -10,8 +10,8 @@ counted, a judge grades the rest, and every figure carries a 95 % bootstrap inte
     python eval.py watch out/tiny                                         # a training run, to look at
 
 Left in out/eval/: report.html, report.json, PNGs, stories/ and log.jsonl, from which a killed run goes on: what was
-written or judged is never done twice. How models write stands in scripts/writers.py, how it is shown in scripts/report.py; other
-benchmarks, pairwise comparison and what was memorised in scripts/benchmarks.py.
+written or judged is never done twice. Not in this file: how models write (scripts/writers.py), how it is shown
+(scripts/report.py), other benchmarks, pairwise comparison and what was memorised (scripts/benchmarks.py).
 """
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def at_length(prompt: str, words: int) -> str:
     """The same request with another length."""
     if LONG.search(prompt):
         return LONG.sub(str(words), prompt)
-    return prompt.rstrip() + ("" if prompt.rstrip().endswith((".", "!", "?")) else ".") + f" It should be {words} words long."
+    prompt = prompt.rstrip()
+    return prompt + "." * (not prompt.endswith((".", "!", "?"))) + f" It should be {words} words long."
 
 
 def unit(example: data.Example) -> str:
@@ -89,7 +90,7 @@ class Log:
                 row = json.loads(line)
                 self.rows[row["key"]] = row
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path} line {number} is damaged; delete that line, and what it held is done again") from None
+                raise ValueError(f"{path} line {number} is damaged; delete it, and what it held is done again") from None
 
     def put(self, key: str, **row):
         self.rows[key] = {"key": key, **row}
@@ -125,7 +126,7 @@ def make_judge(args):
 
 def describe(judge) -> str:
     if isinstance(judge, judging.OfflineJudge):
-        return f"judged by {judge.name}, which measures form, not quality; set JUDGE_URL and JUDGE_MODEL for a judge that reads"
+        return f"judged by {judge.name}, which measures form, not quality; for a judge that reads set JUDGE_URL, JUDGE_MODEL"
     return f"quality by {judge.name}, rubric {judge.rubric.version}"
 
 
@@ -171,9 +172,9 @@ def write_and_judge(writers: list[writing.Writer], todo: list[data.Example], jud
                 if job.key in log.rows:
                     submit(log.rows[job.key])
             for job, story, finished, tokens in writing.write(writer, missing, args) if missing else ():
-                asked_for = job.request
-                log.put(job.key, model=writer.label, uid=asked_for.uid, unit=unit(asked_for), prompt=asked_for.prompt,
-                        sample=job.sample, target_words=asked_for.target_words, story=story, finished=finished, tokens=tokens)
+                request = job.request
+                log.put(job.key, model=writer.label, uid=request.uid, unit=unit(request), prompt=request.prompt,
+                        sample=job.sample, target_words=request.target_words, story=story, finished=finished, tokens=tokens)
                 submit(log.rows[job.key])
                 keep()
         keep(wait=True)
@@ -181,8 +182,8 @@ def write_and_judge(writers: list[writing.Writer], todo: list[data.Example], jud
         judge.close()
         bar.close()
     if failed:
-        print(f"{len(failed)} texts got no verdict ({judge.last_error}); they count in no figure, start again to ask once more",
-              file=sys.stderr)
+        print(f"{len(failed)} texts got no verdict ({judge.last_error}); they count in no figure, "
+              "start again to ask once more", file=sys.stderr)
 
     def with_verdicts(row):
         return row | {"verdicts": [log.rows.get(key, {}).get("verdict") for key, _, _ in to_judge(row, judge, args)]}
@@ -310,6 +311,7 @@ def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, simi
             warnings.append(f"{label}: {unjudged} of {len(rows)} stories have no verdict and count in no quality")
     targets = [r["target_words"] for r in stories[labels[0]]]
     buckets = buckets_of(targets)
+    columns = [label for label, _, _ in [*buckets, *published_bands(buckets)]] + ["all", "slope"] * (len(buckets) > 1)
     found = {label: {m: figures(rows, m, buckets) for m in METRICS} for label, rows in measured.items()}
     n = min(found[labels[0]]["ratio"][bucket]["prompts"] for bucket, _, _ in buckets)
     if n < FEW:
@@ -319,8 +321,7 @@ def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, simi
     pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1:]]
     return {"models": labels, "figures": found, "warnings": warnings,
             "buckets": {label: float(np.mean([t for t in targets if low < t <= high])) for label, low, high in buckets},
-            "columns": [label for label, _, _ in [*buckets, *published_bands(buckets)]] + ["all", "slope"] * (len(buckets) > 1),
-            "band": [[t, *(edge / t for edge in bounds.band(t))] for t in sorted(set(targets))],
+            "columns": columns, "band": [[t, *(edge / t for edge in bounds.band(t))] for t in sorted(set(targets))],
             "differences": [{"of": b, "minus": a, "figures": {
                 m: figures(differences(measured[a], measured[b], m), m, buckets) for m in COMPARED}} for a, b in pairs]}
 
@@ -329,16 +330,18 @@ def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, simi
 # Command line
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="eval.py", description="Write stories at requested lengths, measure and judge them, report.",
+    p = argparse.ArgumentParser(prog="eval.py", description="Stories at requested lengths: written, judged, measured, reported.",
                                 epilog="python eval.py watch RUN [--steps N ...]: a page about a training run")
     p.add_argument("--length", "--lengths", dest="lengths", type=int, nargs="+", default=[], metavar="N",
                    help="words to request; default: what each prompt says itself")
-    p.add_argument("--model", "--checkpoint", dest="models", nargs="+", default=[], metavar="MODEL", help="checkpoint folders, "
-                   "hub ids, or names behind --endpoint (default: newest under out/, else stories/tiny-base)")
+    p.add_argument("--model", "--checkpoint", dest="models", nargs="+", default=[], metavar="MODEL",
+                   help="checkpoint folders, hub ids, or names behind --endpoint (default: newest under out/, else stories/tiny-base)")
     p.add_argument("--endpoint", metavar="URL", help="a server for the models that are no folders; key: ENDPOINT_API_KEY")
     p.add_argument("--in_flight", type=int, default=8, help="requests to the endpoint at the same time (%(default)s)")
-    p.add_argument("--prompts", metavar="FILE", help="JSON Lines (default: stories/heldout.jsonl, for large models stories/eval.jsonl)")
-    p.add_argument("--limit", type=int, help="only the first N prompts, 0: all (default on a CPU: 8, above 2,000 words 4; else all)")
+    p.add_argument("--prompts", metavar="FILE",
+                   help="JSON Lines (default: stories/heldout.jsonl, for large models stories/eval.jsonl)")
+    p.add_argument("--limit", type=int, metavar="N",
+                   help="only the first N prompts, 0: all (default on a CPU: 8, above 2,000 words 4; else all)")
     p.add_argument("--samples", type=int, default=2, help="stories a request; diversity needs two (%(default)s)")
     p.add_argument("--judge", choices=("auto", "api", "offline"), default="auto",
                    help="auto: api where JUDGE_URL is set, else offline (form only)")
@@ -351,7 +354,8 @@ def parser() -> argparse.ArgumentParser:
                    help="for diversity; another than training used, which is tfidf (%(default)s)")
     for name, default in writing.SAMPLING.items():
         p.add_argument(f"--{name}", type=type(default), default=default, help="(%(default)s)")
-    p.add_argument("--max_new_tokens", type=int, default=0, help="cut stories there (default: 1.6 a word of the band's upper end)")
+    p.add_argument("--max_new_tokens", type=int, default=0,
+                   help="cut stories there (default: 1.6 a word of the band's upper end)")
     p.add_argument("--thinking", choices=("auto", "on", "off"), default="auto", help="auto: as the checkpoint was trained")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, default=Path("out/eval"))
@@ -367,7 +371,7 @@ def find_writers(args) -> list[writing.Writer]:
     writers = [writing.find(name, args.endpoint) for name in args.models or [str(rollout.newest_checkpoint())]]
     labels = [w.label for w in writers]
     if twice := [label for label in labels if labels.count(label) > 1]:
-        raise ValueError(f"two models are called {twice[0]}; a model is compared with others, and by the last part of its name")
+        raise ValueError(f"two models are called {twice[0]}; a model goes by the last part of its name, compare different ones")
     return writers
 
 
@@ -386,8 +390,9 @@ def evaluate(args, examples: list[data.Example] | None = None, judge=None) -> di
     few = 0 if not on_cpu else 8 if max(args.lengths, default=0) <= 2000 else 4
     todo = requests_for(examples or data.read_examples(path), args.lengths, few if args.limit is None else args.limit)
     judge = judge or make_judge(args)
-    notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {args.samples} stories each, temperature {args.temperature:g}, "
-             f"top-p {args.top_p:g}", describe(judge), f"differences between stories by {args.similarity}"]
+    notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {args.samples} stories each at each length, "
+             f"temperature {args.temperature:g}, top-p {args.top_p:g}",
+             describe(judge), f"differences between stories by {args.similarity}"]
     if args.limit is None and few:
         notes.append(f"only the first {few} prompts, since there is no GPU; --limit 0 takes all")
     print(*(f"{w.label}: {w.endpoint or w.folder}" for w in writers), *notes, sep="\n", file=sys.stderr)

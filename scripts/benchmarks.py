@@ -52,8 +52,9 @@ def read_benchmark(name: str, path: Path, words: int) -> tuple[list[data.Example
     text = path.read_text(encoding="utf-8")
     try:
         whole = json.loads(text)
-        rows = list(whole.values()) if isinstance(whole, dict) and all(isinstance(v, dict) for v in whole.values()) else whole
-        rows = rows if isinstance(rows, list) else [rows]
+        if isinstance(whole, dict):
+            whole = list(whole.values()) if all(isinstance(v, dict) for v in whole.values()) else [whole]
+        rows = whole if isinstance(whole, list) else [whole]
     except ValueError:
         try:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -130,8 +131,9 @@ TIE = 2.0  # points of the offline judge within which two stories are equal
 def pair_task(rubric: judging.Rubric, prompt: str, first: str, second: str):
     """Messages, schema and reader of one comparison. The reader gives 1, 0.5 or 0 for the first story."""
     standards = "\n".join(f"{'Fault' if d.key[0] == 'N' else 'Strength'}: {d.title} ({d.high:g})" for d in rubric.dimensions)
-    task = ("Two stories answer one request. Decide which is the better story by these standards, or that neither is. Neither their "
-            'order nor their length is a reason. Answer with one JSON object and nothing else: {"why": "...", "better": "1" | "2" | "tie"}.')
+    task = ("Two stories answer one request. Decide which is the better story by these standards, or that neither is. Neither "
+            "their order nor their length is a reason. Answer with one JSON object and nothing else: "
+            '{"why": "...", "better": "1" | "2" | "tie"}.')
     schema = {"type": "object", "additionalProperties": False, "required": ["why", "better"], "properties": {
         "why": {"type": "string"}, "better": {"type": "string", "enum": ["1", "2", "tie"]}}}
 
@@ -155,7 +157,7 @@ def compare(judge, prompt: str, first: str, second: str) -> Future:
 
 
 def read_sets(files: list[Path]) -> dict[str, dict[str, list[dict]]]:
-    """{model: {uid: its stories}}. ValueError: another schema, two files of one name, or models that answered other prompts."""
+    """{model: {uid: its stories}}. ValueError: another schema, two files of one name, models that answered other prompts."""
     sets = {}
     for file in files:
         if not file.is_file():
@@ -170,14 +172,14 @@ def read_sets(files: list[Path]) -> dict[str, dict[str, list[dict]]]:
                 row = json.loads(line)
                 by_uid.setdefault(row["uid"], []).append({"prompt": row["prompt"], "story": row["story"]})
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{file} line {number}: no uid, prompt and story; give files from out/eval/stories/") from None
+                raise ValueError(f"{file} line {number}: no uid, prompt and story; give files of out/eval/stories/") from None
     if len(sets) < 2:
         raise ValueError("give the stories of two models or more")
     first, *others = sets
     asked = {name: {uid: rows[0]["prompt"] for uid, rows in by_uid.items()} for name, by_uid in sets.items()}
     for name in others:
         if asked[name] != asked[first]:
-            raise ValueError(f"{first} and {name} answered different prompts; evaluate both with the same --prompts and --lengths")
+            raise ValueError(f"{first} and {name} answered different prompts; give both the same --prompts and --lengths")
     return sets
 
 
@@ -245,9 +247,22 @@ def pairwise(files: list[Path], judge, seed: int = 0, resamples: int = 500) -> d
         games = wins[i, j] + wins[j, i]
         if games:  # else no verdict was given for any of their pairs
             rates = [w[i, j] / (w[i, j] + w[j, i]) for w in drawn if w[i, j] + w[j, i]]
-            result["pairs"].append({"of": labels[i], "against": labels[j], "win_rate": float(wins[i, j] / games),
-                                    "interval": [float(x) for x in np.percentile(rates, [2.5, 97.5])], "comparisons": int(games)})
+            result["pairs"].append({
+                "of": labels[i], "against": labels[j], "win_rate": float(wins[i, j] / games), "comparisons": int(games),
+                "interval": [float(x) for x in np.percentile(rates, [2.5, 97.5])]})
     return result
+
+
+def print_pairwise(result: dict):
+    print(f"{result['prompts']} prompts, each pair in both orders: {result['same_in_both_orders']:.0%} decided alike, "
+          f"the first place won {result['first_place']:.0%}, {result['failed']} without a verdict")
+    for label, e in result["models"].items():
+        print(f"  {label}: Elo {e['elo']:.0f} [{e['interval'][0]:.0f}, {e['interval'][1]:.0f}]")
+    for pair in result["pairs"]:
+        print(f"  {pair['of']} against {pair['against']}: wins {pair['win_rate']:.1%} [{pair['interval'][0]:.1%}, "
+              f"{pair['interval'][1]:.1%}] of {pair['comparisons']}")
+    if result["prompts"] < evaluation.FEW:
+        print(f"note: intervals from fewer than {evaluation.FEW} prompts are too narrow")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,7 +278,7 @@ def index_of(stories: list[list[int]], k: int) -> dict[tuple, list[tuple[int, in
 
 
 def longest_span(ids: list[int], stories: list[list[int]], index: dict, k: int, skip: int | None = None) -> tuple[int, int]:
-    """(tokens, where in ids) of the longest run that also stands in a story, `skip` left out; below 2k - 1 it may be missed."""
+    """(tokens, where in ids) of the longest run that a story has too, `skip` left out; below 2k - 1 it may be missed."""
     best = (0, 0)
     for i in range(len(ids) - k + 1):
         for s, at in index.get(tuple(ids[i:i + k]), ()):
@@ -279,7 +294,7 @@ def longest_span(ids: list[int], stories: list[list[int]], index: dict, k: int, 
 
 
 def memorised(model, tokenizer, examples: list[data.Example], prefixes=(0, 50, 100, 200), limit: int = 64, tokens: int = 256,
-              threshold: int = 50, temperature: float = 0.0, seed: int = 0, k: int = 8, thinking: bool = False) -> dict:
+              threshold: int = 50, temperature: float = 0.0, seed: int = 0, k: int = 8) -> dict:
     """Continuations of `limit` stories from their prompts plus their first `prefixes` tokens, against all stories."""
     with_story = [e for e in examples if e.story and e.story.strip()]
     if not with_story:
@@ -287,22 +302,24 @@ def memorised(model, tokenizer, examples: list[data.Example], prefixes=(0, 50, 1
     stories = [tokenizer.encode(e.story.strip()) for e in with_story]
     index = index_of(stories, k)
     picked = random.Random(seed).sample(range(len(stories)), min(limit, len(stories)))
-    result = {"stories": len(stories), "asked": len(picked), "threshold": threshold, "exact_from": 2 * k - 1, "prefixes": {}, "found": []}
+    result = {"stories": len(stories), "asked": len(picked), "threshold": threshold, "exact_from": 2 * k - 1,
+              "prefixes": {}, "found": []}
     # Authors share phrases too: what spans do the human stories have in common with one another?
     chance = [longest_span(stories[s], stories, index, k, skip=s)[0] for s in picked]
     result["between_stories"] = {"median": float(np.median(chance)), "longest": max(chance)}
     for prefix in prefixes:
         asked = [s for s in picked if len(stories[s]) > prefix]
-        # Thinking is closed at once: what is asked is how the story goes on.
-        prompts = [tokenizer.chat(with_story[s].prompt, thinking and not prefix) + stories[s][:prefix] for s in asked]
+        # No thinking, even of a model that thinks: what is asked is how the story itself goes on.
+        prompts = [tokenizer.chat(with_story[s].prompt, False) + stories[s][:prefix] for s in asked]
         written = rollout.generate(model, prompts, max_new_tokens=tokens, stop_ids=[tokenizer.end_id],
                                    temperature=temperature, seed=seed)
         spans = [longest_span(w.ids, stories, index, k) for w in written]
         lengths = [n for n, _ in spans]
-        result["prefixes"][prefix] = {"stories": len(asked), "median": float(np.median(lengths)) if asked else None,
-                                      "longest": max(lengths, default=0), "over_threshold": sum(n > threshold for n in lengths)}
-        result["found"] += [{"uid": with_story[s].uid, "prefix": prefix, "tokens": n, "text": tokenizer.decode(w.ids[at:at + n])}
-                            for s, w, (n, at) in zip(asked, written, spans) if n > threshold]
+        result["prefixes"][prefix] = {
+            "stories": len(asked), "median": float(np.median(lengths)) if asked else None,
+            "longest": max(lengths, default=0), "over_threshold": sum(n > threshold for n in lengths)}
+        result["found"] += [{"uid": with_story[s].uid, "prefix": prefix, "tokens": n,
+                             "text": tokenizer.decode(w.ids[at:at + n])} for s, w, (n, at) in zip(asked, written, spans) if n > threshold]
     result["found"].sort(key=lambda f: -f["tokens"])
     return result
 
@@ -311,8 +328,8 @@ def audit(args) -> dict:
     folder = qwen.fetch(args.model or rollout.newest_checkpoint())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = qwen.load(folder, torch.bfloat16 if device == "cuda" else torch.float32, device, fused=True)
-    result = memorised(model, data.load_tokenizer(folder), data.read_examples(args.stories), limit=args.limit, tokens=args.tokens,
-                       threshold=args.threshold, temperature=args.temperature, thinking=rollout.thinks(model))
+    result = memorised(model, data.load_tokenizer(folder), data.read_examples(args.stories), limit=args.limit,
+                       tokens=args.tokens, threshold=args.threshold, temperature=args.temperature)
     print(f"{folder}: continuations of {result['asked']} of {result['stories']} stories; "
           "longest span shared with any of them, in tokens")
     def tokens(n):
@@ -335,7 +352,8 @@ def main(argv=None) -> int:
     r = sub.add_parser("run", help="another benchmark's prompts; all further flags are eval.py's")
     r.add_argument("name", choices=tuple(BENCHMARKS))
     r.add_argument("file", type=Path)
-    r.add_argument("--words", type=int, default=1000, help="length that counts as asked where the benchmark names none (%(default)s)")
+    r.add_argument("--words", type=int, default=1000,
+                   help="length that counts as asked where the benchmark names none (%(default)s)")
     w = sub.add_parser("pairwise", help="win rate and Elo between files of stories")
     w.add_argument("files", type=Path, nargs="+")
     m = sub.add_parser("memorised", help="what a model copies from the stories it was trained on")
@@ -363,15 +381,8 @@ def main(argv=None) -> int:
                 result = pairwise(args.files, judge)
             finally:
                 judge.close()
-            print(f"{evaluation.describe(judge)}; {result['prompts']} prompts, each pair in both orders: {result['same_in_both_orders']:.0%} decided alike, "
-                  f"the first place won {result['first_place']:.0%}" + (f", {result['failed']} without a verdict" if result["failed"] else ""))
-            for label, e in result["models"].items():
-                print(f"  {label}: Elo {e['elo']:.0f} [{e['interval'][0]:.0f}, {e['interval'][1]:.0f}]")
-            for pair in result["pairs"]:
-                print(f"  {pair['of']} against {pair['against']}: wins {pair['win_rate']:.1%} [{pair['interval'][0]:.1%}, "
-                      f"{pair['interval'][1]:.1%}] of {pair['comparisons']}")
-            if result["prompts"] < evaluation.FEW:
-                print(f"note: intervals from fewer than {evaluation.FEW} prompts are too narrow")
+            print(evaluation.describe(judge))
+            print_pairwise(result)
         path = args.out or Path("out") / f"{args.what}.json"
         evaluation.write_file(path, json.dumps(result, indent=1, ensure_ascii=False))
         print(path)

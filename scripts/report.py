@@ -96,7 +96,7 @@ def story_item(label: str, story: str, target: int, facts: dict, verdict: dict |
 
 
 def chart(name: str, heading: str, x: str, series: dict[str, list[tuple]], **more) -> dict:
-    """series: {label: [(x, y, low, high)]}. more: band [[x, low, high]], reference (a level), log (the x axis), ticks [[x, text]]."""
+    """series: {label: [(x, y, low, high)]}; more: band [[x, low, high]], reference (a level), log (the x axis), ticks [[x, text]]."""
     return {"name": name, "title": heading, "x": x, **more, "series": [
         {"name": label, "points": [dict(zip(("x", "y", "low", "high"), p)) for p in points]}
         for label, points in series.items() if points]}
@@ -110,13 +110,14 @@ def report_page(report: dict, stories: dict[str, list[dict]]) -> dict:
     """The data of a page: charts, tables, stories by request. Shapes: as scripts/report.html reads them."""
     figures, at = report["figures"], report["buckets"]
     judged = report["judged"].capitalize()
-    axis = {"x": "words requested", "log": max(at.values()) >= 8 * min(at.values()), "ticks": [[x, f"{x:,.0f}"] for x in at.values()]}
+    axis = {"x": "words requested", "log": max(at.values()) >= 8 * min(at.values()),
+            "ticks": [[x, f"{x:,.0f}"] for x in at.values()]}
 
     def by_length(metric):
         return {label: points([(x, f[metric][bucket]) for bucket, x in at.items()]) for label, f in figures.items()}
     within = {label: points([(i, f[f"third_{i}"]["all"]) for i in (1, 2, 3)]) for label, f in figures.items()}
     charts = [chart("quality", judged + ", not quality" * (judged == "Form"), series=by_length("quality"), **axis),
-              chart("ratio", "Words written / requested", series=by_length("ratio"), band=report["band"], reference=1, **axis),
+              chart("ratio", "Words written / requested", series=by_length("ratio"), reference=1, band=report["band"], **axis),
               chart("thirds", f"{judged} within a story", "third of the story", within,
                     ticks=[[1, "beginning"], [2, "middle"], [3, "end"]])]
     columns = ["words requested", *("slope a bucket" if c == "slope" else c for c in report["columns"])]
@@ -133,9 +134,9 @@ def report_page(report: dict, stories: dict[str, list[dict]]) -> dict:
             name = label if not any(r["sample"] for r in rows) else f"{label}, story {row['sample'] + 1}"
             groups.setdefault((row["target_words"], row["prompt"]), []).append(
                 story_item(name, row["story"], row["target_words"], facts, verdict))
+    groups = [{"step": f"{target:,} words", "label": prompt, "items": items} for (target, prompt), items in sorted(groups.items())]
     return {"title": "How good, how long", "notes": report["notes"], "warnings": report["warnings"], "tables": tables,
-            "charts": [c for c in charts if c["series"]], "reader": {"title": "The stories", "groups": [
-                {"step": f"{target:,} words", "label": prompt, "items": items} for (target, prompt), items in sorted(groups.items())]}}
+            "charts": [c for c in charts if c["series"]], "reader": {"title": "The stories", "groups": groups}}
 
 
 def write_pngs(folder: Path, charts: list[dict]):
@@ -171,7 +172,8 @@ WATCHED = {  # chart: metrics of train.py; any others get a chart each
     "Penalties": ("reward/length", "reward/repetition", "reward/blank"),
     "Human row: weight and weighted advantage": ("hri/weight", "hri/advantage"), "Deviation": ("deviation/mean",),
     "Length": ("length/ratio", "length/in_band", "truncated"), "Entropy": ("entropy",), "Loss": ("loss",),
-    "Gradient norm": ("grad_norm",), "Sampler against trainer, per token": ("mismatch/mean", "mismatch/k3", "mismatch/clipped"),
+    "Gradient norm": ("grad_norm",),
+    "Sampler against trainer, per token": ("mismatch/mean", "mismatch/k3", "mismatch/clipped"),
     "Tokens per second": ("rollout/tokens_per_second", "train/tokens_per_second"),
     "Judge: failures": ("judge/failed",), "Judge: dollars": ("judge/dollars",), "Seconds a step": ("seconds",)}
 PAGE_BYTES = 40_000_000  # of stories; a browser opens more, but not on a phone
@@ -194,8 +196,8 @@ def read_metrics(path: Path) -> list[dict]:
 def choose_steps(files: dict[int, Path], asked: list[int]) -> list[int]:
     """The steps whose stories are shown: those asked for, else as many as fit on a page, first and last kept."""
     if missing := sorted(set(asked) - set(files)):
-        raise ValueError(f"there are no stories of step {missing[0]}; there are those of steps {min(files, default='none')} to "
-                         f"{max(files, default='none')}")
+        raise ValueError(f"there are no stories of step {missing[0]}; "
+                         f"there are those of steps {min(files, default='none')} to {max(files, default='none')}")
     total = sum(path.stat().st_size for path in files.values())
     if asked or total <= PAGE_BYTES:
         return asked or sorted(files)
@@ -204,7 +206,7 @@ def choose_steps(files: dict[int, Path], asked: list[int]) -> list[int]:
 
 
 def run_charts(metrics: list[dict], form: bool) -> tuple[list[dict], list[str]]:
-    """(charts of what moved, each series with its change from the first steps to the last; what never moved, with its value)."""
+    """(charts of what moved, each series with its change from first to last steps; what never moved, with its value)."""
     curves = {}  # metric: its finite values by step
     for m in metrics:
         for name, value in m.items():
@@ -232,7 +234,7 @@ def run_page(folder: Path, steps: list[int]) -> dict:
     charts, still = run_charts(metrics, form)
     files = {int(p.stem.removeprefix("step_")): p for p in sorted((folder / "rollouts").glob("step_*.jsonl"))}
     shown = choose_steps(files, steps)
-    groups = []
+    groups, quality = [], "form" if form else "quality"
     for step in shown:
         by_prompt = {}
         for e in data.read_episodes(files[step]):
@@ -241,12 +243,13 @@ def run_page(folder: Path, steps: list[int]) -> dict:
             items = []
             for i, e in sorted(enumerate(episodes, 1), key=lambda pair: -pair[1].advantage):
                 facts = {"advantage": round(e.advantage, 3), "reward": None if e.reward is None else round(e.reward, 3),
-                         **{"form" if form and name == "quality" else name: round(value, 3) for name, value in e.rewards.items()},
+                         **{quality if name == "quality" else name: round(value, 3) for name, value in e.rewards.items()},
                          "ended": "by itself" if e.finished else "cut"}
-                items.append(story_item("human" if e.is_human else f"policy, story {i}", e.story, e.example.target_words, facts, e.verdict))
+                label = "human" if e.is_human else f"policy, story {i}"
+                items.append(story_item(label, e.story, e.example.target_words, facts, e.verdict))
             groups.append({"step": f"step {step}", "label": episodes[0].example.prompt, "items": items})
-    notes = [f"{len(metrics)} steps, {metrics[0]['step']} to {metrics[-1]['step']}; curves are running means over the steps in pale, "
-             "figures the means of the first five steps → of the last five"]
+    notes = [f"{len(metrics)} steps, {metrics[0]['step']} to {metrics[-1]['step']}; curves are running means over the steps in "
+             "pale, figures the means of the first five steps → of the last five"]
     if still:
         notes.append("the same at every step: " + ", ".join(still))
     if not steps and len(shown) < len(files):
@@ -256,7 +259,8 @@ def run_page(folder: Path, steps: list[int]) -> dict:
 
 
 def watch(argv: list[str]):
-    p = argparse.ArgumentParser(prog="eval.py watch", description="A page about a training run: curves, and the groups of any step.")
+    p = argparse.ArgumentParser(prog="eval.py watch",
+                                description="A page about a training run: curves, and the groups of any step.")
     p.add_argument("run", type=Path, help="such as out/tiny")
     p.add_argument("--steps", type=int, nargs="+", default=[], metavar="N",
                    help="whose stories to show (default: all that fit on a page)")

@@ -89,8 +89,8 @@ def write_local(writer: Writer, jobs: list[Job], args):
         prompts = [tokenizer.chat(job.request.prompt, thinking) for job in part]
         limit, room = part[0].tokens(thinking, args), model.config.max_position_embeddings - max(map(len, prompts))
         if limit > room:
-            print(f"{writer.label}: {target:,} words would get up to {limit:,} tokens, but the model has positions for {room:,}; "
-                  "stories are cut there", file=sys.stderr)
+            print(f"{writer.label}: {target:,} words would get up to {limit:,} tokens, but the model has positions for "
+                  f"{room:,}; stories are cut there", file=sys.stderr)
         written = [0] * len(part)
         what = f"{writer.label} writes {target:,} words x {len(part)}"
         with tqdm(desc=what, unit=" tokens", unit_scale=True, mininterval=1) as bar:
@@ -116,8 +116,8 @@ def write_endpoint(writer: Writer, jobs: list[Job], args):
         text, ended, tokens = complete(writer.endpoint, body)
         return job, data.split_thinking(text)[1], ended, tokens
 
-    failure = None
-    with ThreadPoolExecutor(args.in_flight) as pool, tqdm(total=len(jobs), desc=f"{writer.label} writes", unit=" stories") as bar:
+    failure, bar = None, tqdm(total=len(jobs), desc=f"{writer.label} writes", unit=" stories")
+    with bar, ThreadPoolExecutor(args.in_flight) as pool:
         asked = [pool.submit(one, job) for job in jobs]
         try:
             for future in as_completed(asked):
