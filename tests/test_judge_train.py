@@ -1,6 +1,6 @@
 """The loop with a judge over HTTP: every flag reaches the wire, groups are ranked in one call, judging overlaps with writing."""
 import json
-import threading
+import os
 import time
 
 import pytest
@@ -72,3 +72,47 @@ def test_a_ranking_that_fails_leaves_the_whole_group_without_a_reward(model, tmp
         lines, run = go(model, tmp_path, server, "--steps", 1, "--judge_groupwise", True, "--judge_in_flight", 1)
     failed = [r.reward is None for r in data.read_episodes(run / "rollouts/step_000000.jsonl")]
     assert sum(failed) == lines[0]["judge/failed"] and all(len(set(failed[i:i + 4])) == 1 for i in range(0, 16, 4))
+
+
+def union(spans):
+    """Seconds covered by at least one of the spans."""
+    total, end = 0.0, 0.0
+    for a, b in sorted(spans):
+        total, end = total + max(0.0, b - max(a, end)), max(end, b)
+    return total
+
+
+# SLOW=1 measures the preset itself with its own model for docs/judge.md; without it a random model writes two stories at a time.
+DELAY, SIZE = (1.0, ["--steps", 3, "--prompts", 8, "--group", 7, "--max_new_tokens", 288, "--micro_batch_tokens", 4096, "--judge_in_flight", 8]) if os.environ.get("SLOW") else (
+    0.2, ["--steps", 2, "--slots", 2, "--judge_in_flight", 2])
+
+
+def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
+    """A step takes less than writing its stories and judging them one after the other."""
+    spans = {"writing": [], "judging": [], "both": []}
+
+    def timed(name, function):
+        def call(*args, **options):
+            began = time.monotonic()
+            try:
+                return function(*args, **options)
+            finally:
+                spans[name].append((began, time.monotonic()))
+        return call
+    monkeypatch.setattr(train.rollout, "generate", timed("writing", train.rollout.generate))
+    monkeypatch.setattr(train, "sample", timed("both", train.sample))
+
+    def behave(body, number):
+        spans["judging"].append((time.monotonic() - DELAY, time.monotonic()))
+        return graded(body, number)
+    with Server(behave, latency=DELAY) as server:
+        lines, _ = go(train.ROOT / "stories/tiny-base" if os.environ.get("SLOW") else model, tmp_path, server, *SIZE)
+    rows = []
+    for line, write, (began, end) in zip(lines, spans["writing"], spans["both"]):
+        calls = [(a, b) for a, b in spans["judging"] if began <= a < end]
+        rows.append((union([write]), union(calls), end - began))
+        with capsys.disabled():
+            print("\nstep {}: {} calls; writing {:.1f} s + judge busy {:.1f} s = {:.1f} s, both together {:.1f} s; "
+                  "rollout/seconds {:.1f}, seconds {:.1f}".format(line["step"], len(calls), *rows[-1][:2], sum(rows[-1][:2]), rows[-1][2],
+                                                                  line["rollout/seconds"], line["seconds"]))
+    assert len(rows) == SIZE[1] and all(writing + judging - both > 0.5 * min(writing, judging) for writing, judging, both in rows)
