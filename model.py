@@ -29,8 +29,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 64          # tokens a delta-rule chunk: large enough to be matrix products, small enough for one triangular solve
+CHUNK = 64          # longest delta-rule chunk: large enough to be matrix products, small enough for one triangular solve
 LOGIT_CHUNK = 512   # tokens whose logits exist at once: 0.5 GB in fp32 at the 9B's vocabulary
+KEEP_LOGITS = 1 << 25  # up to so many (128 MB in fp32) are kept for the backward pass
 KEEP_FP32 = ("A_log", "linear_attn.norm.weight")  # stored in fp32: rounding them alone moves logits visibly
 
 
@@ -102,20 +103,22 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
         self.lora_A = self.lora_B = None
         self.lora_scale = 0.0
-        self.packed = None  # a CPU replica's weight in an order that is read faster (see rollout.pack)
+        self.packed = False  # whether a CPU replica's weight also stands in the order that few rows read fastest (see rollout.pack)
 
     def forward(self, x):
-        if self.packed is not None:
-            return packed_linear(x, self.packed)
+        if self.packed:
+            return torch.ops.stories.packed_linear(x, self.weight)
         y = F.linear(x, self.weight)
         if self.lora_A is not None:
             y = y + F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A), self.lora_B).to(y.dtype) * self.lora_scale
         return y
 
 
-def packed_linear(x, packed):
-    # oneDNN's blocked order, or (where a compiler must see through it) the transpose.
-    return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "") if packed.is_mkldnn else x @ packed
+# An operator of its own, because a compiler cannot look into a packed tensor: it sees the plain weight that carries it.
+LIBRARY = torch.library.Library("stories", "DEF")
+LIBRARY.define("packed_linear(Tensor x, Tensor weight) -> Tensor")
+LIBRARY.impl("packed_linear", lambda x, weight: torch.ops.mkldnn._linear_pointwise(x, weight.packed, None, "none", [], ""), "CPU")
+LIBRARY.impl("packed_linear", lambda x, weight: x.new_empty(*x.shape[:-1], len(weight)), "Meta")
 
 
 def rms_norm(x, weight, eps):
@@ -154,8 +157,31 @@ def l2norm(x):
     return x * torch.rsqrt(torch.linalg.vecdot(x, x)[..., None] + 1e-6)
 
 
+class Conv(torch.autograd.Function):
+    """Causal depthwise conv, one pass a tap: padded [B, T + width - 1, C], taps [width, C] -> [B, T, C]. Autograd's own
+    backward of these slices would fill and add a whole zero tensor for each of them."""
+
+    @staticmethod
+    def forward(ctx, padded, taps):
+        ctx.save_for_backward(padded, taps)
+        T = padded.shape[1] - len(taps) + 1
+        y = padded[:, :T] * taps[0]
+        for j in range(1, len(taps)):
+            y.addcmul_(padded[:, j:j + T], taps[j])
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        padded, taps = ctx.saved_tensors
+        T, product = grad.shape[1], torch.empty_like(grad)
+        d_padded = torch.zeros_like(padded)
+        for j in range(len(taps)):
+            d_padded[:, j:j + T].addcmul_(grad, taps[j])
+        return d_padded, torch.stack([torch.mul(padded[:, j:j + T], grad, out=product).sum((0, 1)) for j in range(len(taps))])
+
+
 def delta_chunked(q, k, v, g, beta, state=None):
-    """The gated delta rule over whole sequences, CHUNK tokens at a time, in fp32 (arXiv 2412.06464, section 3.3).
+    """The gated delta rule over whole sequences, a chunk at a time, in fp32 (arXiv 2412.06464, section 3.3).
 
     q, k: [B, T, Hk, dk], unit length, q already scaled; v: [B, T, Hv, dv]; g (log decay, <= 0), beta: [B, T, Hv].
     state: [B, Hv, dk, dv] or None (zeros). Returns o [B, T, Hv, dv] and the state after the last token.
@@ -169,16 +195,18 @@ def delta_chunked(q, k, v, g, beta, state=None):
     """
     B, T, Hk, dk = k.shape
     Hv, dv, r = v.shape[2], v.shape[3], v.shape[2] // k.shape[2]
-    pad = -T % CHUNK
-    n = (T + pad) // CHUNK
+    C = min(CHUNK, max(16, dk))  # about as long as a key is wide, so that what grows with either weighs the same
+    pad = -T % C
+    n = (T + pad) // C
     q, k, v, g, beta = (F.pad(x.float(), (0, 0) * (x.dim() - 2) + (0, pad)) if pad else x.float() for x in (q, k, v, g, beta))
-    q, k = (x.view(B, n, CHUNK, Hk, 1, dk).permute(0, 3, 4, 1, 2, 5) for x in (q, k))              # [B, Hk, 1, n, C, dk]
-    v = v.view(B, n, CHUNK, Hk, r, dv).permute(0, 3, 4, 1, 2, 5)                                  # [B, Hk, r, n, C, dv]
-    g, beta = (x.view(B, n, CHUNK, Hk, r).permute(0, 3, 4, 1, 2) for x in (g, beta))               # [B, Hk, r, n, C]
+    q, k = (x.view(B, n, C, Hk, 1, dk).permute(0, 3, 4, 1, 2, 5) for x in (q, k))              # [B, Hk, 1, n, C, dk]
+    v = v.view(B, n, C, Hk, r, dv).permute(0, 3, 4, 1, 2, 5)                                  # [B, Hk, r, n, C, dv]
+    g, beta = (x.view(B, n, C, Hk, r).permute(0, 3, 4, 1, 2) for x in (g, beta))               # [B, Hk, r, n, C]
 
     G = g.cumsum(-1)
-    # Clamp before exp: above the diagonal the difference is positive and would overflow, and inf * 0 poisons gradients.
-    decay = (G[..., :, None] - G[..., None, :]).clamp(max=0).exp().tril()
+    # Mask before exp: above the diagonal the difference is positive and would overflow, and inf * 0 poisons gradients.
+    above = torch.full((C, C), -math.inf, device=G.device).triu(1)
+    decay = (G[..., :, None] + (-G)[..., None, :]).add_(above).exp_()
     A = (k @ k.transpose(-1, -2)) * decay * beta[..., None]
     right = torch.cat([v * beta[..., None], k * (beta * G.exp())[..., None]], -1)
     U0, W = torch.linalg.solve_triangular(A, right, upper=False, unitriangular=True).split([dv, dk], -1)
@@ -196,7 +224,7 @@ def delta_chunked(q, k, v, g, beta, state=None):
     S_n = torch.stack(before, 1).view(B, Hk, r, n, dk, dv)
     U = U0 - W @ S_n
     o = (q * G.exp()[..., None]) @ S_n + ((q @ k.transpose(-1, -2)) * decay) @ U
-    o = o.permute(0, 3, 4, 1, 2, 5).reshape(B, n * CHUNK, Hv, dv)
+    o = o.permute(0, 3, 4, 1, 2, 5).reshape(B, n * C, Hv, dv)
     return o[:, :T], S.view(B, Hv, dk, dv)
 
 
@@ -258,10 +286,7 @@ class DeltaNet(nn.Module):
                 g, beta = g * rows.real, beta * rows.real
             T = qkv.shape[1]
             padded = F.pad(qkv, (0, 0, self.width - 1, 0))
-            mixed = padded[:, :T] * taps[0]
-            for j in range(1, self.width):
-                mixed = torch.addcmul(mixed, padded[:, j:j + T], taps[j])
-            qk, v = self.heads(mixed)
+            qk, v = self.heads(Conv.apply(padded, taps))
             with torch.autocast(x.device.type, enabled=False):  # the state stays fp32 whatever the rest does
                 o, state = delta_chunked(qk[..., 0, :, :] * self.dk ** -0.5, qk[..., 1, :, :], v, g, beta)
             if memory is not None:
@@ -463,36 +488,51 @@ class Cache:
 
 class LogProbs(torch.autograd.Function):
     """log softmax(h W^T / temperature)[target] and its entropy, without ever holding the logits of more than LOGIT_CHUNK
-    tokens: the backward pass computes them again. h [N, D], W [V, D], targets [N] -> logp [N], entropy [N], both fp32."""
+    tokens: the backward pass computes them again. h [N, D], W [V, D], targets [N] -> logp [N], entropy [N], both fp32.
+
+    A token's gradient g scales that of its logits, g (onehot - p), as a whole, so g is left to rows of h and of the result,
+    which are far shorter than rows of the vocabulary.
+    """
+
+    @staticmethod
+    def log_softmax(h, W, temperature):
+        z = F.linear(h, W).float()
+        return (z if temperature == 1 else z.div_(temperature)).log_softmax(-1)
+
+    @staticmethod
+    def minus_onehot(p, targets):
+        # In fp32, and rounded only then: of a token that was certain, p - 1 is all that is left to learn from.
+        return p.scatter_add_(-1, targets[:, None], torch.full_like(p[:, :1], -1.0))
 
     @staticmethod
     def forward(ctx, h, W, targets, temperature):
-        logp, entropy, lse = (torch.empty(len(h), device=h.device) for _ in range(3))
+        logp, entropy = (torch.empty(len(h), device=h.device) for _ in range(2))
+        kept = []
         for i in range(0, len(h), LOGIT_CHUNK):
             s = slice(i, i + LOGIT_CHUNK)
-            z = F.linear(h[s], W).float().div_(temperature)
-            lse[s] = z.logsumexp(-1)
-            logp[s] = z.gather(-1, targets[s, None])[:, 0] - lse[s]
-            entropy[s] = lse[s] - (torch.exp(z - lse[s, None]) * z).sum(-1)
-        ctx.save_for_backward(h, W, targets, lse)
+            logq = LogProbs.log_softmax(h[s], W, temperature)
+            logp[s] = logq.gather(-1, targets[s, None])[:, 0]
+            p = logq.exp()
+            entropy[s] = -torch.linalg.vecdot(p, logq)
+            if len(h) * len(W) <= KEEP_LOGITS:  # a tiny vocabulary: to compute it again would cost a tenth of a training step
+                kept.append(LogProbs.minus_onehot(p, targets[s]).to(h.dtype))
+        ctx.save_for_backward(h, W, targets, *kept)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     def backward(ctx, grad, _):
-        h, W, targets, lse = ctx.saved_tensors
+        h, W, targets, *kept = ctx.saved_tensors
         dh = torch.empty_like(h)
         dW = torch.zeros_like(W, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for i in range(0, len(h), LOGIT_CHUNK):
             s = slice(i, i + LOGIT_CHUNK)
-            p = F.linear(h[s], W).float().div_(ctx.temperature).sub_(lse[s, None]).exp_()
-            scale = grad[s, None] / ctx.temperature
-            p.mul_(-scale).scatter_add_(-1, targets[s, None], scale)
-            p = p.to(h.dtype)
-            dh[s] = p @ W
+            d = kept.pop(0) if kept else LogProbs.minus_onehot(LogProbs.log_softmax(h[s], W, ctx.temperature).exp_(), targets[s]).to(h.dtype)
+            scale = -grad[s, None] / ctx.temperature
+            dh[s] = scale * (d @ W)
             if dW is not None:
-                dW += p.t() @ h[s]
+                dW += d.t() @ (scale * h[s]).to(h.dtype)
         return dh, None if dW is None else dW.to(W.dtype), None, None
 
 
@@ -512,8 +552,8 @@ class Qwen35(nn.Module):
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.checkpointing = False   # recompute each block in the backward pass: memory of one block instead of all
-        self.packed_head = None      # as Linear.packed
-        self.compiled = None         # Block.forward, compiled for decoding (see rollout.replica)
+        self.packed = False          # as Linear.packed, for the head
+        self.compiled = None         # `blocks`, compiled for decoding (see rollout.replica)
         self.hf_config = None        # the raw config.json, written back as it came
         self.source = None           # the folder the weights came from, for what is passed through on save
         self.prefix = "model."       # how that folder names the text model
@@ -527,21 +567,24 @@ class Qwen35(nn.Module):
             if cache.extent > cache.max_len:
                 raise ValueError(f"{cache.extent} tokens do not fit a cache of {cache.max_len}; ask for a larger max_len")
         rows = Step(cache) if decoding else Rows(ids, lengths, self.config)
-        x = F.embedding(ids, self.embed_tokens.weight)
-        for block, memory in zip(self.layers, cache.layers if cache is not None else [None] * len(self.layers)):
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rows, memory, use_reentrant=False)
-            elif self.compiled is not None and rows.decoding:
-                x = self.compiled(block, x, rows, memory)
-            else:
-                x = block(x, rows, memory)
+        memories = cache.layers if cache is not None else [None] * len(self.layers)
+        hidden = (self.compiled if decoding and self.compiled else self.blocks)(ids, rows, memories)
         if cache is not None:
             cache.lengths += 1 if decoding else rows.lengths
+        return hidden
+
+    def blocks(self, ids, rows, memories):
+        x = F.embedding(ids, self.embed_tokens.weight)
+        for block, memory in zip(self.layers, memories):
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, rows, memory, use_reentrant=False)
+            else:
+                x = block(x, rows, memory)
         return self.norm(x)
 
     def logits(self, hidden):
-        if self.packed_head is not None:
-            return packed_linear(hidden, self.packed_head)
+        if self.packed:
+            return torch.ops.stories.packed_linear(hidden, self.head_weight())
         return F.linear(hidden, self.head_weight())
 
     def head_weight(self):

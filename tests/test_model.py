@@ -131,9 +131,10 @@ def delta_by_hand(q, k, v, g, beta):
 
 
 @pytest.mark.parametrize("decay", [0.05, 30.0], ids=["long memory", "strong decay, where exp of a difference overflows"])
-def test_delta_rule_against_float64(decay):
+@pytest.mark.parametrize("dk", [8, 40, 70], ids=["chunks of 16", "chunks of 40", "chunks of 64"])
+def test_delta_rule_against_float64(decay, dk):
     torch.manual_seed(0)
-    B, T, Hk, r, dk, dv = 2, 150, 2, 3, 8, 5
+    B, T, Hk, r, dv = 2, 150, 2, 3, 5
     q, k = (F.normalize(torch.randn(B, T, Hk, dk), dim=-1) for _ in range(2))
     v, g, beta = torch.randn(B, T, Hk * r, dv), -decay * torch.rand(B, T, Hk * r), torch.rand(B, T, Hk * r)
     inputs = [x.requires_grad_() for x in (q, k, v, g, beta)]
@@ -150,8 +151,10 @@ def test_delta_rule_against_float64(decay):
 
 @pytest.mark.parametrize("tied", [0, 1])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_token_logprobs_against_cross_entropy(tied, temperature, monkeypatch):
+@pytest.mark.parametrize("keep", [0, 1 << 25], ids=["logits computed again", "logits kept"])
+def test_token_logprobs_against_cross_entropy(tied, temperature, keep, monkeypatch):
     monkeypatch.setattr(qwen, "LOGIT_CHUNK", 16)  # several chunks, the last one not full
+    monkeypatch.setattr(qwen, "KEEP_LOGITS", keep)
     model = qwen.new(text_config(tied) | dict(model_type="qwen3_5_text"))
     ids = torch.randint(0, VOCAB, (2, 45))
     logp, entropy = model.token_logprobs(ids, None, temperature, return_entropy=True)
@@ -165,6 +168,19 @@ def test_token_logprobs_against_cross_entropy(tied, temperature, monkeypatch):
     naive = torch.autograd.grad((-nll.view_as(logp) * weight).sum(), list(model.parameters()))
     for a, b in zip(ours, naive):
         assert (a - b).norm() < 1e-4 * b.norm() + 1e-7
+
+
+def test_gradient_of_a_token_that_was_certain_survives_bf16():
+    """p - 1 of a likely target is small: formed after rounding to bf16 it would be zero, or twice too large."""
+    g = torch.Generator().manual_seed(0)
+    W = torch.randn(4, 8, generator=g).bfloat16()
+    h = (0.6 * W[2:3]).requires_grad_()
+    z = (h.detach().double() @ W.double().t())[0]
+    target = z.argmax()
+    assert 1e-4 < 1 - z.softmax(-1)[target] < 2e-3, "a case where bf16, with steps of 4e-3 below one, sees no difference"
+    (dh,) = torch.autograd.grad(qwen.LogProbs.apply(h, W, target[None], 1.0)[0].sum(), h)
+    exact = (F.one_hot(target, 4) - z.softmax(-1)) @ W.double()
+    assert (dh.double() - exact).norm() < 0.02 * exact.norm()
 
 
 # ---- folders

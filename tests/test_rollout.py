@@ -3,6 +3,7 @@ import math
 import os
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -260,6 +261,17 @@ def test_refresh_keeps_addresses_merges_lora_and_leaves_the_model_alone(model):
     assert (again - torch.tensor(second.logprobs)).abs().max() < 1e-4
     again.sum().backward()
     assert all(p.grad is not None for p in added) and not any(p.requires_grad for p in copy.parameters())
+
+
+def test_a_compiled_replica_writes_the_same_and_follows_new_weights(model, monkeypatch):
+    # Tracing alone takes seconds; the graph that it hands over is what would be turned into C++ in a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled, plain = replica(model, compile=True), replica(model)
+    request = dict(max_new_tokens=9, seed=3, slots=2)
+    other = lively(config(), seed=9)
+    for weights in (model, other):
+        ours, theirs = (generate(rollout.refresh(copy, weights), prompts_of([5, 9, 7]), **request) for copy in (compiled, plain))
+        assert [c.ids for c in ours] == [c.ids for c in theirs]
 
 
 def test_a_bf16_replica_stays_close(model):
