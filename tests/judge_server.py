@@ -1,5 +1,6 @@
 """A judge on loopback that behaves as it is told: used by the fault tests, also as a process of its own."""
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,12 @@ def say(text, finish="stop", **message):
 
 def status(code, body=b"no", **headers):
     return lambda handler: raw(handler, code, body, **{k.replace("_", "-"): v for k, v in headers.items()})
+
+
+def reset(handler):
+    """Behaviour: the connection ends with RST, without a word."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    handler.close_connection = True
 
 
 def raw(handler, code, body, **headers):

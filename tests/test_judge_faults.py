@@ -14,7 +14,7 @@ from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
-from judge_server import STORY, Server, answer, say, status
+from judge_server import STORY, Server, answer, reset, say, status
 
 import judge
 from judge import RUBRIC, Judge, Verdict
@@ -47,11 +47,6 @@ def cut_stream(handler):
     handler.send_header("Content-Length", "5000")
     handler.end_headers()
     handler.wfile.write(b'{"choices": [{"mess')
-    handler.close_connection = True
-
-
-def reset(handler):
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     handler.close_connection = True
 
 

@@ -1,14 +1,18 @@
 """The loop with a judge over HTTP: every flag reaches the wire, groups are ranked in one call, judging overlaps with writing."""
 import json
 import os
+import re
+import threading
 import time
+from collections import Counter
 
 import pytest
 import train
-from judge_server import Server, answer, say
-from launch import FLAGS, base
+from judge_server import Server, answer, reset, say
+from launch import FLAGS, Run, base, metrics
 
 import data
+from scripts.endpoint import Store
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +120,34 @@ def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
                   "rollout/seconds {:.1f}, seconds {:.1f}".format(line["step"], len(calls), *rows[-1][:2], sum(rows[-1][:2]), rows[-1][2],
                                                                   line["rollout/seconds"], line["seconds"]))
     assert len(rows) == SIZE[1] and all(writing + judging - both > 0.5 * min(writing, judging) for writing, judging, both in rows)
+
+
+def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path):
+    """The server's own count. It answers the check, the first step and six stories of the second, then nothing until the kill."""
+    sold, killed = Counter(), threading.Event()
+
+    def behave(body, number):
+        def reply(handler):
+            if number > 1 + 16 + 6 and not killed.is_set():
+                killed.wait(60)
+                return reset(handler)      # its client is dead: nothing was delivered, nothing is charged
+            sold[re.sub(r"[0-9a-f]{16}", "", body["messages"][1]["content"])] += 1      # without the mark of the call
+            graded(body, number)(handler)
+        return reply
+    with Server(behave) as server:
+        flags = [*FLAGS, "--model", model, "--out", tmp_path, "--run", "r", "--steps", 2, "--save_every", 1, "--hri_warmup", 0, "--judge", "api",
+                 "--judge_url", server.url, "--judge_model", "m", "--resume", "auto"]
+        first = Run(*flags, log=tmp_path / "log")
+        deadline, stored = time.monotonic() + 120, Store(tmp_path / "judge.sqlite", "").db
+        # 22 verdicts stored, and all calls of the second step at the server: none of them may turn up after the kill.
+        while stored.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0] < 16 + 6 or len(server.calls) < 1 + 16 + 16:
+            assert time.monotonic() < deadline and first.processes[0].is_alive(), first.log.read_text()
+            time.sleep(0.05)
+        first.processes[0].kill()
+        first.wait()
+        killed.set()
+        assert sum(sold.values()) == 1 + 16 + 6 and len(metrics(tmp_path / "r")) == 1
+        Run(*flags, log=tmp_path / "log").ok()
+    check = next(text for text in sold if "Mara climbed" in text)
+    assert sold.pop(check) == 2            # one small call a start, which is never answered from the store
+    assert len(sold) == 32 and set(sold.values()) == {1} and len(metrics(tmp_path / "r")) == 2
