@@ -151,3 +151,25 @@ def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path
     check = next(text for text in sold if "Mara climbed" in text)
     assert sold.pop(check) == 2            # one small call a start, which is never answered from the store
     assert len(sold) == 32 and set(sold.values()) == {1} and len(metrics(tmp_path / "r")) == 2
+
+
+def test_a_held_out_judge_is_logged_beside_the_reward_and_never_trained_on(model, tmp_path):
+    with Server(graded) as server, Server(lambda *_: say(answer(lambda v: [part.update(score=0) for part in v.values()]))) as other:
+        lines, run = go(model, tmp_path, server, "--steps", 3, "--watch_url", other.url, "--watch_model", "w", "--watch_every", 2)
+    assert [("watch/gap" in line) for line in lines] == [True, False, True]
+    rows = [r for r in data.read_episodes(run / "rollouts/step_000000.jsonl") if not r.is_human]
+    assert lines[0]["watch/score"] == 0 and lines[0]["watch/failed"] == 0
+    assert abs(lines[0]["watch/gap"] - sum(r.verdict["score"] for r in rows) / len(rows)) < 15      # of a sample: eight of twelve stories
+    assert all(r.verdict["judge"] == "m" for r in rows)
+
+
+def test_a_spent_budget_ends_the_run_with_its_state_saved_and_more_money_goes_on(model, tmp_path, capsys):
+    money = ["--steps", 3, "--judge_price", 2, 20, "--judge_in_flight", 1]       # $0.012 a call, 16 calls a step
+    with Server(graded) as server:
+        with pytest.raises(SystemExit) as end:
+            go(model, tmp_path, server, *money, "--judge_budget", 0.3)
+        assert end.value.code == 1 and "the judge's budget is spent" in capsys.readouterr().err
+        spent = 0.012 * (len(server.calls) - 1)                                  # the check is free of the ledger
+        assert 0.192 < spent <= 0.3 and list((tmp_path / "r/checkpoints").glob("step_*"))
+        lines, _ = go(model, tmp_path, server, *money, "--judge_budget", 5, "--resume", "auto")
+        assert len(lines) == 3 and lines[-1]["judge/dollars"] == pytest.approx(0.012 * 48) and len(server.calls) == 48 + 2
