@@ -107,17 +107,21 @@ class Linear(nn.Module):
 
     def forward(self, x):
         if self.packed:
-            return torch.ops.stories.packed_linear(x, self.weight)
+            return (torch.ops.stories.packed_linear if torch.compiler.is_compiling() else packed_linear)(x, self.weight)
         y = F.linear(x, self.weight)
         if self.lora_A is not None:
             y = y + F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A), self.lora_B).to(y.dtype) * self.lora_scale
         return y
 
 
+def packed_linear(x, weight):
+    return torch.ops.mkldnn._linear_pointwise(x, weight.packed, None, "none", [], "")
+
+
 # An operator of its own, because a compiler cannot look into a packed tensor: it sees the plain weight that carries it.
 LIBRARY = torch.library.Library("stories", "DEF")
 LIBRARY.define("packed_linear(Tensor x, Tensor weight) -> Tensor")
-LIBRARY.impl("packed_linear", lambda x, weight: torch.ops.mkldnn._linear_pointwise(x, weight.packed, None, "none", [], ""), "CPU")
+LIBRARY.impl("packed_linear", packed_linear, "CPU")
 LIBRARY.impl("packed_linear", lambda x, weight: x.new_empty(*x.shape[:-1], len(weight)), "Meta")
 
 
@@ -584,7 +588,7 @@ class Qwen35(nn.Module):
 
     def logits(self, hidden):
         if self.packed:
-            return torch.ops.stories.packed_linear(hidden, self.head_weight())
+            return packed_linear(hidden, self.head_weight())
         return F.linear(hidden, self.head_weight())
 
     def head_weight(self):

@@ -78,7 +78,7 @@ def replica(model: Qwen35, dtype=None, compile: bool = False) -> Qwen35:
     cast(copy, dtype or weight.dtype).requires_grad_(False)
     copy.to_empty(device=weight.device)
     copy.hf_config, copy.source, copy.prefix = model.hf_config, model.source, model.prefix
-    copy.compiled = torch.compile(copy.blocks) if compile else None
+    copy.compiled = torch.compile(copy.blocks, dynamic=True) if compile and weight.device.type == "cpu" else None
     return refresh(copy, model)
 
 
