@@ -103,13 +103,15 @@ def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
             finally:
                 spans[name].append((began, time.monotonic()))
         return call
-    monkeypatch.setattr(train.rollout, "generate", timed("writing", train.rollout.generate))
+    def write(*args, on_finish, generate=train.rollout.generate, **options):
+        def finished(*story):
+            time.sleep(0 if os.environ.get("SLOW") else 0.1)     # the random model writes too fast to be met at it
+            on_finish(*story)
+        return generate(*args, on_finish=finished, **options)
+    monkeypatch.setattr(train.rollout, "generate", timed("writing", write))
+    monkeypatch.setattr(train.judging.Judge, "_exchange", timed("judging", train.judging.Judge._exchange))
     monkeypatch.setattr(train, "sample", timed("both", train.sample))
-
-    def behave(body, number):
-        spans["judging"].append((time.monotonic() - DELAY, time.monotonic()))
-        return graded(body, number)
-    with Server(behave, latency=DELAY) as server:
+    with Server(graded, latency=DELAY) as server:
         lines, _ = go(train.ROOT / "stories/tiny-base" if os.environ.get("SLOW") else model, tmp_path, server, *SIZE)
     rows = []
     for line, write, (began, end) in zip(lines, spans["writing"], spans["both"]):
@@ -119,7 +121,7 @@ def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
             print("\nstep {}: {} calls; writing {:.1f} s + judge busy {:.1f} s = {:.1f} s, both together {:.1f} s; "
                   "rollout/seconds {:.1f}, seconds {:.1f}".format(line["step"], len(calls), *rows[-1][:2], sum(rows[-1][:2]), rows[-1][2],
                                                                   line["rollout/seconds"], line["seconds"]))
-    assert len(rows) == SIZE[1] and all(writing + judging - both > 0.5 * min(writing, judging) for writing, judging, both in rows)
+    assert len(rows) == SIZE[1] and all(writing + judging - both > 0.25 * min(writing, judging) for writing, judging, both in rows)
 
 
 def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path):
