@@ -5,8 +5,9 @@ slows both. Before a row is timed, its answer is compared with the peer's; a row
 are flushed to zero on both sides: strong decays of the delta rule make them, and they cost the peer more than us.
 
     python -m scripts.bench                            # the table; about ten minutes on two quiet cores
-    python -m scripts.bench --only decode_8 --pairs 9  # one row (also: growth, memory, profile)
+    python -m scripts.bench --only decode_8 --pairs 9  # one row (also: memory, growth, profile)
     python -m scripts.bench --clock cpu --threads 1    # CPU time of one thread: for a machine that is shared
+    python -m scripts.bench --plot docs/growth.png --doc docs/performance.md  # the figures of that page
 
 TRL is optional (requirements-bench.txt). On a GPU, `--only gpu` measures the copy bandwidth and the matmul rate first, then
 decoding and training of random weights at the 9B's and the 2B's shape as a share of them. Left out: vLLM and other servers.
@@ -17,7 +18,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -45,6 +45,13 @@ NINE_B = TINY | dict(vocab_size=248320, hidden_size=4096, intermediate_size=1228
 TWO_B = NINE_B | dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=24, num_attention_heads=8, num_key_value_heads=2,
                       linear_num_value_heads=16, tie_word_embeddings=True)
 CLOCK = time.perf_counter
+LINES = []  # what was printed, for --doc
+BEGIN, END = "<!-- bench: the lines between these two comments are written by scripts/bench.py --doc -->", "<!-- bench: end -->"
+
+
+def say(line):
+    print(line, flush=True)
+    LINES.append(line)
 
 
 def seconds(work) -> float:
@@ -75,7 +82,7 @@ class Pair:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (self.folder / name).write_bytes((BASE / name).read_bytes())
         self.peer = transformers.Qwen3_5ForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
-        self.replica = rollout.replica(self.ours)
+        self.replica, self.compiled, self.checked = rollout.replica(self.ours), rollout.replica(self.ours, compile=True), {}
 
     def hf_generate(self, ids, mask, tokens, **kind):
         with torch.inference_mode():
@@ -167,26 +174,30 @@ def logprobs(_):
     return lambda: logprob_work("ours"), lambda: logprob_work("naive"), f"values or gradients differ by {gap:.1e}" if not gap < 1e-4 else None
 
 
-def same_greedy(pair, lengths=(1, 7, 20, 33, 64, 65, 90, 128), tokens=256):
+def same_greedy(pair, model, lengths=(1, 7, 20, 33, 64, 65, 90, 128), tokens=256):
     """Greedy tokens of one batch of different prompts against transformers', left-padded -> what is wrong, or None."""
     prompts = [random_ids(n, seed=n).tolist() for n in lengths]
     width = max(lengths)
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     theirs = pair.hf_generate(ids, mask, tokens, do_sample=False, eos_token_id=None).tolist()
-    ours = [c.ids for c in rollout.generate(pair.replica, prompts, max_new_tokens=tokens, temperature=0)]
+    ours = [c.ids for c in rollout.generate(model, prompts, max_new_tokens=tokens, temperature=0)]
     wrong = sum(a != b for a, b in zip(ours, theirs))
     return f"{wrong} of {len(prompts)} greedy stories differ" if wrong else None
 
 
-def decode(B: int, prompt=16, tokens=256):
+def decode(B: int, prompt=16, tokens=256, compiled=True):
     def row(pair):
-        if not hasattr(pair, "greedy"):
-            pair.greedy = same_greedy(pair)
+        model = pair.compiled if compiled else pair.replica
+        if compiled not in pair.checked:
+            start = time.perf_counter()
+            pair.checked[compiled] = same_greedy(pair, model)
+            if compiled:
+                say(f"(checked our compiled decode step; that took {time.perf_counter() - start:.0f} s with the compiling, not counted below)")
         ids = random_ids(1, prompt)
-        ours = lambda: rollout.generate(pair.replica, ids.tolist() * B, max_new_tokens=tokens, slots=B)
+        ours = lambda: rollout.generate(model, ids.tolist() * B, max_new_tokens=tokens, slots=B)
         batch = ids.repeat(B, 1)
-        return ours, lambda: pair.hf_generate(batch, torch.ones_like(batch), tokens, do_sample=True, top_k=0), pair.greedy
+        return ours, lambda: pair.hf_generate(batch, torch.ones_like(batch), tokens, do_sample=True, top_k=0), pair.checked[compiled]
     return row
 
 
@@ -254,6 +265,7 @@ def grpo(pair):
         return variety(completions)
     trainer = GRPOTrainer(model=AutoModelForCausalLM.from_pretrained(pair.folder, dtype=torch.float32), reward_funcs=rewards, args=config,
                           train_dataset=Dataset.from_dict({"prompt": [PROMPT] * n}), processing_class=AutoTokenizer.from_pretrained(pair.folder))
+    train.connect()  # our update sums over processes, though there is one
     turns = alternate(trainer, TrainerCallback)
     next(turns)  # both sides warm
     ids = random_ids(4, 64)
@@ -303,6 +315,7 @@ ROWS = {
     "decode_1": ("decode 256 tokens, B = 1", decode(1), None, None),
     "decode_8": ("decode 256 tokens, B = 8", decode(8), 2.5, 4.0),
     "decode_32": ("decode 256 tokens, B = 32", decode(32), 1.7, 3.0),
+    "eager_8": ("decode 256 tokens, B = 8, our step not compiled", decode(8, compiled=False), None, None),
     "group": ("group of 8 from one 512-token prompt, 64 tokens", decode(8, 512, 64), 3.0, 6.0),
     "prefill": ("prefill of 4096", prefill, None, None),
     "grpo": ("one GRPO step, 8 stories x 256 tokens, against TRL", grpo, 1.5, 3.0),
@@ -326,20 +339,24 @@ def compare(name: str, pair, pairs: int) -> dict:
 
 def show(r: dict):
     if "ratio" not in r:
-        print(f"{r['what']:52s} {'skipped: ' + r['skipped'] if 'skipped' in r else 'VOID: ' + r['void']}", flush=True)
-        return
+        return say(f"{r['what']:52s} {'skipped: ' + r['skipped'] if 'skipped' in r else 'VOID: ' + r['void']}")
     bar = "" if r["bar"] is None else f"bar {r['bar']:.2f} {'met' if r['ratio'] >= r['bar'] else 'MISSED'}, goal {r['goal']:.2f}"
-    print(f"{r['what']:52s} {r['ours'] * 1e3:10.1f} {r['peer'] * 1e3:10.1f} {r['ratio']:7.2f} x  ({r['low']:.2f} to {r['high']:.2f})  {bar}", flush=True)
+    say(f"{r['what']:52s} {r['ours'] * 1e3:10.1f} {r['peer'] * 1e3:10.1f} {r['ratio']:7.2f} x  ({r['low']:.2f} to {r['high']:.2f})  {bar}".rstrip())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory and growth
 
+def high_water() -> int:
+    # Not getrusage: that one inherits the peak of the process that started this one.
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+
 def peak(work, *args):
     """Bytes by which a fresh process's peak exceeds what it held before `work`."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     work(*args)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return high_water() - before
 
 
 def peak_logprobs(kind):
@@ -367,17 +384,20 @@ def fill_slots(model, n, tokens):
 
 
 def memory() -> list[dict]:
+    if not os.path.exists("/proc/self/status"):
+        return say("memory: skipped, it reads /proc, which only Linux has") or []
     with mp.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         ours, naive = pool.apply(peak_logprobs, ("ours",)), pool.apply(peak_logprobs, ("naive",))
         used, planned = pool.apply(peak_decode, (8, 17000))
-    print(f"log-prob peak memory: ours {ours / 1e6:.0f} MB, naive {naive / 1e6:.0f} MB, share {ours / naive:.2f} (bar 0.50, goal 0.30)")
-    print(f"decoding in 8 slots of 17,000 tokens: peak {used / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB calculated")
+    say(f"\nlog-prob peak memory: ours {ours / 1e6:.0f} MB, naive {naive / 1e6:.0f} MB, share {ours / naive:.2f} (bar 0.50, goal 0.30)")
+    say(f"decoding in 8 slots of 17,000 tokens: peak {used / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB calculated")
     return [dict(row="logprob_memory", ours=ours, peer=naive, share=ours / naive), dict(row="decode_memory", ours=used, calculated=planned)]
 
 
 def growth(plot: str | None, contexts=(256, 1024, 4096, 16384), batches=(1, 8, 64), story=17000, window=64) -> list[dict]:
     """Time of a decode step by context and batch beside the bytes it reads, and one story of `story` tokens, written whole."""
     model, rows = rollout.replica(qwen.new(TINY)), []
+    say("")
     weights = sum(p.nbytes for p in model.parameters())
     per_token = rollout.slot_bytes(model.config, 1, 4) - rollout.slot_bytes(model.config, 0, 4)
     states = sum(t.nbytes for kind, layer in zip(model.config.layer_types, model.new_cache(1, 1).layers)
@@ -392,17 +412,15 @@ def growth(plot: str | None, contexts=(256, 1024, 4096, 16384), batches=(1, 8, 6
                 each = min(seconds(lambda: slots.run(8)) / 8 for _ in range(window // 16))
                 read = weights + B * (2 * states + per_token * context)
                 rows.append(dict(row="growth", batch=B, context=context, ms=each * 1e3, cache_bytes=B * per_token * context, bytes=read))
-                print(f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms a step, {each * 1e3 / B:7.3f} ms a token; "
-                      f"reads {B * per_token * context / 1e6:8.1f} MB of cache, {read / 1e6:8.1f} MB in all ({read / each / 1e9:5.1f} GB/s)", flush=True)
-    if story:
-        marks, start = {}, CLOCK()
-        for _, c, ended in rollout.stream(model, [[1, 2, 3]], max_new_tokens=story):
-            marks[len(c.ids)] = CLOCK() - start
-        at = lambda n: (marks[n + 256] - marks[n - 256]) / 512 * 1e3
-        spots = [n for n in (1024, 4096, 16384) if n + 256 <= story]
-        print(f"one story of {len(c.ids):,} tokens in {marks[story]:.0f} s; " +
-              ", ".join(f"at {n:,}: {at(n):.2f} ms a token, {per_token * n / 1e6:.1f} MB of cache" for n in spots), flush=True)
-        rows.append(dict(row="story", tokens=len(c.ids), seconds=marks[story], ms_at={n: at(n) for n in spots}))
+                say(f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms a step, {each * 1e3 / B:7.3f} ms a token; "
+                    f"reads {B * per_token * context / 1e6:8.1f} MB of cache, {read / 1e6:8.1f} MB in all ({read / each / 1e9:5.1f} GB/s)")
+    marks, start = {}, CLOCK()
+    for _, c, _ in rollout.stream(model, [[1, 2, 3]], max_new_tokens=story):
+        marks[len(c.ids)] = CLOCK() - start
+    at = {n: (marks[n + 256] - marks[n - 256]) / 512 * 1e3 for n in (1024, 4096, 16384)}
+    say(f"one story of {len(c.ids):,} tokens in {marks[story]:.0f} s; " +
+        ", ".join(f"at {n:,}: {ms:.2f} ms a token, {per_token * n / 1e6:.1f} MB of cache" for n, ms in at.items()))
+    rows.append(dict(row="story", tokens=len(c.ids), seconds=marks[story], ms_at=at))
     if plot:
         draw(rows, plot)
     return rows
@@ -427,27 +445,33 @@ def draw(rows, path):
     figure.savefig(path, dpi=110)
 
 
-def profile_steps(B=8, top=12):
-    """Where a decode step and a training step spend CPU time, by operator."""
+FAMILIES = {"matrix products": ("mm", "linear_pointwise"), "triangular solves": ("solve_triangular",), "attention": ("scaled_dot",),
+            "copies and fills": ("copy", "cat", "fill", "clone", "index", "zero", "scatter", "gather", "pad")}
+
+
+def profile_steps(pair, B=8, tokens=64):
+    """Where decoding and a training step spend CPU time, by kind of operator: in transformers, where all this began, and here."""
     from torch.profiler import ProfilerActivity, profile
-    model = qwen.new(TINY)
-    copy, ids = rollout.replica(model), random_ids(8, 256)
-    with torch.inference_mode():
-        slots = rollout.Slots(copy, B, 400, rollout.Sampling())
-        slots.fill(list(range(B)), tuple(range(100)), list(range(B)))
-        slots.run(4)
-        with profile(activities=[ProfilerActivity.CPU]) as decoding:
-            slots.run(32)
-    lengths = torch.full((8,), 256)
-    model.token_logprobs(ids, lengths).sum().backward()
-    with profile(activities=[ProfilerActivity.CPU]) as training:
-        model.token_logprobs(ids, lengths).sum().backward()
-    for title, p, n in (("decode step, B = 8", decoding, 32), ("training step, 8 x 256", training, 1)):
-        events = sorted(p.key_averages(), key=lambda e: -e.self_cpu_time_total)
-        total = sum(e.self_cpu_time_total for e in events)
-        print(f"{title}: {total / n / 1e3:.2f} ms in {sum(e.count for e in events) / n:.0f} calls")
-        for e in events[:top]:
-            print(f"  {e.key:36s} {100 * e.self_cpu_time_total / total:5.1f} %  {e.self_cpu_time_total / n / 1e3:9.3f} ms  {e.count / n:7.1f} calls")
+    prompts, ids = random_ids(B, 16), random_ids(8, 256)
+
+    def peer_step():
+        logits = pair.peer.train()(ids, use_cache=False).logits[:, :-1]
+        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    for title, n, work in (
+            (f"decode step, B = {B}, transformers", tokens, lambda: pair.hf_generate(prompts, torch.ones_like(prompts), tokens, do_sample=True, top_k=0)),
+            (f"decode step, B = {B}, ours, eager", tokens, lambda: rollout.generate(pair.replica, prompts.tolist(), max_new_tokens=tokens)),
+            ("training step, 8 x 256, transformers", 1, peer_step),
+            ("training step, 8 x 256, ours", 1, lambda: (-pair.ours.token_logprobs(ids).mean()).backward())):
+        work()
+        alone = min(seconds(work) for _ in range(3)) / n
+        with profile(activities=[ProfilerActivity.CPU]) as p:
+            work()
+        events, shares = p.key_averages(), {}
+        for e in events:
+            family = next((f for f, words in FAMILIES.items() if any(w in e.key for w in words)), "elementwise, reductions, bookkeeping")
+            shares[family] = shares.get(family, 0) + e.self_cpu_time_total / sum(e.self_cpu_time_total for e in events)
+        parts = ", ".join(f"{f} {100 * share:.0f} %" for f, share in sorted(shares.items(), key=lambda x: -x[1]))
+        say(f"{title}: {alone * 1e3:.1f} ms, {sum(e.count for e in events) / n:,.0f} operator calls;\n    {parts}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -464,10 +488,11 @@ def timed(work, n=10) -> float:
     return (time.perf_counter() - start) / n
 
 
-def random_replica(hf, device="cuda"):
+@torch.no_grad()
+def random_model(hf, dtype, fused=False, device="cuda"):
     with torch.device("meta"):
-        model = qwen.Qwen35(qwen.ModelConfig.from_hf(hf), fused=True)
-    qwen.cast(model, torch.bfloat16).requires_grad_(False).to_empty(device=device)
+        model = qwen.Qwen35(qwen.ModelConfig.from_hf(hf), fused)
+    qwen.cast(model, dtype).to_empty(device=device)
     for name, p in model.named_parameters():
         p.normal_(0, 0.02) if p.dim() > 1 else p.fill_(1.0 if "dt_bias" in name or "linear_attn.norm" in name else 0.0)
     return model
@@ -480,7 +505,7 @@ def gpu() -> list[dict]:
     x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     rate = 2 * 8192 ** 3 / timed(lambda: x @ y)
     del x, y
-    print(f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s")
+    say(f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s")
     rows = [dict(row="gpu_limits", bandwidth=bandwidth, matmul=rate)]
     rows += gpu_decode(bandwidth)
     rows += gpu_train("LoRA 9B", NINE_B, 32, rate)
@@ -490,7 +515,7 @@ def gpu() -> list[dict]:
 
 def gpu_decode(bandwidth) -> list[dict]:
     """Steps of a random 9B, caches filled to the context; the limit is weights and caches read once, states read and written."""
-    model, rows = random_replica(NINE_B), []
+    model, rows = random_model(NINE_B, torch.bfloat16, fused=True).requires_grad_(False), []
     c = model.config
     weights = sum(p.nbytes for p in model.parameters()) - model.embed_tokens.weight.nbytes
     states = sum(kind != "full_attention" for kind in c.layer_types) * 4 * c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim
@@ -503,8 +528,8 @@ def gpu_decode(bandwidth) -> list[dict]:
             slots.cache.lengths.fill_(context)
             each = timed(lambda: slots.run(8), 8) / 8
         share = (weights + B * (2 * states + per_token * context)) / bandwidth / each
-        print(f"decode 9B, B = {B:2d}, {context:6,d}: {each * 1e3:7.2f} ms a step, {B / each:8.0f} tokens/s, {100 * share:.0f} % of the limit, "
-              f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)
+        say(f"decode 9B, B = {B:2d}, {context:6,d}: {each * 1e3:7.2f} ms a step, {B / each:8.0f} tokens/s, {100 * share:.0f} % of the limit, "
+              f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
         rows.append(dict(row="gpu_decode", batch=B, context=context, ms=each * 1e3, share=share, peak=torch.cuda.max_memory_allocated()))
         del slots
         torch.cuda.empty_cache()
@@ -516,12 +541,7 @@ def gpu_train(name, hf, lora_rank, rate, tokens=6144) -> list[dict]:
     for the base, which leaves 6."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    with torch.device("meta"):
-        model = qwen.Qwen35(qwen.ModelConfig.from_hf(hf))
-    qwen.cast(model, torch.bfloat16 if lora_rank else torch.float32).to_empty(device="cuda")
-    with torch.no_grad():
-        for n, p in model.named_parameters():
-            p.normal_(0, 0.02) if p.dim() > 1 else p.fill_(1.0 if "dt_bias" in n or "linear_attn.norm" in n else 0.0)
+    model = random_model(hf, torch.bfloat16 if lora_rank else torch.float32)
     model.checkpointing = True
     params = qwen.add_lora(model, lora_rank, 32.0) if lora_rank else list(model.parameters())
     optimiser = torch.optim.AdamW(params, lr=1e-6, fused=True)
@@ -546,12 +566,24 @@ def gpu_train(name, hf, lora_rank, rate, tokens=6144) -> list[dict]:
         once = timed(rule, 3)
     both = timed(lambda: rule().sum().backward(), 3)
     delta_share = sum(kind != "full_attention" for kind in c.layer_types) * (once + both) / each
-    print(f"training step {name}, {tokens:,} tokens: {each:.2f} s, {100 * share:.0f} % of the matmul rate, the delta rule {100 * delta_share:.0f} % of it, "
-          f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)
+    say(f"training step {name}, {tokens:,} tokens: {each:.2f} s, {100 * share:.0f} % of the matmul rate, the delta rule {100 * delta_share:.0f} % of it, "
+          f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
     return [dict(row="gpu_train", name=name, seconds=each, share=share, delta=delta_share, peak=torch.cuda.max_memory_allocated())]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+def fill(page: Path):
+    """Puts what was printed between the two comment lines of a page. ValueError: the page lacks them."""
+    text = page.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{page} lacks the two lines {BEGIN!r} and {END!r}; add them where the table belongs")
+    head, _, rest = text.partition(BEGIN)
+    table = "\n".join(["", "```", *LINES, "```", ""])
+    partial = page.with_name(page.name + ".tmp")
+    partial.write_text(head + BEGIN + table + END + rest.partition(END)[2])
+    os.replace(partial, page)
+
 
 EXTRA = ("memory", "growth", "profile", "gpu")
 
@@ -565,22 +597,24 @@ def main(argv=None):
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of both sides (default: all cores)")
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     parser.add_argument("--plot", metavar="FILE", help="draw the growth rows there (png)")
+    parser.add_argument("--doc", metavar="FILE", help="also write what is printed into this page, between its two comment lines")
     args = parser.parse_args(argv)
     if args.pairs < 1 or args.threads < 1:
         parser.error("--pairs and --threads must be at least 1")
+    wanted = args.only or [*ROWS, "memory", "growth", "profile", *(["gpu"] if torch.cuda.is_available() else [])]
+    if "gpu" in wanted and not torch.cuda.is_available():
+        parser.error("gpu: no CUDA device here; the CPU rows need none")
     # Before the first parallel operation: worker threads inherit it. It holds for our side and for the peer's.
     torch.set_flush_denormal(True)
     torch.set_num_threads(args.threads)
     CLOCK = time.process_time if args.clock == "cpu" else time.perf_counter
-    wanted = args.only or [*ROWS, "memory", "growth", *(["gpu"] if torch.cuda.is_available() else [])]
-    if "gpu" in wanted and not torch.cuda.is_available():
-        parser.error("gpu: no CUDA device here; the CPU rows need none")
     results, rows = [], [name for name in wanted if name in ROWS]
-    if rows:
+    if rows or "profile" in wanted:
         pair = Pair()
+    if rows:
         size = sum(p.numel() for p in pair.ours.parameters()) / 1e6
-        print(f"tiny Qwen3.5 ({size:.1f} M parameters, fp32), {args.threads} thread(s), {args.clock} time, denormals flushed on both sides, "
-              f"median of {args.pairs} interleaved pairs\n{'':52s} {'ours, ms':>10s} {'peer, ms':>10s} {'ratio':>9s}  (spread)")
+        say(f"tiny Qwen3.5 ({size:.1f} M parameters, fp32), torch {torch.__version__}, {args.threads} thread(s), {args.clock} time,\n"
+            f"denormals flushed on both sides, median of {args.pairs} interleaved pairs\n{'':52s} {'ours, ms':>10s} {'peer, ms':>10s} {'ratio':>9s}  (spread)")
     for name in rows:
         results.append(compare(name, pair, args.pairs))
         show(results[-1])
@@ -589,13 +623,15 @@ def main(argv=None):
     if "growth" in wanted:
         results += growth(args.plot)
     if "profile" in wanted:
-        profile_steps()
+        profile_steps(pair)
     if "gpu" in wanted:
         results += gpu()
     if args.json:
         partial = Path(args.json + ".tmp")
         partial.write_text(json.dumps(dict(torch=torch.__version__, threads=args.threads, clock=args.clock, rows=results), indent=1))
         os.replace(partial, args.json)
+    if args.doc:
+        fill(Path(args.doc))
     return 1 if any("void" in r for r in results) else 0
 
 
