@@ -288,7 +288,6 @@ class DeltaNet(nn.Module):
             qkv, g, beta = rows.unpack(qkv), rows.unpack(g), rows.unpack(beta)
             if rows.real is not None:  # padding neither decays nor writes
                 g, beta = g * rows.real, beta * rows.real
-            T = qkv.shape[1]
             padded = F.pad(qkv, (0, 0, self.width - 1, 0))
             qk, v = self.heads(Conv.apply(padded, taps))
             with torch.autocast(x.device.type, enabled=False):  # the state stays fp32 whatever the rest does
