@@ -146,7 +146,7 @@ TINY = dict(
     prompts=8, group=7, max_new_tokens=288, top_p=1.0, top_k=0, repetition_penalty=1.0, deviation=0.5,
     hri="positive", hri_warmup=0,  # on form the policy soon beats the person, and a negative anchor would push it away from good words
     lr=1.5e-3, lr_warmup=6, lr_decay=True, length_low=[0.15, 8, 1000], length_high=[0.25, 12, 1500], min_words=15, checkpointing=False, save_every=0,
-    micro_batch_tokens=4096, keep_replica=True, warm_start_lr=1e-3)
+    micro_batch_tokens=2048, keep_replica=True, warm_start_lr=1e-3)
 PRESETS = {"polaris-9b": {}, "tiny": TINY}
 
 
