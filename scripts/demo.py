@@ -28,6 +28,7 @@ import train
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = judge.OfflineJudge().words
+READING = "## What this says, and what it does not"  # from here on the page is written by hand, and stays
 
 
 def real_words(story: str) -> float | None:
@@ -124,9 +125,11 @@ def main():
         text.append(f"**{e.prompt}**\n")
         for name, story in (("before", before), ("after", then)):
             text.append(f"{name} ({judge.count_words(story)} words)\n\n" + "\n".join("> " + line for line in story.splitlines()) + "\n")
-    Path(a.doc).parent.mkdir(exist_ok=True)
-    Path(a.doc).write_text("\n".join(text))
     print("\n".join(text))
+    page = Path(a.doc)
+    page.parent.mkdir(exist_ok=True)
+    old = page.read_text() if page.exists() else ""
+    page.write_text("\n".join(text) + ("\n" + READING + old.partition(READING)[2] if READING in old else ""))
     print(f"wrote {a.doc}", file=sys.stderr)
 
 
