@@ -604,6 +604,8 @@ def main(argv=None):
     wanted = args.only or [*ROWS, "memory", "growth", "profile", *(["gpu"] if torch.cuda.is_available() else [])]
     if "gpu" in wanted and not torch.cuda.is_available():
         parser.error("gpu: no CUDA device here; the CPU rows need none")
+    if args.plot:
+        import matplotlib  # noqa: F401  missing, it is missed now and not after ten minutes
     # Before the first parallel operation: worker threads inherit it. It holds for our side and for the peer's.
     torch.set_flush_denormal(True)
     torch.set_num_threads(args.threads)

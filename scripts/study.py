@@ -285,10 +285,15 @@ def figure(results: dict[str, list[dict]], path: Path, measure: str):
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(8, 6), layout="constrained")
     colour = lambda name: "#555555" if name == "start" else "#b5542a" if name in OFFLINE else "#1f4e79" if "hri" in name else "#5f9e6e"
-    for i, (name, cells) in enumerate(results.items()):
-        (x, dx), (y, dy) = (interval([c[k] for c in cells]) for k in ("diversity", "quality"))
-        ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="o" if "d0.5" not in name and "d1" not in name else "s", color=colour(name), lw=0.8, capsize=2)
-        ax.annotate(name, (x, y), textcoords="offset points", xytext=(5, 5 if i % 2 else -11), fontsize=8, color=colour(name))
+    spots = {name: [interval([c[k] for c in cells]) for k in ("diversity", "quality")] for name, cells in results.items()}
+    for i, (name, ((x, dx), (y, dy))) in enumerate(spots.items()):
+        bars = ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="o" if "d0.5" not in name and "d1" not in name else "s", color=colour(name), lw=0.8, capsize=2)
+        for part in (*bars[1], *bars[2]):
+            part.set_alpha(0.4)
+        # A name stands left of its point where another point is close on the right.
+        left = any(other != name and 0 <= u - x < 0.015 and abs(v - y) < 0.01 for other, ((u, _), (v, _)) in spots.items())
+        ax.annotate(name, (x, y), textcoords="offset points", xytext=(-5 if left else 5, 5 if i % 2 else -11), fontsize=9,
+                    ha="right" if left else "left", color=colour(name))
     ax.set_xlabel(f"diversity: mean distance between stories of one prompt ({measure}, not trained on)")
     ax.set_ylabel("quality by the judge / 100 (offline judge: form)")
     ax.grid(alpha=0.3)
