@@ -3,8 +3,9 @@ PYTHON ?= python3
 PY = .venv/bin/python
 
 .PHONY: train test judge
+# The demo is the same on every machine: two processes, one thread each, GPUs left alone.
 train: .venv/.installed
-	$(PY) train.py
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc_per_node=2 train.py
 
 test: .venv/.installed
 	$(PY) -m pytest -q

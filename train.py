@@ -64,7 +64,7 @@ class Config:
     model: str = opt("Qwen/Qwen3.5-9B", "checkpoint folder or hub id of a Qwen3.5 model")
     data: str = opt("out/stories.jsonl", "JSON Lines of prompts and human stories (python -m scripts.anthologies build)")
     out: str = opt("out", "folder that holds all runs")
-    run: str = opt("", "name of this run; empty: the preset's name")
+    name: str = opt("", "name of this run; empty: the preset's name")
     seed: int = opt(0, "same seed, same machine: same stories, same losses")
     steps: int = opt(-1, "GRPO steps; -1: one epoch, the last partial batch dropped")
     # a group
@@ -167,7 +167,7 @@ def parse(args=None, kind=Config, presets=PRESETS, about=__doc__):
               f"{torch.cuda.device_count()} GPU(s) found"
         print(f"preset {chosen}: {why}", flush=True)
     config.preset = chosen
-    config.run = config.run or chosen
+    config.name = config.name or chosen
     return config
 
 
@@ -474,7 +474,7 @@ def make_judge(c: Config, cache=True):
     return judging.Judge(c.judge_url, c.judge_model, temperature=sent(c.judge_temperature), top_p=sent(c.judge_top_p), seed=sent(c.judge_seed),
                          reasoning_effort=c.judge_reasoning_effort or None, samples=c.judge_samples, in_flight=c.judge_in_flight,
                          requests_per_minute=c.judge_per_minute[0], tokens_per_minute=c.judge_per_minute[1], deadline=c.judge_deadline,
-                         connect_timeout=c.judge_timeouts[0], read_timeout=c.judge_timeouts[1], run=c.run,
+                         connect_timeout=c.judge_timeouts[0], read_timeout=c.judge_timeouts[1], run=c.name,
                          cache=Path(c.out, "judge.sqlite") if cache else None, price_in=c.judge_price[0], price_out=c.judge_price[1],
                          budget=c.judge_budget or None)
 
@@ -482,7 +482,7 @@ def make_judge(c: Config, cache=True):
 def watch(c: Config, episodes) -> dict:
     """watch/*: eight of the step's stories (over all processes) before a judge the policy never meets."""
     rows = [e for e in episodes if e.reward is not None and not e.is_human][::max(1, len(episodes) // 8)][:8]
-    judge = judging.Judge(c.watch_url, c.watch_model, os.environ.get("WATCH_API_KEY", ""), cache=Path(c.out, "judge.sqlite"), run=c.run + "/watch")
+    judge = judging.Judge(c.watch_url, c.watch_model, os.environ.get("WATCH_API_KEY", ""), cache=Path(c.out, "judge.sqlite"), run=c.name + "/watch")
     verdicts = [f.result() for f in [judge.submit(e.example.prompt, e.story) for e in rows]]
     judge.close()
     return judging.watch_metrics([100 * e.rewards["quality"] for e in rows], verdicts)
@@ -595,7 +595,7 @@ STATE = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict
 
 def save_checkpoint(c: Config, model, optimiser, step: int, tokenizer, state=True):
     """out/<run>/checkpoints/step_N: what transformers loads, and under state/ what `--resume` loads. It appears by rename."""
-    folder = Path(c.out, c.run, "checkpoints")
+    folder = Path(c.out, c.name, "checkpoints")
     final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.saving"
     try:
         qwen.save(model, partial, torch.bfloat16, write=MAIN)
@@ -691,7 +691,7 @@ class Log:
             self.path.write_text("".join(json.dumps(m) + "\n" for m in self.metrics))
             if c.wandb:
                 import wandb
-                self.wandb = wandb.init(project="long-stories", name=c.run, config=asdict(c))
+                self.wandb = wandb.init(project="long-stories", name=c.name, config=asdict(c))
 
     def write(self, line: dict):
         if MAIN:
@@ -753,7 +753,7 @@ def param_groups(module):
 
 def open_run(c: Config, model, optimiser) -> tuple[Path, int]:
     """The run's folder, and the step it begins with: after `--resume` the checkpoint's, else 0."""
-    folder, start = Path(c.out, c.run), 0
+    folder, start = Path(c.out, c.name), 0
     if c.resume:
         for old in (folder / "checkpoints").glob(".step_*.old") if MAIN else ():
             if not (whole := old.with_name(old.name[1:-4])).exists():  # killed between the two renames that replace a folder
@@ -763,7 +763,7 @@ def open_run(c: Config, model, optimiser) -> tuple[Path, int]:
         at = Path(c.resume) if c.resume != "auto" else newest[-1] if newest else None
         start = load_checkpoint(c, at, model, optimiser) if at else 0
     elif folder.exists() and MAIN:  # an earlier run of this name is kept
-        folder.rename(folder.with_name(f"{c.run}-until-{time.strftime('%Y%m%d-%H%M%S')}"))
+        folder.rename(folder.with_name(f"{c.name}-until-{time.strftime('%Y%m%d-%H%M%S')}"))
     dist.barrier()
     if MAIN:
         (folder / "rollouts").mkdir(parents=True, exist_ok=True)
@@ -794,7 +794,7 @@ def run(c: Config):
     if c.kl:
         reference = Scorer(build(c, device)[0]).requires_grad_(False)
     replica, bad_updates, began = None, 0, time.time()
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc=c.run, disable=not MAIN, dynamic_ncols=True)
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=c.name, disable=not MAIN, dynamic_ncols=True)
 
     step = start
     try:

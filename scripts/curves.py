@@ -1,6 +1,6 @@
 """Several runs in one picture: what a change of one flag did to reward, length, quality and deviation.
 
-    python train.py --run with-hri && python train.py --run without-hri --hri off
+    python train.py --name with-hri && python train.py --name without-hri --hri off
     python -m scripts.curves out/with-hri out/without-hri --out curves.png
 """
 from __future__ import annotations

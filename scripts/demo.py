@@ -82,9 +82,9 @@ def main():
     torch.set_flush_denormal(True)
     runs = []
     for seed in a.seeds:
-        flags = ["--preset", "tiny", "--seed", str(seed), "--run", f"demo-seed-{seed}", *extra]
+        flags = ["--preset", "tiny", "--seed", str(seed), "--name", f"demo-seed-{seed}", *extra]
         c = train.parse(flags)
-        run = Path(c.out, c.run)
+        run = Path(c.out, c.name)
         if not (a.keep and (run / "curves.png").exists()):
             train.main(flags)
         runs.append((seed, run, c))

@@ -51,7 +51,7 @@ class Config:
     test: list[str] = opt([], "the same for held-out pairs; empty: --held_out of the prompts of --data")
     held_out: float = opt(0.1, "share of the prompts kept out of training, requests that differ in length alone together")
     out: str = opt("out", "folder that holds all runs")
-    run: str = opt("prefer", "name of this run")
+    name: str = opt("prefer", "name of this run")
     seed: int = opt(0, "of the split, the order of pairs and LoRA")
     steps: int = opt(-1, "optimiser steps; -1: one epoch, the last partial batch dropped")
     thinking: bool = opt(True, "how a JSON Lines response is laid out: True with an empty thought, False with a closed one")
@@ -359,7 +359,7 @@ def run(c: Config):
     log = train.Log(c, folder, start)
     stopping, bad_updates, began = [], 0, time.time()
     signal.signal(signal.SIGTERM, lambda *_: stopping.append("SIGTERM"))
-    bar = tqdm(range(start, steps + 1), initial=start, total=steps + 1, desc=f"{c.run} ({c.method})", disable=not MAIN, dynamic_ncols=True)
+    bar = tqdm(range(start, steps + 1), initial=start, total=steps + 1, desc=f"{c.name} ({c.method})", disable=not MAIN, dynamic_ncols=True)
     step = start
     try:
         for step in bar:  # `step` updates are done; the last round only looks

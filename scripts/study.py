@@ -120,14 +120,14 @@ def check(a):
 def train_flags(a, name: str, seed: int) -> list[str]:
     """The command line of a GRPO run; `collect` takes no step (learning rate 0) and so samples from the start."""
     group, hri_mode, strength = GRPO.get(name, (GROUP, "off", 0))
-    return [str(x) for x in ("--preset", PRESET[a.scale], "--model", a.model, "--data", a.data, "--out", a.out, "--run", f"{name}-{seed}",
+    return [str(x) for x in ("--preset", PRESET[a.scale], "--model", a.model, "--data", a.data, "--out", a.out, "--name", f"{name}-{seed}",
                              "--seed", seed, "--steps", a.steps, "--prompts", PROMPTS, "--group", group, "--hri", hri_mode, "--hri_warmup", min(15, a.steps // 3),
                              "--deviation", strength, "--similarity", "tfidf", "--lr", a.grpo_lr if name in GRPO else 0, "--judge", a.judge,
                              "--max_new_tokens", a.max_new_tokens, "--keep", 1, "--resume", "auto")]
 
 
 def prefer_flags(a, name: str, seed: int) -> list[str]:
-    return [str(x) for x in ("--preset", PRESET[a.scale], "--model", a.model, "--data", a.out / f"collect-{seed}", "--out", a.out, "--run",
+    return [str(x) for x in ("--preset", PRESET[a.scale], "--model", a.model, "--data", a.out / f"collect-{seed}", "--out", a.out, "--name",
                              f"{name}-{seed}", "--seed", seed, "--method", name, "--steps", a.steps, "--pairs", PROMPTS * GROUP // 2, "--lr",
                              a.offline_lr, "--keep", 1, "--resume", "auto")]
 

@@ -22,7 +22,7 @@ def model(tmp_path_factory):
 
 def go(model, folder, server, *flags):
     """Runs train.py's main in this process, judged by `server` -> (metrics, folder of the run)."""
-    train.main([*FLAGS, "--model", str(model), "--out", str(folder), "--run", "r", "--judge", "api", "--judge_url", server.url,
+    train.main([*FLAGS, "--model", str(model), "--out", str(folder), "--name", "r", "--judge", "api", "--judge_url", server.url,
                 "--judge_model", "m", "--hri_warmup", "0", *map(str, flags)])
     return [json.loads(line) for line in (folder / "r/metrics.jsonl").read_text().splitlines()], folder / "r"
 
@@ -137,7 +137,7 @@ def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path
             graded(body, number)(handler)
         return reply
     with Server(behave) as server:
-        flags = [*FLAGS, "--model", model, "--out", tmp_path, "--run", "r", "--steps", 2, "--save_every", 1, "--hri_warmup", 0, "--judge", "api",
+        flags = [*FLAGS, "--model", model, "--out", tmp_path, "--name", "r", "--steps", 2, "--save_every", 1, "--hri_warmup", 0, "--judge", "api",
                  "--judge_url", server.url, "--judge_model", "m", "--resume", "auto"]
         first = Run(*flags, log=tmp_path / "log")
         deadline, stored = time.monotonic() + 120, Store(tmp_path / "judge.sqlite", "").db

@@ -251,7 +251,7 @@ def test_lora_trains_the_pairs_alone_and_saves_an_adapter(start, tmp_path):
 
 def test_a_run_that_is_terminated_goes_on_as_if_nothing_had_happened(start, tmp_path, monkeypatch):
     source = votes(tmp_path / "votes.jsonl")
-    prefer.main(flags(start, source, tmp_path, "--run", "whole", "--steps", 6))
+    prefer.main(flags(start, source, tmp_path, "--name", "whole", "--steps", 6))
     update, count = prefer.update, []
 
     def interrupted(*args):
@@ -261,9 +261,9 @@ def test_a_run_that_is_terminated_goes_on_as_if_nothing_had_happened(start, tmp_
         return update(*args)
     monkeypatch.setattr(prefer, "update", interrupted)
     with pytest.raises(SystemExit) as stop:
-        prefer.main(flags(start, source, tmp_path, "--run", "cut", "--steps", 6))
+        prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6))
     assert stop.value.code == 1 and [p.name for p in (tmp_path / "cut/checkpoints").glob("step_*")] == ["step_000003"]
-    prefer.main(flags(start, source, tmp_path, "--run", "cut", "--steps", 6, "--resume", "auto"))
+    prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6, "--resume", "auto"))
     whole, cut = metrics(tmp_path, "whole"), metrics(tmp_path, "cut")
     assert [m["step"] for m in cut] == list(range(7))
     assert [m.get("loss") for m in cut] == [m.get("loss") for m in whole] and cut[-1]["held_out/margin"] == whole[-1]["held_out/margin"]
@@ -271,11 +271,11 @@ def test_a_run_that_is_terminated_goes_on_as_if_nothing_had_happened(start, tmp_
 
 def test_two_processes_learn_what_one_does(start, tmp_path):
     source = votes(tmp_path / "votes.jsonl")
-    prefer.main(flags(start, source, tmp_path, "--run", "one", "--steps", 3, "--test_every", 1))
+    prefer.main(flags(start, source, tmp_path, "--name", "one", "--steps", 3, "--test_every", 1))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    command = [sys.executable, "-m", "scripts.prefer", *flags(start, source, tmp_path, "--run", "two", "--steps", 3, "--test_every", 1)]
+    command = [sys.executable, "-m", "scripts.prefer", *flags(start, source, tmp_path, "--name", "two", "--steps", 3, "--test_every", 1)]
     env = os.environ | dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
     both = [subprocess.Popen(command, cwd=ROOT, env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
             for r in (0, 1)]

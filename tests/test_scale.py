@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from datetime import timedelta
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from launch import FLAGS, ROOT, Run, base, metrics, state
 
 import train
+from scripts import prefer
 
 OFTEN = ["--micro_batch_tokens", "120"]  # so that processes differ in how many micro-batches they have
 
@@ -122,3 +124,11 @@ def test_torchrun_restarts_from_the_checkpoint_when_a_worker_is_killed(model, al
     assert len([p for p in tmp_path.iterdir() if p.name.startswith("tiny")]) == 1  # gone on, not begun anew
     assert "(exitcode: -9) local_rank: 2" in (tmp_path / "log").read_text()
     check(tmp_path / "tiny", alone)
+
+
+@pytest.mark.parametrize("config", [train.Config, prefer.Config])
+def test_torchrun_leaves_every_flag_to_the_script(config):
+    """torchrun reads what stands behind the script as well, and takes a flag that abbreviates one of its own."""
+    from torch.distributed.run import parse_args
+    for f in fields(config):
+        assert parse_args(["train.py", f"--{f.name}", "1"]).training_script_args == [f"--{f.name}", "1"]

@@ -35,7 +35,7 @@ def go(model, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "plot", lambda *_: None)
     def call(*args, run="tiny", code=0):
         try:
-            train.main([*FLAGS, "--model", str(model), "--out", str(tmp_path / "out"), "--run", run, *map(str, args)])
+            train.main([*FLAGS, "--model", str(model), "--out", str(tmp_path / "out"), "--name", run, *map(str, args)])
         except SystemExit as end:
             assert end.code == code
         else:
