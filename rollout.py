@@ -439,6 +439,8 @@ def write(args):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = data.load_tokenizer(path)
     model = load(path, torch.bfloat16 if device == "cuda" else torch.float32, device, fused=True)
+    if device == "cpu" and model.config.hidden_size < 1024:
+        torch.set_num_threads(1)  # one row of a small model gains nothing from more, and on a busy machine their waiting costs it 50 x
     thinking = thinks(model) if args.thinking == "auto" else args.thinking == "on"
     prompt = args.prompt.strip()
     if args.words:
