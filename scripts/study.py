@@ -290,9 +290,10 @@ def figure(results: dict[str, list[dict]], path: Path, measure: str):
         bars = ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="o" if "d0.5" not in name and "d1" not in name else "s", color=colour(name), lw=0.8, capsize=2)
         for part in (*bars[1], *bars[2]):
             part.set_alpha(0.4)
-        # A name stands left of its point where another point is close on the right.
-        left = any(other != name and 0 <= u - x < 0.015 and abs(v - y) < 0.01 for other, ((u, _), (v, _)) in spots.items())
-        ax.annotate(name, (x, y), textcoords="offset points", xytext=(-5 if left else 5, 5 if i % 2 else -11), fontsize=9,
+        # A name keeps away from points close by: below where they are above it, left where they are on its right.
+        near = [(u, v) for other, ((u, _), (v, _)) in spots.items() if other != name and abs(u - x) < 0.015 and abs(v - y) < 0.01]
+        left, below = any(u >= x for u, _ in near), any(v >= y for _, v in near) if near else i % 2 == 0
+        ax.annotate(name, (x, y), textcoords="offset points", xytext=(-6 if left else 6, -12 if below else 5), fontsize=9,
                     ha="right" if left else "left", color=colour(name))
     ax.set_xlabel(f"diversity: mean distance between stories of one prompt ({measure}, not trained on)")
     ax.set_ylabel("quality by the judge / 100 (offline judge: form)")
