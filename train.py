@@ -26,7 +26,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -778,7 +778,8 @@ def run(c: Config):
     tokenizer = data.load_tokenizer(c.model)
     examples, humans = prepare(c, tokenizer)
     if c.steps and c.judge == "api" and MAIN:
-        make_judge(c, cache=False).check()
+        with closing(make_judge(c, cache=False)) as first:  # its threads end with it
+            first.check()
     model, scorer = build(c, device)
     optimiser = torch.optim.AdamW(param_groups(scorer), lr=c.lr, betas=(0.9, 0.999), weight_decay=c.weight_decay)
     folder, start = open_run(c, model, optimiser)
