@@ -31,6 +31,7 @@ import torch.nn.functional as F
 import data
 import model as qwen
 import rollout
+from scripts.report import write_file
 
 BASE = Path(__file__).resolve().parent.parent / "stories" / "tiny-base"
 TINY = dict(model_type="qwen3_5_text", architectures=["Qwen3_5ForCausalLM"], vocab_size=4096, hidden_size=256,
@@ -580,9 +581,7 @@ def fill(page: Path):
         raise ValueError(f"{page} lacks the two lines {BEGIN!r} and {END!r}; add them where the table belongs")
     head, _, rest = text.partition(BEGIN)
     table = "\n".join(["", "```", *LINES, "```", ""])
-    partial = page.with_name(page.name + ".tmp")
-    partial.write_text(head + BEGIN + table + END + rest.partition(END)[2])
-    os.replace(partial, page)
+    write_file(page, head + BEGIN + table + END + rest.partition(END)[2])
 
 
 EXTRA = ("memory", "growth", "profile", "gpu")
@@ -629,9 +628,7 @@ def main(argv=None):
     if "gpu" in wanted:
         results += gpu()
     if args.json:
-        partial = Path(args.json + ".tmp")
-        partial.write_text(json.dumps(dict(torch=torch.__version__, threads=args.threads, clock=args.clock, rows=results), indent=1))
-        os.replace(partial, args.json)
+        write_file(Path(args.json), json.dumps(dict(torch=torch.__version__, threads=args.threads, clock=args.clock, rows=results), indent=1))
     if args.doc:
         fill(Path(args.doc))
     return 1 if any("void" in r for r in results) else 0
