@@ -27,13 +27,13 @@ context.set_forkserver_preload(["train", "matplotlib.pyplot", "launch", "transfo
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])  # where the server finds them
 
 
-def base(folder: Path, seed=0, **change) -> Path:
+def base(folder: Path, seed=0, scale=4, **change) -> Path:
     """A random model with the demo's tokenizer. Larger weights than at a usual start, so that stories differ."""
     model = qwen.new(SMALL | change, seed)
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() > 1:
-                p *= 4
+                p *= scale
     qwen.save(model, folder)
     for file in (ROOT / "stories/tiny-base").glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())

@@ -14,26 +14,17 @@ import torch
 
 import data
 import deviation
+import launch
 import model as qwen
 from scripts import prefer
 
-ROOT = Path(prefer.ROOT)
-SMALL = dict(model_type="qwen3_5_text", vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-             num_key_value_heads=1, head_dim=16, linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=16,
-             linear_value_head_dim=16, linear_conv_kernel_dim=4, full_attention_interval=2, tie_word_embeddings=True, rms_norm_eps=1e-6,
-             rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5), max_position_embeddings=512)
-torch.set_num_threads(1)  # matrices this small only lose by waiting for a second thread
 GOOD = "the sea was calm and the old man waited by his boat until the light came back".split()
 BAD = "stone stone wall dust nothing grey and then dust again under broken stone no one".split()
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "base"
-    qwen.save(qwen.new(SMALL, seed=0), folder)
-    for file in (ROOT / "stories/tiny-base").glob("tokenizer*"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+    return launch.base(tmp_path_factory.mktemp("base") / "base", scale=1, max_position_embeddings=512)
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +268,7 @@ def test_two_processes_learn_what_one_does(start, tmp_path):
         port = str(s.getsockname()[1])
     command = [sys.executable, "-m", "scripts.prefer", *flags(start, source, tmp_path, "--name", "two", "--steps", 3, "--test_every", 1)]
     env = os.environ | dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
-    both = [subprocess.Popen(command, cwd=ROOT, env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    both = [subprocess.Popen(command, cwd=launch.ROOT, env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
             for r in (0, 1)]
     for process in both:
         _, said = process.communicate(timeout=120)

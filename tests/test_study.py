@@ -7,26 +7,15 @@ import pytest
 import torch
 
 import data
+import launch
 import model as qwen
 from scripts import study
-
-ROOT = Path(study.ROOT)
-SMALL = dict(model_type="qwen3_5_text", vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-             num_key_value_heads=1, head_dim=16, linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=16,
-             linear_value_head_dim=16, linear_conv_kernel_dim=4, full_attention_interval=2, tie_word_embeddings=True, rms_norm_eps=1e-6,
-             rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5), max_position_embeddings=512)
-torch.set_num_threads(1)  # matrices this small only lose by waiting for a second thread
 
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    model = qwen.new(SMALL, seed=0)
-    for p in model.parameters():
-        p.data *= 4 if p.dim() > 1 else 1  # stories that differ
-    qwen.save(model, folder / "base")
-    for file in (ROOT / "stories/tiny-base").glob("tokenizer*"):
-        (folder / "base" / file.name).write_bytes(file.read_bytes())
+    launch.base(folder / "base", max_position_embeddings=512)
     data.write_examples(folder / "train.jsonl", [data.Example(f"t{i}", f"Tell of subject {i}. It should be {n} words long.", n, "He came. " * (n // 2))
                                                  for i in range(8) for n in [10 + 2 * i]])
     return ["--model", folder / "base", "--data", folder / "train.jsonl", "--out", folder / "out", "--doc", folder / "study.md", "--seeds", 1,
