@@ -1,7 +1,7 @@
-"""A book as it is published (txt, html, epub) -> a list of blocks (paragraph, heading, line) -> clean text.
+"""A book as it is published (txt, html, epub) -> a list of blocks (paragraph, heading, line) -> paragraphs.
 
 Bytes are decoded by what they are, the publisher's frame falls away, and whatever the format was, scripts/headings.py
-sees the same blocks. `clean` turns the blocks of one story into prose: wraps, marks, notes and pictures undone.
+sees the same blocks. `paragraphs` turns the blocks of one section into prose: wraps, marks, notes, pictures undone.
 lxml parses HTML and XML, offline and with entities off; nothing is ever unpacked to disk.
 Left out: footnotes, pictures, page numbers. Poems keep their lines, tables do not keep their columns.
 """
@@ -13,6 +13,7 @@ import posixpath
 import re
 import zipfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -38,7 +39,7 @@ LEADING = re.compile(
 THE_END = re.compile(r"\W*(the end|finis|het einde)\W*", re.I)
 END_MARK = re.compile(r"\W*(the end|finis|end|het einde|fin|end of .{0,40}|explicit)\W*", re.I)
 BYLINE = re.compile(
-    r"\W*anonymous\W*|\W*(by|from the .*? (of|by)|translated (by|from)|retold by|adapted (from|by)|told by|written by)\b"
+    r"\W*anonymous\W*|\W*(by|from the .{2,60}? (of|by)|translated (by|from)|retold by|adapted (from|by)|told by|written by)\b"
     r".{2,90}",
     re.I | re.S,
 )
@@ -54,7 +55,8 @@ class Block:
     kind: str = ""  # list, break, or what markup says: title, part, date, drama, skip
     ids: list[str] = field(default_factory=list)  # anchors that stand here
     links: list[tuple[str, str]] = field(default_factory=list)  # (anchor it points to, words of the link)
-    story: int = 0  # Standard Ebooks: number of the story it belongs to
+    story: int = 0  # Standard Ebooks: number of the story it belongs to,
+    foreword: str = ""  # and the id of the preface or introduction inside that story
     words: int = 0
 
 
@@ -140,6 +142,8 @@ def _enter(el, context, counter) -> dict:
     if "se:short-story" in kind or "se:novel" in kind:
         counter[0] += 1
         inside["story"] = counter[0]
+    if re.search(r"\b(preface|introduction|foreword)\b", kind):
+        inside["foreword"] = el.get("id") or "foreword"
     for name, pattern in (
         ("drama", r"drama|dramatis"),
         ("skip", r"\b(epigraph|dedication|footnote|endnote|contributors)"),
@@ -175,7 +179,8 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
             else [Block("\n".join(" ".join(l.split()) for l in raw.split("\n") if l.strip()))]
         )
         for b in new:
-            b.gap, b.level, b.kind, b.story = max(1, b.gap), context["level"], context["kind"], context["story"]
+            b.gap, b.level, b.kind = max(1, b.gap), context["level"], context["kind"]
+            b.story, b.foreword = context["story"], context["foreword"]
         new[0].gap, new[0].ids, new[0].links = gap[0], ids[:], links[:]
         gap[0] = 1
         ids.clear(), links.clear()
@@ -211,7 +216,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
         if is_block:
             flush(inside)
 
-    start = {"level": 0, "kind": "", "story": 0, "pre": False}
+    start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False}
     walk(root, start)
     flush(start)
     return blocks
@@ -320,93 +325,66 @@ def unframe(blocks: list[Block]) -> list[Block]:
     return [b for i, b in enumerate(kept) if not (i < 8 and CREDIT.match(b.text))]
 
 
-# ------------------------------------------------------------------ cleaning
+# ------------------------------------------------------------------ blocks -> paragraphs
 
-EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)
-LEAD_NOTE = re.compile(
-    r"\[.*\]|(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|\*(?! \*).*|"
-    r"\*? ?(From|Translated|Copyright|Reprinted|Published|By permission)\b.{,200}"
-    r"\b(permission|copyright|published|volume|translat\w+)\b.{,200}|"
-    r"\((From|(Narrator's )?Note)\b.*\)",
-    re.S | re.I,
+# a note of its own, and the marks that point to notes and pages
+FOOTNOTE = re.compile(r"\s*(\[\d{1,3}\]|\[[A-Z*]\]|\(\d{1,3}\)\s|\d{1,2}\.\[)\s*\S")
+MARK = re.compile(
+    r"\[\d{1,3}\]|\[[A-Z*\u2020]\]|(?<=[\w.,;:!?\"\u201d\u2019])\(\d{1,3}\)|[\[{]p(?:g|age)?\.? ?\d+[\]}]"
 )
+IN_BRACKETS = re.compile(  # may hold notes of their own, and run over paragraphs
+    r"\[\s*_?(?:Illustration|Footnote|Transcriber|Sidenote|Blank Page|Decoration|Image|Pg|Page)\b"
+    r"[^\[\]]{0,4000}(?:\[[^\[\]]{0,400}\][^\[\]]{0,4000}){0,20}\]_?",
+    re.I,
+)
+ITALIC = re.compile(r"(?<![A-Za-z0-9])_([^_]+?)_(?![A-Za-z0-9])|=([^=\n]+)=")
+SCENE_BREAK = "* * *"
 
 
-def clean(blocks: list[Block], wrapped: bool = False, marks: bool = False) -> str:
-    """Prose as one line a paragraph, verse line by line; marks, notes and pictures out.
+@dataclass
+class Paragraph:
+    """Prose on one line, or verse line by line. `indent`: columns right of the margin; `gap`: blank lines above."""
 
-    `marks`: the book has notes that begin with (1), so a (1) after a space points to one too.
+    text: str
+    indent: int = 0
+    gap: int = 1
+    verse: bool = False
+
+
+def paragraphs(
+    blocks: list[Block], wrapped: bool = False, marks: bool = False, marked_up: bool = False
+) -> list[Paragraph]:
+    """Hard wraps, marks, notes and pictures undone. `wrapped`: plain text, whose lines end at a margin, not where
+    the author ended them. `marks`: the book has notes that begin with (1), so a (1) after a space points to one too.
+    `marked_up`: notes and italics are markup already dealt with, so brackets and underscores are the author's.
     """
-    parts = []
+    found = []
     widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
-    width = max(60, widths[int(0.9 * len(widths))] if widths else 0)    # a poem alone has no margin of its own
-    raw = "\n\n".join("\n".join(b.text.split("\n")) for b in blocks)
-    bracket = (
-        r"\[\s*_?(?:Illustration|Footnote|Transcriber|Sidenote|Blank Page|Decoration|Image|Pg|Page)\b"
-        r"[^\[\]]{0,4000}(?:\[[^\[\]]{0,400}\][^\[\]]{0,4000}){0,20}\]_?"
-    )
-    raw = re.sub(bracket, "", raw, flags=re.I)
-    for text in re.split(r"\n\s*\n", raw):
+    width = max(60, widths[int(0.9 * len(widths))] if widths else 0)  # a poem alone has no margin of its own
+    raw = IN_BRACKETS.sub("", "".join("\n" * (b.gap + 1) + b.text for b in blocks))
+    for above, text in zip(*[iter(re.split(r"(^\s*\n|\n\s*\n)", raw)[1:])] * 2):
         lines = [l for l in text.split("\n") if l.strip()]
-        if not lines or re.match(r"\s*(\[\d{1,3}\]|\[[A-Z*]\]|\(\d{1,3}\)\s)\s*\S", text):
+        if not lines or FOOTNOTE.match(text):
             continue
+        indent = min(len(l) - len(l.lstrip()) for l in lines)
+        verse = _is_verse_block(lines, width)
         if re.fullmatch(r"[\s*.\u2022~#\u2015\u2014\u2500_-]*", text):
-            text = "* * *"
-        elif not wrapped or _is_verse_block(lines, width):
+            text = SCENE_BREAK
+        elif not wrapped or verse:
             text = "\n".join(" ".join(l.split()) for l in lines)
         else:
             text = " ".join(" ".join(lines).split())
-        parts.append(text)
-    text = "\n\n".join(parts)
-    text = re.sub(
-        r"\[\d{1,3}\]|\[[A-Z*\u2020]\]|(?<=[\w.,;:!?\"\u201d\u2019])\(\d{1,3}\)|[\[{]p(?:g|age)?\.? ?\d+[\]}]", "", text
-    )
-    text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
-    text = re.sub(r"(?<![A-Za-z0-9])_([^_]+?)_(?![A-Za-z0-9])|=([^=\n]+)=", lambda m: m[1] or m[2], text)
-    text = text.replace("_", "").replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " ")
-    parts = text.split("\n\n")
-    credited = parts and re.match(r"\W*(From|Reprinted|Adapted|By permission|Used by)\b", parts[0])
-    while len(parts) > 1 and (
-        LEAD_NOTE.fullmatch(parts[0])
-        and len(parts[0].split()) < 120
-        or parts[0] == "* * *"
-        or ORDINAL.fullmatch(parts[0].strip())
-        or BYLINE.fullmatch(parts[0])
-        or wrapped
-        and parts[0].isupper()
-        and len(parts[0].split()) > 5
-        and parts[0][:1].isalpha()
-        or credited
-        and parts[0].isupper()
-        and len(parts[0].split()) < 6
-    ):
-        parts.pop(0)
-    parts = parts[
-        : next((i for i, p in enumerate(parts) if i and re.fullmatch(r"\W*footnotes?\W*", p, re.I)), len(parts))
-    ]
-    if len(parts) > 1 and re.fullmatch(r"\[[^\]]*\]", parts[-1]) and len(parts[-1].split()) <= 30:
-        parts.pop()  # where the tale was taken from
-    parts = parts[
-        : next(
-            (
-                i
-                for i, p in enumerate(parts)
-                if i and re.match(r"Note(:|\.--|\.\u2014)", p, re.I) and len(parts) - i <= 3
-            ),
-            len(parts),
-        )
-    ]
-    if (
-        text.endswith("]")
-        and (
-            start := next((i for i in range(len(parts) - 1, max(0, len(parts) - 6), -1) if parts[i].startswith("[")), 0)
-        )
-        and EDITOR.search(" ".join(parts[start:]))
-    ):
-        parts = parts[:start]
-    while parts and (END_MARK.fullmatch(parts[-1]) or parts[-1] == "* * *"):
-        parts.pop()
-    return "\n\n".join(parts).strip()
+        if not marked_up:
+            text = MARK.sub("", text)
+            text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
+            text = ITALIC.sub(lambda m: m[1] or m[2], text).replace("_", "")
+        text = text.replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " ")
+        if text.strip():
+            found.append(Paragraph(text.strip(), indent, above.count("\n") - 1, verse))
+    margin = Counter(p.indent for p in found if not p.verse).most_common(1)
+    for p in found:
+        p.indent -= margin[0][0] if margin else 0
+    return found
 
 
 def _is_verse_block(lines: list[str], width: int) -> bool:

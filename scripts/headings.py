@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
-from scripts.books import BYLINE, END_MARK, LEADING, ORDINAL, Block
+from scripts.books import BYLINE, END_MARK, LEADING, NUMBER, ORDINAL, Block
 
 MIN_WORDS = 60  # shorter sections are dividers and dedications
 
@@ -31,7 +31,9 @@ MATTER = re.compile(
     re.I,
 )
 NO_STORIES = re.compile(r"\W*(\w+\W)?(essays|studies|poems|verses|plays|speeches|articles)\W*", re.I)
+PART = re.compile(rf"\W*(chapter|part)\s+(the\s+)?{NUMBER}\W*", re.I)
 NOTES = re.compile(r"\W*(foot|end)?notes?\W*|glossary\W*|notes and references\W*", re.I)
+SPEECH = re.compile(r"[\"\u201c\u2018'].*[.,!?-][\"\u201d\u2019']+(\[\w{1,3}\])?$", re.S)
 MONTH = r"\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b"
 
 
@@ -57,16 +59,17 @@ def heading_like(block: Block) -> bool:
     if block.kind in ("list", "break") or block.gap < 2 or block.text.count("\n") > 3:
         return False
     stop = re.search(r"[a-z][.][\"\u201d'\u2019]?$", block.text.strip())
-    return _title_form(block.text) and not (stop and block.gap < 3 and not len(block.text.split()) < 5)
+    return title_form(block.text) and not (stop and block.gap < 3 and not len(block.text.split()) < 5)
 
 
-def _title_form(text: str) -> bool:
-    if re.search(rf"{MONTH}.{{0,12}}\b1[5-9]\d\d\b", text, re.I) or re.match(
-        r"[\"\u201c\u2018'].*[.,!?-][\"\u201d\u2019']+$", text.strip(), re.S
-    ):
+def title_form(text: str) -> bool:
+    text = text.strip()
+    if re.search(rf"{MONTH}.{{0,12}}\b1[5-9]\d\d\b", text, re.I) or SPEECH.match(text):
         return False  # the head of a letter; speech
+    if re.search(r"[!?].*[!?]|--$", text, re.S):
+        return False  # a cry
     words, letters = text.split(), [c for c in text if c.isalpha()]
-    if not letters or len(words) > 22 or text.lstrip()[:1] in "*[(" or re.search(r"[,;:]$|[a-z]--$", text.strip()):
+    if not letters or len(words) > 22 or text.lstrip()[:1] in "*[(" or re.search(r"[,;:]$", text):
         return False
     if sum(c.isupper() for c in letters) > 0.7 * len(letters):
         return True
@@ -88,6 +91,7 @@ class Head:
     matter: bool = False  # front or back matter, not a story
     ordinal: bool = False  # only a number: a part of a story
     poems: bool = False  # from here on poems, essays or plays
+    verse: bool = False  # what follows is verse
     numbered: bool = False
     words: int = 0  # up to the next head that is as strong
     near: int = 0  # up to the next head of any kind
@@ -136,7 +140,7 @@ def contents(blocks: list[Block]) -> Contents:
                 break
         for n, (_, target) in enumerate(named):
             found.anchors.setdefault(target, len(lines) + n)
-        lines += new
+        lines += [line for line in new if not re.match(r"[a-e]\.\s", line)]  # a part of the story above
         end = i + 1
     usual = sorted(b.gap for b in blocks[first + 1 : end])[(end - first - 1) // 2] if end > first + 1 else 1
     for i in range(max(end - 5, first + 4), end):  # the half-title and the first story's own heading are not contents
@@ -169,7 +173,8 @@ _BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
 
 def _entry(line: str) -> str:
     """A line of the contents without its page number and its author."""
-    line = re.sub(r"[\s,.-]+_?(?:[A-Z][a-z]?\.\s*){1,3}[A-Z][\w'-]+_?$", "", line.strip()) or line
+    line = one_line(line) if "_" in line else line
+    line = re.sub(r"[\s,.-]+(?:[A-Z]\.\s*){1,3}[A-Z][\w'-]+$", "", line.strip()) or line
     line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
     return (
         re.sub(r"(?<=\S)(\s+\bby\b |\s{3,}|\t).*$|[\s.\u2026]+$", "", line, flags=re.I)
@@ -184,6 +189,8 @@ def _is_prose(block: Block) -> bool:
     lines, words = block.text.split("\n"), block.text.split()
     if len(lines) == 1:
         return len(words) > 22
+    if sum(bool(re.search(r"(\s{3,}|\.{3,}\s*)\d+\s*$", l)) for l in lines) > 0.5 * len(lines):
+        return False  # pages
     return sum(len(l.strip()) > 55 for l in lines[:-1]) >= 0.7 * (len(lines) - 1) and len(words) > 22
 
 
@@ -214,7 +221,12 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
         i = found[-1].end
     for k, h in enumerate(found):  # a part's heading does not end a story, nor do two headings in a row begin two
         after = next(
-            (o.start for o in found[k + 1 :] if o.matter or strong(o.style, h.style) and not o.ordinal), len(blocks)
+            (
+                o.start
+                for o in found[k + 1 :]
+                if strong(o.style, h.style) and not o.ordinal or o.matter and NOTES.fullmatch(o.title)
+            ),
+            len(blocks),
         )
         h.words = sum(b.words for b in blocks[h.end : after])
         h.near = sum(b.words for b in blocks[h.end : found[k + 1].start if k + 1 < len(found) else len(blocks)])
@@ -228,6 +240,7 @@ def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
         heading_like(blocks[j])
         or text.isupper()
         and len(text.split()) <= 12
+        and not text.endswith("--")
         or BYLINE.fullmatch(text)
         or ORDINAL.fullmatch(text)
         or text[:1] in "[(*"
@@ -235,7 +248,7 @@ def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
         return blocks[j].kind not in ("list", "break")
     if listed(blocks[j], toc, near=True) is not None:
         return True
-    return bool(ORDINAL.fullmatch(above)) and _title_form(text) and not blocks[j].level
+    return bool(ORDINAL.fullmatch(above)) and title_form(text) and not blocks[j].level
 
 
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
@@ -245,13 +258,15 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
         return None
     if not (near or block.gap > 1 or block.level or text.isupper() or block.ids):
         return None
+    if near and SPEECH.match(text) and not text.isupper():
+        return None
     key = fold(text)
     if key in toc.titles and len(key) > 1:
         return 3, toc.titles[key][0]
     for anchor in block.ids:
-        if anchor in toc.anchors and (block.level or _title_form(text)):
+        if anchor in toc.anchors and (block.level or title_form(text)):
             return 2, toc.anchors[anchor]
-    if len(key) < 6 or not (heading_like(block) or near and _title_form(text)):
+    if len(key) < 6 or not (heading_like(block) or near and title_form(text)):
         return None
     for other, where in toc.titles.items() if len(toc.titles) < 3000 else ():  # a longer list is no page of contents
         longer, shorter = (other, key) if len(other) > len(key) else (key, other)
@@ -304,7 +319,8 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents) -> Head:
         matter,
         not titles,
         poems,
-        title != text[key],
+        end < len(blocks) and "\n" in blocks[end].text and all(len(l) < 50 for l in blocks[end].text.split("\n")),
+        title != text[key] or any(PART.fullmatch(text[k]) for k in range(i, key)),
     )
 
 
@@ -347,6 +363,7 @@ def choose(found: list[Head], toc: Contents) -> list[Head]:
             if (
                 forgotten
                 and len(fold(h.title)) > 1
+                and (h.author or not h.verse)
                 and not (h.start > last and fold(h.title) in {fold(o.title) for o in starts})
             ):
                 starts.append(h)

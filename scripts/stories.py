@@ -19,20 +19,25 @@ from scripts.books import (
     MAX_BYTES,
     THE_END,
     Block,
-    clean,
     decode,
     epub_blocks,
     html_blocks,
     is_verse,
+    paragraphs,
     text_blocks,
     unframe,
 )
-from scripts.headings import MIN_WORDS, choose, contents, fold, heading_like, heads, one_line
+from scripts.edges import trim
+from scripts.headings import MIN_WORDS, choose, contents, fold, heads, one_line
 
 BACK_PAGE = re.compile(
     r"\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
-    r"& sons, (limited|ltd)|^\W*printed (in|by)\b|illustrated from photographs|punctuation .* retained",
+    r"& sons, (limited|ltd)|^\W*printed (in|by)\b|illustrated from photographs|punctuation .* retained|typographical errors|^\s*\+-{9}",
     re.I,
+)
+
+EDITORS = re.compile(  # heading or signature of a foreword that is not the storyteller's
+    r"((editor|translator)\W?s )?note|(editor|translator)\W?s \w+|\W*(the )?(editor|translator)\W*|\W*([A-Z]\.\s?){2,4}", re.I
 )
 
 
@@ -55,13 +60,16 @@ def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]
     for number in sorted({b.story for b in blocks if b.story}):
         own = [b for b in blocks if b.story == number]
         words = [len(b.text.split()) for b in own]
-        if sum(n for n, b in zip(words, own) if b.kind == "drama") > 0.5 * sum(words):
+        prose = [b.kind != "drama" for b in own if not (b.level or b.kind in ("title", "part"))]
+        told = prose and prose[0] and prose[-1]  # a talk inside a tale
+        if sum(n for n, b in zip(words, own) if b.kind == "drama") > 0.5 * sum(words) and not told:
             continue  # plays are not prose
+        editors = {b.foreword for b in own if b.foreword and EDITORS.fullmatch(b.text.strip())}
         title = next((b.text for b in own if b.kind in ("title", "part") or b.level), "")
-        body = [b for b in own if b.kind != "skip"]
+        body = [b for b in own if b.kind != "skip" and b.foreword not in editors]
         while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
             body.pop(0)
-        text = clean(body)
+        text = "\n\n".join(trim(paragraphs(body, marked_up=True)))
         if text:
             stories.append(Story(_title(title), author, text, source))
     return stories
@@ -94,7 +102,7 @@ def _heads_part(block: Block) -> bool:
     text = block.text.strip()
     if text[:1] in "\"'\u201c\u2018":  # a last shout, printed large
         return False
-    return bool(block.level or block.gap > 2 and heading_like(block) and LEADING.sub("", text) not in ("", text))
+    return bool(block.level or block.gap > 2 and block.words < 25 and LEADING.sub("", text) not in ("", text))
 
 
 def split_anthology(path: str | Path) -> list[Story]:
@@ -137,10 +145,12 @@ def _split(raw: bytes, source: str) -> list[Story]:
         if h.matter or about_author:
             continue
         body = blocks[h.end : after.start if after else len(blocks)]
+        if after and body[-1].gap > max(3, blocks[after.start].gap) and body[-1].text.startswith("_"):
+            body.pop()  # a note on the next story
         if h is last:  # advertisements and transcribers' remarks follow the last story
             body = _without_back_pages(body)
         body = body[: next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))]
-        text = clean(_without_divider(body), wrapped, marks)
+        text = "\n\n".join(trim(paragraphs(_without_divider(body), wrapped, marks)))
         cut = re.search(r"[,;:](--|\u2014)?$", text)  # a frame that hands over to a tale of its own
         if len(text.split()) >= MIN_WORDS and not is_verse(text) and not cut:
             stories.append(Story(_title(h.title), one_line(h.author) or author, text, source))

@@ -20,6 +20,7 @@ import pytest
 from data import Example, read_examples, words, write_examples
 from scripts import anthologies, books, fetch, prompts
 from scripts.anthologies import Story, main, split_anthology
+from scripts.edges import trim
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -168,7 +169,7 @@ def test_marks_notes_and_pictures_are_cleaned():
         "[Illustration: A mill]\n\nHe _never_ came[3] back,[A] he said.(2) [Footnote: so\nit is [really]\ntold] \u2014 so.\n\n"
         "[3] A note about him.\n\n    Row, brothers,\n    Row to the sea\n    For the night\n\n* * * * *\n\nThe end of\nit all was here.\n\nTHE END"
     )
-    cleaned = books.clean(books.text_blocks(text), wrapped=True)
+    cleaned = "\n\n".join(trim(books.paragraphs(books.text_blocks(text), wrapped=True)))
     for noise in ("Illustration", "Footnote", "_", "[3]", "[A]", "(2)", "A note", "THE END"):
         assert noise not in cleaned
     assert cleaned.split("\n\n")[-1] == "The end of it all was here." and cleaned.startswith(

@@ -1,0 +1,128 @@
+"""The edges of a section: what stands between heading and story, and between the story and the next heading.
+
+Above a story: numbers, authors, sources, editors' notes, mottoes. Below: notes, where the tale was taken from, THE END.
+Form decides (brackets, indentation, a name below some verse), and where form leaves a doubt the words stay.
+
+Used by scripts/stories.py. Left out: mottoes without a source and notes that look like prose, which only a reader
+would know; the date below a letter or a story.
+"""
+
+from __future__ import annotations
+
+import re
+
+from scripts.books import BYLINE, END_MARK, ORDINAL, SCENE_BREAK, Paragraph
+from scripts.headings import title_form
+
+EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)
+HEAD_NOTE = re.compile(
+    r"(--|\u2014)?\[.*\]|(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|\*(?! \*).*|"
+    r"\*? ?((?-i:From (the )?[\"\u201cA-Z(])|Translated|Copyright|Reprinted|Published|By permission).{,200}"
+    r"\b(permission|copyright|published|volume|translat\w+)\b.{,200}|"
+    r"\*? ?(This|The following) (story|tale) (is|was)\b.{,200}\b(published|translat\w+|one of many)\b.{,500}|"
+    r"\((From|(Narrator's )?Note)\b.*\)|\([^()]{3,80}\b1[5-9]\d\d\.?\)",
+    re.S | re.I,
+)
+CREDITED = re.compile(r"\W*(From|Reprinted|Adapted|By permission|Used by)\b")
+NAMED_AFTER = re.compile(r"(?:--|\u2014|\u2015)\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$")  # ... at last.--Young.
+LETTER = re.compile(r"\W*(my )?(dear(est)?|sir|madam\w*|gentlemen)\b", re.I)
+FIRST_PART = re.compile(r"\W*((chapter|part|book)\s+)?(I|1|one|the first)\W*", re.I)
+MOTTO_WORDS = 200
+
+
+def trim(parts: list[Paragraph]) -> list[str]:
+    """The story's own paragraphs."""
+    start = _above(parts)
+    texts = [p.text for p in parts[start:]]
+    return texts[: _below(texts)]
+
+
+def _above(parts: list[Paragraph]) -> int:
+    """How many paragraphs stand before the story."""
+    n, credited = 0, bool(parts and CREDITED.match(parts[0].text))
+    while n < len(parts) - 1:
+        step = _apparatus(parts, n, credited) or _note_in_brackets(parts, n) or _motto(parts, n) or _inset(parts, n)
+        if not step:
+            break
+        credited = credited or bool(HEAD_NOTE.fullmatch(parts[n].text))
+        n += step
+    return n
+
+
+def _apparatus(parts: list[Paragraph], n: int, credited: bool) -> int:
+    text = parts[n].text
+    words = len(text.split())
+    capitals = text.isupper() and text[:1].isalpha()
+    return int(
+        bool(HEAD_NOTE.fullmatch(text) and words < 250)
+        or text == SCENE_BREAK
+        or bool(ORDINAL.fullmatch(text))
+        or bool(BYLINE.fullmatch(text))
+        or words <= 40
+        and bool(FIRST_PART.fullmatch(parts[n + 1].text))  # a subtitle
+        or capitals
+        and (words > 5 or credited)
+    )
+
+
+def _note_in_brackets(parts: list[Paragraph], n: int) -> int:
+    """An editor's note of several paragraphs, [from here ... to there]."""
+    if not parts[n].text.startswith("["):
+        return 0
+    end = next((k for k in range(n, min(n + 6, len(parts) - 1)) if parts[k].text.endswith("]")), None)
+    return end - n + 1 if end is not None and EDITOR.search(" ".join(p.text for p in parts[n : end + 1])) else 0
+
+
+def _motto(parts: list[Paragraph], n: int) -> int:
+    """Verse or a quotation, and below it or at its end whom it is from."""
+    words = 0
+    for k in range(n, min(n + 8, len(parts) - 1)):
+        p = parts[k]
+        words += len(p.text.split())
+        if words > MOTTO_WORDS or LETTER.match(p.text) or p.text == SCENE_BREAK:
+            return 0
+        if k > n and _is_source(p):
+            return k - n + 1
+        quoted = p.verse or p.indent > 0 or k == n and p.text[:1] in "\"\u201c\u2018'"
+        if not quoted:
+            return k - n if p.gap > 1 and parts[k - 1].verse and parts[k - 1].indent > 0 else 0
+        named = NAMED_AFTER.search(p.text)
+        if named and title_form(named[1]) or p.verse and p.text.split("\n")[-1].isupper():
+            return k - n + 1
+    return 0
+
+
+def _is_source(p: Paragraph) -> bool:
+    """A line that names author or work: set right, in capitals or after a dash."""
+    text = p.text.strip("()[] ")
+    if "\n" in text or len(text.split()) > 12 or text[-1:] in "!?" or ORDINAL.fullmatch(text):
+        return False
+    named = text.isupper() or p.indent > 3 and title_form(text)
+    return named or bool(re.match(r"(\u2014|\u2015|--)\s*[A-Z\"\u201c]|From ", text))
+
+
+def _inset(parts: list[Paragraph], n: int) -> int:
+    """Prose set in from the margin, above prose at the margin: an author's note, a clipping, a quotation."""
+    p, below = parts[n], parts[n + 1]
+    prose = not p.verse and len(p.text.split()) > 5 and not LETTER.match(p.text)
+    return int(prose and p.indent >= 3 and below.indent <= 0 and not below.verse)
+
+
+def _below(texts: list[str]) -> int:
+    """Where the story ends: the number of paragraphs before notes and end marks."""
+    end = next((i for i, t in enumerate(texts) if i and re.fullmatch(r"\W*footnotes?\W*", t, re.I)), len(texts))
+    if end > 1 and re.fullmatch(r"\[[^\]]*\]", texts[end - 1]) and len(texts[end - 1].split()) <= 30:
+        end -= 1  # where the tale was taken from
+    for i in range(1, end):
+        if re.match(r"Notes?(:|\.--|\.\u2014|\. )", texts[i], re.I):
+            after = sum(len(t.split()) for t in texts[i:end])
+            if end - i <= 3 or end - i <= 10 and after < 0.5 * sum(len(t.split()) for t in texts[:i]):
+                end = i
+                break
+    if end and texts[end - 1].endswith("]"):  # an editor's note of several paragraphs
+        start = next((i for i in range(end - 1, max(0, end - 6), -1) if texts[i].startswith("[")), end)
+        if EDITOR.search(" ".join(texts[start:end])):
+            end = start
+    while end and (END_MARK.fullmatch(texts[end - 1]) or texts[end - 1] == SCENE_BREAK):
+        end -= 1
+    return end

@@ -1,0 +1,158 @@
+"""What stands around a story: mottoes, notes, subtitles above it, notes below; and headings that are none."""
+
+import pytest
+
+from scripts import books
+from scripts.anthologies import split_anthology
+from scripts.edges import trim
+from test_anthologies import EXPECTED, TITLES, ends, epub, gutenberg, page, plain_book, prose, put, tale
+
+MORE = ["A Piece of Bread", "The Mirror", "Tonton"]
+BODY = "The miller rose before the sun.\n\nHe had no bread in the house."
+VERSE = "     Turn, wheel, and grind the corn,\n     The miller's hands are white,\n     And no one has been born to-day"
+
+
+def story_of(section: str) -> str:
+    return "\n\n".join(trim(books.paragraphs(books.text_blocks(section), wrapped=True)))
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        f"{VERSE}.\n\n                              The Mill Song.",  # whom it is from, set right
+        f"{VERSE}.\n          --OLD BALLAD.",
+        f"{VERSE}.--Herrick.\n\n     Let well alone.--Proverb.",  # two in a row
+        f"{VERSE}.\n\n\n",  # nobody named, but set apart
+        f'{VERSE}.\n\n            "The Mill of Keeldar," by J. Leyden.',
+        '"And the will therein lieth, which dieth not."--_Joseph Glanvill_.',
+        '"A change from clouds to sunshine."\n\n_From Ernest Newman\'s criticism of Tschaikowsky_.',
+        "[The following story, translated by Miss Bruce, tells much of mills.\n\nThe wheel is of wood.]",
+        "--[Some years ago, when this was first published, few believed it.]",
+        "     There is an admirable foundation for a story in the\n     history of this mill, as every reader will see.",
+        "A Tale intended to be after the Fact\n\nI",  # a subtitle above the first part
+        "(_The Sun_, Saturday, December 19, 1874.)",
+        "This story was first published in the Companion, vol. 82.\n\nJAMES WEBER LINN",
+        "The following story is one of many which have drifted down to us.",
+    ],
+)
+def test_what_stands_above_a_story_is_left_out(above):
+    assert story_of(f"{above}\n\n{BODY}") == BODY
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        f"{VERSE},",  # verse that the tale itself begins with
+        '"I wish," said Katje, looking up from her book--"I wish a man would come."',
+        '"Oh, George, I do love you!"\n\n"Bless your dear heart, Mary."\n\nCHAPTER II\n\nThey went to Rome.',
+        "     My dear Lucy,--I have no news to tell you of this place,\n     where it has rained for a week.",
+        "From the oval-shaped bed there rose a hundred stalks, translated by the light of noon into gold, and by the "
+        "wind into waves, until the eye was tired of so much colour and turned to the wall.",
+    ],
+)
+def test_how_a_story_opens_is_kept(opening):
+    kept = story_of(f"{opening}\n\n{BODY}")
+    assert kept.split()[:3] == opening.split()[:3] and kept.endswith(BODY)
+
+
+@pytest.mark.parametrize(
+    "below",
+    [
+        "    Note. Salix: the name is Chinese.\n\n    \"Zephyr\": a wind.\n\n    So is Fong.\n\n    And the rest.",
+        "notes.--l. The song is from a book of birds.",
+        "1.[Mr. Disraeli, at that time Prime Minister, had made a speech.]",
+        "[From the Hungarian.]",
+        "[This story appeared in the Figaro.\n\nThe editor has corrected two names.]",
+        "THE END.\n\n* * * * *",
+    ],
+)
+def test_what_stands_below_a_story_is_left_out(below):
+    told = BODY + "\n\nAnd so they ground the corn, and all of them had bread until the spring." * 3
+    assert story_of(f"{told}\n\n{below}") == told
+
+
+def test_the_printed_cipher_and_underscores_of_marked_up_books_stay():
+    block = [books.Block("8\u202083(88)5*\u2020 in N_w Yo_k")]
+    assert trim(books.paragraphs(block, marked_up=True)) == ["8\u202083(88)5*\u2020 in N_w Yo_k"]
+    assert trim(books.paragraphs([books.Block("He came(8) _late_.")])) == ["He came late."]
+
+
+def test_chapters_with_titles_of_their_own_stay_in_their_story(tmp_path):
+    chapters = prose(1).split("\n\n")
+    whole = "\n\n".join(chapters[:3]) + "\n\n\n\n\nCHAPTER II.\n\nTHE PLOT THICKENS.\n\n" + "\n\n".join(chapters[3:])
+    book = plain_book().replace(prose(1), whole)
+    assert book != plain_book()
+    stories = split_anthology(put(tmp_path, "t.txt", book))
+    assert ends(stories) == EXPECTED and "PLOT THICKENS" in stories[1].text
+
+
+def test_a_heading_above_verse_that_the_contents_do_not_name_is_a_poem_in_the_story(tmp_path):
+    poem = "\n\n\n\n\nTHE WOLF\n\n\nHe ran by night,\nHe ran by day,\nNobody saw\nHim run away.\n\n"
+    chapters = prose(1).split("\n\n")
+    book = plain_book().replace(prose(1), "\n\n".join(chapters[:3]) + poem + "\n\n".join(chapters[3:]))
+    assert ends(split_anthology(put(tmp_path, "t.txt", book))) == EXPECTED
+
+
+def test_a_small_heading_that_says_advertisement_belongs_to_the_story(tmp_path):
+    chapters = prose(2).split("\n\n")
+    mock = chapters[0][:60].rsplit(" ", 1)[0] + ".\n\n\nADVERTISEMENT\n\n" + "\n\n".join(chapters)
+    stories = split_anthology(put(tmp_path, "t.txt", plain_book().replace(prose(2), mock)))
+    assert ends(stories) == EXPECTED
+
+
+def test_the_first_words_of_a_story_are_no_title_when_they_are_spoken_or_cried(tmp_path):
+    for cry in ("'Eels!'[1]", "Ding-dong! Ding-dong! Ding-dong!"):
+        book = plain_book().replace(prose(1), f"{cry}\n\n{prose(1)}").replace("A BASKET OF EELS\n\n\n'", "EELS\n\n\n'")
+        story = split_anthology(put(tmp_path, "t.txt", book))[1]
+        assert story.text.startswith(cry.removesuffix("[1]")) and "!" not in story.title
+
+
+def test_contents_whose_lines_are_long_lettered_or_abbreviated(tmp_path):
+    titles = ["Science Vs. Luck", "The Widow", *TITLES]
+    listed = "CONTENTS\n\n" + "\n\n".join(f"{t.upper() if n else t}{' ' * 50}{n}" for n, t in enumerate(titles[:-1]))
+    listed += f"\n\n{titles[-1].upper():64}277\n   a. THE VISION OF VICTORY{' ' * 38}277\n   b. THE LAND OF DARKNESS{' ' * 39}282\n\n\n\n\n"
+    parts = prose(6).split("\n\n")
+    told = "I. THE VISION OF VICTORY\n\n" + "\n\n".join(parts[:3]) + "\n\n\nII. THE LAND OF DARKNESS\n\n" + "\n\n".join(parts[3:])
+    tales = [tale(n, t) for n, t in enumerate(titles[:-1])] + [f"{titles[-1].upper()}\n\n\n{told}"]
+    stories = split_anthology(put(tmp_path, "t.txt", gutenberg(listed + "\n\n\n\n\n".join(tales))))
+    assert ends(stories) == [(f"Opening{n}x0", f"closing{n}x5.") for n in range(7)]
+
+
+def test_contents_without_a_heading_that_name_authors_in_italics(tmp_path):
+    listed = "\n\n".join(f"{t.upper()} _By John Writer_" for t in TITLES + MORE) + "\n\n\n\n"
+    tales = "\n\n\n\n".join(f"{t.upper()}\n\nBY JOHN WRITER\n\n\n{prose(n)}" for n, t in enumerate(TITLES + MORE))
+    stories = split_anthology(put(tmp_path, "t.txt", gutenberg("FRENCH STORIES\n\n" + listed + tales)))
+    assert ends(stories)[:5] == EXPECTED and len(stories) == 8
+
+
+def test_a_note_on_the_next_story_and_the_printer_s_box_end_no_story(tmp_path):
+    note = "_In a letter from a friend I found this line, and I made a tale about it._"
+    book = plain_book().replace(f"\n\n\n\n\n{TITLES[2].upper()}", f"\n\n\n\n\n\n{note}\n\n\n{TITLES[2].upper()}", 1)
+    box = "\n\n*****\n\n\n\n+" + "-" * 40 + "+\n| Typographical errors corrected in text: |\n+" + "-" * 40 + "+\n\n\n"
+    stories = split_anthology(put(tmp_path, "t.txt", book.replace("\n\n\n\n\nEnd of the", box + "\n\nEnd of the")))
+    assert ends(stories) == EXPECTED
+
+
+def test_forewords_of_editors_go_and_forewords_of_storytellers_stay(tmp_path):
+    def article(n: int, heading: str, signed: str) -> str:
+        return (
+            f'<article id="s{n}" epub:type="se:short-story"><h2 epub:type="title">{TITLES[n]}</h2>'
+            f'<section id="f{n}" epub:type="preface"><h3 epub:type="title">{heading}</h3><p>Foreword of {n}.</p>'
+            f"<footer><p>{signed}</p></footer></section><section><h3 epub:type=\"title\">The Tale</h3>"
+            + "".join(f"<p>{p}</p>" for p in prose(n).split("\n\n")) + "</section></article>"
+        )
+
+    made = (("Note", "Ann"), ("Preface", "\u2014F. H. C."), ("Translator\u2019s Introduction", "B."), ("Preface", "The Father."))
+    stories = split_anthology(put(tmp_path, "t.epub", epub({f"{n}.xhtml": page(article(n, *m)) for n, m in enumerate(made)})))
+    assert ["Foreword" in s.text for s in stories] == [False, False, False, True]
+    assert [s.text.split()[0] for s in stories[:3]] == ["Opening0x0", "Opening1x0", "Opening2x0"]
+
+
+def test_a_talk_inside_a_tale_is_no_play(tmp_path):
+    talk = '<table epub:type="z3998:drama">' + "".join(f"<tr><td>P.</td><td>{prose(n)}</td></tr>" for n in (7, 8)) + "</table>"
+    told = "".join(f"<p>{p}</p>" for p in prose(0).split("\n\n"))
+    made = [
+        f'<article id="s{n}" epub:type="se:short-story"><h2 epub:type="title">{TITLES[n]}</h2>{body}</article>'
+        for n, body in enumerate((told + talk + "<p>He was dead.</p>", talk + talk, told))
+    ]
+    assert [s.title for s in split_anthology(put(tmp_path, "t.epub", epub({f"{n}.xhtml": page(m) for n, m in enumerate(made)})))] == [TITLES[0], TITLES[2]]
