@@ -222,8 +222,8 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
     return blocks
 
 
-def epub_blocks(raw: bytes) -> tuple[list[Block], str, str]:
-    """Blocks of an epub in reading order, its title and its author. Raises ValueError: no epub, hostile, incomplete."""
+def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
+    """Its table of contents, its blocks in reading order, its author. Raises ValueError: no epub, hostile, incomplete."""
     try:
         book = zipfile.ZipFile(io.BytesIO(raw))
     except zipfile.BadZipFile:
@@ -264,12 +264,8 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], str, str]:
             if page:
                 page[0].gap = 5  # a new file is a new page
             blocks += page
-    blocks = (
-        _navigation(items.values(), lambda href: read(posixpath.join(posixpath.dirname(opf_path), unquote(href))))
-        + blocks
-    )
-    title, author = (" ".join(opf.xpath(f"//*[local-name()='{tag}']/text()")[:1]) for tag in ("title", "creator"))
-    return blocks, title, author
+    nav = _navigation(items.values(), lambda href: read(posixpath.join(posixpath.dirname(opf_path), unquote(href))))
+    return nav, blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 
 def _navigation(items, read) -> list[Block]:

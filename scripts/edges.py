@@ -28,6 +28,7 @@ NAMED_AFTER = re.compile(r"(?:--|\u2014|\u2015)\s*([\"\u201c']?[A-Z][^!?;]{2,60}
 LETTER = re.compile(r"\W*(my )?(dear(est)?|sir|madam\w*|gentlemen)\b", re.I)
 FIRST_PART = re.compile(r"\W*((chapter|part|book)\s+)?(I|1|one|the first)\W*", re.I)
 MOTTO_WORDS = 200
+SMALL = set("a an and at by for from in of on or the to with".split())
 
 
 def trim(parts: list[Paragraph]) -> list[str]:
@@ -81,7 +82,7 @@ def _motto(parts: list[Paragraph], n: int) -> int:
         words += len(p.text.split())
         if words > MOTTO_WORDS or LETTER.match(p.text) or p.text == SCENE_BREAK:
             return 0
-        if k > n and _is_source(p):
+        if k > n and _is_source(p, parts[k - 1].verse):
             return k - n + 1
         quoted = p.verse or p.indent > 0 or k == n and p.text[:1] in "\"\u201c\u2018'"
         if not quoted:
@@ -92,12 +93,13 @@ def _motto(parts: list[Paragraph], n: int) -> int:
     return 0
 
 
-def _is_source(p: Paragraph) -> bool:
-    """A line that names author or work: set right, in capitals or after a dash."""
+def _is_source(p: Paragraph, below_verse: bool) -> bool:
+    """A line that names author or work: set right, in capitals, after a dash, or every word like a name's."""
     text = p.text.strip("()[] ")
     if "\n" in text or len(text.split()) > 12 or text[-1:] in "!?" or ORDINAL.fullmatch(text):
         return False
-    named = text.isupper() or p.indent > 3 and title_form(text)
+    names = all(w[:1].isupper() or w.lower() in SMALL for w in text.rstrip(".").split())
+    named = text.isupper() or p.indent > 3 and title_form(text) or below_verse and names
     return named or bool(re.match(r"(\u2014|\u2015|--)\s*[A-Z\"\u201c]|From ", text))
 
 

@@ -134,9 +134,11 @@ def contents(blocks: list[Block]) -> Contents:
                 not named
                 and len(whole) > 3
                 and whole in {fold(_BARE_NUMBER.sub("", l)) for l in lines} | {fold(l) for l in lines}
-            )
+            ) or b.level > 0 and len(whole) > 5 and any(fold(l).startswith(whole) for l in lines)
             title_page = b.level and MATTER.fullmatch(b.text.strip()) or _ILLUSTRATIONS.match(b.text.strip())
-            if _is_prose(b) or again or title_page:
+            listed_before = blocks[i - 1].kind == "list" and b.level and not b.kind
+            below = blocks[i + 1] if i + 1 < len(blocks) else b
+            if _is_prose(b) or again or title_page or listed_before and not below.level and below.kind != "list":
                 break
         for n, (_, target) in enumerate(named):
             found.anchors.setdefault(target, len(lines) + n)
@@ -198,10 +200,10 @@ def _bare_list(blocks: list[Block]) -> int | None:
     """Contents without a heading: eight short lines or more in a row, before any prose."""
     start, lines = None, 0
     for i, b in enumerate(blocks + [Block("x " * 50)]):
-        if _is_prose(b) or b.gap > 4 or b.level and not b.links:
+        if _is_prose(b) or SPEECH.match(b.text.strip()) or b.gap > 4 or b.level and not b.links:
             if lines >= 8 and start is not None:
                 return start
-            start, lines = (None, 0) if _is_prose(b) else (i, b.text.count("\n") + 1)
+            start, lines = (None, 0) if not (b.gap > 4 or b.level) else (i, b.text.count("\n") + 1)
         else:
             start = i if start is None else start
             lines += b.text.count("\n") + 1
@@ -210,6 +212,8 @@ def _bare_list(blocks: list[Block]) -> int | None:
 
 def heads(blocks: list[Block], toc: Contents) -> list[Head]:
     found, i = [], toc.blocks.stop
+    levels = Counter(b.level for b in blocks if b.level)
+    rare = {level for level, n in levels.items() if n < 3 <= max(levels.values())}  # the title page's
     while i < len(blocks):
         if not heading_like(blocks[i]) and listed(blocks[i], toc) is None:
             i += 1
@@ -217,7 +221,7 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
         j = i + 1
         while j < len(blocks) and j - i < 7 and len(blocks[j].text.split()) <= 30 and _continues(blocks, j, toc):
             j += 1
-        found.append(_head(blocks, i, j, toc))
+        found.append(_head(blocks, i, j, toc, rare))
         i = found[-1].end
     for k, h in enumerate(found):  # a part's heading does not end a story, nor do two headings in a row begin two
         after = next(
@@ -282,7 +286,7 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
     return None
 
 
-def _head(blocks: list[Block], i: int, j: int, toc: Contents) -> Head:
+def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set[int]) -> Head:
     text = {k: one_line(blocks[k].text) for k in range(i, j)}
     sure = {
         k: found
@@ -295,6 +299,7 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents) -> Head:
         for k in text
         if k in sure or not (BYLINE.fullmatch(text[k]) or ORDINAL.fullmatch(text[k]) or text[k][:1] in "[(")
     ]
+    titles = [k for k in titles if blocks[k].level not in rare] or titles
     key = max(sure, key=lambda k: (sure[k][0], k)) if sure else titles[0] if titles else i
     # what stands below the title and is neither number, author nor note may be the story's first line
     end = next((k for k in range(key + 1, j) if blocks[k].level and re.search(r"[,;]$", text[k])), j)

@@ -120,9 +120,9 @@ def split_anthology(path: str | Path) -> list[Story]:
 def _split(raw: bytes, source: str) -> list[Story]:
     if not raw.strip():
         raise ValueError("is empty: fetch it again")
-    author, wrapped = "", False
+    author, wrapped, nav = "", False, []
     if raw[:2] == b"PK":
-        blocks, _, author = epub_blocks(raw)
+        nav, blocks, author = epub_blocks(raw)
         stories = markup_stories(blocks, author, source)
         if stories:
             return stories
@@ -133,8 +133,24 @@ def _split(raw: bytes, source: str) -> list[Story]:
         wrapped = not is_html
         blocks = html_blocks(text) if is_html else text_blocks(text)
     blocks = unframe(blocks)
-    for b in blocks:
+    for b in nav + blocks:
         b.words = len(b.text.split())
+    best: list[Story] = []
+    for read in ([nav + blocks] if nav else []) + [blocks]:  # an epub's table of contents may be of no use
+        best = max(best, _sections(read, author, source, wrapped), key=_length)
+        if _length(best) > 0.5 * sum(b.words for b in blocks):
+            break
+    if not best:
+        raise ValueError("has no stories that can be told apart (neither contents nor headings): leave it out")
+    return best
+
+
+def _length(stories: list[Story]) -> int:
+    return sum(len(s.text.split()) for s in stories)
+
+
+def _sections(blocks: list[Block], author: str, source: str, wrapped: bool) -> list[Story]:
+    """The stories that contents and headings of these blocks tell apart."""
     toc = contents(blocks)
     starts = choose(heads(blocks, toc), toc)
     marks = any(re.match(r"\(\d{1,3}\)\s", b.text) for b in blocks)
@@ -145,7 +161,7 @@ def _split(raw: bytes, source: str) -> list[Story]:
         if h.matter or about_author:
             continue
         body = blocks[h.end : after.start if after else len(blocks)]
-        if after and body[-1].gap > max(3, blocks[after.start].gap) and body[-1].text.startswith("_"):
+        if after and body and body[-1].gap > max(3, blocks[after.start].gap) and body[-1].text.startswith("_"):
             body.pop()  # a note on the next story
         if h is last:  # advertisements and transcribers' remarks follow the last story
             body = _without_back_pages(body)
@@ -154,6 +170,4 @@ def _split(raw: bytes, source: str) -> list[Story]:
         cut = re.search(r"[,;:](--|\u2014)?$", text)  # a frame that hands over to a tale of its own
         if len(text.split()) >= MIN_WORDS and not is_verse(text) and not cut:
             stories.append(Story(_title(h.title), one_line(h.author) or author, text, source))
-    if not stories:
-        raise ValueError("has no stories that can be told apart (neither contents nor headings): leave it out")
     return stories

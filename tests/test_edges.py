@@ -55,6 +55,14 @@ def test_how_a_story_opens_is_kept(opening):
     assert kept.split()[:3] == opening.split()[:3] and kept.endswith(BODY)
 
 
+def test_mottoes_of_html_books_have_no_margin():
+    motto = "<p>Turn, wheel, and grind,<br>The miller is white,</p><p>The Mill Song.</p>"
+    told = "<p>Turn, wheel, and grind,<br>The miller is white,</p><p>That was his song.</p>"
+    for page, first in ((motto, "The miller rose"), (told, "Turn, wheel,")):
+        blocks = books.html_blocks(page + "".join(f"<p>{p}</p>" for p in BODY.split("\n\n")))
+        assert "\n\n".join(trim(books.paragraphs(blocks))).startswith(first)
+
+
 @pytest.mark.parametrize(
     "below",
     [
@@ -156,3 +164,23 @@ def test_a_talk_inside_a_tale_is_no_play(tmp_path):
         for n, body in enumerate((told + talk + "<p>He was dead.</p>", talk + talk, told))
     ]
     assert [s.title for s in split_anthology(put(tmp_path, "t.epub", epub({f"{n}.xhtml": page(m) for n, m in enumerate(made)})))] == [TITLES[0], TITLES[2]]
+
+
+def test_talk_at_the_start_of_a_page_is_no_list_of_contents(tmp_path):
+    talk = "".join(f"<p>\u201cWhat news, Maitre {n}?\u201d</p><p>She cried:</p>" for n in range(6))
+    tales = "".join(
+        f"<h2>{t}</h2>" + talk * (n == 0) + "".join(f"<p>{p}</p>" for p in prose(n).split("\n\n")) for n, t in enumerate(TITLES)
+    )
+    stories = split_anthology(put(tmp_path, "t.htm", f"<html><body><h1>Tales</h1>{tales}</body></html>"))
+    assert [s.title for s in stories] == TITLES
+
+
+def test_an_epub_whose_table_of_contents_is_of_no_use_is_read_by_its_headings(tmp_path):
+    pages = {f"s{n}.xhtml": page(f"<h2>{t}</h2><p>{prose(n)}</p>") for n, t in enumerate(TITLES)}
+    nav = page("<nav><ol>" + "".join(f'<li><a href="s{n}.xhtml#p{n}">Page {n} of it</a></li>' for n in range(5)) + "</ol></nav>")
+    raw = epub(
+        {**pages, "nav.xhtml": nav},
+        spine=list(pages),
+        opf_extra='<item id="nav" href="nav.xhtml" media-type="application/xhtml+xml" properties="nav"/>',
+    )
+    assert [s.title for s in split_anthology(put(tmp_path, "t.epub", raw))] == TITLES
