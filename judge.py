@@ -333,7 +333,10 @@ class Judge(Endpoint):
         if samples < 1:
             raise ValueError("the judge's samples must be at least 1")
         self.rubric, self.samples = rubric, samples
-        super().__init__(url or os.environ.get("JUDGE_URL"), model or os.environ.get("JUDGE_MODEL"),
+        url, model = url or os.environ.get("JUDGE_URL"), model or os.environ.get("JUDGE_MODEL")
+        if not url or not model:
+            raise ValueError("no judge: set JUDGE_URL (such as http://localhost:8000/v1) and JUDGE_MODEL, or pass both as flags")
+        super().__init__(url, model,
                          os.environ.get("JUDGE_API_KEY", "") if api_key is None else api_key, **settings)
 
     def score(self, prompt: str, story: str) -> Verdict | None:

@@ -1,9 +1,9 @@
-"""The judge's line to an OpenAI-compatible /chat/completions: one checked JSON answer, whatever HTTP does meanwhile.
+"""The line to an OpenAI-compatible /chat/completions: one checked JSON answer, whatever HTTP does meanwhile.
 
 A question goes in, a Future of its checked answer comes out, or of None with the reason counted. Answers are paid for once:
 they stand in SQLite beside their bill, safe with several processes and after a kill. What the server can do (JSON schema,
 JSON object, plain text) is found out once. Limits hold on requests in flight, requests and tokens a minute, seconds a
-story, and dollars. judge.py asks through it; tests/test_judge_faults.py breaks it in every way HTTP can.
+question, and dollars. judge.py and scripts/prompts.py ask through it; tests/test_judge_faults.py breaks it in every way.
 
 Left out: streaming, chat history, tools, asyncio: requests and threads do.
 """
@@ -98,7 +98,7 @@ class Store:
             self.db.execute("CREATE TABLE IF NOT EXISTS calls (at REAL, run TEXT, model TEXT, prompt_tokens INT, "
                             "completion_tokens INT, dollars REAL)")
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"the judge's cache {path} cannot be used ({error}); name another file or remove it") from None
+            raise ValueError(f"the cache of answers {path} cannot be used ({error}); name another file or remove it") from None
 
     def get(self, key: str) -> dict | None:
         with self.lock:
@@ -173,18 +173,18 @@ class Endpoint:
                  read_timeout: float = 120, deadline: float = 300, retries: int = 6, cache: str | Path | None = None,
                  run: str = "", price_in: float = 0.0, price_out: float = 0.0, budget: float | None = None):
         if not url or not model:
-            raise ValueError("no judge: set JUDGE_URL (such as http://localhost:8000/v1) and JUDGE_MODEL, or pass both as flags")
+            raise ValueError("no endpoint: an address (such as http://localhost:8000/v1) and a model are needed")
         where = requests.utils.urlparse(url)
         if where.scheme not in ("http", "https") or not where.hostname or where.username or where.query:
-            raise ValueError("the judge's URL must read http(s)://host/path, without user, key or query; "
-                             "the key goes in JUDGE_API_KEY")
+            raise ValueError("an endpoint's URL must read http(s)://host/path, without user, key or query; "
+                             "the key goes in the environment, in JUDGE_API_KEY or PROMPTS_API_KEY")
         key = api_key.strip()
         if not re.fullmatch(r"[!-~]*", key):
-            raise ValueError("the judge's key holds spaces or characters that no header can carry; set JUDGE_API_KEY again")
+            raise ValueError("the API key holds spaces or characters that no header can carry; set it again")
         if budget is not None and max(price_in, price_out) <= 0:
-            raise ValueError("a judge budget in dollars needs prices: give the dollars per million tokens, in and out")
+            raise ValueError("a budget in dollars needs prices: give the dollars per million tokens, in and out")
         if in_flight < 1 or min(deadline, connect_timeout, read_timeout) <= 0 or retries < 0:
-            raise ValueError("the judge's requests in flight and time limits must be above 0, retries not below 0")
+            raise ValueError("requests in flight and time limits must be above 0, retries not below 0")
         self.endpoint = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self.name, self.seed, self.retries = model, seed, retries
         params = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens, reasoning_effort=reasoning_effort)
@@ -265,8 +265,7 @@ class Endpoint:
             try:
                 return self._buy(task)
             except Fault as fault:
-                reasons, again = [fault.reason], fault.again
-                self.last_error = self._scrub(str(fault))
+                reasons, again, told = [fault.reason], fault.again, self._scrub(str(fault))
                 # Times 0.5-1.5, so that calls which failed together do not return together.
                 pause = fault.wait or min(30.0, BACKOFF * 2 ** tried) * random.uniform(0.5, 1.5)
             task.asked += again == "ask"
@@ -276,6 +275,7 @@ class Endpoint:
             over = again == "no" or task.asked > 1 or tried > task.retries
             with self.lock:
                 self.counts.update([*reasons, "none"] if over else reasons)
+                self.last_error = told if over else self.last_error
             if over:
                 return None
             if again == "retry":
@@ -335,7 +335,7 @@ class Endpoint:
         if self.closed.done():
             raise Fault("cancelled", "no")
         if not answer.done():
-            raise Fault("deadline", "no", f"no verdict within {self.deadline:g} s")
+            raise Fault("deadline", "no", f"no answer within {self.deadline:g} s")
         return answer.result()
 
     def _exchange(self, task: Task) -> dict:
@@ -387,7 +387,7 @@ class Endpoint:
             if self.strikes >= 3 and status == 500:        # not picky but ill: start over when it is well
                 self.modes, self.strikes = list(SCHEMA_MODES), 0
         if 300 <= status < 400:
-            return Fault("redirect", "no", f"HTTP {status} to {headers.get('Location', '?')[:100]}: give that address as the judge's URL")
+            return Fault("redirect", "no", f"HTTP {status} to {headers.get('Location', '?')[:100]}: give that address as the URL")
         try:
             pause = max(0.0, Retry().parse_retry_after(headers.get("Retry-After", "0")))
         except InvalidHeader:

@@ -2,7 +2,7 @@
 
 With a model behind any OpenAI-compatible endpoint: premise, characters, setting and tone in the model's own words,
 never the ending, never a quotation; on wish also the notes a writer might have made first. Every answer is kept in
-`OUT.answers.jsonl` the moment it comes, so that an interrupted run goes on where it stood and nothing is paid twice.
+`OUT.answers.db` the moment it comes, so that an interrupted run goes on where it stood and nothing is paid twice.
 Offline: a plain request from the story's own title, names, places and keywords, the same for the same story each time.
 Either way the request ends in "N words long", and one that repeats a long span of the story is refused.
 
@@ -15,22 +15,18 @@ The key comes from PROMPTS_API_KEY or OPENAI_API_KEY. Left out: judging whether 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import re
-import threading
-import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import requests
 from tqdm import tqdm
 
 from data import Example, read_examples, words, write_examples
+from scripts.endpoint import Endpoint, Fault
 
 SPAN = 8  # so many words in a row from the story make a request a quotation
 STORY_WORDS = 6000  # what the model is shown of a story; the beginning is what a request is about
@@ -236,147 +232,102 @@ def _and(names: list[str]) -> str:
 # ------------------------------------------------------------------ through an endpoint
 
 
-class Journal:
-    """Every answer ever paid for, one a line, safe against a kill: a torn last line is dropped on opening."""
-
-    def __init__(self, path: Path):
-        self.path, self.lock, self.answers = path, threading.Lock(), {}
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith(b"\n")]
-        for number, line in enumerate(whole, 1):
-            try:
-                row = json.loads(line)
-                self.answers.setdefault((row["uid"], row["asked"]), []).append(row["answer"])
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(
-                    f"{path} line {number} is no answer kept by this command; move the file away to begin anew"
-                ) from None
-        if len(whole) < len(lines):
-            with open(path, "r+b") as f:
-                f.truncate(sum(map(len, whole)))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a", encoding="utf-8")
-
-    def keep(self, uid: str, asked: str, answer: str) -> None:
-        with self.lock:
-            self.answers.setdefault((uid, asked), []).append(answer)
-            self.file.write(json.dumps({"uid": uid, "asked": asked, "answer": answer}) + "\n")
-            self.file.flush()
-            os.fsync(self.file.fileno())
+NO_ANSWER = {"bad_json", "schema", "refusal", "cut", "empty_answer"}  # the model's fault; anything else is the line's
 
 
-class Stop(ValueError):
-    """The endpoint cannot be used; asking for the next story makes no sense."""
+def schema(reasoning: bool) -> dict:
+    keys = {"request": {"type": "string", "maxLength": 1500}}
+    keys |= {"reasoning": {"type": "string", "maxLength": 3000}} if reasoning else {}
+    return {"type": "object", "properties": keys, "required": list(keys), "additionalProperties": False}
 
 
-def complete(url: str, model: str, prompt: str, timeout: float, attempts: int = 5) -> str:
-    """One answer of `POST url/chat/completions`. Raises Stop with a sentence when it stays away."""
-    key = os.environ.get("PROMPTS_API_KEY") or os.environ.get("OPENAI_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.7, "max_tokens": 1500}
-    trouble = ""
-    for attempt in range(attempts):
-        wait = min(30.0, 0.5 * 2**attempt)
-        try:
-            reply = requests.post(url.rstrip("/") + "/chat/completions", json=body, headers=headers, timeout=timeout)
-            if reply.status_code == 200:
-                return reply.json()["choices"][0]["message"]["content"] or ""
-            trouble = f"status {reply.status_code}"
-            if reply.status_code in (400, 401, 403, 404, 422):
-                raise Stop(f"{url} refuses the request with {trouble}; check --url, --model and PROMPTS_API_KEY")
-            after = reply.headers.get("Retry-After", "")
-            wait = min(60.0, float(after)) if after.isdigit() else wait
-        except requests.RequestException as error:  # its text may hold the address, never the headers
-            trouble = type(error).__name__
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            if isinstance(error, Stop):
-                raise
-            trouble = "an answer that is no chat completion"
-        if attempt + 1 < attempts:
-            time.sleep(wait)
-    raise Stop(f"{url} did not answer after {attempts} attempts ({trouble}); is the server running?")
+def read(answer: dict, reasoning: bool) -> dict:
+    """An answer in the form asked for. Raises Fault; what the text says is looked at by `usable`."""
+    row = {name: answer.get(name) for name in ("request", "reasoning")[: 1 + reasoning]}
+    if not all(isinstance(text, str) for text in row.values()):
+        raise Fault("schema", "ask", "no JSON object with the texts asked for")
+    return row
 
 
-def parse(answer: str, example: Example, reasoning: bool) -> tuple[str, str | None]:
-    """(request, notes) of a model's answer. Raises ValueError with what is wrong with it."""
-    found = re.search(r"\{.*\}", re.sub(r"<think>.*?</think>", "", answer, flags=re.S), re.S)
-    try:
-        row = json.loads(found[0], strict=False) if found else None
-    except ValueError:
-        row = None
-    request = row.get("request") if isinstance(row, dict) else None
-    notes = row.get("reasoning") if isinstance(row, dict) and reasoning else None
-    if not isinstance(request, str) or words(request) < 8 or reasoning and not isinstance(notes, str):
-        raise ValueError("no JSON object with the text asked for")
-    sentences = re.split(r"(?<=[.!?])\s+", " ".join(request.split()))
+def usable(row: dict, example: Example) -> tuple[str, str | None] | None:
+    """(request with our own length, notes), or None where the answer is too short or quotes the story."""
+    sentences = re.split(r"(?<=[.!?])\s+", " ".join(row["request"].split()))
     request = " ".join(
         s for s in sentences if not re.search(r"\b\d[\d,]*[ -]words?\b|\bwords? (long|in length)\b", s, re.I)
     )
-    for text in (request, notes or ""):
-        if span := leaks(text, example.story):
-            raise ValueError(f'it quotes the story: "{span}"')
-    if notes and re.search(r"</?think>", notes):
-        raise ValueError("the notes hold a thinking tag")
+    notes = row.get("reasoning")
+    if words(request) < 8 or any(leaks(text, example.story) for text in (request, notes or "")):
+        return None
+    if notes and re.search(r"</?think>", notes):  # would end the thinking of the human row early
+        return None
     return f"{request} {ending(example.target_words, random.Random(example.uid))}", notes
 
 
-def ask(example: Example, args, journal: Journal) -> tuple[str, str | None] | None:
-    """The request for one story, from the journal or the endpoint; None when `--tries` answers were all unusable."""
-    keys = '{"request": "..."' + (', "reasoning": "..."}' if args.reasoning else "}")
+def ask(line: Endpoint, example: Example, reasoning: bool, draw: int) -> Future:
+    """One answer about one story, bought once: Future of the row, or of None."""
+    keys = '{"request": "..."' + (', "reasoning": "..."}' if reasoning else "}")
     story = " ".join(re.findall(r"\S+\s*", example.story)[:STORY_WORDS]).replace("</story>", "")
-    prompt = ASK.format(reasoning=REASONING if args.reasoning else "", keys=keys, story=story)
-    asked = hashlib.sha256(f"{args.model}\0{prompt}".encode()).hexdigest()[:16]
-    for n in range(args.tries):
-        if n == len(journal.answers.get((example.uid, asked), [])):
-            journal.keep(example.uid, asked, complete(args.url, args.model, prompt, args.timeout))
-        try:
-            return parse(journal.answers[(example.uid, asked)][n], example, args.reasoning)
-        except ValueError:
-            continue
-    return None
+    prompt = ASK.format(reasoning=REASONING if reasoning else "", keys=keys, story=story)
+    message = [{"role": "user", "content": prompt}]
+    return line.answer([example.uid, prompt], draw, message, schema(reasoning), partial(read, reasoning=reasoning))
+
+
+def write(line: Endpoint, examples: list[Example], args) -> dict[str, tuple[str, str | None]]:
+    """{uid: (request, notes)} of the stories for which one of `--tries` answers was usable.
+
+    Raises ValueError when the endpoint stays away; the answers it gave are kept.
+    """
+    written, left = {}, examples
+    with tqdm(total=len(examples), desc="requests", unit="story") as bar:
+        for draw in range(args.tries):
+            waiting = {ask(line, e, args.reasoning, draw): e for e in left}
+            left = []
+            for done in as_completed(waiting):
+                e, row = waiting[done], done.result()
+                if row is None and line.last_error.split(":")[0] not in NO_ANSWER:
+                    raise ValueError(f"{line.endpoint} gave no answer ({line.last_error}); check --url, --model and PROMPTS_API_KEY")
+                found = row and usable(row, e)
+                if found:
+                    written[e.uid] = found
+                else:
+                    left.append(e)
+                bar.update(bool(found) or draw + 1 == args.tries)
+    return written
 
 
 def run(args) -> None:
     examples = read_examples(args.file)
-    seen_in = background([e.story for e in examples if e.story])
-    plain = {
-        e.uid: offline_prompt(e.source.split(" | ")[0] or "A Story", e.story, e.target_words, seen_in)
-        for e in examples
-        if e.story
-    }
+    told = [e for e in examples if e.story]
+    seen_in = background([e.story for e in told])
+    plain = {e.uid: offline_prompt(e.source.split(" | ")[0] or "A Story", e.story, e.target_words, seen_in) for e in told}
     if args.offline:
         write_examples(args.out, [replace(e, prompt=plain.get(e.uid, e.prompt)) for e in examples])
         print(f"{len(plain)} requests written offline -> {args.out}")
         return
-    args.url, args.model = args.url or os.environ.get("OPENAI_BASE_URL"), args.model
-    if not args.url or not args.model:
+    url, kept = args.url or os.environ.get("OPENAI_BASE_URL"), args.out + ".answers.db"
+    if not url or not args.model:
         raise ValueError("no endpoint: give --url and --model, or --offline for plain requests without a model")
-    journal, written = Journal(Path(args.out + ".answers.jsonl")), {}
-    kept = sum(map(len, journal.answers.values()))
-    pool = ThreadPoolExecutor(args.workers)
-    waiting = {pool.submit(ask, e, args, journal): e for e in examples if e.story}
+    key = os.environ.get("PROMPTS_API_KEY") or os.environ.get("OPENAI_API_KEY") or ""
+    line = Endpoint(
+        url, args.model, key, temperature=0.7, top_p=None, max_tokens=1500, in_flight=args.workers,
+        read_timeout=args.timeout, deadline=2 * args.timeout, cache=kept, run="requests",
+    )  # fmt: skip
+    before = line.ledger.calls
     try:
-        for done in tqdm(as_completed(waiting), total=len(waiting), desc="requests", unit="story"):
-            written[waiting[done].uid] = done.result()
-    except (Stop, KeyboardInterrupt) as error:
-        pool.shutdown(wait=True, cancel_futures=True)
-        now = sum(map(len, journal.answers.values()))
+        written = write(line, told, args)
+    except (ValueError, KeyboardInterrupt) as error:
         raise ValueError(
-            f"{error or 'stopped by hand'}; {now} answers are kept in {journal.path}, run the same command to go on"
+            f"{error or 'stopped by hand'}; {line.ledger.calls} answers are kept in {kept}, run the same command to go on"
         ) from None
-    pool.shutdown()
-    refused = [uid for uid, found in written.items() if found is None]
+    finally:
+        line.close()
     result = []
     for e in examples:
         prompt, notes = written.get(e.uid) or (plain.get(e.uid, e.prompt), None)
         result.append(replace(e, prompt=prompt, reasoning=notes or e.reasoning))
     write_examples(args.out, result)
-    now = sum(map(len, journal.answers.values()))
-    print(
-        f"{len(written) - len(refused)} requests -> {args.out}; "
-        f"{now - kept} answers asked for now, {kept} kept from before"
-    )
-    if refused:
+    print(f"{len(written)} requests -> {args.out}; {line.ledger.calls - before} answers asked for now, {before} before")
+    if refused := [e.uid for e in told if e.uid not in written]:
         print(
             f"{len(refused)} stories keep a plain request: {args.tries} answers each were no JSON or quoted the story: "
             + ", ".join(refused[:5])
@@ -385,7 +336,7 @@ def run(args) -> None:
 
 def add_arguments(p) -> None:
     p.add_argument("file", help="examples that `build` wrote")
-    p.add_argument("--out", required=True, help="examples with the new prompts; answers are kept in OUT.answers.jsonl")
+    p.add_argument("--out", required=True, help="examples with the new prompts; answers are kept in OUT.answers.db")
     p.add_argument(
         "--url", help="base of an OpenAI-compatible endpoint (or OPENAI_BASE_URL), such as http://localhost:8080/v1"
     )
