@@ -374,7 +374,7 @@ def paragraphs(
             text = MARK.sub("", text)
             text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
             text = ITALIC.sub(lambda m: m[1] or m[2], text).replace("_", "")
-        text = text.replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " ")
+        text = re.sub(" {2,}", " ", text.replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " "))
         if text.strip():
             found.append(Paragraph(text.strip(), indent, above.count("\n") - 1, verse))
     margin = Counter(p.indent for p in found if not p.verse).most_common(1)

@@ -31,11 +31,17 @@ MOTTO_WORDS = 200
 SMALL = set("a an and at by for from in of on or the to with".split())
 
 
-def trim(parts: list[Paragraph]) -> list[str]:
-    """The story's own paragraphs."""
+def trim(parts: list[Paragraph], numbered: bool = False) -> list[str]:
+    """The story's own paragraphs. `numbered`: the number of its first part stood in the heading and is gone, so that the
+    numbers of the others become scene breaks."""
     start = _above(parts)
-    texts = [p.text for p in parts[start:]]
+    numbered = numbered or any(ORDINAL.fullmatch(p.text) for p in parts[:start])
+    texts = [SCENE_BREAK if numbered and _is_number(p.text) else p.text for p in parts[start:]]
     return texts[: _below(texts)]
+
+
+def _is_number(text: str) -> bool:
+    return bool(ORDINAL.fullmatch(text)) and (text.isupper() or text.strip(" .").isdigit() or len(text.split()) == 2)
 
 
 def _above(parts: list[Paragraph]) -> int:
@@ -98,9 +104,12 @@ def _is_source(p: Paragraph, below_verse: bool) -> bool:
     text = p.text.strip("()[] ")
     if "\n" in text or len(text.split()) > 12 or text[-1:] in "!?" or ORDINAL.fullmatch(text):
         return False
-    names = all(w[:1].isupper() or w.lower() in SMALL for w in text.rstrip(".").split())
-    named = text.isupper() or p.indent > 3 and title_form(text) or below_verse and names
+    named = text.isupper() or p.indent > 3 and title_form(text) or below_verse and _names(text)
     return named or bool(re.match(r"(\u2014|\u2015|--)\s*[A-Z\"\u201c]|From ", text))
+
+
+def _names(text: str) -> bool:
+    return "\n" not in text and all(w[:1].isupper() or w.lower() in SMALL for w in text.rstrip(".").split())
 
 
 def _inset(parts: list[Paragraph], n: int) -> int:
@@ -127,4 +136,6 @@ def _below(texts: list[str]) -> int:
             end = start
     while end and (END_MARK.fullmatch(texts[end - 1]) or texts[end - 1] == SCENE_BREAK):
         end -= 1
+    if end > 1 and "\n" in texts[end - 2] and len(texts[end - 1].split()) < 6 and _names(texts[end - 1]):
+        end -= 1  # who wrote the closing verse
     return end

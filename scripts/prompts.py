@@ -72,12 +72,14 @@ FLAGGED = re.compile(
     r"kikes?|sheen(y|ies)|kaffirs?|hottentots?|wops?|negress(es)?)\b",
     re.I,
 )
+NOT_ASKED = re.compile(rf"{FLAGGED.pattern}|\b(negr\w+|savages?|jew(s|ess|esses)?|heathens?|cannibals?|gyps(y|ies))\b", re.I)
 NOT_NAMES = set(
     """i o oh ah mr mrs miss ms dr sir madam lord lady god heaven christmas sunday monday tuesday wednesday thursday
     friday saturday january february march april may june july august september october november december english
     french german russian american indian chinese japanese italian spanish yes no the and but then well what why how
     when where there here this that they she he it you we his her my your our their one two three old little poor good
-    great dear never now so if as at in on majesty excellency highness providence""".split()
+    great dear never now so if as at in on majesty excellency highness providence spring summer autumn fall winter
+    bible""".split()
 )
 TITLES = (
     r"(?:Mr|Mrs|Miss|Dr|Sir|Lady|Lord|King|Queen|Prince|Princess|Father|Brother|Sister|Captain|Colonel|Uncle|Aunt|"
@@ -92,12 +94,15 @@ VAGUE = set(  # nouns that nobody asks for
     place piece point rest same second side sides sight sort thing things time times top tops truth two use way ways
     while whole word words world year years affair ages sake sense instant remains west east north south one ones few
     many pair right trace life fault reason desire view wish sound moments minute minutes hour hours little man men
-    woman women people feet foot eye eyes face air person""".split()
+    woman women people feet foot eye eyes face air person own""".split()
 )
 AFTER_NOUN = (
     r"(?=[,.;:!?]|\s+(?:of|and|was|were|in|to|that|with|had|is|who|which|on|at|for|from|but|as|or|he|she|they|would|"
     r"could)\b)"
 )
+SURE = r"(?=[.;:!?]|\s+(?:of|was|were|in|to|that|with|had|is|who|which|on|at|for|from)\b)"  # no adjective stands there
+SPEECH = re.compile(r"(?:(?<=\s)|(?<=\u2014|-)|^)[\"\u201c\u2018'](?=[A-Z])", re.M)  # where somebody begins to speak
+QUOTED = re.compile(r"\u201c[^\u201d]*\u201d|\"[^\"]*\"|(?<!\w)[\u2018'](?=[A-Z])[^\n]*?[,.!?-][\u2019'](?!\w)")
 THING = re.compile(r"\b(?:the|a|an|his|her|their|its|my|our)\s+([a-z]{3,})" + AFTER_NOUN)
 
 
@@ -129,7 +134,8 @@ def cast(text: str) -> tuple[list[str], list[str]]:
     for name, n in sorted(count.items(), key=lambda item: (-item[1], item[0]))[:20]:
         seen = partial(_count, text, name)
         common = len(re.findall(rf"\b{re.escape(name.lower())}\b", text))
-        if n < 2 or common >= n or FLAGGED.search(name) or any(name in p or p in name for p in people + places):
+        known = [p.removeprefix("the ") for p in people + places]
+        if n < 2 or common >= n or NOT_ASKED.search(name) or any(name in p or p in name for p in known):
             continue
         with_article, whole = seen(r"\b(?:[Tt]he|[Aa]n?) {}\b"), seen(r"\b{}\b")
         shown = f"the {name}" if with_article > 0.4 * whole else name
@@ -138,9 +144,9 @@ def cast(text: str) -> tuple[list[str], list[str]]:
         within = seen(r"\b(?i:in|at|near|into|through) (?:the )?{}\b(?!['\u2019-]| [A-Z])")
         around = within + seen(r"\b(?i:from|to|of|towards?) (?:the )?{}\b(?!['\u2019-]| [A-Z])")
         acts = seen(r"\b{},? " + ACT + r"\b") + seen(r"\b(?:said|asked|cried|replied|answered) (?:the )?{}\b")
-        if within >= 2 and around > 0.5 * n and acts <= 0.2 * n and not common:
+        if within >= max(2, 0.3 * n) and around > 0.5 * n and acts <= 0.2 * n and not common and "St" not in name.split(".")[0]:
             places.append(shown)
-        elif acts and within <= 0.12 * n:
+        elif acts >= 0.1 * n and within <= 0.12 * n and around <= 0.5 * n:
             people.append(shown)
     return people, places
 
@@ -150,7 +156,8 @@ def things(text: str, seen_in: Counter) -> list[str]:
     count, total = Counter(THING.findall(text)), max(1, seen_in[None])
     weight, shown = {}, {}
     for w, n in count.items():
-        if n < 2 or w in NOT_NAMES or w in VAGUE or FLAGGED.fullmatch(w):
+        sure = len(re.findall(rf"\b(?:the|an?|his|her|their|its|my|our) {w}" + SURE, text))
+        if n < 2 or 3 * sure < n or w in NOT_NAMES or w in VAGUE or NOT_ASKED.fullmatch(w):
             continue
         article = re.search(rf"\b(an?) {w}" + AFTER_NOUN, text)
         plural = w.endswith("s") and not w.endswith(("ss", "us", "is"))
@@ -158,7 +165,7 @@ def things(text: str, seen_in: Counter) -> list[str]:
         weight[w] = n / (1 + 40 * seen_in[w] / total) / (1 if article else 2 if plural else 3)
     found: list[str] = []
     for w in sorted(weight, key=lambda w: (-weight[w], w)):
-        if not any(w[:5] == other[:5] for other in found):  # one of bird and birds
+        if not any(w[:5] == other[:5] or w.rstrip("s") == other.rstrip("s") for other in found):  # one of bird and birds
             found.append(w)
     return [shown[w] for w in found]
 
@@ -169,7 +176,7 @@ def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
     people, places = cast(text)
     keywords = [w for w in things(text, seen_in) if w.split()[-1] not in title.lower()][: rng.choice((2, 3, 3, 4))]
     kind = "short story" if target < 1500 else "story"
-    if re.fullmatch(r"[IVXLCDM\d.\W]+", title) or FLAGGED.search(title):  # a number is no title
+    if re.fullmatch(r"[IVXLCDM\d.\W]+", title) or NOT_ASKED.search(title):  # a number is no title
         parts = [rng.choice((f"Write a {kind}.", f"Please write me a {kind}.", f"I would like to read a {kind}."))]
     else:
         title = _title(title)
@@ -194,8 +201,8 @@ def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
     if keywords:
         forms = ("Work in {}.", "Please include {}.", "Make use of {}.", "I want {} in it.")
         parts.append(rng.choice(forms).format(_and(keywords)))
-    spoken = len(re.findall(r"[\"\u201c\u2018]\w", text)) * 100 / max(1, words(text))
-    bare = re.sub(r"[\"\u201c][^\"\u201d]*[\"\u201d]", "", text)
+    spoken = len(SPEECH.findall(text)) * 100 / max(1, words(text))
+    bare = QUOTED.sub("", text)
     if len(re.findall(r"\bI\b", bare)) * 60 > words(bare):
         parts.append(rng.choice(("Tell it in the first person.", "I would like a narrator who says \u201cI\u201d.")))
     if rng.random() < 0.5 and (spoken > 2.5 or spoken < 0.3):
@@ -214,15 +221,20 @@ def ending(target: int, rng: random.Random | None = None) -> str:
 
 def _title(title: str) -> str:
     """A title as one writes it in running text: no capitals throughout, no quotation marks or stop of its own."""
-    title = re.sub(r"^[\"\u201c](.*?)\.?[\"\u201d]$", r"\1", title.strip())
-    if not title.isupper() and sum(c.isupper() for c in title) < 0.6 * sum(c.isalpha() for c in title):
-        return title.strip(" .")
+    title = re.sub(r"^[\"\u201c](.*?)\.?[\"\u201d]$", r"\1", " ".join(title.split())).strip(" .,")
+    title = re.sub(r"[\"\u201c](.*?)[\"\u201d]", "\u2018\\1\u2019", title)
+    loud = title.isupper() or sum(c.isupper() for c in title) >= 0.6 * sum(c.isalpha() for c in title)
     small = {"a", "an", "and", "at", "but", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
-    parts = [
-        w.lower() if i and w.lower() in small else w[:1].upper() + w[1:].lower()
-        for i, w in enumerate(title.strip(" .").split())
-    ]
-    return re.sub(r"(?<=[-\u2014])[a-z]", lambda m: m[0].upper(), " ".join(parts))
+
+    def word(match: re.Match) -> str:
+        w, begins = match[0], not match.string[: match.start()].strip(" \u2018") or match.string[: match.start()].rstrip()[-1] in ":;"
+        if w.lower() in small and not begins:
+            return w.lower()
+        if not loud:
+            return w
+        return re.sub(r"^(Mc|Mac(?=[A-Z])|O['\u2019])?(\w)(.*)", lambda m: (m[1] or "") + m[2].upper() + m[3].lower(), w)
+
+    return re.sub(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*", word, title)
 
 
 def _and(names: list[str]) -> str:

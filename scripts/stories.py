@@ -17,6 +17,7 @@ from pathlib import Path
 from scripts.books import (
     LEADING,
     MAX_BYTES,
+    ORDINAL,
     THE_END,
     Block,
     decode,
@@ -52,7 +53,7 @@ class Story:
 def _title(text: str) -> str:
     """A title on one line, without the marks of notes and remarks in brackets."""
     text = re.sub(r"\s*(--|\u2014)?\[.*?(\]|$)|\(\d{1,3}\)|\*+$", "", one_line(text).strip(" *"))
-    return text.strip().removesuffix(".").strip() or one_line(text)
+    return re.sub(r"([\s.,]|--|\u2014)+$", "", text).strip() or one_line(text)
 
 
 def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]:
@@ -67,12 +68,17 @@ def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]
         editors = {b.foreword for b in own if b.foreword and EDITORS.fullmatch(b.text.strip())}
         title = next((b.text for b in own if b.kind in ("title", "part") or b.level), "")
         body = [b for b in own if b.kind != "skip" and b.foreword not in editors]
+        above = []
         while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
-            body.pop(0)
-        text = "\n\n".join(trim(paragraphs(body, marked_up=True)))
+            above.append(body.pop(0))
+        text = "\n\n".join(trim(paragraphs(body, marked_up=True), _numbered(above)))
         if text:
             stories.append(Story(_title(title), author, text, source))
     return stories
+
+
+def _numbered(heading: list[Block]) -> bool:
+    return any(ORDINAL.fullmatch(b.text.strip()) for b in heading)
 
 
 def _without_back_pages(body: list[Block]) -> list[Block]:
@@ -166,7 +172,8 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool) -> l
         if h is last:  # advertisements and transcribers' remarks follow the last story
             body = _without_back_pages(body)
         body = body[: next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))]
-        text = "\n\n".join(trim(paragraphs(_without_divider(body), wrapped, marks)))
+        parts = paragraphs(_without_divider(body), wrapped, marks)
+        text = "\n\n".join(trim(parts, _numbered(blocks[h.start : h.end])))
         cut = re.search(r"[,;:](--|\u2014)?$", text)  # a frame that hands over to a tale of its own
         if len(text.split()) >= MIN_WORDS and not is_verse(text) and not cut:
             stories.append(Story(_title(h.title), one_line(h.author) or author, text, source))

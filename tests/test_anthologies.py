@@ -135,7 +135,7 @@ def test_parts_stay_in_their_story_and_a_title_the_contents_forgot_begins_one(tm
     )
     stories = split_anthology(put(tmp_path, "t.txt", text))
     assert [words(s.text) > 100 for s in stories] == [True] * 5
-    assert ends(stories)[0] == ("Opening0x0", "closing10x1.") and "\n\nII\n\n" in stories[0].text
+    assert ends(stories)[0] == ("Opening0x0", "closing10x1.") and "\n\n* * *\n\n" in stories[0].text
 
 
 def test_numbers_above_titles_authors_below_and_notes_after(tmp_path):
@@ -597,8 +597,8 @@ def test_offline_prompt_names_people_places_and_things():
 
 def test_offline_prompt_asks_for_what_a_person_would_ask():
     text = (
-        "In Rome the Bear met Anna. To Rome the Bear went, and Anna said that a darkie sat in Rome with a lantern, a way "
-        "and tools. The lantern fell, the darkie laughed, the Bear was sad, his tools were lost, the way was long. "
+        "In Rome the Bear met Anna. To Rome the Bear went, and Anna said that a darkie sat in Rome with a lantern of tin, a way "
+        "and tools. The lantern was lit, the darkie laughed, the Bear was sad, his tools were lost, the way was long. "
     ) * 3
     seen_in = prompts.background([text])
     people, places = prompts.cast(text)
@@ -608,6 +608,38 @@ def test_offline_prompt_asks_for_what_a_person_would_ask():
     assert "\u201cA Poor Stick\u201d" in prompts.offline_prompt('"A POOR STICK."', text, 120, seen_in)
     assert "XIV" not in prompts.offline_prompt("XIV", text, 120, seen_in)
     assert "darkie" not in prompts.offline_prompt("The Darkie", text, 120, seen_in).lower()
+
+
+@pytest.mark.parametrize(
+    "printed, asked",
+    [
+        ("THE CONVERSION OF AURELIAN McGOGGIN", "The Conversion of Aurelian McGoggin"),
+        ("The Cook of the \u201cGannet\u201d", "The Cook of the \u2018Gannet\u2019"),
+        ("\"AFTER\" JENKINS", "\u2018After\u2019 Jenkins"),
+        ("Fate And The Artist", "Fate and the Artist"),
+        ("SNIP'S LUCK: A TALE", "Snip's Luck: A Tale"),
+        ("THE ROMANCE OF A BUSY BROKER.", "The Romance of a Busy Broker"),
+        ("THE FIRST CHRISTMAS-TREE", "The First Christmas-Tree"),
+    ],
+)
+def test_titles_are_written_as_in_running_text(printed, asked):
+    assert f"\u201c{asked}\u201d" in prompts.offline_prompt(printed, prose(0), 120, Counter())
+
+
+def test_speech_in_single_quotes_is_speech():
+    said = "'I will go,' said the Fox. 'Nor shall I stay,' said the Crane, and the Fox's tail shook. " * 30
+    told = "The Fox went. The Crane stayed, and the Fox's tail shook in the wind all the way to the river. " * 30
+    for n in range(20):  # the last sentences are drawn by title
+        asked = prompts.offline_prompt(f"Tale {n} of a Fox", said, 120, Counter())
+        assert "minimum" not in asked and "first person" not in asked and "narrator" not in asked
+    assert any("plenty" in prompts.offline_prompt(f"Tale {n}", said, 120, Counter()) for n in range(20))
+    assert any("minimum" in prompts.offline_prompt(f"Tale {n}", told, 120, Counter()) for n in range(20))
+
+
+def test_adjectives_are_no_things():
+    text = "There was a gentle, kind word and a lantern in the house. He found a gentle and the lantern of tin. " * 3
+    found = prompts.things(text, prompts.background([text, prose(1)]))
+    assert "a lantern" in found and not any("gentle" in f for f in found)
 
 
 class Scripted(BaseHTTPRequestHandler):

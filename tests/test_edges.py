@@ -85,6 +85,15 @@ def test_the_printed_cipher_and_underscores_of_marked_up_books_stay():
     assert trim(books.paragraphs([books.Block("He came(8) _late_.")])) == ["He came late."]
 
 
+def test_numbers_of_parts_go_together_and_the_poet_below_the_last_verse_goes():
+    parts = f"I\n\n{BODY}\n\nII\n\n{BODY}\n\nCHAPTER III\n\n{BODY}"
+    assert story_of(parts) == f"{BODY}\n\n* * *\n\n{BODY}\n\n* * *\n\n{BODY}"
+    assert story_of(f"{BODY}\n\nII\n\n{BODY}") == f"{BODY}\n\nII\n\n{BODY}", "without a first number they stay"
+    verse = "     Fresh hopes were born for other years,\n     He never smiled again."
+    assert story_of(f"{BODY}\n\n{verse}\n\nMrs. Hemans.").endswith("smiled again.")
+    assert story_of(f"{BODY}\n\n{verse}\n\nAnd so it was.").endswith("so it was.")
+
+
 def test_chapters_with_titles_of_their_own_stay_in_their_story(tmp_path):
     chapters = prose(1).split("\n\n")
     whole = "\n\n".join(chapters[:3]) + "\n\n\n\n\nCHAPTER II.\n\nTHE PLOT THICKENS.\n\n" + "\n\n".join(chapters[3:])
