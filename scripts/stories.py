@@ -66,13 +66,14 @@ def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]
         if sum(n for n, b in zip(words, own) if b.kind == "drama") > 0.5 * sum(words) and not told:
             continue  # plays are not prose
         editors = {b.foreword for b in own if b.foreword and EDITORS.fullmatch(b.text.strip())}
-        title = next((b.text for b in own if b.kind in ("title", "part") or b.level), "")
         body = [b for b in own if b.kind != "skip" and b.foreword not in editors]
         above = []
         while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
             above.append(body.pop(0))
         text = "\n\n".join(trim(paragraphs(body, marked_up=True), _numbered(above)))
         if text:
+            named = [b.text for b in above if b.kind == "title" or b.level] or [b.text for b in above] or [""]
+            title = next((t for t in named if not ORDINAL.fullmatch(t.strip())), named[0])
             stories.append(Story(_title(title), author, text, source))
     return stories
 

@@ -193,3 +193,14 @@ def test_an_epub_whose_table_of_contents_is_of_no_use_is_read_by_its_headings(tm
         opf_extra='<item id="nav" href="nav.xhtml" media-type="application/xhtml+xml" properties="nav"/>',
     )
     assert [s.title for s in split_anthology(put(tmp_path, "t.epub", raw))] == TITLES
+
+
+def test_a_number_above_the_title_is_no_title(tmp_path):
+    made = {
+        f"{n}.xhtml": page(
+            f'<article id="s{n}" epub:type="se:short-story"><h3 epub:type="z3998:roman">{"I" * (n + 1)}</h3>'
+            f'<p epub:type="title">{TITLES[n]}</p>' + "".join(f"<p>{p}</p>" for p in prose(n).split("\n\n")) + "</article>"
+        )
+        for n in range(3)
+    }
+    assert [s.title for s in split_anthology(put(tmp_path, "t.epub", epub(made)))] == TITLES[:3]
