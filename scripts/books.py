@@ -369,7 +369,7 @@ def paragraphs(
         elif not wrapped or verse:
             text = "\n".join(" ".join(l.split()) for l in lines)
         else:
-            text = " ".join(" ".join(lines).split())
+            text = " ".join(re.sub(r"(?<=[a-z]-)\n\s*(?=[a-z])", "", "\n".join(lines)).split())  # red-and-/white
         if not marked_up:
             text = MARK.sub("", text)
             text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text

@@ -1,4 +1,4 @@
-"""Where stories begin: the page of contents and the headings of a book, weighed against each other.
+"""Where stories begin: the headings of a book, weighed against its page of contents (scripts/contents.py).
 
 Titles that stand in the contents begin stories; headings of the same style between them do too (contents forget some);
 prefaces, notes, advertisements, poems and numbered parts do not. Without contents the strongest style of heading
@@ -104,110 +104,6 @@ class Contents:
     blocks: range = range(0)
     titles: dict[str, list[int]] = field(default_factory=dict)  # folded title -> its places
     anchors: dict[str, int] = field(default_factory=dict)  # link target -> place
-
-
-def contents(blocks: list[Block]) -> Contents:
-    limit = max(60, len(blocks) // 5)
-    first = next(
-        (
-            i
-            for i, b in enumerate(blocks[: limit + 200])
-            if b.story == 0
-            and re.fullmatch(
-                r"\W*(table of )?contents( of .*)?\W*(page)?\W*", b.text.strip().split("\n")[0].strip(), re.I
-            )
-        ),
-        None,
-    )
-    if first is None:
-        first = _bare_list(blocks[:limit])
-    if first is None:
-        return Contents()
-    found, lines, end = Contents(), [], first
-    for i in range(first, len(blocks)):
-        b = blocks[i]
-        named = [(text, target) for target, text in b.links if len(fold(text)) > 1 and not text.strip().isdigit()]
-        new = [_entry(text) for text, _ in named] or [_entry(line) for line in b.text.split("\n")]
-        if i > first:
-            whole = fold(" ".join(new))
-            again = (
-                not named
-                and len(whole) > 3
-                and whole in {fold(_BARE_NUMBER.sub("", l)) for l in lines} | {fold(l) for l in lines}
-            ) or b.level > 0 and len(whole) > 5 and any(fold(l).startswith(whole) for l in lines)
-            title_page = b.level and MATTER.fullmatch(b.text.strip()) or _ILLUSTRATIONS.match(b.text.strip())
-            listed_before = blocks[i - 1].kind == "list" and b.level and not b.kind
-            below = blocks[i + 1] if i + 1 < len(blocks) else b
-            if _is_prose(b) or again or title_page or listed_before and not below.level and below.kind != "list":
-                break
-        for n, (_, target) in enumerate(named):
-            found.anchors.setdefault(target, len(lines) + n)
-        lines += [line for line in new if not re.match(r"[a-e]\.\s", line)]  # a part of the story above
-        end = i + 1
-    usual = sorted(b.gap for b in blocks[first + 1 : end])[(end - first - 1) // 2] if end > first + 1 else 1
-    for i in range(max(end - 5, first + 4), end):  # the half-title and the first story's own heading are not contents
-        if sum(b.text.count("\n") + 1 for b in blocks[i:end]) > 8:
-            continue
-        if (
-            blocks[i].gap > max(usual, 2)
-            and not blocks[i].links
-            and not blocks[i].level
-            and (blocks[i].gap > 3 or i == end - 1 and heading_like(blocks[i]))
-        ):
-            del lines[len(lines) - sum(b.text.count("\n") + 1 for b in blocks[i:end]) :]
-            end = i
-            break
-    for n in range(1, 4):  # long titles run over two or three lines
-        for k in range(len(lines) - n + 1):
-            for key in {
-                fold(" ".join(lines[k : k + n])),
-                fold(" ".join([_BARE_NUMBER.sub("", lines[k])] + lines[k + 1 : k + n])),
-            }:
-                if key and k not in found.titles.setdefault(key, []):
-                    found.titles[key].append(k)
-    found.blocks = range(first, end)
-    return found
-
-
-_ILLUSTRATIONS = re.compile(r"\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$", re.I | re.M)
-_BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
-
-
-def _entry(line: str) -> str:
-    """A line of the contents without its page number and its author."""
-    line = one_line(line) if "_" in line else line
-    line = re.sub(r"[\s,.-]+(?:[A-Z]\.\s*){1,3}[A-Z][\w'-]+$", "", line.strip()) or line
-    line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
-    return (
-        re.sub(r"(?<=\S)(\s+\bby\b |\s{3,}|\t).*$|[\s.\u2026]+$", "", line, flags=re.I)
-        if not re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line)
-        else re.sub(r"\s+", " ", line)
-    )
-
-
-def _is_prose(block: Block) -> bool:
-    if block.kind == "list" or block.links or block.level:
-        return False
-    lines, words = block.text.split("\n"), block.text.split()
-    if len(lines) == 1:
-        return len(words) > 22
-    if sum(bool(re.search(r"(\s{3,}|\.{3,}\s*)\d+\s*$", l)) for l in lines) > 0.5 * len(lines):
-        return False  # pages
-    return sum(len(l.strip()) > 55 for l in lines[:-1]) >= 0.7 * (len(lines) - 1) and len(words) > 22
-
-
-def _bare_list(blocks: list[Block]) -> int | None:
-    """Contents without a heading: eight short lines or more in a row, before any prose."""
-    start, lines = None, 0
-    for i, b in enumerate(blocks + [Block("x " * 50)]):
-        if _is_prose(b) or SPEECH.match(b.text.strip()) or b.gap > 4 or b.level and not b.links:
-            if lines >= 8 and start is not None:
-                return start
-            start, lines = (None, 0) if not (b.gap > 4 or b.level) else (i, b.text.count("\n") + 1)
-        else:
-            start = i if start is None else start
-            lines += b.text.count("\n") + 1
-    return None
 
 
 def heads(blocks: list[Block], toc: Contents) -> list[Head]:

@@ -144,7 +144,8 @@ def cast(text: str) -> tuple[list[str], list[str]]:
         within = seen(r"\b(?i:in|at|near|into|through) (?:the )?{}\b(?!['\u2019-]| [A-Z])")
         around = within + seen(r"\b(?i:from|to|of|towards?) (?:the )?{}\b(?!['\u2019-]| [A-Z])")
         acts = seen(r"\b{},? " + ACT + r"\b") + seen(r"\b(?:said|asked|cried|replied|answered) (?:the )?{}\b")
-        if within >= max(2, 0.3 * n) and around > 0.5 * n and acts <= 0.2 * n and not common and "St" not in name.split(".")[0]:
+        set_there = within >= max(2, 0.3 * n, words(text) / 1000)  # not named in passing
+        if set_there and around > 0.5 * n and acts <= 0.2 * n and not common and not name.startswith("St."):
             places.append(shown)
         elif acts >= 0.1 * n and within <= 0.12 * n and around <= 0.5 * n:
             people.append(shown)
@@ -227,7 +228,8 @@ def _title(title: str) -> str:
     small = {"a", "an", "and", "at", "but", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
 
     def word(match: re.Match) -> str:
-        w, begins = match[0], not match.string[: match.start()].strip(" \u2018") or match.string[: match.start()].rstrip()[-1] in ":;"
+        w, before = match[0], match.string[: match.start()].strip(" \u2018")
+        begins = not before or before[-1] in ":;"
         if w.lower() in small and not begins:
             return w.lower()
         if not loud:
@@ -297,7 +299,8 @@ def write(line: Endpoint, examples: list[Example], args) -> dict[str, tuple[str,
             for done in as_completed(waiting):
                 e, row = waiting[done], done.result()
                 if row is None and line.last_error.split(":")[0] not in NO_ANSWER:
-                    raise ValueError(f"{line.endpoint} gave no answer ({line.last_error}); check --url, --model and PROMPTS_API_KEY")
+                    why = f"{line.endpoint} gave no answer ({line.last_error})"
+                    raise ValueError(f"{why}; check --url, --model and PROMPTS_API_KEY")
                 found = row and usable(row, e)
                 if found:
                     written[e.uid] = found

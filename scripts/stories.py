@@ -28,17 +28,21 @@ from scripts.books import (
     text_blocks,
     unframe,
 )
+from scripts.contents import contents
 from scripts.edges import trim
-from scripts.headings import MIN_WORDS, choose, contents, fold, heads, one_line
+from scripts.headings import MIN_WORDS, choose, fold, heads, one_line
 
 BACK_PAGE = re.compile(
     r"\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
-    r"& sons, (limited|ltd)|^\W*printed (in|by)\b|illustrated from photographs|punctuation .* retained|typographical errors|^\s*\+-{9}",
+    r"& sons, (limited|ltd)|^\W*printed (in|by)\b|illustrated from photographs|punctuation .* retained|"
+    r"typographical errors|^\s*\+-{9}",
     re.I,
 )
 
 EDITORS = re.compile(  # heading or signature of a foreword that is not the storyteller's
-    r"((editor|translator)\W?s )?note|(editor|translator)\W?s \w+|\W*(the )?(editor|translator)\W*|\W*([A-Z]\.\s?){2,4}", re.I
+    r"((editor|translator)\W?s )?note|(editor|translator)\W?s \w+|\W*(the )?(editor|translator)\W*|"
+    r"\W*([A-Z]\.\s?){2,4}",
+    re.I,
 )
 
 

@@ -55,6 +55,12 @@ def test_how_a_story_opens_is_kept(opening):
     assert kept.split()[:3] == opening.split()[:3] and kept.endswith(BODY)
 
 
+def test_a_word_broken_at_its_hyphen_is_joined():
+    assert story_of("A lamp of red-and-\nwhite stripes, and a pre- and\npost-war -\nlamp.") == (
+        "A lamp of red-and-white stripes, and a pre- and post-war - lamp."
+    )
+
+
 def test_mottoes_of_html_books_have_no_margin():
     motto = "<p>Turn, wheel, and grind,<br>The miller is white,</p><p>The Mill Song.</p>"
     told = "<p>Turn, wheel, and grind,<br>The miller is white,</p><p>That was his song.</p>"
