@@ -65,6 +65,9 @@ def _apparatus(parts: list[Paragraph], n: int, credited: bool) -> int:
         or text == SCENE_BREAK
         or bool(ORDINAL.fullmatch(text))
         or bool(BYLINE.fullmatch(text))
+        or text.startswith("From ")
+        and words < 8
+        and title_form(text)  # the book it stands in
         or words <= 40
         and bool(FIRST_PART.fullmatch(parts[n + 1].text))  # a subtitle
         or capitals
@@ -122,7 +125,7 @@ def _inset(parts: list[Paragraph], n: int) -> int:
 def _below(texts: list[str]) -> int:
     """Where the story ends: the number of paragraphs before notes and end marks."""
     end = next((i for i, t in enumerate(texts) if i and re.fullmatch(r"\W*footnotes?\W*", t, re.I)), len(texts))
-    if end > 1 and re.fullmatch(r"\[[^\]]*\]", texts[end - 1]) and len(texts[end - 1].split()) <= 30:
+    if end > 1 and re.fullmatch(r"\[[^\]]*\]\.?", texts[end - 1]) and len(texts[end - 1].split()) <= 30:
         end -= 1  # where the tale was taken from
     for i in range(1, end):
         if re.match(r"Notes?(:|\.--|\.\u2014|\. )", texts[i], re.I):

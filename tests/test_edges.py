@@ -33,6 +33,7 @@ def story_of(section: str) -> str:
         "(_The Sun_, Saturday, December 19, 1874.)",
         "This story was first published in the Companion, vol. 82.\n\nJAMES WEBER LINN",
         "The following story is one of many which have drifted down to us.",
+        "From _The Ingoldsby Legends_\n\nCOMPILED BY RICHARD BARHAM",
     ],
 )
 def test_what_stands_above_a_story_is_left_out(above):
@@ -75,7 +76,7 @@ def test_mottoes_of_html_books_have_no_margin():
         "    Note. Salix: the name is Chinese.\n\n    \"Zephyr\": a wind.\n\n    So is Fong.\n\n    And the rest.",
         "notes.--l. The song is from a book of birds.",
         "1.[Mr. Disraeli, at that time Prime Minister, had made a speech.]",
-        "[From the Hungarian.]",
+        "[Traditions populaires (Asie Mineure)].",
         "[This story appeared in the Figaro.\n\nThe editor has corrected two names.]",
         "THE END.\n\n* * * * *",
     ],
