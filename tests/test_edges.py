@@ -1,10 +1,13 @@
 """What stands around a story: mottoes, notes, subtitles above it, notes below; and headings that are none."""
 
+import random
+
 import pytest
 
 from scripts import books
 from scripts.anthologies import split_anthology
 from scripts.edges import trim
+from scripts.stories import _split
 from test_anthologies import EXPECTED, TITLES, ends, epub, gutenberg, page, plain_book, prose, put, tale
 
 MORE = ["A Piece of Bread", "The Mirror", "Tonton"]
@@ -211,3 +214,24 @@ def test_a_number_above_the_title_is_no_title(tmp_path):
         for n in range(3)
     }
     assert [s.title for s in split_anthology(put(tmp_path, "t.epub", epub(made)))] == TITLES[:3]
+
+
+def test_any_damage_to_a_book_ends_in_stories_or_in_a_sentence():
+    junk = ["", "", "CONTENTS", "I", "THE END", "[Illustration:", "]", "NOTES", "(1) x", "<h2>X</h2>", "<p>", "Note:", "_x"]
+    told = 0
+    for seed in range(300):
+        draw = random.Random(seed)
+        lines = plain_book().split("\n")
+        for _ in range(draw.randrange(1, 9)):
+            k = draw.randrange(len(lines))
+            if draw.random() < 0.4:
+                del lines[k : k + draw.randrange(20)]
+            else:
+                lines[k:k] = draw.choices(junk, k=draw.randrange(6))
+            lines = lines or [""]
+        try:
+            stories = _split("\n".join(lines).encode(), "book.txt")
+            told += all(s.text for s in stories)
+        except ValueError as sentence:
+            assert "leave it out" in str(sentence) or "empty" in str(sentence)
+    assert told > 100
