@@ -100,10 +100,13 @@ AFTER_NOUN = (
     r"(?=[,.;:!?]|\s+(?:of|and|was|were|in|to|that|with|had|is|who|which|on|at|for|from|but|as|or|he|she|they|would|"
     r"could)\b)"
 )
-SURE = r"(?=[.;:!?]|\s+(?:of|was|were|in|to|that|with|had|is|who|which|on|at|for|from)\b)"  # no adjective stands there
 SPEECH = re.compile(r"(?:(?<=\s)|(?<=\u2014|-)|^)[\"\u201c\u2018'](?=[A-Z])", re.M)  # where somebody begins to speak
 QUOTED = re.compile(r"\u201c[^\u201d]*\u201d|\"[^\"]*\"|(?<!\w)[\u2018'](?=[A-Z])[^\n]*?[,.!?-][\u2019'](?!\w)")
 THING = re.compile(r"\b(?:the|a|an|his|her|their|its|my|our)\s+([a-z]{3,})" + AFTER_NOUN)
+SURE = re.compile(  # where no adjective can stand
+    r"\b(?:the|a|an|his|her|their|its|my|our)\s+([a-z]{3,})"
+    r"(?=[.;:!?]|\s+(?:of|was|were|in|to|that|with|had|is|who|which|on|at|for|from)\b)"
+)
 
 
 def background(texts: list[str]) -> Counter:
@@ -154,11 +157,10 @@ def cast(text: str) -> tuple[list[str], list[str]]:
 
 def things(text: str, seen_in: Counter) -> list[str]:
     """What this story speaks of and others do not, as one would ask for it: a lantern, tools, the snow."""
-    count, total = Counter(THING.findall(text)), max(1, seen_in[None])
+    count, sure, total = Counter(THING.findall(text)), Counter(SURE.findall(text)), max(1, seen_in[None])
     weight, shown = {}, {}
     for w, n in count.items():
-        sure = len(re.findall(rf"\b(?:the|an?|his|her|their|its|my|our) {w}" + SURE, text))
-        if n < 2 or 3 * sure < n or w in NOT_NAMES or w in VAGUE or NOT_ASKED.fullmatch(w):
+        if n < 2 or 3 * sure[w] < n or w in NOT_NAMES or w in VAGUE or NOT_ASKED.fullmatch(w):
             continue
         article = re.search(rf"\b(an?) {w}" + AFTER_NOUN, text)
         plural = w.endswith("s") and not w.endswith(("ss", "us", "is"))
