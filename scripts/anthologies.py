@@ -34,6 +34,8 @@ from scripts.stories import Story, split_anthology
 
 __all__ = ["Story", "split_anthology"]
 
+EVALUATION = Path(__file__).resolve().parent.parent / "stories" / "eval.jsonl"
+
 RUN = 50  # words in a row that two stories may not share; see `shared_runs`
 SAME_TALE = 0.4  # cosine of rare words above which stories of two books are versions of one tale. In the catalogue's
 # books all 28 pairs above 0.42 are (Vanka and Vanka, Red Etin and Red Ettin); chance begins near 0.38
@@ -48,6 +50,18 @@ ENGLISH = re.compile(
 def key(*parts: str) -> str:
     """A name and an order that depend on content alone, so that a book more changes nothing about the others."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def book_id(source: str) -> str:
+    """What a book is called whatever its file is called: Project Gutenberg's number, else the name without its ending."""
+    number = re.match(r"pg\d+", source)
+    return number[0] if number else Path(source).stem
+
+
+def asked_for() -> set[str]:
+    """The books from whose stories requests of stories/eval.jsonl were made: never in training when books are held out."""
+    sources = (e.source for e in read_examples(EVALUATION) if e.source.startswith("made from a story: "))
+    return {book_id(source.split(" | ")[-1]) for source in sources}
 
 
 def title_key(title: str) -> str:
@@ -125,9 +139,12 @@ def choose(stories: list[Story], args) -> tuple[list[Story], list[Story], Counte
         else:
             fit.append(s)
     # test anthologies come first, so that of two copies the held-out one stays and training loses it
-    books = sorted({s.source for s in fit}, key=lambda b: key(str(args.seed), b))
-    held = set(books[: round(args.test_share * len(books))]) if args.test_out else set()
-    fit.sort(key=lambda s: (s.source not in held, key(str(args.seed), s.source, s.title, s.text)))
+    held: set[str] = set()
+    if args.test_out:
+        first, books = asked_for(), sorted({s.source for s in fit})
+        books.sort(key=lambda b: (book_id(b) not in first, key(str(args.seed), book_id(b))))
+        held = set(books[: max(round(args.test_share * len(books)), sum(book_id(b) in first for b in books))])
+    fit.sort(key=lambda s: (s.source not in held, key(str(args.seed), book_id(s.source), s.title, s.text)))
     texts, gone = [s.text for s in fit], set()
     copies = shared_runs(texts) | {(a, b) for a, b in same_tales(texts) if fit[a].source != fit[b].source}
     titles: dict[str, list[int]] = {}
@@ -227,7 +244,7 @@ def build(args) -> None:
 def _example(s: Story, seen_in: Counter) -> Example:
     target = prompts.round_words(words(s.text))
     return Example(
-        uid=key(s.source, s.title, s.text),
+        uid=key(book_id(s.source), s.title, s.text),
         prompt=prompts.offline_prompt(s.title, s.text, target, seen_in),
         target_words=target,
         story=s.text,
@@ -303,7 +320,12 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("files", nargs="+", help="txt, htm or epub")
     p.add_argument("--out", required=True, help="examples for training (all of them, without --test_out)")
     p.add_argument("--test_out", help="hold whole anthologies out and write their examples here")
-    p.add_argument("--test_share", type=float, default=0.1, help="share of the anthologies held out (default 0.1)")
+    p.add_argument(
+        "--test_share",
+        type=float,
+        default=0.1,
+        help="share of the anthologies held out (default 0.1): those that stories/eval.jsonl asks about, then by seed",
+    )
     p.add_argument("--min_words", type=int, default=100, help="leave shorter stories out (default 100)")
     p.add_argument("--max_words", type=int, default=4000, help="leave longer stories out (default 4000)")
     p.add_argument("--per_anthology", type=int, default=25, help="most stories of one book (default 25)")

@@ -532,6 +532,25 @@ def test_held_out_books_share_no_story_with_training():
         assert not {s.text for s in train} & {s.text for s in test}
 
 
+def test_books_that_evaluation_asks_about_are_held_out_under_any_name_and_the_rest_by_seed():
+    asked = anthologies.asked_for()
+    assert len(asked) == 10 and {"pg1312", "se_sherwood-anderson_winesburg-ohio"} <= asked
+    names = [f"pg{n}.txt" for n in range(9000, 9018)] + ["pg1312.txt", "pg4357_american-fairy-tales.txt"]
+    stories = [story(f"Title {n} {i}", prose(4 * n + i), b) for n, b in enumerate(names) for i in range(2)]
+    drawn = set()
+    for seed in range(4):
+        _, test, _ = anthologies.choose(stories, settings(test_out="t", test_share=0.2, seed=seed))
+        held = {s.source for s in test}
+        assert len(held) == 4 and {"pg1312.txt", "pg4357_american-fairy-tales.txt"} <= held
+        drawn |= held
+    assert len(drawn) > 4
+    train, test, _ = anthologies.choose(stories[-6:], settings(test_out="t", test_share=0.1))
+    assert {s.source for s in test} == {"pg1312.txt", "pg4357_american-fairy-tales.txt"}, "a small share leaves none out"
+    renamed = [Story(s.title, s.author, s.text, anthologies.book_id(s.source) + "-0.htm") for s in stories]
+    for mine, theirs in zip(anthologies.choose(stories, settings())[0], anthologies.choose(renamed, settings())[0]):
+        assert mine.text == theirs.text, "the choice does not hang on what files are called"
+
+
 def test_cap_limit_language_flags_and_order(tmp_path):
     stories = [story(f"T{n}", prose(n), "big.txt") for n in range(20)] + [
         story(f"S{n}", prose(30 + n), f"small{n}.txt") for n in range(3)
