@@ -56,7 +56,7 @@ class Story:
 
 def _title(text: str) -> str:
     """A title on one line, without the marks of notes and remarks in brackets."""
-    text = re.sub(r"\s*(--|\u2014)?\[.*?(\]|$)|\(\d{1,3}\)|\*+$", "", one_line(text).strip(" *"))
+    text = re.sub(r"\s*(--|\u2014)?\[.*?(\]|$)|\(\d{1,3}\)|\*+$", "", one_line(text.replace("\u2060", "")).strip(" *"))
     return re.sub(r"([\s.,]|--|\u2014)+$", "", text).strip() or one_line(text)
 
 

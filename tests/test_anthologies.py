@@ -655,6 +655,13 @@ def test_speech_in_single_quotes_is_speech():
     assert any("minimum" in prompts.offline_prompt(f"Tale {n}", told, 120, Counter()) for n in range(20))
 
 
+def test_who_is_named_in_one_passage_or_by_halves_is_nobody_of_the_cast():
+    told = "That day Pigling went to market, and Bland went with him, for Pigling Bland said so. " * 30
+    gossip = "In the inn Mac said that Mac had gone, and then Mac laughed. "
+    assert len(prompts.cast(told + gossip + told)[0]) == 1, "one name of one pig, and no Mac"
+    assert "Mac" in prompts.cast((told[:400] + gossip) * 4)[0]
+
+
 def test_adjectives_are_no_things():
     text = "There was a gentle, kind word and a lantern in the house. He found a gentle and the lantern of tin. " * 3
     found = prompts.things(text, prompts.background([text, prose(1)]))
