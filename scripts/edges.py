@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 
-from scripts.books import BYLINE, END_MARK, ORDINAL, SCENE_BREAK, Paragraph
-from scripts.headings import title_form
+from scripts.books import END_MARK, ORDINAL, SCENE_BREAK, Paragraph
+from scripts.headings import is_byline, title_form
 
 EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)
 HEAD_NOTE = re.compile(
@@ -64,7 +64,7 @@ def _apparatus(parts: list[Paragraph], n: int, credited: bool) -> int:
         bool(HEAD_NOTE.fullmatch(text) and words < 250)
         or text == SCENE_BREAK
         or bool(ORDINAL.fullmatch(text))
-        or bool(BYLINE.fullmatch(text))
+        or is_byline(text)
         or text.startswith("From ")
         and words < 8
         and title_form(text)  # the book it stands in

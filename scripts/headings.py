@@ -78,6 +78,12 @@ def title_form(text: str) -> bool:
     return len(words) <= 14 and capital >= 0.75 * len(big)
 
 
+def is_byline(text: str) -> bool:
+    """ "By John Writer", "Translated by Ann Author"; not "By nine all was still." """
+    words = re.findall(r"[^\W\d_]{3,}", text)
+    return bool(BYLINE.fullmatch(text)) and sum(w[0].isupper() for w in words) >= 0.5 * len(words)
+
+
 @dataclass
 class Head:
     """A run of heading blocks [start, end) above some prose."""
@@ -141,7 +147,7 @@ def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
         or text.isupper()
         and len(text.split()) <= 12
         and not text.endswith("--")
-        or BYLINE.fullmatch(text)
+        or is_byline(text)
         or ORDINAL.fullmatch(text)
         or text[:1] in "[(*"
     ):
@@ -187,13 +193,13 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set[int]) ->
     sure = {
         k: found
         for k in text
-        if (found := listed(blocks[k], toc, near=k > i)) and (k == i or not BYLINE.fullmatch(text[k]))
+        if (found := listed(blocks[k], toc, near=k > i)) and (k == i or not is_byline(text[k]))
     }
-    author = next((text[k] for k in text if k > i and k not in sure and BYLINE.fullmatch(text[k])), "")
+    author = next((text[k] for k in text if k > i and k not in sure and is_byline(text[k])), "")
     titles = [
         k
         for k in text
-        if k in sure or not (BYLINE.fullmatch(text[k]) or ORDINAL.fullmatch(text[k]) or text[k][:1] in "[(")
+        if k in sure or not (is_byline(text[k]) or ORDINAL.fullmatch(text[k]) or text[k][:1] in "[(")
     ]
     titles = [k for k in titles if blocks[k].level not in rare] or titles
     key = max(sure, key=lambda k: (sure[k][0], k)) if sure else titles[0] if titles else i

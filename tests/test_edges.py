@@ -49,6 +49,7 @@ def test_what_stands_above_a_story_is_left_out(above):
         f"{VERSE},",  # verse that the tale itself begins with
         '"I wish," said Katje, looking up from her book--"I wish a man would come."',
         '"Oh, George, I do love you!"\n\n"Bless your dear heart, Mary."\n\nCHAPTER II\n\nThey went to Rome.',
+        "By nine o'clock all was still.",
         "     My dear Lucy,--I have no news to tell you of this place,\n     where it has rained for a week.",
         "From the oval-shaped bed there rose a hundred stalks, translated by the light of noon into gold, and by the "
         "wind into waves, until the eye was tired of so much colour and turned to the wall.",
@@ -128,7 +129,7 @@ def test_a_small_heading_that_says_advertisement_belongs_to_the_story(tmp_path):
 
 
 def test_the_first_words_of_a_story_are_no_title_when_they_are_spoken_or_cried(tmp_path):
-    for cry in ("'Eels!'[1]", "Ding-dong! Ding-dong! Ding-dong!"):
+    for cry in ("'Eels!'[1]", "Ding-dong! Ding-dong! Ding-dong!", "By nine o'clock all was still."):
         book = plain_book().replace(prose(1), f"{cry}\n\n{prose(1)}").replace("A BASKET OF EELS\n\n\n'", "EELS\n\n\n'")
         story = split_anthology(put(tmp_path, "t.txt", book))[1]
         assert story.text.startswith(cry.removesuffix("[1]")) and "!" not in story.title
