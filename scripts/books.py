@@ -358,7 +358,8 @@ def paragraphs(
     widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
     width = max(60, widths[int(0.9 * len(widths))] if widths else 0)  # a poem alone has no margin of its own
     raw = IN_BRACKETS.sub("", "".join("\n" * (b.gap + 1) + b.text for b in blocks))
-    for above, text in zip(*[iter(re.split(r"(^\s*\n|\n\s*\n)", raw)[1:])] * 2):
+    pieces = re.split(r"(^\s*\n|\n\s*\n)", raw)[1:]  # blank lines, text, blank lines, text ...
+    for above, text in zip(pieces[::2], pieces[1::2]):
         lines = [l for l in text.split("\n") if l.strip()]
         if not lines or FOOTNOTE.match(text):
             continue

@@ -275,8 +275,8 @@ class Endpoint:
             over = again == "no" or task.asked > 1 or tried > task.retries
             with self.lock:
                 self.counts.update([*reasons, "none"] if over else reasons)
-                self.last_error = told if over else self.last_error
             if over:
+                self.last_error = told
                 return None
             if again == "retry":
                 wait([self.closed], pause)

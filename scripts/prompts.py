@@ -126,7 +126,7 @@ def cast(text: str) -> tuple[list[str], list[str]]:
     A person does something somewhere in the story; a place is mostly what follows in, at, to, from, and does nothing.
     What is neither for certain (a people, a feast, a language) is left out. Names with an article keep it.
     """
-    text = " ".join(text.split())
+    text, length = " ".join(text.split()), words(text)
     count = Counter(
         n
         for n in NAME.findall(text)
@@ -143,7 +143,7 @@ def cast(text: str) -> tuple[list[str], list[str]]:
         if any(f"{p} {name}" in text or f"{name} {p}" in text for p in known):  # one person, by halves
             continue
         quarters = {4 * m.start() // len(text) for m in re.finditer(rf"\b{re.escape(name)}\b", text)}
-        if len(quarters) < (3 if words(text) > 800 else 2):  # spoken of in passing
+        if len(quarters) < (3 if length > 800 else 2):  # spoken of in passing
             continue
         with_article, whole = seen(r"\b(?:[Tt]he|[Aa]n?) {}\b"), seen(r"\b{}\b")
         shown = f"the {name}" if with_article > 0.4 * whole else name
@@ -152,7 +152,7 @@ def cast(text: str) -> tuple[list[str], list[str]]:
         within = seen(r"\b(?i:in|at|near|into|through) (?:the )?{}\b(?!['\u2019-]| [A-Z])")
         around = within + seen(r"\b(?i:from|to|of|towards?) (?:the )?{}\b(?!['\u2019-]| [A-Z])")
         acts = seen(r"\b{},? " + ACT + r"\b") + seen(r"\b(?:said|asked|cried|replied|answered) (?:the )?{}\b")
-        set_there = within >= max(2, 0.3 * n, words(text) / 1000)  # not named in passing
+        set_there = within >= max(2, 0.3 * n, length / 1000)  # not named in passing
         if set_there and around > 0.5 * n and acts <= 0.2 * n and not common and not name.startswith("St."):
             places.append(shown)
         elif acts >= 0.1 * n and within <= 0.12 * n and around <= 0.5 * n:
