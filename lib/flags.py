@@ -1,0 +1,117 @@
+"""A command line from a dataclass, and how a program ends when something is wrong with what it was given."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+from dataclasses import MISSING, field, fields
+from functools import wraps
+
+
+def opt(default, help: str, group: str | None = None, choices: tuple | None = None):
+    """A field of a configuration. `group` starts a new section of --help with this field."""
+    meta = {"help": help, "group": group, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "", only: str = ""):
+    """Command line -> an instance of the dataclass `kind`: its defaults, then the preset, then the flags.
+
+    kind: fields made by `opt`, one of them `preset`. auto: what --preset auto means on this machine.
+    --help shows the values of the preset in force. SystemExit(2): an unknown flag, a value of the wrong type.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default=only or "auto")
+    preset = first.parse_known_args(argv)[0].preset
+    chosen = auto if preset == "auto" else preset
+    parser = argparse.ArgumentParser(
+        description=about, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if chosen not in presets:
+        parser.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
+    add_fields(parser, kind, presets[chosen] | {"preset": chosen})
+    values = vars(parser.parse_args(argv))
+    return kind(**values | {"preset": chosen})
+
+
+def add_fields(parser, kind, values: dict):
+    """One flag per field of `kind`, with `values` as defaults where they name it."""
+    hints, section = typing.get_type_hints(kind), parser
+    for f in fields(kind):
+        if f.metadata["group"]:
+            section = parser.add_argument_group(f.metadata["group"])
+        default = values.get(f.name, f.default_factory() if f.default is MISSING else f.default)
+        hint = hints[f.name]
+        one = typing.get_args(hint)[0] if typing.get_origin(hint) is list else hint
+        how = {"type": boolean if one is bool else setting if typing.get_origin(hint) is dict else one}
+        if typing.get_origin(hint) is list:
+            how |= {"nargs": len(default) if default and one is float else "*"}
+        elif typing.get_origin(hint) is dict:
+            how |= {"nargs": "*", "action": Settings, "metavar": "KEY=VALUE"}
+        if f.metadata["choices"]:
+            how |= {"choices": f.metadata["choices"]}
+        else:
+            how.setdefault("metavar", {bool: "BOOL", str: "TEXT", int: "N", float: "X"}.get(one, "VALUE"))
+        shown = " ".join(f"{k}={v}" for k, v in default.items()) if isinstance(default, dict) else default
+        help = f.metadata["help"].replace("%", "%%")
+        note = "" if shown in ("", [], {}) else f" [{shown}]".replace("%", "%%")
+        section.add_argument(f"--{f.name}", default=default, help=help + note, **how)
+
+
+class Settings(argparse.Action):
+    """--flag key=value key=value: each pair replaces one of the defaults."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **dict(values)})
+
+
+def setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")
+    return key, value
+
+
+def boolean(text: str) -> bool:
+    words = {
+        "true": True,
+        "on": True,
+        "yes": True,
+        "1": True,
+        "false": False,
+        "off": False,
+        "no": False,
+        "0": False,
+    }
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return words[text.lower()]
+
+
+def sentence(error: Exception) -> str:
+    """What a user can mend, in one line."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}; make room there, mend the path, or choose another --out"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}; make room on the disk, or choose another --out"
+    return " ".join(str(error).split())
+
+
+def exits_cleanly(main):
+    """A main(argv) whose ValueError or OSError becomes one sentence and exit code 2; Ctrl-C ends with 130."""
+
+    @wraps(main)
+    def wrapped(argv=None):
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
+
+    return wrapped

@@ -1,0 +1,84 @@
+"""The processes of one run: which one this is, how all of them meet, their threads and their memory."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets both
+LOCAL_RANK, LOCAL_WORLD = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", WORLD))
+MAIN = RANK == 0
+JOIN = timedelta(minutes=5)  # for all processes to appear
+
+
+def connect() -> torch.device:
+    """Joins the other processes (without torchrun there are none) -> the device of this one.
+    ValueError: the others do not answer within JOIN."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", LOCAL_RANK) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 inside the delta rule and the fp32 heads
+    if dist.is_initialized():
+        return device
+    try:
+        if "WORLD_SIZE" in os.environ:
+            store = next(dist.rendezvous("env://", timeout=JOIN))[0]
+        else:
+            store = dist.HashStore()
+        # torchrun's store survives its restarts and still holds the addresses of dead processes (torch 2.13).
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        # The limit is far above the default: a process whose stories end early waits for the others.
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD, timeout=timedelta(hours=2))
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ValueError(
+            f"process {RANK} of {WORLD} could not reach the others at {where} "
+            f"({str(error).splitlines()[0]}); check address, firewall, and that all nodes were started"
+        ) from None
+    return device
+
+
+def disconnect():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def reduce(x, op=dist.ReduceOp.SUM) -> float:
+    """A number summed (or otherwise reduced) over all processes."""
+    t = torch.tensor(float(x), dtype=torch.float64)
+    dist.all_reduce(t, op)
+    return t.item()
+
+
+def gather(items) -> list:
+    """The lists of all processes as one list, in the order of ranks."""
+    parts = [None] * WORLD
+    dist.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
+
+
+def choose_threads(parameters: int) -> int:
+    """Sets torch's threads of this process on a CPU -> their number. A small model gains nothing from two
+    threads, and where other work runs, threads that wait for each other cost it several times its time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = 1 if parameters < 100_000_000 else max(1, cores // LOCAL_WORLD)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take on `device`, in bytes."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = meminfo.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
