@@ -569,14 +569,10 @@ def advantages(c: Config, groups, weight: float) -> list[bool]:
     rewards_PG = torch.tensor([[nan if r.reward is None else r.reward for r in g] + [nan] * (G - len(g)) for g in groups])
     human_PG = torch.tensor([[r.is_human for r in g] + [False] * (G - len(g)) for g in groups])
     adv_PG, kept_P = hri.group_advantages(rewards_PG, human_PG, weight, c.hri, c.normalise_std)               # anchor
-    stories_PG = [[r.story for r in g] + [""] * (G - len(g)) for g in groups]
-    delta_PG, d_PG = deviation.group_weights(stories_PG, rewards_PG.isfinite() & ~human_PG, c.similarity)
-    adv_PG = deviation.weigh_advantages(adv_PG, delta_PG, c.deviation)                                         # deviate
-    for group, adv_G, d_G in zip(groups, adv_PG.tolist(), d_PG.tolist()):
-        for row, a, d in zip(group, adv_G, d_G):
+    for group, adv_G in zip(groups, adv_PG.tolist()):
+        for row, a in zip(group, adv_G):
             row.advantage = a
-            if math.isfinite(d):
-                row.rewards["deviation"] = d
+    deviation.weigh(groups, c.deviation, c.similarity)                                                         # deviate
     return kept_P.tolist()
 
 
