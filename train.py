@@ -473,9 +473,8 @@ def make_judge(c: Config, cache=True):
     sent = lambda number: number if number >= 0 else None
     return judging.Judge(c.judge_url, c.judge_model, temperature=sent(c.judge_temperature), top_p=sent(c.judge_top_p), seed=sent(c.judge_seed),
                          reasoning_effort=c.judge_reasoning_effort or None, samples=c.judge_samples, in_flight=c.judge_in_flight,
-                         requests_per_minute=c.judge_per_minute[0], tokens_per_minute=c.judge_per_minute[1], deadline=c.judge_deadline,
-                         connect_timeout=c.judge_timeouts[0], read_timeout=c.judge_timeouts[1], run=c.name,
-                         cache=Path(c.out, "judge.sqlite") if cache else None, price_in=c.judge_price[0], price_out=c.judge_price[1],
+                         per_minute=c.judge_per_minute, timeouts=c.judge_timeouts, deadline=c.judge_deadline, run=c.name,
+                         cache=Path(c.out, "judge.sqlite") if cache else None, price=c.judge_price,
                          budget=c.judge_budget or None)
 
 
