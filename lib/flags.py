@@ -56,6 +56,8 @@ def add_fields(parser, kind, values: dict):
         how.setdefault("metavar", {bool: "BOOL", str: "TEXT", int: "N", float: "X"}.get(one, "VALUE"))
         shown = " ".join(f"{k}={v}" for k, v in default.items()) if isinstance(default, dict) else default
         help = f.metadata["help"].replace("%", "%%")
+        if f.metadata["choices"] and " | " not in help:
+            help += ": " + " | ".join(f.metadata["choices"])
         note = "" if shown in ("", [], {}) else f" [{shown}]".replace("%", "%%")
         section.add_argument(f"--{f.name}", default=default, help=help + note, **how)
 
@@ -75,24 +77,14 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def boolean(text: str) -> bool:
-    words = {
-        "true": True,
-        "on": True,
-        "yes": True,
-        "1": True,
-        "false": False,
-        "off": False,
-        "no": False,
-        "0": False,
-    }
+    words = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
     if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return words[text.lower()]
 
 
-def check_ranges(config, choices: dict[str, tuple]):
-    """ValueError: a field outside the range that its `opt` allows, or outside `choices` {field: allowed
-    words}."""
+def check_ranges(config):
+    """ValueError: a field outside of what its `opt` allows."""
     for f in fields(config):
         value, m = getattr(config, f.name), f.metadata
         if isinstance(value, float) and not math.isfinite(value):
@@ -103,8 +95,8 @@ def check_ranges(config, choices: dict[str, tuple]):
             raise ValueError(f"--{f.name} {value}: must be above {m['above']}")
         if m["high"] is not None and value > m["high"]:
             raise ValueError(f"--{f.name} {value}: must be at most {m['high']}")
-        if f.name in choices and value not in choices[f.name]:
-            raise ValueError(f"--{f.name} {value}: choose one of {', '.join(choices[f.name])}")
+        if m["choices"] and value not in m["choices"]:
+            raise ValueError(f"--{f.name} {value}: choose one of {', '.join(m['choices'])}")
 
 
 def sentence(error: Exception) -> str:
