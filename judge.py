@@ -32,6 +32,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from lib import form, stats
 from lib.answers import Fault, closed, fenced
@@ -142,6 +143,20 @@ def bounds(name: str) -> LengthBounds:
     return BANDS[name]
 
 
+def check_room(targets: list[int], tokens_per_word: float, limit: int, bounds: LengthBounds) -> str:
+    """A note where stories of the lengths asked for exceed `limit` tokens, else "". ValueError: all of them
+    do."""
+    least = [bounds.band(target)[0] * tokens_per_word for target in targets]
+    if not (long := sum(tokens > limit for tokens in least)):
+        return ""
+    told = (
+        f"{long} of {len(targets)} requests need more than --max_new_tokens {limit}, up to {max(least):.0f}"
+    )
+    if long == len(targets):
+        raise ValueError(f"{told}; raise it, or use shorter requests")
+    return f"note: {told}; their stories are cut"
+
+
 def length_penalty(words: int, target_words: float, bounds: LengthBounds = BANDS["paper"]) -> float:
     """0 inside the band, rising to 1 at no words, and at twice the upper bound."""
     low, high = bounds.band(target_words)
@@ -162,6 +177,9 @@ def blank_penalty(text: str, bounds: LengthBounds = BANDS["paper"]) -> float:
     """1 for a text that is not a story: too few words, or nearly all white space. Else 0."""
     visible = sum(not c.isspace() and c.isprintable() for c in text)
     return float(count_words(text) < bounds.blank_words or visible < 0.1 * len(text))
+
+
+PARTS = ("quality", "length", "repetition", "blank")
 
 
 def reward(
@@ -314,7 +332,7 @@ MODES = ("story", "pair", "group")
 class Flags:
     """The flags of every program that asks a judge."""
 
-    judge: str = opt("auto", "auto: api where JUDGE_URL is set", "judge", ("auto", "api", "offline"))
+    judge: Literal["auto", "api", "offline"] = opt("auto", "auto: api where JUDGE_URL is set", "judge")
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "OpenAI-compatible address; key: JUDGE_API_KEY")
     judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "its model, default $JUDGE_MODEL")
     judge_samples: int = opt(1, "verdicts averaged per story")
@@ -322,8 +340,9 @@ class Flags:
 
 
 def make(c, rubric: Rubric = RUBRIC, cache=None, learned: dict | None = None) -> OfflineJudge | Judge:
-    """The judge of a run or an evaluation. learned: what `try_out` returned. c: judge ("api", "offline" or "auto"), judge_url, judge_model,
-    judge_settings, and where it has them judge_samples, judge_mode, out, name. ValueError: it cannot work."""
+    """The judge of a run or an evaluation. learned: what `try_out` returned. c: judge ("api", "offline" or
+    "auto"), judge_url, judge_model, judge_settings, and where it has them judge_samples, judge_mode, out,
+    name. ValueError: it cannot work."""
     url = c.judge_url or os.environ.get("JUDGE_URL")
     model = c.judge_model or os.environ.get("JUDGE_MODEL")
     mode = getattr(c, "judge_mode", "story")
@@ -374,7 +393,8 @@ def try_out(c) -> dict:
 
 
 class Asked:
-    """The verdicts of one group, each asked for as soon as its story is finished, or all once the last one is.
+    """The verdicts of one group, each asked for as soon as its story is finished, or all once the last one
+    is.
 
     group: rows with .example, .story, .completion_ids (empty while a story is being written)."""
 
@@ -393,8 +413,8 @@ class Asked:
             self.futures = self.judge.submit_group(prompt, [row.story for row in self.group])
 
     def settle(self, bounds: LengthBounds):
-        """Waits, and sets each row's verdict, rewards (named parts) and reward. A verdict that cannot be had leaves
-        the reward None: no number stands for a failure."""
+        """Waits, and sets each row's verdict, rewards (named parts) and reward. A verdict that cannot be had
+        leaves the reward None: no number stands for a failure."""
         for row, future in zip(self.group, self.futures):
             verdict = future.result()
             row.verdict, row.rewards = verdict.to_dict() if verdict else None, {}

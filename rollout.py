@@ -1,12 +1,14 @@
 """Write stories: many at once, one token at a time, each as if it were alone.
 
-A fixed number of slots decodes in step over static buffers. When a story ends, its slot takes the next prompt, so short
-stories never wait for long ones (continuous batching, as in Orca, OSDI 2022). A prompt that several stories share is
-read once and its state copied. The randomness of a story is a hash of (its seed, position, token), added as Gumbel noise
-(Gumbel-max): the same story comes out whatever slot it is written in and whatever is written beside it.
+A fixed number of slots decodes in step over static buffers. When a story ends, its slot takes the next
+prompt, so short stories never wait for long ones (continuous batching, as in Orca, OSDI 2022). A prompt that
+several stories share is read once and its state copied. The randomness of a story is a hash of (its seed,
+position, token), added as Gumbel noise (Gumbel-max): the same story comes out whatever slot it is written in
+and whatever is written beside it.
 
-    completions = generate(model, [prompt_ids] * 8, max_new_tokens=400, seed=range(8), stop_ids=stop_ids(folder, tokenizer))
-    python rollout.py --prompt "A lighthouse keeper finds a second moon" --words 120
+    completions = generate(model, [prompt_ids] * 8, max_new_tokens=400, seed=range(8),
+    stop_ids=stop_ids(folder, tokenizer)) python rollout.py --prompt "A lighthouse keeper finds a second moon"
+    --words 120
 
 Suffixes of dimensions: B rows (slots), V vocabulary.
 Left out: beam search, speculative decoding, paged caches (a slot's keys are one block of the planned length).
@@ -23,10 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import data
 import model as qwen
-from lib import huggingface, lora, onednn
+from lib import huggingface, lora, onednn, processes
 from lib.flags import exits_cleanly
 from lib.processes import choose_threads, free_bytes
 from lib.sampling import Sampling, block_size, gumbel, keys_of, pick
@@ -38,8 +41,9 @@ CHECK_EVERY = 8  # steps between two looks at what was written: each look makes 
 
 @dataclass
 class Completion:
-    """One story as it was sampled. logprobs are those of the sampled tokens at the sampling temperature over the whole
-    vocabulary, which is what `model.token_logprobs` recomputes at that temperature (greedy: at temperature 1)."""
+    """One story as it was sampled. logprobs are those of the sampled tokens at the sampling temperature over
+    the whole vocabulary, which is what `model.token_logprobs` recomputes at that temperature (greedy: at
+    temperature 1)."""
 
     ids: list[int] = field(default_factory=list)  # a stop token that ended it is kept
     logprobs: list[float] = field(default_factory=list)
@@ -51,10 +55,12 @@ class Completion:
 
 
 def replica(model: Qwen35, dtype=None, compile: bool = False) -> Qwen35:
-    """A copy of the model for generation only: fused projections, no gradients, one address per weight for good.
+    """A copy of the model for generation only: fused projections, no gradients, one address per weight for
+    good.
 
-    dtype: of its weights (None: the model's own). compile: decode through torch.compile on a CPU (a GPU has its graphs);
-    a minute or more at the first story. Where the model is sharded every process must call it, as with `refresh`.
+    dtype: of its weights (None: the model's own). compile: decode through torch.compile on a CPU (a GPU has
+    its graphs); a minute or more at the first story. Where the model is sharded every process must call it,
+    as with `refresh`.
     """
     weight = model.embed_tokens.weight
     copy = qwen.empty(model.config, dtype or weight.dtype, weight.device, fused=True).requires_grad_(False)
@@ -66,8 +72,9 @@ def replica(model: Qwen35, dtype=None, compile: bool = False) -> Qwen35:
 
 @torch.no_grad()
 def refresh(copy: Qwen35, model: Qwen35) -> Qwen35:
-    """Copies the model's present weights into its replica, one parameter at a time: shards are gathered, LoRA merged.
-    Where the model is sharded every process must call it (gathering is collective); nothing after it waits."""
+    """Copies the model's present weights into its replica, one parameter at a time: shards are gathered, LoRA
+    merged. Where the model is sharded every process must call it (gathering is collective); nothing after it
+    waits."""
     for name, tensor in lora.merged_tensors(model):
         copy.place(name).copy_(tensor)
     return pack(copy)
@@ -87,8 +94,8 @@ def pack(copy: Qwen35) -> Qwen35:
 
 
 class Slots:
-    """Static buffers for `n` stories written side by side. On a GPU one step is one CUDA graph, captured once for each
-    extent (the part of the caches that attention reads, rounded up to EXTENT tokens)."""
+    """Static buffers for `n` stories written side by side. On a GPU one step is one CUDA graph, captured once
+    for each extent (the part of the caches that attention reads, rounded up to EXTENT tokens)."""
 
     def __init__(self, model: Qwen35, n: int, max_len: int, sampling: Sampling):
         device, vocab = model.embed_tokens.weight.device, model.config.vocab_size
@@ -106,7 +113,8 @@ class Slots:
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def fill(self, slots: list[int], prompt: tuple[int, ...], seeds: list[int]):
-        """Starts stories in these slots, all from one prompt. Its last token is left for the first decode step."""
+        """Starts stories in these slots, all from one prompt. Its last token is left for the first decode
+        step."""
         ids = send(torch.tensor(prompt), self.device)
         if self.prefilled[0] != prompt:
             one = self.model.new_cache(1, len(prompt) - 1)
@@ -157,8 +165,9 @@ class Slots:
         self.logp.copy_(logp)
 
     def replay(self, extent: int):
-        """`step` as a CUDA graph. The first step at an extent runs as it is, which warms up every kernel on the stream of
-        the capture; the second is captured (which computes nothing) and replayed, as are all that follow."""
+        """`step` as a CUDA graph. The first step at an extent runs as it is, which warms up every kernel on
+        the stream of the capture; the second is captured (which computes nothing) and replayed, as are all
+        that follow."""
         if extent not in self.graphs:
             self.graphs[extent] = None
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -178,7 +187,8 @@ class Slots:
 
 
 def slot_bytes(config, max_len: int, itemsize: int) -> int:
-    """What one slot holds: keys and values of max_len tokens, conv windows, fp32 states, and its logits while sampling."""
+    """What one slot holds: keys and values of max_len tokens, conv windows, fp32 states, and its logits while
+    sampling."""
     c = config
     full = sum(kind == "full_attention" for kind in c.layer_types)
     conv = (
@@ -229,7 +239,8 @@ def stream(
     slots: int | None = None,
     check_every: int = CHECK_EVERY,
 ):
-    """As `generate`, but yields (index, its Completion so far, whether it ended) whenever stories have grown."""
+    """As `generate`, but yields (index, its Completion so far, whether it ended) whenever stories have
+    grown."""
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
     prompts, stop, seeds = check_request(model, prompts_ids, max_new_tokens, stop_ids, seed, slots)
     if not prompts:
@@ -322,13 +333,13 @@ def check_request(model, prompts_ids, max_new_tokens, stop_ids, seed, slots):
 def generate(model: Qwen35, prompts_ids, *, on_finish=None, **request) -> list[Completion]:
     """Stories for prompts (lists of token ids), in the order of the prompts; equal prompts are read once.
 
-    model: a Qwen35, or better a `replica` of it (made anew for this call otherwise).
-    max_new_tokens (required); temperature 1.0 (0: greedy); top_p 1.0, top_k 0, min_p 0.0, repetition_penalty 1.0 (all off);
-    stop_ids: tokens that end a story and stay in it; seed: one a prompt, on which alone its story depends, or an int from which each gets its own;
-    slots: how many are written at a time (None: what memory allows, at most 64);
-    on_finish(index, completion) is called as each story ends, so that it can be judged while others are being written.
-    No collective operation is used: ranks may have different prompts and end at different times.
-    ValueError: an impossible request, too little memory for one slot, NaN logits.
+    model: a Qwen35, or better a `replica` of it (made anew for this call otherwise). max_new_tokens
+    (required); temperature 1.0 (0: greedy); top_p 1.0, top_k 0, min_p 0.0, repetition_penalty 1.0 (all off);
+    stop_ids: tokens that end a story and stay in it; seed: one a prompt, on which alone its story depends, or
+    an int from which each gets its own; slots: how many are written at a time (None: what memory allows, at
+    most 64); on_finish(index, completion) is called as each story ends, so that it can be judged while others
+    are being written. No collective operation is used: ranks may have different prompts and end at different
+    times. ValueError: an impossible request, too little memory for one slot, NaN logits.
     """
     stories = [None] * len(prompts_ids)
     for i, story, ended in stream(model, prompts_ids, **request):
@@ -339,14 +350,37 @@ def generate(model: Qwen35, prompts_ids, *, on_finish=None, **request) -> list[C
 
 
 def stop_ids(folder, tokenizer) -> tuple[int, ...]:
-    """Every token that ends a story of this model: what generation_config.json in `folder` names (None, or no such file:
-    nothing), and the tokenizer's <|im_end|> and <|endoftext|>. ValueError: the file is damaged."""
+    """Every token that ends a story of this model: what generation_config.json in `folder` names (None, or no
+    such file: nothing), and the tokenizer's <|im_end|> and <|endoftext|>. ValueError: the file is damaged."""
     found = [tokenizer.end_id, tokenizer.token("<|endoftext|>")]
     path = Path(folder or "", "generation_config.json")
     if folder and path.exists():
         named = huggingface.read_json(path).get("eos_token_id")
         found += named if isinstance(named, list) else [] if named is None else [named]
     return tuple(dict.fromkeys(found))
+
+
+def write_rows(model, rows, tokenizer, seeds, stopping, *, thinking: bool, slots: int, **how):
+    """Writes the completions of `rows` (Episodes with their prompt_ids) into them, and yields the index of
+    each when it is finished. seeds: one per row. stopping: a list that ends the writing when it is filled.
+    how: as `stream`."""
+    prompts = [row.prompt_ids for row in rows]
+    with tqdm(
+        total=len(rows), desc="  stories", disable=not processes.MAIN, leave=False, mininterval=1
+    ) as bar:
+        for i, done, ended in stream(model, prompts, seed=seeds, slots=slots or None, **how):
+            if stopping:
+                return
+            if ended:
+                row, text = rows[i], tokenizer.decode(done.ids)
+                row.completion_ids, row.sampler_logprobs, row.finished = (
+                    done.ids,
+                    done.logprobs,
+                    done.finished,
+                )
+                row.story = data.split_thinking("<think>" + text if thinking else text)[1]
+                bar.update()
+                yield i
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -364,8 +398,8 @@ def newest_checkpoint() -> Path:
 
 
 def thinks(model: Qwen35) -> bool:
-    """Whether a checkpoint is meant to think first: what its config.json says under "thinking", else by size, since released
-    models (hidden size 1024 and up) do and the tiny one never learned to."""
+    """Whether a checkpoint is meant to think first: what its config.json says under "thinking", else by size,
+    since released models (hidden size 1024 and up) do and the tiny one never learned to."""
     return bool((model.hf_config or {}).get("thinking", model.config.hidden_size >= 1024))
 
 
