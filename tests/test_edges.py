@@ -3,12 +3,11 @@
 import random
 
 import pytest
-
-from scripts import books
-from scripts.anthologies import split_anthology
-from scripts.edges import trim
-from scripts.stories import _split
 from test_anthologies import EXPECTED, TITLES, ends, epub, gutenberg, page, plain_book, prose, put, tale
+
+from scripts.anthologies import books, split_anthology
+from scripts.anthologies.edges import trim
+from scripts.anthologies.stories import _split
 
 MORE = ["A Piece of Bread", "The Mirror", "Tonton"]
 BODY = "The miller rose before the sun.\n\nHe had no bread in the house."

@@ -4,15 +4,15 @@ It begins below the word "Contents", or, where a book has none, at eight short l
 prose, at a title it has already named, at the preface. Titles are kept without page numbers and authors, whole and over
 up to three lines, because long ones are broken.
 
-Used by scripts/stories.py. Left out: which entries are stories and which are parts; scripts/headings.py looks at the text.
+Used by stories.py. Left out: which entries are stories and which are parts; headings.py looks at the text.
 """
 
 from __future__ import annotations
 
 import re
 
-from scripts.books import Block
-from scripts.headings import MATTER, SPEECH, Contents, fold, heading_like, one_line
+from scripts.anthologies.books import Block
+from scripts.anthologies.headings import MATTER, SPEECH, Contents, fold, heading_like, one_line
 
 HEADING = re.compile(r"\W*(table of )?contents( of .*)?\W*(page)?\W*", re.I)
 ILLUSTRATIONS = re.compile(r"\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$", re.I | re.M)
@@ -29,7 +29,9 @@ def contents(blocks: list[Block]) -> Contents:
     lines, end = [], first
     for i in range(first, len(blocks)):
         b = blocks[i]
-        named = [(text, target) for target, text in b.links if len(fold(text)) > 1 and not text.strip().isdigit()]
+        named = [
+            (text, target) for target, text in b.links if len(fold(text)) > 1 and not text.strip().isdigit()
+        ]
         new = [_entry(text) for text, _ in named] or [_entry(line) for line in b.text.split("\n")]
         if i > first and (not named and _again(b, new, lines) or _ends(blocks, i)):
             break
@@ -77,7 +79,9 @@ def _ends(blocks: list[Block], i: int) -> bool:
     """Prose, a preface, a list of plates, or a heading below a list with no list below it."""
     b, below = blocks[i], blocks[i + 1] if i + 1 < len(blocks) else blocks[i]
     matter = b.level and MATTER.fullmatch(b.text.strip()) or ILLUSTRATIONS.match(b.text.strip())
-    after_list = blocks[i - 1].kind == "list" and b.level and not b.kind and not below.level and below.kind != "list"
+    after_list = (
+        blocks[i - 1].kind == "list" and b.level and not b.kind and not below.level and below.kind != "list"
+    )
     return bool(_is_prose(b) or matter or after_list)
 
 
@@ -114,7 +118,9 @@ def _entry(line: str) -> str:
     line = one_line(line) if "_" in line else line
     line = re.sub(r"[\s,.-]+(?:[A-Z]\.\s*){1,3}[A-Z][\w'-]+$", "", line.strip()) or line
     line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
-    if re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line):  # the wide space stands behind the number, not before an author
+    if re.match(
+        r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line
+    ):  # the wide space stands behind the number, not before an author
         return re.sub(r"\s+", " ", line)
     return re.sub(r"(?<=\S)(\s+\bby\b |\s{3,}|\t).*$|[\s.\u2026]+$", "", line, flags=re.I)
 

@@ -3,7 +3,7 @@
 Above a story: numbers, authors, sources, editors' notes, mottoes. Below: notes, where the tale was taken from, THE END.
 Form decides (brackets, indentation, a name below some verse), and where form leaves a doubt the words stay.
 
-Used by scripts/stories.py. Left out: mottoes without a source and notes that look like prose, which only a reader
+Used by stories.py. Left out: mottoes without a source and notes that look like prose, which only a reader
 would know; the date below a letter or a story.
 """
 
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 
-from scripts.books import END_MARK, ORDINAL, SCENE_BREAK, Paragraph
-from scripts.headings import is_byline, title_form
+from scripts.anthologies.books import END_MARK, ORDINAL, SCENE_BREAK, Paragraph
+from scripts.anthologies.headings import is_byline, title_form
 
 EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)
 HEAD_NOTE = re.compile(
@@ -24,11 +24,13 @@ HEAD_NOTE = re.compile(
     re.S | re.I,
 )
 CREDITED = re.compile(r"\W*(From|Reprinted|Adapted|By permission|Used by)\b")
-NAMED_AFTER = re.compile(r"(?:--|\u2014|\u2015)\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$")  # ... at last.--Young.
+NAMED_AFTER = re.compile(
+    r"(?:--|\u2014|\u2015)\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$"
+)  # ... at last.--Young.
 LETTER = re.compile(r"\W*(my )?(dear(est)?|sir|madam\w*|gentlemen)\b", re.I)
 FIRST_PART = re.compile(r"\W*((chapter|part|book)\s+)?(I|1|one|the first)\W*", re.I)
 MOTTO_WORDS = 200
-SMALL = set("a an and at by for from in of on or the to with".split())
+SMALL = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
 
 
 def trim(parts: list[Paragraph], numbered: bool = False) -> list[str]:
@@ -41,14 +43,21 @@ def trim(parts: list[Paragraph], numbered: bool = False) -> list[str]:
 
 
 def _is_number(text: str) -> bool:
-    return bool(ORDINAL.fullmatch(text)) and (text.isupper() or text.strip(" .").isdigit() or len(text.split()) == 2)
+    return bool(ORDINAL.fullmatch(text)) and (
+        text.isupper() or text.strip(" .").isdigit() or len(text.split()) == 2
+    )
 
 
 def _above(parts: list[Paragraph]) -> int:
     """How many paragraphs stand before the story."""
     n, credited = 0, bool(parts and CREDITED.match(parts[0].text))
     while n < len(parts) - 1:
-        step = _apparatus(parts, n, credited) or _note_in_brackets(parts, n) or _motto(parts, n) or _inset(parts, n)
+        step = (
+            _apparatus(parts, n, credited)
+            or _note_in_brackets(parts, n)
+            or _motto(parts, n)
+            or _inset(parts, n)
+        )
         if not step:
             break
         credited = credited or bool(HEAD_NOTE.fullmatch(parts[n].text))
@@ -80,7 +89,9 @@ def _note_in_brackets(parts: list[Paragraph], n: int) -> int:
     if not parts[n].text.startswith("["):
         return 0
     end = next((k for k in range(n, min(n + 6, len(parts) - 1)) if parts[k].text.endswith("]")), None)
-    return end - n + 1 if end is not None and EDITOR.search(" ".join(p.text for p in parts[n : end + 1])) else 0
+    return (
+        end - n + 1 if end is not None and EDITOR.search(" ".join(p.text for p in parts[n : end + 1])) else 0
+    )
 
 
 def _motto(parts: list[Paragraph], n: int) -> int:
@@ -124,7 +135,9 @@ def _inset(parts: list[Paragraph], n: int) -> int:
 
 def _below(texts: list[str]) -> int:
     """Where the story ends: the number of paragraphs before notes and end marks."""
-    end = next((i for i, t in enumerate(texts) if i and re.fullmatch(r"\W*footnotes?\W*", t, re.I)), len(texts))
+    end = next(
+        (i for i, t in enumerate(texts) if i and re.fullmatch(r"\W*footnotes?\W*", t, re.I)), len(texts)
+    )
     if end > 1 and re.fullmatch(r"\[[^\]]*\]\.?", texts[end - 1]) and len(texts[end - 1].split()) <= 30:
         end -= 1  # where the tale was taken from
     for i in range(1, end):

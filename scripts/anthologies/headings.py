@@ -1,10 +1,10 @@
-"""Where stories begin: the headings of a book, weighed against its page of contents (scripts/contents.py).
+"""Where stories begin: the headings of a book, weighed against its page of contents (contents.py).
 
 Titles that stand in the contents begin stories; headings of the same style between them do too (contents forget some);
 prefaces, notes, advertisements, poems and numbered parts do not. Without contents the strongest style of heading
 that at least three sections share decides. When the evidence disagrees a story is left out rather than cut in half.
 
-Used by scripts/stories.py. Left out: reading what a section says; only its form is looked at.
+Used by stories.py. Left out: reading what a section says; only its form is looked at.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
-from scripts.books import BYLINE, END_MARK, LEADING, NUMBER, ORDINAL, Block
+from scripts.anthologies.books import BYLINE, END_MARK, LEADING, NUMBER, ORDINAL, Block
 
 MIN_WORDS = 60  # shorter sections are dividers and dedications
 
@@ -121,11 +121,15 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
             i += 1
             continue
         j = i + 1
-        while j < len(blocks) and j - i < 7 and len(blocks[j].text.split()) <= 30 and _continues(blocks, j, toc):
+        while (
+            j < len(blocks) and j - i < 7 and len(blocks[j].text.split()) <= 30 and _continues(blocks, j, toc)
+        ):
             j += 1
         found.append(_head(blocks, i, j, toc, rare))
         i = found[-1].end
-    for k, h in enumerate(found):  # a part's heading does not end a story, nor do two headings in a row begin two
+    for k, h in enumerate(
+        found
+    ):  # a part's heading does not end a story, nor do two headings in a row begin two
         after = next(
             (
                 o.start
@@ -135,7 +139,9 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
             len(blocks),
         )
         h.words = sum(b.words for b in blocks[h.end : after])
-        h.near = sum(b.words for b in blocks[h.end : found[k + 1].start if k + 1 < len(found) else len(blocks)])
+        h.near = sum(
+            b.words for b in blocks[h.end : found[k + 1].start if k + 1 < len(found) else len(blocks)]
+        )
     return found
 
 
@@ -160,7 +166,12 @@ def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
     """(certainty, place in the contents) if the block's text or anchor stands there; `near`: right under a heading."""
     text = one_line(block.text)
-    if ORDINAL.fullmatch(text) or len(text.split()) > 30 or len(text) > 160 or block.kind in ("list", "break"):
+    if (
+        ORDINAL.fullmatch(text)
+        or len(text.split()) > 30
+        or len(text) > 160
+        or block.kind in ("list", "break")
+    ):
         return None
     if not (near or block.gap > 1 or block.level or text.isupper() or block.ids):
         return None
@@ -174,7 +185,9 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
             return 2, toc.anchors[anchor]
     if len(key) < 6 or not (heading_like(block) or near and title_form(text)):
         return None
-    for other, where in toc.titles.items() if len(toc.titles) < 3000 else ():  # a longer list is no page of contents
+    for other, where in (
+        toc.titles.items() if len(toc.titles) < 3000 else ()
+    ):  # a longer list is no page of contents
         longer, shorter = (other, key) if len(other) > len(key) else (key, other)
         if len(shorter) > 6 and longer.startswith(shorter) and len(shorter) > 0.45 * len(longer):
             return 1, where[0]
@@ -226,7 +239,9 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set[int]) ->
         matter,
         not titles,
         poems,
-        end < len(blocks) and "\n" in blocks[end].text and all(len(l) < 50 for l in blocks[end].text.split("\n")),
+        end < len(blocks)
+        and "\n" in blocks[end].text
+        and all(len(l) < 50 for l in blocks[end].text.split("\n")),
         title != text[key] or any(PART.fullmatch(text[k]) for k in range(i, key)),
     )
 
@@ -257,15 +272,26 @@ def choose(found: list[Head], toc: Contents) -> list[Head]:
     pure = len([h for h in same if h.entry is not None]) >= 0.6 * len(same)
     numbers = len([h for h in known if h.numbered]) > 0.5 * len(known)
     uses, starts = Counter(), []
-    for h in known:  # a title that stands twice in the contents begins two stories; in the notes it begins none
+    for (
+        h
+    ) in known:  # a title that stands twice in the contents begins two stories; in the notes it begins none
         if uses[h.entry] < len(toc.titles.get(fold(h.title), [0])):
             uses[h.entry] += 1
             starts.append(h)
     first, last = starts[0].start, starts[-1].start
     notes = min((h.start for h in found if h.matter and h.start > last), default=1 << 60)
-    ends = [h for h in found if h.matter and (strong(h.style, style) or NOTES.fullmatch(h.title) or h.start > last)]
+    ends = [
+        h
+        for h in found
+        if h.matter and (strong(h.style, style) or NOTES.fullmatch(h.title) or h.start > last)
+    ]
     for h in plain:  # not in the contents: forgotten there, or an advertisement
-        if h.entry is None and (h.start > first or h.author) and strong(h.style, style) and (numbers or not h.numbered):
+        if (
+            h.entry is None
+            and (h.start > first or h.author)
+            and strong(h.style, style)
+            and (numbers or not h.numbered)
+        ):
             forgotten = h.style == style and (pure and h.start < last or h.author and h.start < notes)
             if (
                 forgotten
@@ -291,7 +317,9 @@ def _choose_by_form(found: list[Head]) -> list[Head]:
     if best is None:
         return []
     same = [h for h in plain if h.style == best]
-    parts = len([h for h in same if h.numbered]) < 0.5 * len(same)  # then a numbered title is a part of a story
+    parts = len([h for h in same if h.numbered]) < 0.5 * len(
+        same
+    )  # then a numbered title is a part of a story
     chosen = [
         h
         for h in found

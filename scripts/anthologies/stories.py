@@ -1,4 +1,4 @@
-"""One book -> its stories, whole and clean: reading (scripts/books.py) and headings (scripts/headings.py) put together.
+"""One book -> its stories, whole and clean: reading (books.py) and headings (headings.py) put together.
 
 Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents and headings.
 
@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.books import (
+from scripts.anthologies.books import (
     LEADING,
     MAX_BYTES,
     ORDINAL,
@@ -28,9 +28,9 @@ from scripts.books import (
     text_blocks,
     unframe,
 )
-from scripts.contents import contents
-from scripts.edges import trim
-from scripts.headings import MIN_WORDS, choose, fold, heads, one_line
+from scripts.anthologies.contents import contents
+from scripts.anthologies.edges import trim
+from scripts.anthologies.headings import MIN_WORDS, choose, fold, heads, one_line
 
 BACK_PAGE = re.compile(
     r"\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
@@ -56,7 +56,9 @@ class Story:
 
 def _title(text: str) -> str:
     """A title on one line, without the marks of notes and remarks in brackets."""
-    text = re.sub(r"\s*(--|\u2014)?\[.*?(\]|$)|\(\d{1,3}\)|\*+$", "", one_line(text.replace("\u2060", "")).strip(" *"))
+    text = re.sub(
+        r"\s*(--|\u2014)?\[.*?(\]|$)|\(\d{1,3}\)|\*+$", "", one_line(text.replace("\u2060", "")).strip(" *")
+    )
     return re.sub(r"([\s.,]|--|\u2014)+$", "", text).strip() or one_line(text)
 
 
@@ -94,7 +96,9 @@ def _without_back_pages(body: list[Block]) -> list[Block]:
 
     def announces(i: int) -> bool:
         b = body[i]
-        return bool(b.level or b.kind == "list" or b.words < 25 and any(o.level for o in body[max(0, i - 3) : i]))
+        return bool(
+            b.level or b.kind == "list" or b.words < 25 and any(o.level for o in body[max(0, i - 3) : i])
+        )
 
     while end and announces(end - 1):
         end -= 1
@@ -106,7 +110,9 @@ def _without_divider(body: list[Block]) -> list[Block]:
     end = len(body)
     while end and (_heads_part(body[end - 1]) or body[end - 1].kind == "list"):
         end -= 1
-    return body[:end] if any(_heads_part(b) for b in body[end:]) else body  # a list alone may be the story's own
+    return (
+        body[:end] if any(_heads_part(b) for b in body[end:]) else body
+    )  # a list alone may be the story's own
 
 
 def _heads_part(block: Block) -> bool:
@@ -120,7 +126,9 @@ def split_anthology(path: str | Path) -> list[Story]:
     """Every story of one book, in order. Raises ValueError (with a sentence) for what is no book or holds no story."""
     path = Path(path)
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_BYTES >> 20} MB: no anthology is; split it or leave it out")
+        raise ValueError(
+            f"{path}: larger than {MAX_BYTES >> 20} MB: no anthology is; split it or leave it out"
+        )
     raw = path.read_bytes()
     try:
         return _split(raw, path.name)
@@ -152,7 +160,9 @@ def _split(raw: bytes, source: str) -> list[Story]:
         if _length(best) > 0.5 * sum(b.words for b in blocks):
             break
     if not best:
-        raise ValueError("has no stories that can be told apart (neither contents nor headings): leave it out")
+        raise ValueError(
+            "has no stories that can be told apart (neither contents nor headings): leave it out"
+        )
     return best
 
 
@@ -172,7 +182,12 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool) -> l
         if h.matter or about_author:
             continue
         body = blocks[h.end : after.start if after else len(blocks)]
-        if after and body and body[-1].gap > max(3, blocks[after.start].gap) and body[-1].text.startswith("_"):
+        if (
+            after
+            and body
+            and body[-1].gap > max(3, blocks[after.start].gap)
+            and body[-1].text.startswith("_")
+        ):
             body.pop()  # a note on the next story
         if h is last:  # advertisements and transcribers' remarks follow the last story
             body = _without_back_pages(body)
