@@ -36,11 +36,6 @@ LEADING = re.compile(
 )
 THE_END = re.compile(r"\W*(the end|finis|het einde)\W*", re.I)
 END_MARK = re.compile(r"\W*(the end|finis|end|het einde|fin|end of .{0,40}|explicit)\W*", re.I)
-BYLINE = re.compile(
-    r"\W*anonymous\W*|\W*(by|from the .{2,60}? (of|by)|translated (by|from)|retold by|adapted (from|by)|told by|written by)\b"
-    r".{2,90}",
-    re.I | re.S,
-)
 
 
 @dataclass
@@ -371,6 +366,7 @@ class Paragraph:
     indent: int = 0
     gap: int = 1
     verse: bool = False
+    apart: bool = False  # markup sets it apart: italics, a quotation, a class of its own
 
 
 def paragraphs(
@@ -391,6 +387,7 @@ def paragraphs(
             continue
         indent = min(len(l) - len(l.lstrip()) for l in lines)
         verse = _is_verse_block(lines, width)
+        apart = bool(re.fullmatch(r"\s*_[^_]+_\s*", text))
         if re.fullmatch(r"[\s*.\u2022~#\u2015\u2014\u2500_-]*", text):
             text = SCENE_BREAK
         elif not wrapped or verse:
@@ -405,7 +402,7 @@ def paragraphs(
             text = ITALIC.sub(lambda m: m[1] or m[2], text).replace("_", "")
         text = re.sub(" {2,}", " ", text.replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " "))
         if text.strip():
-            found.append(Paragraph(text.strip(), indent, above.count("\n") - 1, verse))
+            found.append(Paragraph(text.strip(), indent, above.count("\n") - 1, verse, apart))
     margin = Counter(p.indent for p in found if not p.verse).most_common(1)
     for p in found:
         p.indent -= margin[0][0] if margin else 0

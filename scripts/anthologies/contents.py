@@ -1,8 +1,8 @@
-"""The page of contents of a book: which blocks it takes, and the titles and anchors that stand in it.
+"""The page of contents of a book: the blocks it takes, and the titles, authors and anchors that it names.
 
-It begins below the word "Contents", or, where a book has none, at eight short lines in a row before any prose. It ends at
-prose, at a title it has already named, at the preface. Titles are kept without page numbers and authors, whole and over
-up to three lines, because long ones are broken.
+It begins below the word "Contents", or, where a book has none, at eight short lines in a row before any prose. It
+ends at prose, at a title it has already named, at the preface. Titles are kept without page numbers and authors,
+whole and over up to three lines, because long ones are broken.
 
 Used by stories.py. Left out: which entries are stories and which are parts; headings.py looks at the text.
 """
@@ -10,15 +10,50 @@ Used by stories.py. Left out: which entries are stories and which are parts; hea
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 
 from scripts.anthologies.books import Block
-from scripts.anthologies.headings import MATTER, SPEECH, Contents, fold, heading_like, one_line
+from scripts.anthologies.bylines import (
+    cells,
+    halves,
+    is_byline,
+    is_source,
+    label_name,
+    name_like,
+    names_column,
+    person,
+)
+from scripts.anthologies.titles import MATTER, SPEECH, fold, heading_like, one_line
 
 HEADING = re.compile(r"\W*(table of )?contents( of .*)?\W*(page)?\W*", re.I)
 ILLUSTRATIONS = re.compile(r"\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$", re.I | re.M)
 BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
 PAGE = re.compile(r"(\s{3,}|\.{3,}\s*)\d+\s*$")
 LETTERED = re.compile(r"[a-e]\.\s")
+BY_AUTHOR = re.compile(r"(?<=\S)[\s,.]+_?by\s+(?P<name>[^\d]{3,60}?)_?[\s.]*\d*\s*$", re.I)
+
+
+@dataclass
+class Contents:
+    """The page of contents: which blocks it takes, and where a title or an anchor is on it."""
+
+    blocks: range = range(0)
+    titles: dict[str, list[int]] = field(default_factory=dict)  # folded title -> its places
+    anchors: dict[str, int] = field(default_factory=dict)  # link target -> place
+    authors: dict[int, str] = field(default_factory=dict)  # place -> author
+    lines: list[str] = field(default_factory=list)  # place -> title
+    left_out: set[int] = field(default_factory=set)  # places that a reader said are not stories
+    settled: bool = False  # a reader wrote it: nothing else begins a story
+
+    def __post_init__(self):
+        self.names = {fold(a) for a in self.authors.values()} - {""}
+        self.by_start, self.by_end = (
+            {},
+            {},
+        )  # titles by their first two and last three letters, for near matches
+        for key in self.titles:
+            self.by_start.setdefault(key[:2], []).append(key)
+            self.by_end.setdefault(key[-3:], []).append(key)
 
 
 def contents(blocks: list[Block]) -> Contents:
@@ -26,29 +61,63 @@ def contents(blocks: list[Block]) -> Contents:
     if first is None:
         return Contents()
     anchors: dict[str, int] = {}
-    lines, end = [], first
+    lines, raw, seen, end = [], [], set(), first
     for i in range(first, len(blocks)):
         b = blocks[i]
-        named = [
-            (text, target) for target, text in b.links if len(fold(text)) > 1 and not text.strip().isdigit()
-        ]
-        new = [_entry(text) for text, _ in named] or [_entry(line) for line in b.text.split("\n")]
-        if i > first and (not named and _again(b, new, lines) or _ends(blocks, i)):
+        named = [(t, target) for target, t in b.links if len(fold(t)) > 1 and not t.strip().isdigit()]
+        source = [text for text, _ in named] or re.sub(
+            r"(\b(as|told|by))\n\s*", r"\1 ", b.text, flags=re.I
+        ).split("\n")
+        new = ["" if is_source(line) else _entry(line) for line in source]
+        if i == first + 1 and b.text[:1] in "([" and _is_prose(b):
+            end = i + 1  # a note on the marks in the list
+            continue
+        if i > first and (not named and _again(b, new, lines, seen) or _ends(blocks, i)):
             break
         for n, (_, target) in enumerate(named):
             anchors.setdefault(target, len(lines) + n)
-        lines += [line for line in new if not LETTERED.match(line)]  # lettered: a part of the story above
+        if named and len(named) == 1 and len(cells(b.text.replace("\n", "\t"))) > 1:
+            source = [b.text.replace("\n", "\t")]  # the link is one column of a row
+        kept = [
+            n for n, line in enumerate(new) if not LETTERED.match(line)
+        ]  # lettered: part of the story above
+        lines += [new[n] for n in kept]
+        raw += [source[n] for n in kept]
+        seen |= {fold(new[n]) for n in kept} | {fold(BARE_NUMBER.sub("", new[n])) for n in kept}
         end = i + 1
     half_title = _half_title(blocks, first, end)
     if half_title < end:
-        del lines[len(lines) - _count(blocks[half_title:end]) :]
-    return Contents(range(first, half_title), _places(lines), anchors)
+        extra = _count(blocks[half_title:end])
+        del lines[len(lines) - extra :], raw[len(raw) - extra :]
+    authors = _authors(lines, raw)
+    return Contents(range(first, half_title), _places(lines), anchors, authors, lines)
+
+
+def given(text: str, blocks: list[Block]) -> Contents:
+    """Contents that a reader wrote: a title per line, its author behind a tab or three spaces; "-" leaves a section out."""
+    found, titles, authors, left = contents(blocks), [], {}, set()
+    for line in filter(str.strip, text.splitlines()):
+        title, *author = re.split(r"\t+|\s{3,}|\s+\|\s+", line.lstrip("- ").strip())
+        if line.lstrip().startswith("-"):
+            left.add(len(titles))
+        if author:
+            authors[len(titles)] = author[0].strip()
+        titles.append(title)
+    if len(titles) == len(left):
+        raise ValueError(
+            "the contents file names no story: write one title per line, then a tab and the author"
+        )
+    places: dict[str, list[int]] = {}
+    for place, title in enumerate(titles):
+        places.setdefault(fold(title), []).append(place)
+    return Contents(found.blocks, places, {}, authors, titles, left, settled=True)
 
 
 def _first(blocks: list[Block]) -> int | None:
     limit = max(60, len(blocks) // 5)
     for i, b in enumerate(blocks[: limit + 200]):
-        if b.story == 0 and HEADING.fullmatch(b.text.strip().split("\n")[0].strip()):
+        line = re.sub(r"\[\w{1,3}\]", "", b.text.strip().split("\n")[0]).strip()
+        if b.story == 0 and HEADING.fullmatch(line):
             return i
     return _bare_list(blocks[:limit])
 
@@ -67,12 +136,14 @@ def _bare_list(blocks: list[Block]) -> int | None:
     return None
 
 
-def _again(block: Block, new: list[str], lines: list[str]) -> bool:
+def _again(block: Block, new: list[str], lines: list[str], seen: set[str]) -> bool:
     """Does this block say what the contents have said already? Then it is the heading of the first story."""
     whole = fold(" ".join(new))
-    if len(whole) > 3 and whole in {fold(BARE_NUMBER.sub("", l)) for l in lines} | {fold(l) for l in lines}:
+    if len(new) == 1 and name_like(new[0]) and block.gap < 3 and not block.level:
+        return False  # an author with two stories
+    if len(whole) > 3 and whole in seen:
         return True
-    return block.level > 0 and len(whole) > 5 and any(fold(l).startswith(whole) for l in lines)
+    return block.level > 0 and len(whole) > 5 and any(fold(line).startswith(whole) for line in lines)
 
 
 def _ends(blocks: list[Block], i: int) -> bool:
@@ -91,9 +162,9 @@ def _is_prose(block: Block) -> bool:
     lines, words = block.text.split("\n"), block.text.split()
     if len(lines) == 1:
         return len(words) > 22
-    if sum(bool(PAGE.search(l)) for l in lines) > 0.5 * len(lines):
+    if sum(bool(PAGE.search(line)) for line in lines) > 0.5 * len(lines) or PAGE.search(lines[0]):
         return False
-    return sum(len(l.strip()) > 55 for l in lines[:-1]) >= 0.7 * (len(lines) - 1) and len(words) > 22
+    return sum(len(line.strip()) > 55 for line in lines[:-1]) >= 0.7 * (len(lines) - 1) and len(words) > 22
 
 
 def _half_title(blocks: list[Block], first: int, end: int) -> int:
@@ -118,11 +189,70 @@ def _entry(line: str) -> str:
     line = one_line(line) if "_" in line else line
     line = re.sub(r"[\s,.-]+(?:[A-Z]\.\s*){1,3}[A-Z][\w'-]+$", "", line.strip()) or line
     line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
-    if re.match(
-        r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line
-    ):  # the wide space stands behind the number, not before an author
+    if re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line):  # the wide space follows the number, not the title
         return re.sub(r"\s+", " ", line)
-    return re.sub(r"(?<=\S)(\s+\bby\b |\s{3,}|\t).*$|[\s.\u2026]+$", "", line, flags=re.I)
+    return re.sub(r"(?<=\S)(\s+\bby\b (?!the |an? )|\s{3,}|\t).*$|[\s.\u2026]+$", "", line, flags=re.I)
+
+
+def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
+    """{place: author}, from columns, from "by", from lines of their own; `lines` lose the lines that are names."""
+    found: dict[int, str] = {}
+    columns = {k: parts for k, text in enumerate(raw) if len(parts := cells(text)) == 2}
+    dashes = {
+        k: parts for k, text in enumerate(raw) if k not in columns and len(parts := halves(_entry(text))) == 2
+    }
+    for pairs in (columns, dashes):
+        who = names_column([tuple(p) for p in pairs.values()])
+        if who is not None and len(pairs) > 0.4 * len(
+            {k for k in range(len(raw)) if not raw[k][:1].isspace()} | set(pairs)
+        ):
+            for k, parts in pairs.items():
+                found[k], lines[k] = person(parts[who]), _entry(parts[1 - who])
+    credited = {k: by for k, text in enumerate(raw) if (by := BY_AUTHOR.search(text)) and not is_byline(text)}
+    for k, by in credited.items():
+        text = raw[k]
+        if (
+            k not in found
+            and (name_like(by["name"]) or 2 * len(credited) > len(raw))
+            and fold(text[: by.start()])
+        ):
+            found[k], lines[k] = person(by["name"]), _entry(text[: by.start()])
+    return found | _own_lines(lines, raw, found)
+
+
+def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[int, str]:
+    """Authors that have a line of their own: below each title, or once above their titles."""
+    texts = [one_line(text) for text in raw]
+    paged = sum(text[-1:].isdigit() for text in texts)
+    alone = [
+        k for k, text in enumerate(texts)
+        if k not in found and not text[-1:].isdigit() and (is_byline(text) or label_name(text) or name_like(text))
+    ]  # fmt: skip
+    marked = [k for k in alone if raw[k].strip()[:1] == "_" or is_byline(texts[k])]
+    in_turn = len(alone) > 0.4 * len(raw) and not any(k + 1 in alone for k in alone)
+    if len(marked) > 2:
+        alone = marked
+    elif len(alone) < 2 or not (in_turn or paged > 0.3 * len(raw)):
+        return {}
+    first = next((k for k, line in enumerate(lines) if len(fold(line)) > 1 and not _no_entry(line)), 0)
+    own: dict[int, str] = {}
+    for n, k in enumerate(alone):
+        after = alone[n + 1] if n + 1 < len(alone) else len(raw)
+        title = next((t for t in range(k - 1, -1, -1) if t not in alone), None)
+        for place in range(k + 1, after) if first in alone else [title]:
+            if place is not None and fold(lines[place]) and place not in found:
+                own.setdefault(place, person(texts[k]))
+    for k in alone:
+        lines[k] = ""
+    return own
+
+
+def _no_entry(line: str) -> bool:
+    return bool(
+        HEADING.fullmatch(line)
+        or MATTER.fullmatch(line)
+        or re.fullmatch(r"\W*(page|introduction.*)\W*", line, re.I)
+    )
 
 
 def _places(lines: list[str]) -> dict[str, list[int]]:
@@ -130,8 +260,9 @@ def _places(lines: list[str]) -> dict[str, list[int]]:
     titles: dict[str, list[int]] = {}
     for n in range(1, 4):
         for k in range(len(lines) - n + 1):
-            bare = [BARE_NUMBER.sub("", lines[k])] + lines[k + 1 : k + n]
-            for key in dict.fromkeys((fold(" ".join(lines[k : k + n])), fold(" ".join(bare)))):
-                if key and k not in titles.setdefault(key, []):
+            bare = " ".join([BARE_NUMBER.sub("", lines[k])] + lines[k + 1 : k + n])
+            short = re.sub(r"(?<=\w)\s*\(.*", "", bare)  # a remark in brackets
+            for key in dict.fromkeys(map(fold, (" ".join(lines[k : k + n]), bare, short))):
+                if key and lines[k] and k not in titles.setdefault(key, []):
                     titles[key].append(k)
     return titles
