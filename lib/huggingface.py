@@ -85,7 +85,7 @@ def check_names(folder: Path, index: dict[str, str], names, within: str):
     missing = next((name for name in names if name not in index), None)
     if missing:
         raise ValueError(
-            f"{folder} lacks the tensor {missing}; the checkpoint is incomplete, or config.json is not its own"
+            f"{folder} lacks the tensor {missing}; it is incomplete, or config.json is not its own"
         )
     beyond = next((name for name in index if name.startswith(within) and name not in names), None)
     if beyond:

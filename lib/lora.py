@@ -90,19 +90,18 @@ def save_adapter(module, path, base: str, prefix: str = "", base_class: str | No
     if not pairs:
         raise ValueError("the model has no LoRA pairs to save; call add_lora first")
     first = next(iter(pairs.values()))
-    config = dict(
-        peft_type="LORA",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=str(base),
-        r=first.lora_A.shape[0],
-        lora_alpha=first.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=sorted({name.rpartition(".")[2] for name in pairs}),
-    )
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": first.lora_A.shape[0],
+        "lora_alpha": first.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({name.rpartition(".")[2] for name in pairs}),
+    }
     if base_class:  # peft looks at the class only where no task is named
-        config |= dict(
-            task_type=None, auto_mapping=dict(base_model_class=base_class, parent_library="transformers")
-        )
+        mapping = {"base_model_class": base_class, "parent_library": "transformers"}
+        config |= {"task_type": None, "auto_mapping": mapping}
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
     (path / "adapter_config.json").write_text(json.dumps(config, indent=1))
