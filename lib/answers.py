@@ -152,6 +152,11 @@ def closed(properties: dict) -> dict:
     }
 
 
+def messages(system: list[str], texts: dict[str, str]) -> list[dict]:
+    """What is asked, and the texts it is asked about."""
+    return [{"role": "system", "content": "\n\n".join(system)}, {"role": "user", "content": fenced(texts)}]
+
+
 def fenced(parts: dict[str, str]) -> str:
     """Each text between marks that could not be known when it was written: what is inside cannot end it."""
     mark = secrets.token_hex(8)

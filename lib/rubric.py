@@ -1,4 +1,5 @@
-"""A rubric: a Markdown file that a person can read and edit, and the data made from it."""
+"""A rubric: a Markdown file that a person can read and edit, the data made from it, and how an answer is
+read."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.answers import closed
+from lib.answers import Fault, closed
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,28 @@ class Rubric:
             score = {"type": "integer", "minimum": int(d.low), "maximum": int(d.high)}
             entries[d.key] = closed({"why": why, "quotes": quotes, "score": score})
         return closed(entries)
+
+    def instructions(self) -> str:
+        """What the judge is told, the same for each call, so that providers can cache it."""
+        lines = [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in self.dimensions]
+        entry = '"{}": {{"why": "...", "quotes": ["..."], "score": {:g}-{:g}}}'
+        shape = ", ".join(entry.format(d.key, d.low, d.high) for d in self.dimensions)
+        rules = (
+            "Answer with one JSON object and nothing else. For every dimension: why (1-3 sentences), quotes "
+            f"(0-2 exact quotes from the story, at most 12 words each), then score. No total.\n{{{shape}}}"
+        )
+        return "\n\n".join([self.preamble, *lines, rules])
+
+    def read(self, answer: dict, text: str) -> dict:
+        """An answer, checked against the rubric -> scores, why, quotes and evidence. Keys that the rubric
+        does not have, such as totals, are dropped. Raises Fault."""
+        scores, why, quotes = {}, {}, {}
+        for d in self.dimensions:
+            item = entry(answer, d.key)
+            scores[d.key] = number(item, "score", d.key, d.low, d.high)
+            why[d.key], quotes[d.key] = str(item.get("why", "")), cited(item, "quotes", d.key)
+        found = evidence(scores, quotes, text)
+        return {"scores": scores, "why": why, "quotes": quotes, "evidence": found}
 
     def standards(self) -> str:
         """The headings with their points, one per line, without the open bonus and penalty."""
@@ -91,3 +114,47 @@ def _criterion(number: int, c: dict) -> Dimension:
     bands = [f"- {band}: {c[band]}" for band in BANDS if band in c]
     text = "\n".join([c["criteria_description"], *bands])
     return Dimension(f"P{number}", c["name"], 1, 10, 1, 1, text)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading an answer
+
+
+def entry(answer: dict, key: str) -> dict:
+    if not isinstance(answer.get(key), dict):
+        raise Fault("schema", "ask", f"{key} has no score")
+    return answer[key]
+
+
+def number(item: dict, name: str, key: str, low: float, high: float) -> float:
+    if name not in item:
+        raise Fault("schema", "ask", f"{key} has no {name}")
+    value = item[name]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,3}(\.\d+)?", value.strip()):
+        value = float(value)  # the number is not in doubt, only its quotation marks
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise Fault("schema", "ask", f"{key} is {str(value)[:40]!r}, not a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def cited(item: dict, name: str, key: str) -> list[str]:
+    quotes = item.get(name, [])
+    if not isinstance(quotes, list) or not all(isinstance(q, str) for q in quotes):
+        raise Fault("schema", "ask", f"the {name} of {key} are not a list of strings")
+    return [q for q in quotes if q.strip()]
+
+
+def evidence(scores: dict[str, float], quotes: dict[str, list[str]], text: str) -> float | None:
+    """Share of the quotes that are in the text, white space, case and quotation marks folded. A fault claimed
+    without a quote counts as one that was not found: a judge that cites nothing has seen nothing. None:
+    nothing was claimed."""
+    page, found = fold(text), []
+    for key, score in scores.items():
+        found += [bool(fold(q)) and fold(q) in page for q in quotes.get(key, [])]
+        if score > 0 and not quotes.get(key) and (key[0] == "N" or key in ("BONUS", "PENALTY")):
+            found.append(False)
+    return sum(found) / len(found) if found else None
+
+
+def fold(text: str) -> str:
+    return " ".join(re.sub(r"[\"'“”‘’«»`]", "", text).casefold().split()).strip(" .,;:!?…")
