@@ -231,6 +231,36 @@ def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None) -> Offline
     )
 
 
+class Asked:
+    """The verdicts of one group, each asked for as soon as its story is finished, or all once the last one is.
+
+    group: rows with .example, .story, .completion_ids (empty while a story is being written)."""
+
+    def __init__(self, judge, mode: str, group: list):
+        self.judge, self.mode, self.group, self.futures = judge, mode, group, [None] * len(group)
+        for i, row in enumerate(group):
+            if row.completion_ids:
+                self.finished(i)
+
+    def finished(self, i: int):
+        """Story i is there."""
+        prompt = self.group[i].example.prompt
+        if self.mode == "story":
+            self.futures[i] = self.judge.submit(prompt, self.group[i].story)
+        elif all(row.completion_ids for row in self.group):
+            self.futures = self.judge.submit_group(prompt, [row.story for row in self.group])
+
+    def settle(self, bounds: LengthBounds):
+        """Waits, and sets each row's verdict, rewards (named parts) and reward. A verdict that cannot be had leaves
+        the reward None: no number stands for a failure."""
+        for row, future in zip(self.group, self.futures):
+            verdict = future.result()
+            row.verdict, row.rewards = verdict.to_dict() if verdict else None, {}
+            if verdict:
+                row.rewards = reward(verdict, row.story, row.example.target_words, bounds)
+            row.reward = row.rewards.pop("total", None)
+
+
 class OfflineJudge:
     """Measures FORM, not quality: whole sentences, their shape, repetition, words of the request, things and
     people named, and, where stories/words.txt lists real words (one per line, lower case), the share of them.

@@ -15,6 +15,14 @@ def mean(values) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def jumped(history: list[float], start: float, times: float, least: float) -> bool:
+    """Whether the last value is far above its own history: `times` the median of those before it and above
+    `least`; the first value of all must not exceed `start`."""
+    *before, last = history
+    limit = max(least, times * statistics.median(before)) if before else start
+    return last > limit
+
+
 def rise(old: list[float], new: list[float]) -> float:
     """How far the mean rose from `old` to `new`; 0 where that is within two standard errors, or with fewer
     than three values on a side."""
