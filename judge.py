@@ -23,7 +23,8 @@ import statistics
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib import comparisons, form, stats
@@ -32,14 +33,11 @@ from lib.endpoint import Endpoint, known, settings, then
 from lib.flags import opt
 from lib.form import strip_length
 from lib.form import words as count_words
-from lib.rubric import Rubric, read_rubric
+from lib.rubric import Rubric, Verdict, read_rubric
 from lib.settings import Settings
 from lib.store import Ledger
 
 ROOT = Path(__file__).resolve().parent
-
-# ------------------------------------------------------------------------------------------------------------
-# Rubric and verdict
 
 
 def load_rubric(name: str | Path, criteria: list[dict] | None = None) -> Rubric:
@@ -48,64 +46,6 @@ def load_rubric(name: str | Path, criteria: list[dict] | None = None) -> Rubric:
 
 
 RUBRIC = load_rubric("story_quality")
-
-
-@dataclass
-class Verdict:
-    scores: dict[str, float]  # dimension -> points; beside the person's story: -3 (worse) .. 3 (better)
-    score: float  # aggregate(scores), the rank's points, or 100 * pair_score
-    why: dict[str, str] = field(default_factory=dict)
-    quotes: dict[str, list[str]] = field(default_factory=dict)
-    evidence: float | None = None  # share of the cited quotes found in the story; None: none were due
-    rubric: str = RUBRIC.version
-    judge: str = ""
-    samples: int = 1  # verdicts averaged
-    orders: list[float] | None = None  # of a pair: the score shown first, and shown second
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-
-def aggregate(scores: dict[str, float], rubric: Rubric = RUBRIC) -> float:
-    """Score of a verdict's dimensions. points: S = P - N + B' - Pen' in [-159, 108]; mean, range: 0..100."""
-    if rubric.rule == "points":
-        P = sum(scores[d.key] for d in rubric.dimensions if d.key[0] == "P" and d.key != "PENALTY")
-        N = sum(scores[d.key] for d in rubric.dimensions if d.key[0] == "N")
-        bonus = 0.0 if N > P / 2 else scores["BONUS"]  # no prize for a badly flawed story
-        penalty = min(3.0, scores["PENALTY"]) if P > 1.5 * N else scores["PENALTY"]  # spares a good one
-        return max(-159.0, min(108.0, P - N + bonus - penalty))
-    # Benchmarks grade every line on one scale; a fault counts from the other end.
-    shares, base = 0.0, 0.0
-    for d in rubric.dimensions:
-        low = d.low if rubric.rule == "range" else 0.0
-        score = d.high + d.low - scores[d.key] if d.key[0] == "N" else scores[d.key]
-        shares, base = shares + d.weight * ((score - low) / (d.high - low)) ** d.power, base + d.weight
-    return 100 * shares / base
-
-
-def read_verdict(answer: dict, story: str, rubric: Rubric, judge: str) -> Verdict:
-    """A judge's answer as a verdict. Raises Fault where it does not fit the rubric."""
-    read = rubric.read(answer, story)
-    return Verdict(score=aggregate(read["scores"], rubric), rubric=rubric.version, judge=judge, **read)
-
-
-def mean_verdict(verdicts: list[Verdict], rubric: Rubric) -> Verdict | None:
-    """Dimensions averaged, then aggregated; words and quotes are the first judge's. None of none."""
-    if len(verdicts) < 2:
-        return verdicts[0] if verdicts else None
-    scores = {d.key: statistics.fmean(v.scores[d.key] for v in verdicts) for d in rubric.dimensions}
-    evidence = stats.mean(v.evidence for v in verdicts)
-    score = aggregate(scores, rubric)
-    return replace(verdicts[0], scores=scores, score=score, samples=len(verdicts), evidence=evidence)
-
-
-def empty_verdict(rubric: Rubric, judge: str) -> Verdict:
-    """An empty story is not a failed call: it earns nothing and bears every fault, and no judge is paid to
-    say so."""
-    bad = {d.key: d.high if d.key[0] == "N" or d.key == "PENALTY" else d.low for d in rubric.dimensions}
-    why = dict.fromkeys(bad, "the story is empty")
-    return Verdict(bad, aggregate(bad, rubric), why, rubric=rubric.version, judge=judge)
-
 
 # ------------------------------------------------------------------------------------------------------------
 # The reward: what the judge says, less what a rule can count
@@ -196,43 +136,72 @@ MODES = ("story", "pair", "group")
 
 @dataclass
 class Flags:
-    """The flags of every program that asks a judge."""
+    """The flags of the programs beside train.py that ask a judge."""
 
-    judge: str = opt("auto", "auto: api where JUDGE_URL is set", "judge", ("auto", "api", "offline"))
+    judge: str = opt("auto", "api | offline | auto: api where JUDGE_URL is set", "judge")
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "OpenAI-compatible address; key: JUDGE_API_KEY")
     judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "its model, default $JUDGE_MODEL")
-    judge_samples: int = opt(1, "verdicts averaged per story")
+    judge_mode: str = opt("story", "story | pair: beside the person's, in both orders | group: ranked")
+    judge_samples: int = opt(1, "verdicts averaged per story", low=1)
     judge_settings: dict[str, str] = opt({}, "any of " + ", ".join(Settings.__dataclass_fields__))
 
 
-def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None) -> OfflineJudge | Judge:
-    """The judge of a run or an evaluation. c: judge ("api", "offline" or "auto"), judge_url, judge_model,
-    judge_settings, and where it has them judge_samples, judge_mode, out, name. ValueError: it cannot work."""
-    url = c.judge_url or os.environ.get("JUDGE_URL")
-    model = c.judge_model or os.environ.get("JUDGE_MODEL")
-    mode = getattr(c, "judge_mode", "story")
-    if mode not in MODES:
-        raise ValueError(f"--judge_mode {mode}: choose one of {', '.join(MODES)}")
+def offline(c) -> bool:
+    return c.judge == "offline" or (c.judge == "auto" and not (c.judge_url or os.environ.get("JUDGE_URL")))
+
+
+def check(c):
+    """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch_url and watch_model."""
+    if c.judge not in ("auto", "api", "offline"):
+        raise ValueError(f"--judge {c.judge}: choose api, offline or auto")
+    if c.judge_mode not in MODES:
+        raise ValueError(f"--judge_mode {c.judge_mode}: choose one of {', '.join(MODES)}")
+    if c.judge_samples < 1 or (c.judge_samples > 1 and c.judge_mode == "group"):
+        raise ValueError(f"--judge_samples {c.judge_samples}: at least 1, and 1 where groups are ranked")
     try:
-        how = settings(c.judge_settings)
-        Settings(**how)
+        Settings(**settings(c.judge_settings))
     except ValueError as error:
         raise ValueError(f"--judge_settings: {error}") from None
-    if c.judge == "offline" or (c.judge == "auto" and not (url or model)):
+    url, model = c.judge_url or os.environ.get("JUDGE_URL"), c.judge_model or os.environ.get("JUDGE_MODEL")
+    if not offline(c) and not (url and model):
+        raise ValueError(
+            "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, to "
+            "an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality"
+        )
+    if bool(getattr(c, "watch_url", "")) != bool(getattr(c, "watch_model", "")):
+        raise ValueError("the watch judge needs both --watch_url and --watch_model")
+
+
+def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: dict | None = None):
+    """The judge of a run or an evaluation. c: see `check`, and out and name. cache: default OUT/judge.sqlite.
+    learned: what `try_out` found. ValueError: it cannot work."""
+    check(c)
+    if offline(c):
         if rubric.version != RUBRIC.version:
             raise ValueError(
                 f"rubric {rubric.version} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL; the "
                 "offline judge fills story_quality alone"
             )
-        return OfflineJudge(mode=mode)
-    samples, cache = getattr(c, "judge_samples", 1), cache or Path(c.out, "judge.sqlite")
-    return Judge(
-        url, model, rubric=rubric, samples=samples, mode=mode, cache=cache, run=getattr(c, "name", ""), **how
+        return OfflineJudge()
+    cache, run, how = cache or Path(c.out, "judge.sqlite"), getattr(c, "name", ""), settings(c.judge_settings)
+    judge = Judge(
+        c.judge_url, c.judge_model, rubric=rubric, samples=c.judge_samples, cache=cache, run=run, **how
     )
+    vars(judge).update(learned or {})
+    return judge
+
+
+def try_out(c) -> dict:
+    """One small call before a run -> what it found out about the server, for `make`. ValueError: no
+    answer."""
+    with closing(make(c, cache=":memory:")) as judge:
+        judge.check()
+        return judge.learned
 
 
 class Asked:
-    """The verdicts of one group, each asked for as soon as its story is finished, or all once the last one is.
+    """The verdicts of one group, each asked for as soon as its story is finished, or all once the last one
+    is.
 
     group: rows with .example, .story, .completion_ids (empty while a story is being written)."""
 
@@ -251,8 +220,8 @@ class Asked:
             self.futures = self.judge.submit_group(prompt, [row.story for row in self.group])
 
     def settle(self, bounds: LengthBounds):
-        """Waits, and sets each row's verdict, rewards (named parts) and reward. A verdict that cannot be had leaves
-        the reward None: no number stands for a failure."""
+        """Waits, and sets each row's verdict, rewards (named parts) and reward. A verdict that cannot be had
+        leaves the reward None: no number stands for a failure."""
         for row, future in zip(self.group, self.futures):
             verdict = future.result()
             row.verdict, row.rewards = verdict.to_dict() if verdict else None, {}
@@ -268,18 +237,18 @@ class OfflineJudge:
     demos and tests, never for a claim.
     """
 
-    def __init__(self, words: str | Path | None = ROOT / "stories" / "words.txt", mode: str = "story"):
+    def __init__(self, words: str | Path | None = ROOT / "stories" / "words.txt"):
         listed = words and Path(words).is_file()
         self.words = frozenset(Path(words).read_text(encoding="utf-8").split()) if listed else None
         self.name = "offline-form-1" + ("+words" if self.words else "")  # what it measures, and by what
-        self.mode, self.rubric, self.counts, self.ledger = mode, RUBRIC, Counter(), Ledger()
-        self.out_of_budget, self.last_error = False, ""
+        self.rubric, self.counts, self.ledger = RUBRIC, Counter(), Ledger()
+        self.out_of_budget, self.last_error, self.learned = False, "", {}
 
     def score(self, prompt: str, story: str) -> Verdict:
         if not story.split():
-            return empty_verdict(RUBRIC, self.name)
+            return RUBRIC.empty(self.name)
         scores = form.grade(story, strip_length(prompt), self.words)
-        return Verdict(scores, aggregate(scores), rubric=RUBRIC.version, judge=self.name)
+        return Verdict(scores, RUBRIC.score(scores), rubric=RUBRIC.version, judge=self.name)
 
     def submit(self, prompt: str, story: str, draw: int = 0) -> Future:
         return known(self.score(prompt, story))
@@ -305,15 +274,17 @@ class Judge(Endpoint):
 
     def __init__(
         self, url: str | None = None, model: str | None = None, api_key: str | None = None, *,
-        rubric: Rubric = RUBRIC, samples: int = 1, mode: str = "story", **how,
+        rubric: Rubric = RUBRIC, samples: int = 1, **how,
     ):  # fmt: skip
         if samples < 1:
             raise ValueError("the judge's samples must be at least 1")
-        self.rubric, self.samples, self.mode = rubric, samples, mode
+        self.rubric, self.samples = rubric, samples
         url, model = url or os.environ.get("JUDGE_URL"), model or os.environ.get("JUDGE_MODEL")
         if not url or not model:
             example = "http://localhost:8000/v1"
-            raise ValueError(f"no judge: set JUDGE_URL (such as {example}) and JUDGE_MODEL, or pass both as flags")
+            raise ValueError(
+                f"no judge: set JUDGE_URL (such as {example}) and JUDGE_MODEL, or pass both as flags"
+            )
         key = os.environ.get("JUDGE_API_KEY", "") if api_key is None else api_key
         super().__init__(url, model, key, **how)
 
@@ -325,10 +296,10 @@ class Judge(Endpoint):
         came. Another `draw` of the same story is another verdict, bought and kept apart: it measures the
         judge's noise."""
         if not story.strip():
-            return known(empty_verdict(self.rubric, self.name))
+            return known(self.rubric.empty(self.name))
         draws = range(draw * self.samples, (draw + 1) * self.samples)
         futures = [self._pointwise("pointwise", sample, prompt, story) for sample in draws]
-        return then(futures, lambda values: mean_verdict([Verdict(**v) for v in values if v], self.rubric))
+        return then(futures, lambda values: self.rubric.mean([Verdict(**v) for v in values if v]))
 
     def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> list[Future]:
         """One call ranks all stories of a group -> per story a future of a Verdict (score 100 for the best ..
@@ -363,7 +334,7 @@ class Judge(Endpoint):
 
     def _pointwise(self, kind, draw, prompt, story, retries=None, find_mode=False) -> Future:
         def read(answer: dict) -> dict:
-            return read_verdict(answer, story, rubric, self.name).to_dict()
+            return rubric.read(answer, story, self.name).to_dict()
 
         rubric = self.rubric  # a copy of this judge may get another one meanwhile
         task = pointwise_messages(rubric, prompt, story)
@@ -391,7 +362,7 @@ def make_watch(c) -> Judge | None:
 def watch(judge: Judge | None, rows: list[tuple[str, str, float]], most: int = 8) -> dict[str, float]:
     """watch/*: at most `most` of the step's rows (prompt, story, score of the judge trained on) before the
     watch judge. {} without one."""
-    rows = rows[:: max(1, len(rows) // most)][:most] if judge else []
+    rows = rows[:: max(1, -(-len(rows) // most))] if judge else []
     futures = [judge.submit(prompt, story) for prompt, story, _ in rows]
     return watch_metrics([score for *_, score in rows], [f.result() for f in futures]) if rows else {}
 

@@ -5,10 +5,30 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+import statistics
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from lib.answers import Fault, closed
+from lib.stats import mean
+
+
+@dataclass
+class Verdict:
+    """A rubric, filled."""
+
+    scores: dict[str, float]  # dimension -> points; beside another text: from -3 (worse) to 3 (better)
+    score: float  # what the points, a rank or a comparison add up to
+    why: dict[str, str] = field(default_factory=dict)
+    quotes: dict[str, list[str]] = field(default_factory=dict)
+    evidence: float | None = None  # share of the quotes found in the text; None: none were due
+    rubric: str = ""
+    judge: str = ""
+    samples: int = 1  # verdicts averaged
+    orders: list[float] | None = None  # beside another text: the score when shown first, and second
+
+    def to_dict(self) -> dict:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -51,16 +71,47 @@ class Rubric:
         )
         return "\n\n".join([self.preamble, *lines, rules])
 
-    def read(self, answer: dict, text: str) -> dict:
-        """An answer, checked against the rubric -> scores, why, quotes and evidence. Keys that the rubric
-        does not have, such as totals, are dropped. Raises Fault."""
+    def read(self, answer: dict, text: str, judge: str) -> Verdict:
+        """An answer, checked. Keys that the rubric does not have, such as totals, are dropped. Raises
+        Fault."""
         scores, why, quotes = {}, {}, {}
         for d in self.dimensions:
             item = entry(answer, d.key)
             scores[d.key] = number(item, "score", d.key, d.low, d.high)
             why[d.key], quotes[d.key] = str(item.get("why", "")), cited(item, "quotes", d.key)
         found = evidence(scores, quotes, text)
-        return {"scores": scores, "why": why, "quotes": quotes, "evidence": found}
+        return Verdict(scores, self.score(scores), why, quotes, found, self.version, judge)
+
+    def score(self, scores: dict[str, float]) -> float:
+        """Points per dimension -> points: S = P - N + B' - Pen' in [-159, 108] (POLARIS); mean, range:
+        0..100."""
+        if self.rule == "points":
+            P = sum(scores[d.key] for d in self.dimensions if d.key[0] == "P" and d.key != "PENALTY")
+            N = sum(scores[d.key] for d in self.dimensions if d.key[0] == "N")
+            bonus = 0.0 if N > P / 2 else scores["BONUS"]  # no prize for a badly flawed text
+            penalty = min(3.0, scores["PENALTY"]) if P > 1.5 * N else scores["PENALTY"]  # spares a good one
+            return max(-159.0, min(108.0, P - N + bonus - penalty))
+        # Benchmarks grade every line on one scale; a fault counts from the other end.
+        shares, base = 0.0, 0.0
+        for d in self.dimensions:
+            low = d.low if self.rule == "range" else 0.0
+            score = d.high + d.low - scores[d.key] if d.key[0] == "N" else scores[d.key]
+            shares, base = shares + d.weight * ((score - low) / (d.high - low)) ** d.power, base + d.weight
+        return 100 * shares / base
+
+    def mean(self, verdicts: list[Verdict]) -> Verdict | None:
+        """Dimensions averaged, then aggregated; words and quotes are the first verdict's. None of none."""
+        if len(verdicts) < 2:
+            return verdicts[0] if verdicts else None
+        scores = {d.key: statistics.fmean(v.scores[d.key] for v in verdicts) for d in self.dimensions}
+        found, score = mean(v.evidence for v in verdicts), self.score(scores)
+        return replace(verdicts[0], scores=scores, score=score, samples=len(verdicts), evidence=found)
+
+    def empty(self, judge: str) -> Verdict:
+        """Of an empty text, which is not a failed call: it earns nothing and bears every fault."""
+        bad = {d.key: d.high if d.key[0] == "N" or d.key == "PENALTY" else d.low for d in self.dimensions}
+        why = dict.fromkeys(bad, "the story is empty")
+        return Verdict(bad, self.score(bad), why, rubric=self.version, judge=judge)
 
     def standards(self) -> str:
         """The headings with their points, one per line, without the open bonus and penalty."""
