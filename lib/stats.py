@@ -33,6 +33,23 @@ def rise(old: list[float], new: list[float]) -> float:
     return change if change > 2 * error else 0.0
 
 
+def rising_together(
+    history: list[dict], gain: str, signs: dict[str, int], window: int
+) -> tuple[float, dict[str, float]]:
+    """(how far `gain` rose, {name of a sign: how far it moved}) from the first to the second half of the last
+    `window` entries. signs: name -> 1 (bad when it rises) or -1 (when it falls); those that did not move are
+    left out, all of them where `gain` did not rise. Entries without a value are skipped."""
+    recent = history[-window:]
+    halves = recent[: window // 2], recent[window // 2 :]
+
+    def move(name: str, sign: int = 1) -> float:
+        return rise(*([sign * entry[name] for entry in half if name in entry] for half in halves))
+
+    gained = move(gain) if len(recent) == window else 0.0
+    moves = {name: move(name, sign) for name, sign in signs.items()} if gained else {}
+    return gained, {name: moved for name, moved in moves.items() if moved}
+
+
 def correlation(a: list[float], b: list[float]) -> float | None:
     """Pearson's r; None where one side does not vary."""
     if len(a) < 2 or min(len(set(a)), len(set(b))) < 2:
