@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -59,6 +60,39 @@ def read_lines(path: str | Path, needs: str = "one whole JSON object per line"):
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a {type(row).__name__}, not an object in braces; expected {needs}")
         yield number, row
+
+
+class Journal:
+    """Append-only JSON Lines of {"key": ..., ...}, for work that must not be done twice.
+
+    A line goes to the system at once; a kill costs at most the line being written, which is cut off at the next
+    start. others: journals of other processes, read and never written. ValueError: a damaged line."""
+
+    def __init__(self, path: Path, others=()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows, self.file = {}, open(path, "ab", buffering=0)
+        for part in (*others, path):
+            raw = part.read_bytes()
+            whole = raw.rfind(b"\n") + 1
+            if part == path:
+                os.truncate(path, whole)
+            for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
+                try:
+                    row = json.loads(line)
+                    self.rows[row["key"]] = row
+                except (ValueError, KeyError, TypeError):
+                    raise ValueError(
+                        f"{part} line {number} is damaged; delete it, and what it held is done again"
+                    ) from None
+
+    def put(self, key: str, **row):
+        self.rows[key] = {"key": key, **row}
+        line = json.dumps(self.rows[key], ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        if self.file.write(line) < len(line):  # a full disk may take half a line without an error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
+
+    def close(self):
+        self.file.close()
 
 
 def replace_folder(partial: Path, path: Path):
