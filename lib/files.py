@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import contextmanager
@@ -114,6 +116,32 @@ def set_aside(folder: Path) -> Path:
     aside = next(name for name in taken if not name.exists())
     folder.rename(aside)
     return aside
+
+
+def move_aside(folder: Path, parts: list[Path]) -> Path:
+    """Moves some of a folder's files into a folder of their own inside it -> that folder."""
+    aside = folder / time.strftime("until-%Y%m%d-%H%M%S")
+    aside.mkdir()
+    for part in parts:
+        part.rename(aside / part.name)
+    return aside
+
+
+def plain_name(text: str) -> str:
+    """`text` as a file's name."""
+    return re.sub(r"[^\w.-]", "_", text)
+
+
+def short_name(first: dict, values: dict, defaults: dict, longest: int = 100) -> str:
+    """A folder's name that says what was asked for: the values of `first`, then every other setting that is not at
+    its default. A name that grows too long ends in a hash."""
+    words = ["-".join(map(str, value)) if isinstance(value, list) else str(value) for value in first.values()]
+    for key, value in values.items():
+        if key not in first and value != defaults[key]:
+            words.append(f"{key}-{Path(value).stem if isinstance(value, str) else value}")
+    name = plain_name("_".join(words))
+    digest = hashlib.sha256(repr((first, values)).encode()).hexdigest()[:8]
+    return name if len(name) <= longest else f"{name[: longest - 9]}_{digest}"
 
 
 def lock(folder: Path):

@@ -127,6 +127,18 @@ def draw_curves(path: Path, runs: dict[str, list[dict]], curves, x: str = "step"
 # ---- HTML --------------------------------------------------------------------------------------------------
 
 
+def marked(label: str, text: str, facts: dict, verdict: dict | None) -> dict:
+    """A text for a page's reader: numbers beside it, and what a verdict cites, to be marked in the text.
+
+    verdict: {"scores": {key: number}, "why": {key: text}, "quotes": {key: [text]}}."""
+    verdict = verdict or {}
+    why, quotes = verdict.get("why", {}), []
+    for key, cited in verdict.get("quotes", {}).items():
+        quotes += [{"text": quote, "key": key, "why": why.get(key, "")} for quote in cited]
+    scores = [[key, value, why.get(key, "")] for key, value in verdict.get("scores", {}).items()]
+    return {"label": label, "text": text, "facts": facts, "quotes": quotes, "scores": scores}
+
+
 def write_page(path: Path, data: dict, template: Path = SHELL):
     """A page that works from disk: `template` with `data` inside.
 

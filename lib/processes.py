@@ -58,6 +58,8 @@ def reduce(x, op=dist.ReduceOp.SUM) -> float:
 
 def gather(items) -> list:
     """The lists of all processes as one list, in the order of ranks."""
+    if WORLD == 1:
+        return list(items)
     parts = [None] * WORLD
     dist.all_gather_object(parts, list(items))
     return [item for part in parts for item in part]
