@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 from lib.files import atomic, write_text
-from lib.stats import running_mean
 
 COLOURS = ("#2f6f9f", "#c05a2e", "#4d8a3d", "#8a4f9e", "#a8892c", "#3b8f8c", "#b0476b", "#6b6b6b")
 SHELL = Path(__file__).with_name("page.html")  # charts, tables, texts side by side
@@ -101,27 +100,6 @@ def draw_chart(path: Path, c: dict):
     ax.grid(alpha=0.25)
     ax.legend(fontsize=8)
     save_figure(fig, path, dpi=200)
-
-
-def draw_curves(path: Path, runs: dict[str, list[dict]], curves, x: str = "step"):
-    """Several runs in one picture: each row's value, pale, and a running mean over the same window for all.
-
-    runs: {label: rows}; curves: (key of a row, title) per panel, at most six."""
-    fig, axes = figure(2, 3, size=(12, 6))
-    window = max([1, *(len(rows) // 8 for rows in runs.values())])
-    for ax, (key, title) in zip(axes.flat, curves):
-        for (label, rows), colour in zip(runs.items(), COLOURS * 9):
-            points = [(row[x], row[key]) for row in rows if row.get(key) is not None]
-            if points:
-                xs, ys = zip(*points)
-                ax.plot(xs, ys, color=colour, lw=1, alpha=0.35)
-                ax.plot(xs, running_mean(ys, window), color=colour, lw=2, label=label)
-        ax.set_title(title)
-        ax.set_xlabel(x)
-        ax.grid(alpha=0.3)
-    if len(runs) > 1:
-        axes.flat[0].legend()
-    save_figure(fig, path)
 
 
 # ---- HTML --------------------------------------------------------------------------------------------------

@@ -1,27 +1,18 @@
-"""Means and their doubt, whether readers agree, and strengths from wins.
+"""Means and their doubt, ranks, agreement, strengths. Each is checked against its definition in the tests.
 
-One bootstrap for everything: it draws clusters with replacement, each with all its observations, since
-observations of one cluster (a prompt, a seed) are not independent. Agreement: Cohen (1960), Krippendorff
-(2004). Strengths: Bradley and Terry (1952). Suffixes: U clusters, C columns, R resamples, M players.
+One bootstrap for everything: it draws units with replacement, each with all its observations, since observations
+of one unit (a prompt, a seed) are not independent. Suffixes: U units, C columns, R resamples, M players.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 
 RESAMPLES = 2000
-
-
-class Estimate(NamedTuple):
-    """A mean, its 95 % interval (None for fewer than two clusters), and the number of clusters."""
-
-    mean: float | None
-    interval: list[float] | None
-    n: int
 
 
 def mean(values) -> float | None:
@@ -35,86 +26,121 @@ def finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def running_mean(values: list[float], window: int) -> list[float]:
-    """Each value's mean with up to window - 1 values before it."""
-    parts = (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))
-    return [sum(part) / len(part) for part in parts]
+def jumped(history: list[float], start: float, times: float, least: float) -> bool:
+    """Whether the last value is far above its own history: `times` the median of those before it and above
+    `least`; the first value of all must not exceed `start`."""
+    *before, last = history
+    limit = max(least, times * statistics.median(before)) if before else start
+    return last > limit
+
+
+def rise(old: list[float], new: list[float]) -> float:
+    """How far the mean rose from `old` to `new`; 0 where that is within two standard errors, or with fewer
+    than three values on a side."""
+    if min(len(old), len(new)) < 3:
+        return 0.0
+    error = math.sqrt(statistics.variance(old) / len(old) + statistics.variance(new) / len(new))
+    change = statistics.fmean(new) - statistics.fmean(old)
+    return change if change > 2 * error else 0.0
+
+
+def correlation(a: list[float], b: list[float]) -> float | None:
+    """Pearson's r; None where one side does not vary."""
+    if len(a) < 2 or min(len(set(a)), len(set(b))) < 2:
+        return None
+    return statistics.correlation(a, b)
+
+
+def ranks(values: list[float]) -> list[float]:
+    """1-based ranks, ties shared."""
+    order = sorted(values)
+    return [order.index(v) + (order.count(v) + 1) / 2 for v in values]
+
+
+def rank_correlation(a: list[float], b: list[float]) -> float | None:
+    """Spearman's rho; None where one side does not vary."""
+    return correlation(ranks(a), ranks(b))
 
 
 # ---- the bootstrap -----------------------------------------------------------------------------------------
 
 
-def resample(n: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """How often each of n clusters is drawn [resamples, n]."""
-    return np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=resamples)
+def draws(units: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """How often each unit is drawn [R, U]."""
+    return np.random.default_rng(seed).multinomial(units, [1 / units] * units, size=resamples)
 
 
-def bootstrap(sums_UC, counts_UC, resamples: int | None = None, seed: int = 0) -> np.ndarray:
+def resampled_means(sums_UC, counts_UC, resamples: int | None = None, seed: int = 0) -> np.ndarray:
     """Means per column over all observations [1 + R, C]; row 0 is the sample itself. NaN: an empty draw.
 
-    sums_UC, counts_UC: sum and number of a cluster's observations per column."""
-    clusters = len(sums_UC)
-    draws_RU = np.vstack([np.ones((1, clusters)), resample(clusters, resamples or RESAMPLES, seed)])
+    sums_UC, counts_UC: sum and number of a unit's observations per column."""
+    units = len(sums_UC)
+    draws_RU = np.vstack([np.ones((1, units)), draws(units, resamples or RESAMPLES, seed)])
     with np.errstate(invalid="ignore"):
         return (draws_RU @ sums_UC) / (draws_RU @ counts_UC)
 
 
-def interval(drawn, n: int = 2) -> list[float] | None:
-    """The 95 % percentile interval of what is finite; None for fewer than two clusters."""
-    drawn = np.asarray(drawn)[np.isfinite(drawn)]
-    return [float(edge) for edge in np.percentile(drawn, [2.5, 97.5])] if n > 1 and len(drawn) else None
+def interval(drawn_R) -> list[float] | None:
+    """The 95 % percentile interval of what is finite."""
+    drawn_R = np.asarray(drawn_R)[np.isfinite(drawn_R)]
+    return [float(edge) for edge in np.percentile(drawn_R, [2.5, 97.5])] if len(drawn_R) else None
 
 
-def by_cluster(values: dict[str, list[float]], resamples: int = 10_000, seed: int = 0) -> Estimate:
-    """Mean over clusters of each cluster's mean. Where all clusters agree the interval has no width."""
-    means_U1 = np.array([[np.mean(v)] for v in values.values() if v])
+def estimate(means_R, units: int) -> dict:
+    """{mean, prompts (units), interval} of one column of `resampled_means`. Fewer than two units have no
+    interval. Where all units agree it has no width: read the sign test there."""
+    sure = units > 1 and math.isfinite(means_R[0])
+    mean = finite(float(means_R[0]))
+    return {"mean": mean, "prompts": int(units), "interval": interval(means_R[1:]) if sure else None}
+
+
+def bootstrap(by_unit: dict[str, list[float]], resamples: int = 10_000, seed: int = 0) -> dict:
+    """The mean over units of each unit's mean, as `estimate` gives it."""
+    means_U1 = np.array([[np.mean(values)] for values in by_unit.values() if values])
     if not len(means_U1):
-        return Estimate(None, None, 0)
-    drawn = bootstrap(means_U1, np.ones_like(means_U1), resamples, seed)[:, 0]
-    return Estimate(float(drawn[0]), interval(drawn[1:], len(means_U1)), len(means_U1))
+        return {"mean": None, "prompts": 0, "interval": None}
+    means_R1 = resampled_means(means_U1, np.ones_like(means_U1), resamples, seed)
+    return estimate(means_R1[:, 0], len(means_U1))
 
 
-def by_column(points, columns, steps: int, seed: int = 0) -> dict[str, Estimate]:
-    """{column: estimate, "slope": estimate} of (cluster, x, value) triples.
+def by_column(points, columns, steps: int, seed: int = 0) -> dict[str, dict]:
+    """{column: estimate, "slope": estimate} of (unit, x, value) triples.
 
     columns: (label, above, up to) ranges of x, which may overlap. The slope is that of least squares through
     the means of the first `steps` columns against 0, 1, 2 ..."""
     labels = [*(label for label, _, _ in columns), "slope"]
-    places = {cluster: i for i, cluster in enumerate(dict.fromkeys(cluster for cluster, _, _ in points))}
+    places = {unit: i for i, unit in enumerate(dict.fromkeys(unit for unit, _, _ in points))}
     if not places:
-        return {label: Estimate(None, None, 0) for label in labels}
+        return {label: {"mean": None, "prompts": 0, "interval": None} for label in labels}
     sums_UC, counts_UC = np.zeros((2, len(places), len(columns)))
-    for cluster, x, value in points:
+    for unit, x, value in points:
         for c, (_, low, high) in enumerate(columns):
             if low < x <= high:
-                sums_UC[places[cluster], c] += value
-                counts_UC[places[cluster], c] += 1
-    means_RC = bootstrap(sums_UC, counts_UC, seed=seed)
+                sums_UC[places[unit], c] += value
+                counts_UC[places[unit], c] += 1
+    means_RC = resampled_means(sums_UC, counts_UC, seed=seed)
     used = np.flatnonzero(counts_UC.any(0)[:steps])
     x = used - used.mean()
     slope_R = means_RC[:, used] @ x / (x @ x) if len(used) > 1 else np.full(len(means_RC), np.nan)
-    clusters_C = (counts_UC > 0).sum(0)
-    poorest = clusters_C[used].min(initial=len(places))  # a slope is no surer than its poorest column
-    found = {}
-    for label, drawn_R, n in zip(labels, [*means_RC.T, slope_R], [*clusters_C, poorest]):
-        known = math.isfinite(drawn_R[0])
-        found[label] = Estimate(
-            finite(float(drawn_R[0])), interval(drawn_R[1:], n) if known else None, int(n)
-        )
-    return found
+    units_C = (counts_UC > 0).sum(0)
+    poorest = units_C[used].min(initial=len(places))  # a slope is no surer than its poorest column
+    found = zip(labels, [*means_RC.T, slope_R], [*units_C, poorest])
+    return {label: estimate(means_R, units) for label, means_R, units in found}
 
 
-# ---- agreement and signs -----------------------------------------------------------------------------------
+# ---- agreement and strengths -------------------------------------------------------------------------------
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided binomial p of a split at least this uneven, ties left out beforehand; 1 without any."""
+    """Exact two-sided binomial p of a split at least this uneven, ties left out beforehand; 1 for no
+    trials."""
     n = wins + losses
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(max(wins, losses), n + 1)) / 2**n)
 
 
 def cohen(first: list, second: list) -> float | None:
-    """Cohen's kappa of two annotators' labels for the same items; None where one label is all there is."""
+    """Cohen's kappa (1960) of two annotators' labels for the same items; None where one label is used
+    throughout."""
     if not first:
         return None
     n = len(first)
@@ -125,18 +151,18 @@ def cohen(first: list, second: list) -> float | None:
 
 
 def krippendorff(units: list[list], interval: bool = False) -> float | None:
-    """Krippendorff's alpha: each unit is the list of its values, whoever gave them; units with one value are
-    left out. Nominal by default; interval=True takes squared differences. None where no values differ."""
+    """Krippendorff's alpha (2004): each unit is the list of its values; units with one value are left out.
+
+    Nominal by default; interval=True takes squared differences of numbers. None where no values differ at
+    all.
+    """
     units = [unit for unit in units if len(unit) > 1]
-    values = [value for unit in units for value in unit]
 
     def apart(counts: Counter) -> float:  # sum over ordered pairs of values
-        total = 0
-        for a, x in counts.items():
-            for b, y in counts.items():
-                total += x * y * ((a - b) ** 2 if interval else a != b)
-        return total
+        pairs = ((a, x, b, y) for a, x in counts.items() for b, y in counts.items())
+        return sum(x * y * ((a - b) ** 2 if interval else a != b) for a, x, b, y in pairs)
 
+    values = [value for unit in units for value in unit]
     expected = apart(Counter(values))
     if not expected:
         return None
@@ -144,11 +170,8 @@ def krippendorff(units: list[list], interval: bool = False) -> float | None:
     return 1 - (len(values) - 1) * observed / expected
 
 
-# ---- strengths from wins -----------------------------------------------------------------------------------
-
-
 def bradley_terry(wins_MM: np.ndarray, prior: float = 0.5, steps: int = 10_000) -> np.ndarray:
-    """Log strengths [M], mean 0, from wins[i, j] = how often i beat j, ties as half a win each.
+    """Log strengths [M] (Bradley and Terry, 1952), mean 0, from wins[i, j] = how often i beat j, ties as half a win each.
 
     prior: wins that every pair is given both ways, so that a player that always won has a finite strength."""
     wins_MM = wins_MM + prior * (1 - np.eye(len(wins_MM)))

@@ -26,8 +26,7 @@ def figures(rows: list[dict], metric: str, buckets, extra=()) -> dict[str, dict]
     """{bucket, extra range, "all" or "slope" (per bucket): {mean, prompts (units), interval}}."""
     columns = [*buckets, *extra, ("all", 0, math.inf)]
     points = [(r["unit"], r["target"], r[metric]) for r in rows if r.get(metric) is not None]
-    found = stats.by_column(points, columns, len(buckets))
-    return {c: {"mean": e.mean, "prompts": e.n, "interval": e.interval} for c, e in found.items()}
+    return stats.by_column(points, columns, len(buckets))
 
 
 def differences(a: list[dict], b: list[dict], metric: str) -> list[dict]:

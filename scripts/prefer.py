@@ -227,9 +227,9 @@ def make_pairs(groups: dict[str, list[Response]], c: Config, method: str) -> lis
     for group in tqdm(groups.values(), desc="pairs", disable=not MAIN, leave=False):
         scores, delta_n, d_n = [r.score for r in group], [1.0] * len(group), None
         if method in ("ddpo", "dorpo", "divpo"):  # equal length: a short story shares less with any other
-            delta_PG, d_PG = deviation.group_weights([[r.story for r in group]], [[True] * len(group)], c.similarity,
-                                                     c.style or None, equal_length=True, floor=c.floor, cap=math.inf)
-            delta_n, d_n = delta_PG[0].tolist() if method != "divpo" else delta_n, d_PG[0].tolist()
+            delta_n, d_n = deviation.weights_of([r.story for r in group], c.similarity, c.style, equal_length=True,
+                                                floor=c.floor, cap=math.inf)
+            delta_n, d_n = delta_n.tolist() if method != "divpo" else [1.0] * len(group), d_n.tolist()
         chosen = by_divpo(scores, d_n, c) if method == "divpo" else by_gap(scores, c.min_gap)
         pairs += [Pair(group[w].row, group[l].row, delta_n[w], scores[w] - scores[l])
                   for w, l in chosen[:c.pairs_per_prompt or None]]
