@@ -5,13 +5,38 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
 
+from tqdm import tqdm
+
 from lib.endpoint import Endpoint
 from lib.files import Journal
 
 
+class Progress:
+    """One bar: things done, with what they are made of and how many answers are waited for beside it."""
+
+    def __init__(self, total: int, things: str, parts: str, waiting, shown: bool):
+        self.parts, self.waiting, self.count = parts, waiting, 0
+        self.bar = tqdm(total=total, unit=f" {things}", miniters=0, mininterval=0.5, disable=not shown)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def describe(self, text: str):
+        self.bar.set_description(text)
+
+    def add(self, parts: int = 0, done: int = 0):
+        self.count += parts
+        told = f"{self.count:,} {self.parts}, {len(self.waiting)} texts with the judge"
+        self.bar.set_postfix_str(told, refresh=False)
+        self.bar.update(done)
+
+
 class Pending:
-    """Answers under way. Each is kept in the journal as {"key", name: plain(answer)} when it comes; an answer that
-    is None is not kept, and its key is in `failed`."""
+    """Answers under way. Each is kept in the journal as {"key", name: plain(answer)} when it comes; an answer
+    that is None is not kept, and its key is in `failed`."""
 
     def __init__(self, journal: Journal, name: str, plain):
         self.journal, self.name, self.plain = journal, name, plain
@@ -31,6 +56,13 @@ class Pending:
             else:
                 self.journal.put(key, **{self.name: self.plain(answer)})
             yield key
+
+
+def open_line(url: str, model: str, key: str, in_flight: int) -> Endpoint:
+    """A model that is asked for long texts. Each question brings its own sampling."""
+    unset = {"temperature": None, "top_p": None, "max_tokens": None}
+    patience = {"timeouts": (10, 1800), "deadline": 3600, "retries": 4}  # seconds; a long text takes its time
+    return Endpoint(url, model, key, in_flight=in_flight, **unset, **patience)
 
 
 def complete_all(line: Endpoint, questions: list[tuple[list[dict], dict]], spare=()):

@@ -89,13 +89,15 @@ def kept(path: Path, depends_on: dict) -> tuple[list[dict] | None, list[str]]:
 class Journal:
     """Append-only JSON Lines of {"key": ..., ...}, for work that must not be done twice.
 
-    A line goes to the system at once; a kill costs at most the line being written, which is cut off at the next
-    start. others: journals of other processes, read and never written. ValueError: a damaged line."""
+    A line goes to the system at once; a kill costs at most the line being written, which is cut off at the
+    next start. name: log.jsonl; log.1.jsonl and the like, of other processes, are read and never written.
+    ValueError: a damaged line."""
 
-    def __init__(self, path: Path, others=()):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, name: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name
         self.rows, self.file = {}, open(path, "ab", buffering=0)
-        for part in (*others, path):
+        for part in sorted(folder.glob(f"{name.partition('.')[0]}*.jsonl")):
             raw = part.read_bytes()
             whole = raw.rfind(b"\n") + 1
             if part == path:
@@ -109,14 +111,17 @@ class Journal:
                         f"{part} line {number} is damaged; delete it, and what it held is done again"
                     ) from None
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
     def put(self, key: str, **row):
         self.rows[key] = {"key": key, **row}
         line = json.dumps(self.rows[key], ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         if self.file.write(line) < len(line):  # a full disk may take half a line without an error
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
-
-    def close(self):
-        self.file.close()
 
 
 def replace_folder(partial: Path, path: Path):
@@ -140,13 +145,25 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def move_aside(folder: Path, parts: list[Path]) -> Path:
-    """Moves some of a folder's files into a folder of their own inside it -> that folder."""
+def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
+    """Moves a folder's files, but for those whose names begin with one of `keep`, into one inside it."""
     aside = folder / time.strftime("until-%Y%m%d-%H%M%S")
+    parts = [p for p in folder.iterdir() if not p.name.startswith((*keep, "until-"))]
     aside.mkdir()
     for part in parts:
         part.rename(aside / part.name)
     return aside
+
+
+def stamps(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int, int]]:
+    """(name, bytes, time of change) of some of a folder's files: tells that a file is no longer the same."""
+    parts = sorted(p for p in folder.iterdir() if p.suffix in suffixes)
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in parts]
+
+
+def key_of(*parts) -> str:
+    """A short hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def plain_name(text: str) -> str:
@@ -155,12 +172,14 @@ def plain_name(text: str) -> str:
 
 
 def short_name(first: dict, values: dict, defaults: dict, longest: int = 100) -> str:
-    """A folder's name that says what was asked for: the values of `first`, then every other setting that is not at
-    its default. A name that grows too long ends in a hash."""
+    """A folder's name that says what was asked for: the values of `first`, then every other setting that is
+    not at its default. A name that grows too long ends in a hash."""
     words = ["-".join(map(str, value)) if isinstance(value, list) else str(value) for value in first.values()]
     for key, value in values.items():
         if key not in first and value != defaults[key]:
-            words.append(f"{key}-{Path(value).stem if isinstance(value, str) else value}")
+            text = str(value)
+            text = text.split("/")[2] if "://" in text else Path(text).name.removesuffix(".jsonl")
+            words.append(f"{key}-{text}")
     name = plain_name("_".join(words))
     digest = hashlib.sha256(repr((first, values)).encode()).hexdigest()[:8]
     return name if len(name) <= longest else f"{name[: longest - 9]}_{digest}"

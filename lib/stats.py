@@ -1,7 +1,8 @@
 """Means and their doubt, ranks, agreement, strengths. Each is checked against its definition in the tests.
 
-One bootstrap for everything: it draws units with replacement, each with all its observations, since observations
-of one unit (a prompt, a seed) are not independent. Suffixes: U units, C columns, R resamples, M players.
+One bootstrap for everything: it draws units with replacement, each with all its observations, since
+observations of one unit (a prompt, a seed) are not independent. Suffixes: U units, C columns, R resamples,
+M players.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ def krippendorff(units: list[list], interval: bool = False) -> float | None:
 
 
 def bradley_terry(wins_MM: np.ndarray, prior: float = 0.5, steps: int = 10_000) -> np.ndarray:
-    """Log strengths [M] (Bradley and Terry, 1952), mean 0, from wins[i, j] = how often i beat j, ties as half a win each.
+    """Log strengths [M] (Bradley and Terry, 1952), mean 0, from wins[i, j] = how often i beat j, ties as half
+    a win each.
 
     prior: wins that every pair is given both ways, so that a player that always won has a finite strength."""
     wins_MM = wins_MM + prior * (1 - np.eye(len(wins_MM)))

@@ -52,7 +52,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def choose_steps(files: dict[int, Path], asked: list[int]) -> list[int]:
-    """The steps whose stories are shown: those asked for, else as many as fit on a page, first and last kept."""
+    """The steps whose stories are shown: those asked for, else as many as a page holds, ends kept."""
     if missing := sorted(set(asked) - set(files)):
         raise ValueError(
             f"there are no stories of step {missing[0]}; "
