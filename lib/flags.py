@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import runpy
 import sys
 import typing
 from dataclasses import MISSING, field, fields
@@ -42,6 +43,26 @@ def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "",
     if preset == "auto":
         say(f"preset {chosen}: {why}; --preset {' | '.join(presets)} chooses")
     return kind(**values | {"preset": chosen})
+
+
+def read(kind, argv=None, **about):
+    """Command line -> an instance of the dataclass `kind`, without presets. about: of argparse's parser."""
+    parser = argparse.ArgumentParser(**about)
+    add_fields(parser, kind, {})
+    return kind(**vars(parser.parse_args(argv)))
+
+
+def start(module: str, *arguments: str) -> int:
+    """Runs a module as `python -m` does -> 0, or SystemExit with the code it ends with."""
+    before, sys.argv = sys.argv, [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+    finally:
+        sys.argv = before
+    return 0
 
 
 def add_fields(parser, kind, values: dict):
