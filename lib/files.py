@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -59,6 +60,28 @@ def read_lines(path: str | Path, needs: str = "one whole JSON object per line"):
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a {type(row).__name__}, not an object in braces; expected {needs}")
         yield number, row
+
+
+def digest(path: str | Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def keep(path: Path, depends_on: dict, rows: list[dict]):
+    """JSON Lines under a first line that says what they depend on."""
+    write_lines(path, [{"depends_on": depends_on}, *rows])
+
+
+def kept(path: Path, depends_on: dict) -> tuple[list[dict] | None, list[str]]:
+    """(the rows that `keep` wrote, []) or, where they depend on something else, (None, the names of what
+    differs)."""
+    if not path.exists():
+        return None, []
+    first, *rows = [row for _, row in read_lines(path)] or [{}]
+    was, now = first.get("depends_on", {}), json.loads(json.dumps(depends_on))
+    differs = [name for name in now if was.get(name) != now[name]]
+    return (None, differs) if differs else (rows, [])
 
 
 def replace_folder(partial: Path, path: Path):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import typing
 from dataclasses import MISSING, field, fields
 from functools import wraps
 
 
-def opt(default, help: str, group: str | None = None, choices: tuple | None = None):
-    """A field of a configuration. `group` starts a new section of --help with this field."""
-    meta = {"help": help, "group": group, "choices": choices}
+def opt(default, help: str, group: str | None = None, *, low=None, high=None, above=None):
+    """A field of a configuration. `group` starts a new section of --help with this field; low, high
+    (inclusive) and above (exclusive) are what `check_ranges` allows."""
+    meta = {"help": help, "group": group, "low": low, "high": high, "above": above}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -51,12 +53,11 @@ def add_fields(parser, kind, values: dict):
             how |= {"nargs": len(default) if default and one is float else "*"}
         elif typing.get_origin(hint) is dict:
             how |= {"nargs": "*", "action": Settings, "metavar": "KEY=VALUE"}
-        if f.metadata["choices"]:
-            how |= {"choices": f.metadata["choices"]}
-        else:
-            how.setdefault("metavar", {bool: "BOOL", str: "TEXT", int: "N", float: "X"}.get(one, "VALUE"))
+        how.setdefault("metavar", {bool: "BOOL", str: "TEXT", int: "N", float: "X"}.get(one, "VALUE"))
         shown = " ".join(f"{k}={v}" for k, v in default.items()) if isinstance(default, dict) else default
         help = f.metadata["help"].replace("%", "%%")
+        if f.metadata["choices"] and " | " not in help:
+            help += ": " + " | ".join(f.metadata["choices"])
         note = "" if shown in ("", [], {}) else f" [{shown}]".replace("%", "%%")
         section.add_argument(f"--{f.name}", default=default, help=help + note, **how)
 
@@ -76,19 +77,26 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def boolean(text: str) -> bool:
-    words = {
-        "true": True,
-        "on": True,
-        "yes": True,
-        "1": True,
-        "false": False,
-        "off": False,
-        "no": False,
-        "0": False,
-    }
+    words = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
     if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return words[text.lower()]
+
+
+def check_ranges(config):
+    """ValueError: a field outside of what its `opt` allows."""
+    for f in fields(config):
+        value, m = getattr(config, f.name), f.metadata
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{f.name} {value}: must be a finite number")
+        if m["low"] is not None and value < m["low"]:
+            raise ValueError(f"--{f.name} {value}: must be at least {m['low']}")
+        if m["above"] is not None and value <= m["above"]:
+            raise ValueError(f"--{f.name} {value}: must be above {m['above']}")
+        if m["high"] is not None and value > m["high"]:
+            raise ValueError(f"--{f.name} {value}: must be at most {m['high']}")
+        if m["choices"] and value not in m["choices"]:
+            raise ValueError(f"--{f.name} {value}: choose one of {', '.join(m['choices'])}")
 
 
 def sentence(error: Exception) -> str:

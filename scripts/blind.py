@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.agreement import bootstrap, cohen, krippendorff, sign_test
+from lib.stats import bootstrap, cohen, krippendorff, sign_test
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 EDGES = (500, 1000, 2000, 4000, 6000, 8000, 12000)  # upper ends of the length buckets, in requested words

@@ -26,7 +26,8 @@ from functools import partial
 from tqdm import tqdm
 
 from data import Example, read_examples, words, write_examples
-from scripts.endpoint import Endpoint, Fault
+from lib.answers import Fault
+from lib.endpoint import Endpoint
 
 SPAN = 8  # so many words in a row from the story make a request a quotation
 STORY_WORDS = 6000  # what the model is shown of a story; the beginning is what a request is about
@@ -332,7 +333,7 @@ def run(args) -> None:
     key = os.environ.get("PROMPTS_API_KEY") or os.environ.get("OPENAI_API_KEY") or ""
     line = Endpoint(
         url, args.model, key, temperature=0.7, top_p=None, max_tokens=1500, in_flight=args.workers,
-        read_timeout=args.timeout, deadline=2 * args.timeout, cache=kept, run="requests",
+        timeouts=(10, args.timeout), deadline=2 * args.timeout, cache=kept, run="requests",
     )  # fmt: skip
     before = line.ledger.calls
     try:

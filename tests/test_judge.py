@@ -13,7 +13,7 @@ import pytest
 
 import judge
 from judge import RUBRIC, SHORT_BOUNDS, LengthBounds, OfflineJudge, Verdict, aggregate, load_rubric, reward
-from scripts.endpoint import _unlimited
+from lib.answers import without_limits
 
 ROOT = Path(judge.__file__).parent
 PROMPT = "Write a story about a lighthouse keeper who finds a second moon. The story should be 80 words long."
@@ -103,7 +103,7 @@ def test_schema_names_each_dimension_once_and_closes_every_object():
     schema = RUBRIC.schema()
     assert schema["required"] == list(schema["properties"]) == [d.key for d in RUBRIC.dimensions]
     assert all(p["additionalProperties"] is False and p["required"] == list(p["properties"]) for p in schema["properties"].values())
-    assert not any(word in json.dumps(_unlimited(schema)) for word in ("maxLength", "maxItems", "minimum"))
+    assert not any(word in json.dumps(without_limits(schema)) for word in ("maxLength", "maxItems", "minimum"))
     system, user = judge.pointwise_messages(RUBRIC, PROMPT, GOOD)
     assert "exacting fiction editor" in system["content"] and "arXiv" not in system["content"]
     assert "80 words" not in user["content"] and "second moon" in user["content"]
@@ -160,7 +160,7 @@ def test_repetition_against_brute_force():
 def test_blank_and_total():
     blank = judge.blank_penalty
     assert blank("word " * 149) == 1 and blank("word " * 150) == 0 and blank("") == 1 and blank("", SHORT_BOUNDS) == 1
-    assert blank(("w" + " " * 20) * 150) == 1 and blank("word " * 10, SHORT_BOUNDS) == 0
+    assert blank(("w" + " " * 20) * 150) == 1 and blank("word " * 15, SHORT_BOUNDS) == 0 and blank("word " * 14, SHORT_BOUNDS) == 1
     verdict = Verdict({}, score=50.0)
     text = "word " * 300
     parts = reward(verdict, text, 1000)
