@@ -321,8 +321,8 @@ class Flags:
     judge_settings: dict[str, str] = opt({}, "any of " + ", ".join(Settings.__dataclass_fields__))
 
 
-def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None) -> OfflineJudge | Judge:
-    """The judge of a run or an evaluation. c: judge ("api", "offline" or "auto"), judge_url, judge_model,
+def make(c, rubric: Rubric = RUBRIC, cache=None, learned: dict | None = None) -> OfflineJudge | Judge:
+    """The judge of a run or an evaluation. learned: what `try_out` returned. c: judge ("api", "offline" or "auto"), judge_url, judge_model,
     judge_settings, and where it has them judge_samples, judge_mode, out, name. ValueError: it cannot work."""
     url = c.judge_url or os.environ.get("JUDGE_URL")
     model = c.judge_model or os.environ.get("JUDGE_MODEL")
@@ -342,9 +342,35 @@ def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None) -> Offline
             )
         return OfflineJudge(mode=mode)
     samples, cache = getattr(c, "judge_samples", 1), cache or Path(c.out, "judge.sqlite")
-    return Judge(
-        url, model, rubric=rubric, samples=samples, mode=mode, cache=cache, run=getattr(c, "name", ""), **how
-    )
+    run = getattr(c, "name", "")
+    judge = Judge(url, model, rubric=rubric, samples=samples, mode=mode, cache=cache, run=run, **how)
+    vars(judge).update(learned or {})
+    return judge
+
+
+def check(c):
+    """ValueError: flags of a training run that no judge can follow."""
+    settings(c.judge_settings)
+    if c.judge == "api" and c.steps and not (c.judge_url and c.judge_model):
+        raise ValueError(
+            f"the {c.preset} preset needs a judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY) or --judge_url and "
+            "--judge_model to an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality"
+        )
+    if c.judge_mode == "group" and c.judge_samples > 1:
+        raise ValueError("--judge_mode group ranks a group once; leave --judge_samples out")
+    if bool(c.watch_url) != bool(c.watch_model):
+        raise ValueError("the watch judge needs both --watch_url and --watch_model")
+
+
+def try_out(c) -> dict:
+    """One small call before anything is loaded or written -> what it showed about the server, for `make`.
+    ValueError: no verdict."""
+    judge = make(c, cache=":memory:")
+    try:
+        judge.check()
+        return judge.learned()
+    finally:
+        judge.close()
 
 
 class Asked:
@@ -411,6 +437,9 @@ class OfflineJudge:
 
     def check(self):
         pass
+
+    def learned(self) -> dict:
+        return {}
 
     def close(self):
         pass
@@ -531,6 +560,10 @@ class Judge(Endpoint):
                 f"the judge {self.name} at {self.endpoint} gave no verdict ({self.last_error}); "
                 "check JUDGE_URL, JUDGE_MODEL and JUDGE_API_KEY"
             )
+
+    def learned(self) -> dict:
+        """What `check` found out about the server."""
+        return {"schema_mode": self.schema_mode, "token_field": self.token_field}
 
     def _pointwise(self, kind, draw, prompt, story, retries=None, find_mode=False) -> Future:
         def read(answer: dict) -> dict:
