@@ -13,7 +13,7 @@ from collections import Counter
 
 import numpy as np
 
-RESAMPLES = 2000
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t for 1 to 9 freedoms
 
 
 def mean(values) -> float | None:
@@ -22,9 +22,13 @@ def mean(values) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def finite(x: float) -> float | None:
-    """x, or None for NaN and infinity, which JSON cannot hold."""
-    return x if math.isfinite(x) else None
+def student(values: list[float]) -> tuple[float, float | None]:
+    """Mean and half width of its 95 % interval (Student's t); None for a single value."""
+    average, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return average, None
+    t = T975[n - 2] if n - 2 < len(T975) else 1.96 + 2.7 / (n - 1)
+    return average, t * statistics.stdev(values) / math.sqrt(n)
 
 
 def jumped(history: list[float], start: float, times: float, least: float) -> bool:
