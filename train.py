@@ -78,13 +78,20 @@ class Config:
     repetition_penalty: float = opt(1.10, "1: off", above=0)
     slots: int = opt(0, "stories written at the same time on one device; 0: as many as fit", low=0)
 
-    hri: str = opt("polaris", "polaris | positive (never pushes away from the reference) | off", "reward")
+    hri: str = opt(
+        "polaris",
+        "polaris | positive (never pushes away from the reference) | off",
+        "reward",
+        choices=hri.MODES,
+    )
     hri_peak: float = opt(0.4, "weight of the reference's advantage after the warm-up", low=0)
     hri_warmup: int = opt(15, "steps over which that weight grows from 0", low=0)
     deviation: float = opt(0.0, "strength with which deviation weighs positive advantages", low=0, high=1)
     similarity: str = opt("tfidf", "what alike means: tfidf | jaccard | char3 | embedding")
     bands: str = opt(
-        "paper", "lengths without penalty: paper (stories of 1k words and up) | short (30 to 500)"
+        "paper",
+        "lengths without penalty: paper (stories of 1k words and up) | short (30 to 500)",
+        choices=tuple(judging.BANDS),
     )
 
     lr: float = opt(1e-6, "AdamW's learning rate", "loss", low=0)
@@ -95,24 +102,38 @@ class Config:
     clip_low: float = opt(0.20, "the ratio to the sampling policy is clipped at 1 - clip_low", low=0)
     clip_high: float = opt(0.28, "and at 1 + clip_high", low=0)
     loss_mean: str = opt(
-        "token", "over all tokens (token), of row means (sequence), / max_new_tokens (constant)"
+        "token",
+        "over all tokens (token), of row means (sequence), / max_new_tokens (constant)",
+        choices=("token", "sequence", "constant"),
     )
     normalise_std: bool = opt(True, "divide a group's advantages by its standard deviation")
     updates_per_batch: int = opt(1, "optimiser steps per batch of stories; above 1 the clip matters", low=1)
     mismatch_cap: float = opt(2.0, "truncated importance weight between trainer and sampler; 0: none", low=0)
     kl: float = opt(0.0, "weight of the KL to the starting policy; 0: no reference model in memory", low=0)
 
-    judge: str = opt("api", "api: an OpenAI-compatible endpoint | offline: measures form, for demos", "judge")
+    judge: str = opt(
+        "api",
+        "api: an OpenAI-compatible endpoint | offline: measures form, for demos",
+        "judge",
+        choices=("api", "offline"),
+    )
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "default $JUDGE_URL; the key: JUDGE_API_KEY alone")
     judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "default $JUDGE_MODEL")
-    judge_mode: str = opt("story", "story: each story alone | group: one call ranks a group")
+    judge_mode: str = opt(
+        "story", "story: each story alone | group: one call ranks a group", choices=("story", "group")
+    )
     judge_samples: int = opt(1, "verdicts averaged per story", low=1)
     judge_settings: dict[str, str] = opt({}, "of the calls; docs/judge.md lists the keys")
     watch_url: str = opt("", "a second judge, never trained on (key: WATCH_API_KEY): watch/* in the metrics")
     watch_model: str = opt("", "its model; best of another family than the judge's")
     watch_every: int = opt(10, "steps between two looks of the watch judge", low=1)
 
-    parallel: str = opt("auto", "none | ddp | fsdp | hsdp | auto: fsdp for full training on GPUs", "machine")
+    parallel: str = opt(
+        "auto",
+        "none | ddp | fsdp | hsdp | auto: fsdp for full training on GPUs",
+        "machine",
+        choices=("auto", "none", "ddp", "fsdp", "hsdp"),
+    )
     lora_rank: int = opt(0, "0: train all weights; else LoRA of this rank on a bf16 base", low=0)
     lora_alpha: float = opt(32.0, "LoRA's scale is alpha / rank", above=0)
     checkpointing: bool = opt(True, "recompute each block in the backward pass")
@@ -136,9 +157,6 @@ TINY = {
     "repetition_penalty": 1.0, "deviation": 0.5, "hri": "positive", "hri_warmup": 0, "lr": 1.5e-3, "lr_warmup": 6,
     "lr_decay": True, "checkpointing": False, "save_every": 0, "micro_batch_tokens": 2048, "keep_replica": True}  # fmt: skip
 PRESETS = {"polaris-9b": {}, "tiny": TINY}
-CHOICES = {
-    "hri": hri.MODES, "loss_mean": ("token", "sequence", "constant"), "judge": ("api", "offline"),
-    "judge_mode": judging.MODES, "bands": tuple(judging.BANDS), "parallel": ("auto", "none", "ddp", "fsdp", "hsdp")}  # fmt: skip
 
 
 def parse(argv=None) -> Config:
@@ -150,7 +168,7 @@ def parse(argv=None) -> Config:
 
 def check(c: Config, world: int):
     """Every impossible combination, before anything is loaded or written. ValueError: one sentence on what to change."""
-    flags.check_ranges(c, CHOICES)
+    flags.check_ranges(c)
 
     def need(good, sentence):
         if not good:
@@ -173,7 +191,7 @@ def check(c: Config, world: int):
     )
     need(not c.wandb or importlib.util.find_spec("wandb"), "--wandb needs its package: pip install wandb")
     deviation.distances(["a"], c.similarity)  # ValueError: an unknown name or a missing package
-    judging.check(c)  # ValueError: settings that no judge can have
+    judging.check(c)  # ValueError: flags that no judge can follow
 
 
 # ---- set up ----------------------------------------------------------------------------------------------------------
@@ -543,6 +561,15 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> tuple[int, int
     return trainer["step"], position if c.data == was["data"] else 0  # a place in another file means nothing
 
 
+def look(watcher, groups) -> dict:
+    """judge/evidence of all verdicts, and watch/* where the watch judge looks at this step."""
+    rows = [row for group in groups for row in group]
+    judged = [
+        (r.example.prompt, r.story, 100 * r.rewards["quality"]) for r in rows if r.rewards and not r.is_human
+    ]
+    return judging.verdict_metrics([row.verdict for row in rows]) | judging.watch(watcher, judged)
+
+
 def log_step(c: Config, log, folder: Path, bar, line: dict, groups: list[list[Episode]]) -> bool:
     """metrics.jsonl, rollouts/, the progress bar and its alarms -> whether sampler and trainer disagree as never before."""
     log.write(line)
@@ -569,14 +596,15 @@ def run(c: Config):
     device = processes.connect()
     tokenizer = data.load_tokenizer(c.model)
     examples, references = prepare(c, tokenizer)
-    judging.check_answers(c)
+    learned = processes.from_main(judging.try_out, c) if c.steps else {}
     model, scorer = build(c, device)
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
     folder, start, position = Path(c.out, c.name), 0, 0
     if at := checkpoint.open_run(folder, c.resume):
         start, position = load_checkpoint(c, at, model, optimiser)
     settings = story_settings(c, str(at or "") if c.resume != "auto" else "")
-    judge, stopping = judging.make(c), processes.catch_signals()
+    judge, watcher = judging.make(c, learned=learned), judging.make_watch(c)
+    stopping = processes.catch_signals()  # from here on there is a state worth saving
     if processes.MAIN:
         (folder / "rollouts").mkdir(parents=True, exist_ok=True)
         files.write_json(folder / "config.json", asdict(c))
@@ -637,7 +665,11 @@ def run(c: Config):
                     "groups/dropped": dropped,
                     **stats,
                 }
-                line |= {"bad_updates": bad_updates, **judging.metrics(c, judge, step, everyone)}
+                line |= {
+                    "bad_updates": bad_updates,
+                    **judge.metrics(),
+                    **look(watcher if step % c.watch_every == 0 else None, everyone),
+                }
                 broken = log_step(c, log, folder, bar, line | {"seconds": time.time() - clock}, everyone)
                 bad_samples = bad_samples + 1 if broken else 0
             pending.unlink()

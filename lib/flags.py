@@ -10,10 +10,10 @@ from dataclasses import MISSING, field, fields
 from functools import wraps
 
 
-def opt(default, help: str, group: str | None = None, *, low=None, high=None, above=None):
-    """A field of a configuration. `group` starts a new section of --help with this field; low, high
+def opt(default, help: str, group=None, choices: tuple | None = None, *, low=None, high=None, above=None):
+    """A field of a configuration. `group` starts a new section of --help with this field; choices, low, high
     (inclusive) and above (exclusive) are what `check_ranges` allows."""
-    meta = {"help": help, "group": group, "low": low, "high": high, "above": above}
+    meta = {"help": help, "group": group, "choices": choices, "low": low, "high": high, "above": above}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -77,7 +77,9 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def boolean(text: str) -> bool:
-    words = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
+    words = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(
+        ("false", "off", "no", "0"), False
+    )
     if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return words[text.lower()]

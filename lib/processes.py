@@ -73,6 +73,13 @@ def reduce_all(sums: dict[str, torch.Tensor]) -> dict[str, float]:
     return dict(zip(sums, t.tolist()))
 
 
+def from_main(function, *args):
+    """function(*args), called on the main process alone; every process gets its result."""
+    box = [function(*args) if MAIN else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def gather(items) -> list:
     """The lists of all processes as one list, in the order of ranks."""
     parts = [None] * WORLD

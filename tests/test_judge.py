@@ -14,6 +14,7 @@ import pytest
 import judge
 from judge import RUBRIC, SHORT_BOUNDS, LengthBounds, OfflineJudge, Verdict, load_rubric, reward
 from lib.answers import without_limits
+from lib.endpoint import known
 
 ROOT = Path(judge.__file__).parent
 PROMPT = "Write a story about a lighthouse keeper who finds a second moon. The story should be 80 words long."
@@ -224,10 +225,14 @@ def test_offline_judge_is_fast_and_repeats_itself():
 # ---- the guard -------------------------------------------------------------------------------------------------------
 
 def test_watch_gap_and_alarms():
-    watched = [Verdict({}, 10.0), None, Verdict({}, 30.0)]
-    metrics = judge.watch_metrics([20.0, 99.0, 60.0], watched)
-    assert metrics == {"watch/failed": 1, "watch/score": 20, "watch/gap": 20, "watch/correlation": pytest.approx(1)}
-    assert judge.evidence_metrics([{"evidence": 0.5}, {"evidence": None}, None, {"evidence": 1.0}]) == {"judge/evidence": 0.75}
+    class Watcher:
+        def submit(self, prompt, story):
+            return known(story and Verdict({}, float(story)))
+    rows = [("p", "10", 20.0), ("p", None, 99.0), ("p", "30", 60.0)]
+    assert judge.watch(Watcher(), rows) == {"watch/failed": 1, "watch/score": 20, "watch/gap": 20, "watch/correlation": pytest.approx(1)}
+    assert judge.watch(Watcher(), rows[:1] * 10)["watch/failed"] == 0 and judge.watch(None, rows) == judge.watch(Watcher(), []) == {}
+    assert judge.watch(Watcher(), rows[1:2]) == {"watch/failed": 1}
+    assert judge.verdict_metrics([{"evidence": 0.5}, {"evidence": None}, None, {"evidence": 1.0}]) == {"judge/evidence": 0.75}
     chance = random.Random(0)
 
     def run(**slopes):
