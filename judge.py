@@ -71,13 +71,20 @@ class LengthBounds:
 
 # One choice for training and evaluation. paper: stories of 1,000 words and more. short: 30 to 500 words.
 BANDS = {"paper": LengthBounds(), "short": LengthBounds(below_min=8, above_min=12, blank_words=15)}
-SHORT_BOUNDS = BANDS["short"]  # until callers move
 
 
 def bounds(name: str) -> LengthBounds:
     if name not in BANDS:
         raise ValueError(f"there is no length band {name!r}; choose one of {', '.join(BANDS)}")
     return BANDS[name]
+
+
+def check_room(targets: list[int], tokens_per_word: float, limit: int, bounds: LengthBounds) -> str:
+    """A note where stories of the lengths asked for need more than `limit` tokens, else ""."""
+    least = [bounds.band(target)[0] * tokens_per_word for target in targets]
+    long = sum(tokens > limit for tokens in least)
+    told = f"note: {long} of {len(targets)} requests need more than --max_new_tokens {limit}, up to {max(least):.0f}"
+    return f"{told}; their stories are cut, and stay below the length band" if long else ""
 
 
 def length_penalty(words: int, target_words: float, bounds: LengthBounds = BANDS["paper"]) -> float:
@@ -89,8 +96,7 @@ def length_penalty(words: int, target_words: float, bounds: LengthBounds = BANDS
 
 
 def repetition_penalty(text: str) -> float:
-    """0..1.5 from repeated 4-grams (anywhere: r4; within the last 64 positions: rl) and repeated lines
-    (rd)."""
+    """0..1.5 from repeated 4-grams (anywhere: r4; within 64 positions: rl) and repeated lines (rd)."""
     r4, rl, rd = form.repeats(text)
     # A story may say a thing twice: the first 8 % of repeats are free.
     return min(1.5, 0.8 * (0.7 * max(0.0, r4 - 0.08) + 0.3 * rl) + 0.4 * rd)
@@ -100,6 +106,9 @@ def blank_penalty(text: str, bounds: LengthBounds = BANDS["paper"]) -> float:
     """1 for a text that is not a story: too few words, or nearly all white space. Else 0."""
     visible = sum(not c.isspace() and c.isprintable() for c in text)
     return float(count_words(text) < bounds.blank_words or visible < 0.1 * len(text))
+
+
+PARTS = ("quality", "length", "repetition", "blank")
 
 
 def reward(
@@ -120,15 +129,7 @@ def reward(
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What is asked of a judge, and what may count as an answer
-
-
-def pointwise_messages(rubric: Rubric, prompt: str, story: str) -> list[dict]:
-    return messages([rubric.instructions()], {"REQUEST": strip_length(prompt), "STORY": story})
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The two judges
+# Which judge, and how it is asked
 
 MODES = ("story", "pair", "group")
 
@@ -174,8 +175,7 @@ def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: d
     if offline(c):
         if rubric.version != RUBRIC.version:
             raise ValueError(
-                f"rubric {rubric.version} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL; the "
-                "offline judge fills story_quality alone"
+                f"rubric {rubric.version} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL"
             )
         return OfflineJudge()
     cache, run, how = cache or Path(c.out, "judge.sqlite"), getattr(c, "name", ""), settings(c.judge_settings)
@@ -187,18 +187,15 @@ def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: d
 
 
 def try_out(c) -> dict:
-    """One small call before a run -> what it found out about the server, for `make`. ValueError: no
-    answer."""
+    """One small call before a run -> what it found out about the server, for `make`. ValueError: none."""
     with closing(make(c, cache=":memory:")) as judge:
         judge.check()
         return judge.learned()
 
 
 class Asked:
-    """The verdicts of one group, each asked for as soon as its story is finished, or all once the last one
-    is.
-
-    group: rows with .example, .story, .completion_ids (empty while a story is being written)."""
+    """The verdicts of one group, each asked for when its story is finished, or all when the last one is.
+    group: rows with .example, .story, .is_human, .completion_ids (empty while a story is being written)."""
 
     def __init__(self, judge, mode: str, group: list):
         self.judge, self.mode, self.group, self.futures = judge, mode, group, [None] * len(group)
@@ -226,6 +223,10 @@ class Asked:
             if verdict:
                 row.rewards = reward(verdict, row.story, row.example.target_words, bounds)
             row.reward = row.rewards.pop("total", None)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The two judges
 
 
 class OfflineJudge:
@@ -262,14 +263,14 @@ class OfflineJudge:
     def metrics(self) -> dict[str, float]:
         return {}
 
-    def check(self):
-        pass
-
-    def learned(self) -> dict:
-        return {}
-
     def close(self):
         pass
+
+    learned, check = metrics, close  # there is no server to learn about or to check
+
+
+def pointwise_messages(rubric: Rubric, prompt: str, story: str) -> list[dict]:
+    return messages([rubric.instructions()], {"REQUEST": strip_length(prompt), "STORY": story})
 
 
 class Judge(Endpoint):
@@ -292,8 +293,7 @@ class Judge(Endpoint):
 
     def submit(self, prompt: str, story: str, draw: int = 0) -> Future:
         """Future of a Verdict, or of None when none could be had. With samples > 1 the mean of those that
-        came. Another `draw` of the same story is another verdict, bought and kept apart: it measures the
-        judge's noise."""
+        came. Another `draw` of the same story is another verdict, bought and kept apart."""
         if not story.strip():
             return known(self.rubric.empty(self.name))
         draws = range(draw * self.samples, (draw + 1) * self.samples)
@@ -360,8 +360,7 @@ class Judge(Endpoint):
 
 def verdict_metrics(verdicts: list[dict | None]) -> dict[str, float]:
     """Of saved verdicts. judge/evidence: mean share of the quotes found. In pair mode judge/order_flip: share
-    of pairs whose winner changes with the order; judge/win_rate: over the person, a tie is half a win. A name
-    without a value is left out."""
+    of pairs whose winner changes with the order; judge/win_rate: over the person, a tie is half a win."""
     verdicts = [v for v in verdicts if v]
     pairs = [v for v in verdicts if v.get("orders")]
     found = {
@@ -403,8 +402,6 @@ ALARMS = {
     "judge/evidence": (-1, "fewer of the judge's quotes are in the stories"),
     "watch/gap": (1, "the gap to the watch judge widens"),
 }
-
-
 MOST_FLIPS = 0.4  # of pairs; a judge that tosses a coin flips half of them
 
 
@@ -413,9 +410,8 @@ def alarms(history: list[dict], window: int = 20) -> list[str]:
     more than two standard errors. history: metrics, one dict per step."""
     signs = {name: sign for name, (sign, _) in ALARMS.items()}
     gain, moves = stats.rising_together(history, "reward/mean", signs, window)
-    start = f"the reward rose by {gain:.3f} in {window} steps while"
-    tell = "{} {} ({} by {:.3f}): is the judge being gamed?"
-    found = [tell.format(start, ALARMS[name][1], name, move) for name, move in moves.items()]
+    tell = "the reward rose by {:.3f} in {} steps while {} ({} by {:.3f}): is the judge being gamed?"
+    found = [tell.format(gain, window, ALARMS[name][1], name, move) for name, move in moves.items()]
     flips = stats.mean(entry.get("judge/order_flip") for entry in history[-window:]) or 0.0
     if flips > MOST_FLIPS:
         found.append(f"the judge changes its winner with the order in {flips:.0%} of pairs: it says little")

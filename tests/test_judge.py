@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import judge
-from judge import RUBRIC, SHORT_BOUNDS, LengthBounds, OfflineJudge, Verdict, load_rubric, reward
+from judge import BANDS, RUBRIC, LengthBounds, OfflineJudge, Verdict, load_rubric, reward
 from lib.answers import without_limits
 from lib.endpoint import known
 
@@ -131,7 +131,7 @@ def test_length_bands_and_penalty():
     penalty = judge.length_penalty
     assert penalty(650, 1000) == penalty(1600, 1000) == 0 and penalty(0, 1000) == 1 and penalty(325, 1000) == 0.5
     assert penalty(2400, 1000) == 0.5 and penalty(3200, 1000) == penalty(99999, 1000) == 1 and penalty(0, 100) == 0
-    assert SHORT_BOUNDS.band(50)[1] < SHORT_BOUNDS.band(100)[0]    # two lengths of the demo that cannot be met at once
+    assert BANDS["short"].band(50)[1] < BANDS["short"].band(100)[0]    # two lengths of the demo that cannot be met at once
 
 
 def slow_repetition(text):
@@ -160,8 +160,8 @@ def test_repetition_against_brute_force():
 
 def test_blank_and_total():
     blank = judge.blank_penalty
-    assert blank("word " * 149) == 1 and blank("word " * 150) == 0 and blank("") == 1 and blank("", SHORT_BOUNDS) == 1
-    assert blank(("w" + " " * 20) * 150) == 1 and blank("word " * 15, SHORT_BOUNDS) == 0 and blank("word " * 14, SHORT_BOUNDS) == 1
+    assert blank("word " * 149) == 1 and blank("word " * 150) == 0 and blank("") == 1 and blank("", BANDS["short"]) == 1
+    assert blank(("w" + " " * 20) * 150) == 1 and blank("word " * 15, BANDS["short"]) == 0 and blank("word " * 14, BANDS["short"]) == 1
     verdict = Verdict({}, score=50.0)
     text = "word " * 300
     parts = reward(verdict, text, 1000)
