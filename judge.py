@@ -138,10 +138,12 @@ MODES = ("story", "pair", "group")
 class Flags:
     """The flags of the programs beside train.py that ask a judge."""
 
-    judge: str = opt("auto", "auto: api where JUDGE_URL is set", "judge", ("auto", "api", "offline"))
+    judge: str = opt("auto", "auto: api where JUDGE_URL is set", "judge", choices=("auto", "api", "offline"))
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "OpenAI-compatible address; key: JUDGE_API_KEY")
     judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "its model, default $JUDGE_MODEL")
-    judge_mode: str = opt("story", "a story alone, beside the person's, or ranked in its group", None, MODES)
+    judge_mode: str = opt(
+        "story", "a story alone, beside the person's, or ranked in its group", choices=MODES
+    )
     judge_samples: int = opt(1, "verdicts averaged per story", low=1)
     judge_settings: dict[str, str] = opt({}, "any of " + ", ".join(Settings.__dataclass_fields__))
 
