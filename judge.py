@@ -25,6 +25,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lib import comparisons, form, stats
 from lib.answers import Fault, fenced, messages  # noqa: F401 (benchmarks uses Fault and fenced)
@@ -131,19 +132,15 @@ def reward(
 # ------------------------------------------------------------------------------------------------------------
 # Which judge, and how it is asked
 
-MODES = ("story", "pair", "group")
-
 
 @dataclass
 class Flags:
     """The flags of the programs beside train.py that ask a judge."""
 
-    judge: str = opt("auto", "auto: api where JUDGE_URL is set", "judge", choices=("auto", "api", "offline"))
+    judge: Literal["auto", "api", "offline"] = opt("auto", "auto: api where JUDGE_URL is set", "judge")
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "OpenAI-compatible address; key: JUDGE_API_KEY")
     judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "its model, default $JUDGE_MODEL")
-    judge_mode: str = opt(
-        "story", "a story alone, beside the person's, or ranked in its group", choices=MODES
-    )
+    judge_mode: Literal["story", "pair", "group"] = opt("story", "alone, beside the person's, or ranked")
     judge_samples: int = opt(1, "verdicts averaged per story", low=1)
     judge_settings: dict[str, str] = opt({}, "any of " + ", ".join(Settings.__dataclass_fields__))
 
