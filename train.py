@@ -437,7 +437,7 @@ def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode
         (r.example.prompt, r.story, 100 * r.rewards["quality"]) for r in rows if r.rewards and not r.is_human
     ]
     seen = judging.watch(watcher, judged) if step % c.watch_every == 0 else {}
-    log.write(line | judging.evidence_metrics([row.verdict for row in rows]) | seen)
+    log.write(line | judging.verdict_metrics([row.verdict for row in rows]) | seen)
     data.write_episodes(log.path.with_name("rollouts") / f"step_{step:06d}.jsonl", rows)
     gaps = [m["mismatch/mean"] for m in log.recent(20) if "mismatch/mean" in m]
     broken = bool(gaps) and stats.jumped(gaps, start=0.1, times=20, least=1e-3)

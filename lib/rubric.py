@@ -60,16 +60,18 @@ class Rubric:
             entries[d.key] = closed({"why": why, "quotes": quotes, "score": score})
         return closed(entries)
 
+    def headings(self) -> list[str]:
+        return [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in self.dimensions]
+
     def instructions(self) -> str:
         """What the judge is told, the same for each call, so that providers can cache it."""
-        lines = [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in self.dimensions]
         entry = '"{}": {{"why": "...", "quotes": ["..."], "score": {:g}-{:g}}}'
         shape = ", ".join(entry.format(d.key, d.low, d.high) for d in self.dimensions)
         rules = (
             "Answer with one JSON object and nothing else. For every dimension: why (1-3 sentences), quotes "
             f"(0-2 exact quotes from the story, at most 12 words each), then score. No total.\n{{{shape}}}"
         )
-        return "\n\n".join([self.preamble, *lines, rules])
+        return "\n\n".join([self.preamble, *self.headings(), rules])
 
     def read(self, answer: dict, text: str, judge: str) -> Verdict:
         """An answer, checked. Keys that the rubric does not have, such as totals, are dropped. Raises
