@@ -356,8 +356,6 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
     kind = "heldout" if min(c.lengths, default=0) < SHORT else "eval"
     path = Path(c.prompts or ROOT / "stories" / f"{kind}.jsonl")
     todo = requests_for(examples or data.read_examples(path), c.lengths, few or max(0, c.limit))
-    if not todo:
-        raise ValueError(f"{path} holds no prompt; give JSON Lines with uid, prompt and target_words")
     question = {"lengths": c.lengths or ["own-lengths"], "model": labels}
     c.out = c.out or str(Path("out", "eval", files.short_name(question, vars(c), vars(Settings()))))
     judge = judge or judging.make(c, judging.load_rubric(c.rubric), Path(c.out, "verdicts.sqlite"))
