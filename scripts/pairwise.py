@@ -34,8 +34,8 @@ def pair_task(rubric: judging.Rubric, prompt: str, first: str, second: str):
         standards.append(f"{'Fault' if d.key[0] == 'N' else 'Strength'}: {d.title} ({d.high:g})")
     task = (
         "Two stories answer one request. Decide which is the better story by these standards, or that "
-        "neither is. Neither their order nor their length is a reason. Answer with one JSON object and nothing else: "
-        '{"why": "...", "better": "1" | "2" | "tie"}.'
+        "neither is. Neither their order nor their length is a reason. Answer with one JSON object and "
+        'nothing else: {"why": "...", "better": "1" | "2" | "tie"}.'
     )
     schema = closed({"why": {"type": "string"}, "better": {"type": "string", "enum": ["1", "2", "tie"]}})
 

@@ -1,4 +1,4 @@
-"""Other benchmarks: Bradley-Terry and spans against brute force, both orders of a pair, an over-trained model found out."""
+"""Other benchmarks: strengths and spans against brute force, both orders of a pair, an over-trained model."""
 
 import json
 import math
@@ -7,14 +7,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from test_eval import ROOT, TINY, Server, checkpoint, code, no_judge, one_thread, saved  # noqa: F401  (fixtures)
 
 import data
 import judge as judging
 import model as qwen
 from lib import stats
 from scripts import benchmarks, memorised, pairwise
-from test_eval import TINY, ROOT, code, Server, checkpoint, no_judge, one_thread, saved  # noqa: F401  (fixtures)
-
 
 # ---- Bradley-Terry
 
@@ -64,7 +63,8 @@ def sets(folder, **stories):
     return files
 
 
-GOOD = 'Mara took the lamp from the window, but the sea was dark. "Wait," she said. He ran to the door and never came back. She wept, and lit it again.'
+GOOD = 'Mara took the lamp from the window, but the sea was dark. "Wait," she said. '
+GOOD += "He ran to the door and never came back. She wept, and lit it again."
 
 
 def test_offline_pairs_and_ties(tmp_path):
@@ -91,7 +91,7 @@ def test_offline_pairs_and_ties(tmp_path):
 
 
 def test_a_judge_that_likes_the_first_place_gives_a_tie(tmp_path):
-    """Every story of `plain` is preferred where it stands first, as is any other: both orders cancel, and the report says why."""
+    """Every story is preferred where it stands first: both orders cancel, and the report says why."""
 
     def reply(body, number):
         text = body["messages"][-1]["content"]
@@ -180,18 +180,20 @@ def test_prompt_files(tmp_path):
 
 
 def test_writingbench_is_graded_by_each_querys_own_criteria(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
-    checks = lambda tag: [
-        {
-            "name": f"{tag} {n}",
-            "criteria_description": "d",
-            "1-2": "a",
-            "3-4": "b",
-            "5-6": "c",
-            "7-8": "d",
-            "9-10": "e",
-        }
-        for n in "ABCDE"
-    ]  # noqa: E731
+    def checks(tag):
+        return [
+            {
+                "name": f"{tag} {n}",
+                "criteria_description": "d",
+                "1-2": "a",
+                "3-4": "b",
+                "5-6": "c",
+                "7-8": "d",
+                "9-10": "e",
+            }
+            for n in "ABCDE"
+        ]  # noqa: E731
+
     rows = [
         {
             "index": i,
@@ -206,7 +208,7 @@ def test_writingbench_is_graded_by_each_querys_own_criteria(checkpoint, tmp_path
 
     def reply(body, number):
         system = body["messages"][0]["content"]
-        keys = [k for k in ("P1", "P2", "P3", "P4", "P5")]
+        keys = ["P1", "P2", "P3", "P4", "P5"]
         score = 10 if "fox A" in system else 5 if "bell A" in system else 1
         if "fox A" in system or "bell A" in system:
             assert ("a fox" in body["messages"][1]["content"]) == ("fox A" in system)

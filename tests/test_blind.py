@@ -1,4 +1,4 @@
-"""The blinded study: statistics against independent computations, refusals, and the page in a real browser."""
+"""The blinded study: statistics against independent computations, refusals, the page in a real browser."""
 
 import itertools
 import json
@@ -28,9 +28,8 @@ def run(argv) -> int:
 
 def stories(path, prompts=14, per_prompt=1, text="", target=lambda i: (300, 900, 1500, 3000)[i % 4]):
     rng = random.Random(path.name)
-    words = (
-        "rain fell over the harbour while Marta counted boats and “waited”; nobody — nobody! — came".split()
-    )
+    words = "rain fell over the harbour while Marta counted boats and “waited”; nobody — nobody! — came"
+    words = words.split()
     with path.open("w") as f:
         for i, _ in itertools.product(range(prompts), range(per_prompt)):
             body = "\n\n".join(" ".join(rng.choices(words, k=30)) for _ in range(4))
@@ -189,7 +188,7 @@ def test_cohen_against_confusion_matrix():
 
 
 def alpha_by_pairs(units, distance):
-    """Definition: 1 - mean disagreement within units / mean disagreement over all pairs of values, pair by pair."""
+    """Definition: 1 - mean disagreement within units / mean disagreement over all pairs of values."""
     units = [u for u in units if len(u) > 1]
     values = [v for u in units for v in u]
     within = sum(
@@ -205,7 +204,7 @@ def test_krippendorff_against_definition_and_published_example():
         units = [[rng.randint(1, 5) for _ in range(rng.randint(0, 4))] for _ in range(12)]
         for interval, distance in [(False, lambda a, b: a != b), (True, lambda a, b: (a - b) ** 2)]:
             assert stats.krippendorff(units, interval) == pytest.approx(alpha_by_pairs(units, distance))
-    # Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section E: 0.743 nominal, 0.849 interval
+    # Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section E: 0.743 and 0.849
     coders = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
     units = [[int(c[i]) for c in coders if c[i] != "."] for i in range(12)]
     assert stats.krippendorff(units) == pytest.approx(0.743, abs=5e-4)
@@ -218,7 +217,7 @@ def test_krippendorff_against_definition_and_published_example():
 
 def test_pages_are_blind_balanced_and_repeatable(study, tmp_path):
     out, key = study(pairs=12, checks=2)
-    assert set(p.name for p in out.iterdir()) == {"ann1.html", "ann2.html", "key.json"}
+    assert {p.name for p in out.iterdir()} == {"ann1.html", "ann2.html", "key.json"}
     orders = []
     for name in ("ann1", "ann2"):
         html, items = (out / f"{name}.html").read_text(), page_data(out / f"{name}.html")["items"]
@@ -402,7 +401,7 @@ def test_a_prompt_at_several_lengths_is_one_prompt(tmp_path):
         for i, r in enumerate(rows):
             r["target_words"] = (300, 2000)[i % 2]
             r["prompt"] = (
-                f"A story {r['target_words']:,} words long about {'fog rain snow hail'.split()[i // 2]}."
+                f"A story {r['target_words']:,} words long about {['fog', 'rain', 'snow', 'hail'][i // 2]}."
             )
         file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     out = tmp_path / "s"

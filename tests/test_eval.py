@@ -1,6 +1,5 @@
-"""Evaluation: statistics against independent computations, real kills and real servers, and the page in a real browser."""
+"""Evaluation: statistics against independent computations, real kills, real servers, a real browser."""
 
-import itertools
 import json
 import math
 import os
@@ -27,28 +26,28 @@ from scripts import watch
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.trapped = 1'><b>bold</b>"
-TINY = dict(
-    model_type="qwen3_5_text",
-    vocab_size=4096,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    linear_num_key_heads=2,
-    linear_num_value_heads=2,
-    linear_key_head_dim=16,
-    linear_value_head_dim=16,
-    linear_conv_kernel_dim=4,
-    layer_types=["linear_attention", "full_attention"],
-    tie_word_embeddings=True,
-    rms_norm_eps=1e-6,
-    hidden_act="silu",
-    max_position_embeddings=4096,
-    eos_token_id=4093,
-    rope_parameters=dict(rope_theta=10000.0, partial_rotary_factor=0.5, rope_type="default"),
-)
+TINY = {
+    "model_type": "qwen3_5_text",
+    "vocab_size": 4096,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "eos_token_id": 4093,
+    "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rope_type": "default"},
+}
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +81,7 @@ def no_judge(monkeypatch):
 
 
 def prompts(path, n=6, text=""):
-    subjects = "bell lamp river orchard ferry clock letter fox".split()
+    subjects = ["bell", "lamp", "river", "orchard", "ferry", "clock", "letter", "fox"]
     rows = [
         data.Example(f"p{i}", f"Write a story about a {subjects[i]}{text}. It should be 50 words long.", 50)
         for i in range(n)
@@ -131,7 +130,7 @@ def test_thirds_lose_nothing_and_are_thirds():
         story = "\n\n".join(
             " ".join(
                 " ".join(
-                    rng.choices("a ship sank and the crew sang".split(), k=rng.randint(3, 12))
+                    rng.choices(["a", "ship", "sank", "and", "the", "crew", "sang"], k=rng.randint(3, 12))
                 ).capitalize()
                 + "."
                 for _ in range(rng.randint(2, 6))
@@ -470,7 +469,7 @@ def test_bad_input_gets_one_sentence(checkpoint, tmp_path, capsys, flags, senten
 
 
 class Server:
-    """An OpenAI-compatible server on loopback that answers what `reply(body, number)` says: text, or an HTTP status."""
+    """An OpenAI-compatible server on loopback. reply(body, number) says what it answers: text, or a status."""
 
     def __init__(self, reply):
         self.seen, lock = [], threading.Lock()
@@ -649,7 +648,8 @@ def quiet(browser):
 
 
 STORY = (
-    "The bell-ringer “Old Tam” climbed at dawn.\n\nHe counted   the steps, and the steps\ncounted him. It was, in the end, a journey of discovery. "
+    "The bell-ringer “Old Tam” climbed at dawn.\n\nHe counted   the steps, and the steps\ncounted him. "
+    "It was, in the end, a journey of discovery. "
     "Below, the town slept on.\n\n" + TRAP + " __DATA__ done."
 )
 
@@ -705,11 +705,17 @@ def test_the_report_in_a_browser(tmp_path, browser):
         look(browser, page, width, dark=dark)
         assert browser.execute_script("return window.trapped") is None
     assert browser.title == "How good, how long"
-    paper = lambda: browser.execute_script("return getComputedStyle(document.body).backgroundColor")  # noqa: E731
+
+    def paper():
+        return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+
     light = paper()
     look(browser, page, dark=True)
     assert paper() != light
-    find = lambda css: browser.find_elements("css selector", css)  # noqa: E731
+
+    def find(css):
+        return browser.find_elements("css selector", css)
+
     assert [p.text for p in find(".pane h3")] == ["poet, story 1", "rain, story 1"]
     assert TRAP in find(".story")[0].get_property("textContent") and TRAP in find(".request")[0].get_property(
         "textContent"
@@ -814,7 +820,10 @@ def test_watch_in_a_browser(tmp_path, browser, capsys):
     assert str(page) in capsys.readouterr().out and page.read_text().count("<script") == 2
     for width, dark in ((390, False), (1300, True), (1300, False)):
         look(browser, page, width, dark=dark)
-    find = lambda css: browser.find_elements("css selector", css)  # noqa: E731
+
+    def find(css):
+        return browser.find_elements("css selector", css)
+
     titles = [f.text for f in find("figcaption")]
     assert {
         "Reward",
@@ -832,7 +841,8 @@ def test_watch_in_a_browser(tmp_path, browser, capsys):
         "const s = document.getElementById('step'); s.selectedIndex = 3; s.dispatchEvent(new Event('change'))"
     )
     browser.execute_script(
-        "const g = document.getElementById('group'); g.selectedIndex = 1; g.dispatchEvent(new Event('change'))"
+        "const g = document.getElementById('group'); g.selectedIndex = 1; "
+        "g.dispatchEvent(new Event('change'))"
     )
     cells = [
         [td.text for td in tr.find_elements("tag name", "td")] for tr in find(".request + .scroll tbody tr")
@@ -973,7 +983,8 @@ def test_a_full_disk_is_one_sentence_and_the_next_start_goes_on(checkpoint, tmp_
     flags = [*small(checkpoint, tmp_path, 4), "--out", str(tmp_path / "o")]
     limited = (
         f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import eval; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY)); eval.main(sys.argv[1:])"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY)); "
+        "eval.main(sys.argv[1:])"
     )
     done = subprocess.run(
         [sys.executable, "-c", limited, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300

@@ -2,9 +2,10 @@
 
 import json
 
+from test_judge_local import url  # noqa: F401  (the server, or a skip with its reason)
+
 import data
 import eval as evaluation
-from test_judge_local import url  # noqa: F401  (the server, or a skip with its reason)
 
 
 def test_stories_from_a_real_server(url, tmp_path):  # noqa: F811
