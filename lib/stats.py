@@ -13,7 +13,7 @@ from collections import Counter
 
 import numpy as np
 
-RESAMPLES = 2000
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t for 1 to 9 freedoms
 
 
 def mean(values) -> float | None:
@@ -22,9 +22,13 @@ def mean(values) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def finite(x: float) -> float | None:
-    """x, or None for NaN and infinity, which JSON cannot hold."""
-    return x if math.isfinite(x) else None
+def student(values: list[float]) -> tuple[float, float | None]:
+    """Mean and half width of its 95 % interval (Student's t); None for a single value."""
+    average, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return average, None
+    t = T975[n - 2] if n - 2 < len(T975) else 1.96 + 2.7 / (n - 1)
+    return average, t * statistics.stdev(values) / math.sqrt(n)
 
 
 def jumped(history: list[float], start: float, times: float, least: float) -> bool:
@@ -43,6 +47,23 @@ def rise(old: list[float], new: list[float]) -> float:
     error = math.sqrt(statistics.variance(old) / len(old) + statistics.variance(new) / len(new))
     change = statistics.fmean(new) - statistics.fmean(old)
     return change if change > 2 * error else 0.0
+
+
+def rising_together(
+    history: list[dict], gain: str, signs: dict[str, int], window: int
+) -> tuple[float, dict[str, float]]:
+    """(how far `gain` rose, {name of a sign: how far it moved}) from the first to the second half of the last
+    `window` entries. signs: name -> 1 (bad when it rises) or -1 (when it falls); those that did not move are
+    left out, all of them where `gain` did not rise. Entries without a value are skipped."""
+    recent = history[-window:]
+    halves = recent[: window // 2], recent[window // 2 :]
+
+    def move(name: str, sign: int = 1) -> float:
+        return rise(*([sign * entry[name] for entry in half if name in entry] for half in halves))
+
+    gained = move(gain) if len(recent) == window else 0.0
+    moves = {name: move(name, sign) for name, sign in signs.items()} if gained else {}
+    return gained, {name: moved for name, moved in moves.items() if moved}
 
 
 def correlation(a: list[float], b: list[float]) -> float | None:

@@ -274,7 +274,7 @@ def test_empty_stories_are_counted_and_break_nothing(tmp_path):
         figures["empty"] == 1 and figures["written"] == figures["length_score"] == 0 and figures["early"] == 1
     )
     assert (
-        figures["quality"] == judging.empty_verdict(judging.RUBRIC, "").score
+        figures["quality"] == judging.RUBRIC.empty("").score
         and figures["vendi"] is None
         and figures["distance"] is None
     )
@@ -469,7 +469,7 @@ def test_bad_input_gets_one_sentence(checkpoint, tmp_path, capsys, flags, senten
 
 
 class Server:
-    """An OpenAI-compatible server on loopback. reply(body, number) says what it answers: text, or a status."""
+    """An OpenAI-compatible server on loopback. reply(body, number) says what it answers: text or status."""
 
     def __init__(self, reply):
         self.seen, lock = [], threading.Lock()
