@@ -56,6 +56,7 @@ def memorised(
     model,
     tokenizer,
     examples: list[data.Example],
+    stop_ids: tuple[int, ...] = (),
     prefixes=(0, 50, 100, 200),
     limit: int = 64,
     tokens: int = 256,
@@ -68,7 +69,7 @@ def memorised(
     if not with_story:
         raise ValueError("none of the examples has a human story; give the file the model was trained on")
     stories = [tokenizer.encode(e.story.strip()) for e in with_story]
-    index, stop = index_of(stories), rollout.stop_ids(model.source, tokenizer)
+    index = index_of(stories)
     picked = random.Random(seed).sample(range(len(stories)), min(limit, len(stories)))
     chance = [longest_span(stories[s], stories, index, skip=s)[0] for s in picked]
     by_prefix, found = {}, []
@@ -76,7 +77,7 @@ def memorised(
         asked = [s for s in picked if len(stories[s]) > prefix]
         # No thinking, even of a model that thinks: what is asked is how the story itself goes on.
         prompts = [tokenizer.chat(with_story[s].prompt, False) + stories[s][:prefix] for s in asked]
-        how = {"max_new_tokens": tokens, "stop_ids": stop, "temperature": temperature, "seed": seed}
+        how = {"max_new_tokens": tokens, "stop_ids": stop_ids, "temperature": temperature, "seed": seed}
         written = rollout.generate(model, prompts, **how)
         spans = [longest_span(w.ids, stories, index) for w in written]
         lengths = [n for n, _ in spans]
@@ -140,7 +141,8 @@ def main(argv=None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = qwen.load(folder, torch.bfloat16 if device == "cuda" else torch.float32, device, fused=True)
     how = {k: getattr(args, k) for k in ("limit", "tokens", "threshold", "temperature")}
-    result = memorised(model, data.load_tokenizer(folder), data.read_examples(args.stories), **how)
+    tokenizer, examples = data.load_tokenizer(folder), data.read_examples(args.stories)
+    result = memorised(model, tokenizer, examples, rollout.stop_ids(folder, tokenizer), **how)
     print(f"{folder}: {show(result)}")
     files.write_json(args.out, result)
     print(args.out)

@@ -296,7 +296,7 @@ def test_an_overtrained_model_is_found_out_and_another_is_cleared():
     ids = torch.tensor([r + [0] * (width - len(r)) for r in rows])
     lengths = torch.tensor([len(r) for r in rows])
     mask = torch.arange(width - 1)[None] < lengths[:, None] - 1
-    clean = memorised.memorised(model, tokenizer, examples, tokens=120)
+    clean = memorised.memorised(model, tokenizer, examples, (tokenizer.end_id,), tokens=120)
     assert not clean["found"] and all(p["over_threshold"] == 0 for p in clean["prefixes"].values())
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(150):
@@ -309,7 +309,7 @@ def test_an_overtrained_model_is_found_out_and_another_is_cleared():
         optimiser.step()
         if loss < 0.01:
             break
-    caught = memorised.memorised(model, tokenizer, examples, tokens=120)
+    caught = memorised.memorised(model, tokenizer, examples, (tokenizer.end_id,), tokens=120)
     assert caught["prefixes"][0]["over_threshold"] == 3 and caught["prefixes"][50]["longest"] > 50, (
         loss.item(),
         caught["prefixes"],
