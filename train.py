@@ -557,7 +557,7 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> tuple[int, int
     if differs:
         say("resuming with other settings: " + ", ".join(f"--{k} {now[k]} (was {was[k]})" for k in differs))
     checkpoint.load_state(folder / "state", model, optimiser)
-    position = trainer.get("position", trainer["step"] * was["prompts"])
+    position = trainer.get("position", trainer["step"] * was.get("prompts", 0))
     return trainer["step"], position if c.data == was["data"] else 0  # a place in another file means nothing
 
 
