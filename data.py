@@ -19,13 +19,11 @@ import json
 import random
 import re
 import shutil
-import unicodedata
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import tiktoken
-
-from lib.files import atomic, read_lines, write_lines
+from lib.bpe import BPE
+from lib.files import atomic, keep, kept, read_lines, write_lines
 from lib.huggingface import fetch
 
 
@@ -63,7 +61,7 @@ def words(text: str) -> int:
     return len(re.findall(r"\w+", text))
 
 
-# ---- the order of prompts ----------------------------------------------------------------------------------------
+# ---- the order of prompts ------------------------------------------------------------
 
 
 def order(n: int, epoch: int, seed: int) -> list[int]:
@@ -134,6 +132,17 @@ def write_episodes(path: str | Path, episodes: list[Episode]):
     write_lines(path, (asdict(e) for e in episodes))
 
 
+def write_groups(path: Path, depends_on: dict, groups: list[list[Episode]]):
+    """The groups of a step that is not trained yet, with what they depend on."""
+    keep(path, depends_on, [{"group": [asdict(row) for row in group]} for group in groups])
+
+
+def read_groups(path: Path, depends_on: dict) -> tuple[list[list[Episode]] | None, list[str]]:
+    """(what `write_groups` wrote, []) or (None, the names of what they depend on that differs now)."""
+    lines, differs = kept(path, depends_on)
+    return lines and [[episode(row, str(path)) for row in line["group"]] for line in lines], differs
+
+
 def _example(row: dict, where: str, uid: str) -> Example:
     """One checked line. Types are checked here, once, so that no other file has to."""
     if "target_word_count" in row:  # the name in the published POLARIS prompt set (arXiv 2606.04095)
@@ -191,8 +200,9 @@ def _target(row: dict, where: str) -> int:
     return target
 
 
-# ---- tokenizer ----------------------------------------------------------------------------------------
+# ---- tokenizer ------------------------------------------------------------
 
+FRAME = 16  # most tokens that `chat` adds to a prompt
 NEEDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 FILES = (
     "tokenizer.json",
@@ -205,54 +215,27 @@ FILES = (
 )
 
 
-class Tokenizer:
-    """Text to token ids and back; made by `load_tokenizer`.
+class Tokenizer(BPE):
+    """Text to token ids and back, and Qwen3.5's chat format; made by `load_tokenizer`."""
 
-    ranks: bytes -> order of merging, for every token that merging can produce; ids: rank -> token id; added:
-    text -> id of the tokens that no text becomes; vocabulary: id -> bytes, entries without a rank
-    included."""
-
-    def __init__(
-        self,
-        pattern: str,
-        ranks: dict[bytes, int],
-        ids: list[int],
-        added: dict[str, int],
-        vocabulary: dict[int, bytes],
-        files: list[Path],
-    ):
-        missing = [t for t in NEEDED if t not in added]
+    def __init__(self, path: Path):
+        super().__init__(path)
+        missing = [t for t in NEEDED if t not in self.added]
         if missing:
             raise ValueError(
-                f"{files[0]} has no token {missing[0]}, which Qwen3.5's chat format needs; use its tokenizer"
+                f"{path} has no token {missing[0]}, which Qwen3.5's chat format needs; use its tokenizer"
             )
-        self._bpe = tiktoken.Encoding("qwen", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-        self._ids, self._bytes, self._added, self._files = ids, vocabulary, added, files
-        self.end_id = added["<|im_end|>"]
-        self.vocab_size = (
-            max(*vocabulary, *added.values()) + 1
-        )  # a checkpoint may pad its embedding beyond this
-
-    def encode(self, text: str) -> list[int]:
-        """Ordinary tokens only: no text becomes a special token, whatever it spells."""
-        # Hugging Face normalises inside the tokenizer; tiktoken does not do it by itself.
-        ids = self._ids
-        return [ids[rank] for rank in self._bpe.encode_ordinary(unicodedata.normalize("NFC", text))]
+        self.files = [path.with_name(name) for name in FILES if path.with_name(name).is_file()]
+        self.end_id = self.added["<|im_end|>"]
 
     def token(self, name: str) -> int:
         """Id of an added token such as "<|endoftext|>". Raises KeyError."""
-        return self._added[name]
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of token ids. Turn marks and the end token are dropped, <think> and </think> are kept, as in
-        Hugging Face with skip_special_tokens. Ids of padded embedding rows and cut characters show as
-        U+FFFD."""
-        return b"".join(self._bytes.get(i, b"\xef\xbf\xbd") for i in ids).decode("utf-8", errors="replace")
+        return self.added[name]
 
     def chat(self, prompt: str, thinking: bool) -> list[int]:
         """Qwen3.5's template for one user turn, up to where the assistant's words begin; it holds the
         sequence's one <think>. With thinking off an empty thought is closed at once, as the template does."""
-        start, end = self._added["<|im_start|>"], self.end_id
+        start, end = self.added["<|im_start|>"], self.end_id
         ids = [
             start,
             *self.encode("user\n" + prompt.strip()),
@@ -260,11 +243,11 @@ class Tokenizer:
             *self.encode("\n"),
             start,
             *self.encode("assistant\n"),
-            self._added["<think>"],
+            self.added["<think>"],
         ]
         if thinking:
             return ids + self.encode("\n")
-        return [*ids, *self.encode("\n\n"), self._added["</think>"], *self.encode("\n\n")]
+        return [*ids, *self.encode("\n\n"), self.added["</think>"], *self.encode("\n\n")]
 
     def completion(self, story: str, reasoning: str | None = None, thinking: bool = False) -> list[int]:
         """What follows `chat`: reasoning, </think> (both only with thinking on), the story, <|im_end|>.
@@ -274,14 +257,14 @@ class Tokenizer:
         thought = (reasoning or "").strip().removeprefix("<think>").removesuffix("</think>").strip()
         return [
             *self.encode(thought + "\n"),
-            self._added["</think>"],
+            self.added["</think>"],
             *self.encode("\n\n" + story.strip()),
             self.end_id,
         ]
 
     def save(self, folder: str | Path):
         """Copies the files it was read from, so that a checkpoint keeps the tokenizer of its source."""
-        for file in self._files:
+        for file in self.files:
             target = Path(folder) / file.name
             if file.resolve() != target.resolve():
                 with atomic(target) as temporary:
@@ -310,55 +293,7 @@ def load_tokenizer(path_or_repo: str | Path) -> Tokenizer:
         raise FileNotFoundError(
             f"there is no tokenizer.json in {path.parent}; copy the model's tokenizer there"
         )
-    try:
-        return _read_tokenizer(path)
-    except (KeyError, TypeError, AttributeError, StopIteration, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not a byte-level BPE in Hugging Face's form ({type(error).__name__}: {error}); "
-            "use the tokenizer.json of a Qwen model"
-        ) from None
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    """Ranks come from the merges, in their order, and from nothing else: an entry of the vocabulary that no
-    merge makes is never emitted by Hugging Face, though tiktoken would emit it whole."""
-    spec = json.loads(path.read_text(encoding="utf-8"))
-    vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
-    steps = (spec["pre_tokenizer"] or {}).get("pretokenizers", [])
-    pattern = next(s["pattern"]["Regex"] for s in steps if s["type"] == "Split")
-    normaliser = (spec.get("normalizer") or {}).get("type")
-    if normaliser != "NFC":
-        raise ValueError(
-            f"{path} normalises text by {normaliser}, Qwen's tokenizers by NFC; "
-            "use the tokenizer.json of a Qwen model"
-        )
-    letters = _byte_letters()
-    byte_of = {char: byte for byte, char in enumerate(letters)}
-
-    def spell(token: str) -> bytes:
-        return bytes(byte_of[char] for char in token)
-
-    ranks = {bytes([byte]): byte for byte in range(256)}
-    ids = [vocab[char] for char in letters]
-    for merge in merges:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        if ranks.setdefault(spell(left + right), len(ids)) == len(ids):
-            ids.append(vocab[left + right])
-    added = {t["content"]: t["id"] for t in spec["added_tokens"]}
-    special = {t["content"] for t in spec["added_tokens"] if t["special"]}
-    vocabulary = {i: spell(token) for token, i in vocab.items() if token not in added}
-    # Added tokens decode to their own text, the special ones among them to nothing.
-    vocabulary |= {i: b"" if token in special else token.encode() for token, i in added.items()}
-    files = [path.with_name(name) for name in FILES if path.with_name(name).is_file()]
-    return Tokenizer(pattern, ranks, ids, added, vocabulary, files)
-
-
-def _byte_letters() -> str:
-    """The letter that stands for each byte in tokenizer.json (GPT-2's table): printable bytes stand for
-    themselves, the others, in order, for the letters from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return "".join(chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256))
+    return Tokenizer(path)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
     is trained too. A row of more than `max_tokens` completion tokens is cut, as the policy's rows are, and
     `story` is cut with it: judge and gradient see the same text. ValueError: there is no story, nothing of it
     survives the cut, or the sequence would hold any other number of <think> than one. Needs no model: build
-    all rows before step 0. """
+    all rows before step 0."""
     if not example.story or not example.story.strip():
         raise ValueError(
             f"example {example.uid!r} has no human story to inject: "
@@ -69,6 +69,12 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
     )
 
 
+def references(examples: list[Example], tokenizer, thinking: bool, max_tokens: int) -> dict[str, Episode]:
+    """{uid: the reference row} of every example that has a story."""
+    told = [e for e in examples if e.story]
+    return {e.uid: reference_episode(e, tokenizer, thinking, max_tokens) for e in told}
+
+
 def weight(step: int, peak: float = 0.4, warmup: int = 15) -> float:
     """w = peak * min(1, step / warmup), step from 0: no reference at step 0, no decay. warmup 0: `peak` at
     once."""
@@ -82,7 +88,7 @@ def anchor(groups: list[list[Episode]], weight: float, mode: str = "polaris", no
     groups: those whose policy rewards differ (`grpo_advantages` returns them), so that the standard deviation
     is not 0. Failed verdicts (reward None) enter no mean, and a reference without a verdict keeps the
     advantage 0. normalise_std: divide by the group's unbiased standard deviation + 1e-6, as for the policy.
-    There is no floor and no cap, as published. """
+    There is no floor and no cap, as published."""
     for group in groups:
         rewards = [row.reward for row in group if not row.is_human and row.reward is not None]
         for row in group:

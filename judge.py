@@ -3,50 +3,42 @@
 A judge fills a rubric (rubrics/story_quality.md: strengths P, faults N, an open bonus and penalty, each with
 quotes). The score is computed here from the dimensions, never taken from the judge's own total. The reward
 then subtracts what no judge has to count: words, repetition, blank text. Recipe: POLARIS (arXiv 2606.04095).
-Two judges: `Judge` asks an OpenAI-compatible endpoint, pays for each verdict once and survives what HTTP
-does. `OfflineJudge` measures form, not quality, for demos and tests without a network. Either judges in one
-of three modes: a story alone, a pair (each story beside the person's, in both orders), or a ranking of a
-whole group.
+`Judge` asks an OpenAI-compatible endpoint, pays for each verdict once and survives what HTTP does.
+`OfflineJudge` measures form, not quality, for demos and tests without a network. Modes: a story alone, a
+pair (beside the person's story, in both orders), or a ranking of a whole group.
 
-    python judge.py score stories/tiny.jsonl              # the offline judge
-    JUDGE_URL=http://localhost:8000/v1 JUDGE_MODEL=my-judge JUDGE_API_KEY=... python judge.py score
-    stories.jsonl
-    python judge.py agree A.jsonl B.jsonl                 # do two files of verdicts agree?
-    python judge.py calibrate stories/tiny.jsonl          # noise and soft spots of a judge, before it is
-    trusted
+    python judge.py score stories/tiny.jsonl           # the offline judge, without JUDGE_URL and JUDGE_MODEL
+    python judge.py agree A.jsonl B.jsonl              # do two files of verdicts agree?
+    python judge.py calibrate stories/tiny.jsonl       # noise and soft spots of a judge, before it is trusted
 
 Left out: fine-tuned reward models, tournaments (scripts/benchmarks.py), frameworks around requests.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import random
-import re
 import runpy
 import secrets
 import statistics
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from lib import form, stats
-from lib.answers import Fault, closed, fenced
+from lib import comparisons, form, stats
+from lib.answers import Fault, fenced, messages  # noqa: F401 (benchmarks uses Fault and fenced)
 from lib.endpoint import Endpoint, known, settings, then
 from lib.flags import opt
-from lib.form import between
+from lib.form import strip_length
 from lib.form import words as count_words
-from lib.rubric import Rubric, read_rubric
+from lib.rubric import Rubric, Verdict, read_rubric
 from lib.settings import Settings
 from lib.store import Ledger
 
 ROOT = Path(__file__).resolve().parent
-
-# ------------------------------------------------------------------------------------------------------------
-# Rubric and verdict
 
 
 def load_rubric(name: str | Path, criteria: list[dict] | None = None) -> Rubric:
@@ -55,58 +47,6 @@ def load_rubric(name: str | Path, criteria: list[dict] | None = None) -> Rubric:
 
 
 RUBRIC = load_rubric("story_quality")
-
-
-@dataclass
-class Verdict:
-    scores: dict[str, float]  # dimension -> points; beside the person's story: -3 (worse) .. 3 (better)
-    score: float  # aggregate(scores), the rank's points, or 100 * pair_score
-    why: dict[str, str] = field(default_factory=dict)
-    quotes: dict[str, list[str]] = field(default_factory=dict)
-    evidence: float | None = None  # share of the cited quotes found in the story; None: none were due
-    rubric: str = RUBRIC.version
-    judge: str = ""
-    samples: int = 1  # verdicts averaged
-    orders: list[float] | None = None  # of a pair: the score shown first, and shown second
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-
-def aggregate(scores: dict[str, float], rubric: Rubric = RUBRIC) -> float:
-    """Score of a verdict's dimensions. points: S = P - N + B' - Pen' in [-159, 108]; mean, range: 0..100."""
-    if rubric.rule == "points":
-        P = sum(scores[d.key] for d in rubric.dimensions if d.key[0] == "P" and d.key != "PENALTY")
-        N = sum(scores[d.key] for d in rubric.dimensions if d.key[0] == "N")
-        bonus = 0.0 if N > P / 2 else scores["BONUS"]  # no prize for a badly flawed story
-        penalty = min(3.0, scores["PENALTY"]) if P > 1.5 * N else scores["PENALTY"]  # spares a good one
-        return max(-159.0, min(108.0, P - N + bonus - penalty))
-    # Benchmarks grade every line on one scale; a fault counts from the other end.
-    shares, base = 0.0, 0.0
-    for d in rubric.dimensions:
-        low = d.low if rubric.rule == "range" else 0.0
-        score = d.high + d.low - scores[d.key] if d.key[0] == "N" else scores[d.key]
-        shares, base = shares + d.weight * ((score - low) / (d.high - low)) ** d.power, base + d.weight
-    return 100 * shares / base
-
-
-def mean_verdict(verdicts: list[Verdict], rubric: Rubric) -> Verdict | None:
-    """Dimensions averaged, then aggregated; words and quotes are the first judge's. None of none."""
-    if len(verdicts) < 2:
-        return verdicts[0] if verdicts else None
-    scores = {d.key: statistics.fmean(v.scores[d.key] for v in verdicts) for d in rubric.dimensions}
-    evidence = stats.mean(v.evidence for v in verdicts)
-    score = aggregate(scores, rubric)
-    return replace(verdicts[0], scores=scores, score=score, samples=len(verdicts), evidence=evidence)
-
-
-def empty_verdict(rubric: Rubric, judge: str) -> Verdict:
-    """An empty story is not a failed call: it earns nothing and bears every fault, and no judge is paid to
-    say so."""
-    bad = {d.key: d.high if d.key[0] == "N" or d.key == "PENALTY" else d.low for d in rubric.dimensions}
-    why = dict.fromkeys(bad, "the story is empty")
-    return Verdict(bad, aggregate(bad, rubric), why, rubric=rubric.version, judge=judge)
-
 
 # ------------------------------------------------------------------------------------------------------------
 # The reward: what the judge says, less what a rule can count
@@ -142,6 +82,20 @@ def bounds(name: str) -> LengthBounds:
     return BANDS[name]
 
 
+def check_room(targets: list[int], tokens_per_word: float, limit: int, bounds: LengthBounds) -> str:
+    """A note where stories of the lengths asked for exceed `limit` tokens, else "". ValueError: all of them
+    do."""
+    least = [bounds.band(target)[0] * tokens_per_word for target in targets]
+    if not (long := sum(tokens > limit for tokens in least)):
+        return ""
+    told = (
+        f"{long} of {len(targets)} requests need more than --max_new_tokens {limit}, up to {max(least):.0f}"
+    )
+    if long == len(targets):
+        raise ValueError(f"{told}; raise it, or use shorter requests")
+    return f"note: {told}; their stories are cut"
+
+
 def length_penalty(words: int, target_words: float, bounds: LengthBounds = BANDS["paper"]) -> float:
     """0 inside the band, rising to 1 at no words, and at twice the upper bound."""
     low, high = bounds.band(target_words)
@@ -162,6 +116,9 @@ def blank_penalty(text: str, bounds: LengthBounds = BANDS["paper"]) -> float:
     """1 for a text that is not a story: too few words, or nearly all white space. Else 0."""
     visible = sum(not c.isspace() and c.isprintable() for c in text)
     return float(count_words(text) < bounds.blank_words or visible < 0.1 * len(text))
+
+
+PARTS = ("quality", "length", "repetition", "blank")
 
 
 def reward(
@@ -185,123 +142,8 @@ def reward(
 # What is asked of a judge, and what may count as an answer
 
 
-def strip_length(prompt: str) -> str:
-    """The request without its length, which the rule measures better: the sentence goes, or, where it asks
-    for more, its clause."""
-    clause = re.compile(
-        r"[\s,]*\(?\b(?:(?:that|which) (?:is|are) |at )?(?:about |around |roughly |approximately |exactly )?"
-        r"\d[\d,]*(?:[\s-]words?[\s-](?:long|in length)|-word)\b\)?",
-        re.I,
-    )
-    kept = []
-    for sentence in re.split(r"(?<=[.!?])\s+", prompt.strip()):
-        rest, found = clause.subn("", sentence)
-        if not found or count_words(rest) > 5:
-            kept.append(rest if found else sentence)
-    return " ".join(kept).strip() or prompt
-
-
 def pointwise_messages(rubric: Rubric, prompt: str, story: str) -> list[dict]:
-    """The rubric first (the same for each call, so that providers can cache it), then the fenced request and
-    story."""
-    lines = [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in rubric.dimensions]
-    entry = '"{}": {{"why": "...", "quotes": ["..."], "score": {:g}-{:g}}}'
-    shape = ", ".join(entry.format(d.key, d.low, d.high) for d in rubric.dimensions)
-    rules = (
-        "Answer with one JSON object and nothing else. For every dimension: why (1-3 sentences), quotes (0-2 exact "
-        f"quotes from the story, at most 12 words each), then score. No total.\n{{{shape}}}"
-    )
-    return _messages([rubric.preamble, *lines, rules], {"REQUEST": strip_length(prompt), "STORY": story})
-
-
-def _messages(system: list[str], texts: dict[str, str]) -> list[dict]:
-    return [{"role": "system", "content": "\n\n".join(system)}, {"role": "user", "content": fenced(texts)}]
-
-
-def read_verdict(answer: dict, story: str, rubric: Rubric, judge: str) -> Verdict:
-    """Checks a judge's answer against the rubric. Keys of its own, totals say, are dropped. Raises Fault."""
-    scores, why, quotes = {}, {}, {}
-    for d in rubric.dimensions:
-        item = _item(answer, d.key)
-        scores[d.key] = _number(item, "score", d.key, d.low, d.high)
-        why[d.key], quotes[d.key] = str(item.get("why", "")), _quotes(item, "quotes", d.key)
-    found = evidence(scores, quotes, story)
-    return Verdict(scores, aggregate(scores, rubric), why, quotes, found, rubric.version, judge)
-
-
-def _item(answer: dict, key: str) -> dict:
-    if not isinstance(answer.get(key), dict):
-        raise Fault("schema", "ask", f"{key} has no score")
-    return answer[key]
-
-
-def _number(item: dict, name: str, key: str, low: float, high: float) -> float:
-    if name not in item:
-        raise Fault("schema", "ask", f"{key} has no {name}")
-    score = item[name]
-    if isinstance(score, str) and re.fullmatch(r"[+-]?\d{1,3}(\.\d+)?", score.strip()):
-        score = float(score)  # the number is not in doubt, only its quotation marks
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not low <= score <= high:
-        raise Fault("schema", "ask", f"{key} is {str(score)[:40]!r}, not a number in {low:g}-{high:g}")
-    return float(score)
-
-
-def _quotes(item: dict, name: str, key: str) -> list[str]:
-    cited = item.get(name, [])
-    if not isinstance(cited, list) or not all(isinstance(q, str) for q in cited):
-        raise Fault("schema", "ask", f"the {name} of {key} are not a list of strings")
-    return [q for q in cited if q.strip()]
-
-
-def evidence(scores: dict[str, float], quotes: dict[str, list[str]], story: str) -> float | None:
-    """Share of the quotes that are in the story, white space, case and quotation marks folded. A fault
-    claimed without a quote counts as one that was not found: a judge that cites nothing has seen nothing.
-    None: nothing claimed."""
-    page, found = fold(story), []
-    for key, score in scores.items():
-        found += [bool(fold(q)) and fold(q) in page for q in quotes.get(key, [])]
-        if score > 0 and not quotes.get(key) and (key[0] == "N" or key in ("BONUS", "PENALTY")):
-            found.append(False)
-    return sum(found) / len(found) if found else None
-
-
-def fold(text: str) -> str:
-    return " ".join(re.sub(r"[\"'“”‘’«»`]", "", text).casefold().split()).strip(" .,;:!?…")
-
-
-def rank_task(rubric: Rubric, prompt: str, stories: list[str], draw: int = 0):
-    """Messages, schema and reader of a ranking: all stories of a group in one prompt, by number, shuffled."""
-    order = shown_order(prompt, stories, draw)
-    task = (
-        f"Rank the {len(stories)} stories below, which answer one request, by these standards. Answer with one JSON "
-        'object and nothing else: {"why": "...", "order": [numbers of all stories, the best first]}.'
-    )
-    texts = {"REQUEST": strip_length(prompt)} | {f"STORY {i + 1}": stories[s] for i, s in enumerate(order)}
-    number = {"type": "integer", "minimum": 1, "maximum": len(stories)}
-    numbers = {"type": "array", "minItems": len(stories), "maxItems": len(stories), "items": number}
-    schema = closed({"why": {"type": "string", "maxLength": 1000}, "order": numbers})
-
-    def read(answer: dict) -> dict:
-        ranked = answer.get("order")
-        all_once = sorted(str(i + 1) for i in range(len(stories)))
-        if not isinstance(ranked, list) or sorted(map(str, ranked)) != all_once:
-            raise Fault("schema", "ask", "the order does not name each story once")
-        return {"scores": rank_scores([order[int(number) - 1] for number in ranked])}
-
-    return _messages([rubric.preamble, task, rubric.standards()], texts), schema, read
-
-
-def shown_order(prompt: str, stories: list[str], draw: int = 0) -> list[int]:
-    """shown_order[i]: which story is shown as number i + 1. Shuffled, so that no place in the list belongs to
-    a row."""
-    return random.Random(json.dumps([prompt, stories, draw])).sample(range(len(stories)), len(stories))
-
-
-def rank_scores(order: list[int]) -> list[float]:
-    """order: indices, the best first -> points for each index, 100 for the best .. 0 for the last, evenly
-    spaced."""
-    points = {index: 100 * (1 - place / max(1, len(order) - 1)) for place, index in enumerate(order)}
-    return [points[index] for index in range(len(order))]
+    return messages([rubric.instructions()], {"REQUEST": strip_length(prompt), "STORY": story})
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -312,69 +154,72 @@ MODES = ("story", "pair", "group")
 
 @dataclass
 class Flags:
-    """The flags of every program that asks a judge."""
+    """The flags of the programs beside train.py that ask a judge."""
 
-    judge: str = opt("auto", "auto: api where JUDGE_URL is set", "judge", ("auto", "api", "offline"))
+    judge: str = opt("auto", "api | offline | auto: api where JUDGE_URL is set", "judge")
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "OpenAI-compatible address; key: JUDGE_API_KEY")
     judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "its model, default $JUDGE_MODEL")
-    judge_samples: int = opt(1, "verdicts averaged per story")
+    judge_mode: str = opt("story", "story | pair: beside the person's, in both orders | group: ranked")
+    judge_samples: int = opt(1, "verdicts averaged per story", low=1)
     judge_settings: dict[str, str] = opt({}, "any of " + ", ".join(Settings.__dataclass_fields__))
 
 
-def make(c, rubric: Rubric = RUBRIC, cache=None, learned: dict | None = None) -> OfflineJudge | Judge:
-    """The judge of a run or an evaluation. learned: what `try_out` returned. c: judge ("api", "offline" or "auto"), judge_url, judge_model,
-    judge_settings, and where it has them judge_samples, judge_mode, out, name. ValueError: it cannot work."""
-    url = c.judge_url or os.environ.get("JUDGE_URL")
-    model = c.judge_model or os.environ.get("JUDGE_MODEL")
-    mode = getattr(c, "judge_mode", "story")
-    if mode not in MODES:
-        raise ValueError(f"--judge_mode {mode}: choose one of {', '.join(MODES)}")
+def offline(c) -> bool:
+    return c.judge == "offline" or (c.judge == "auto" and not (c.judge_url or os.environ.get("JUDGE_URL")))
+
+
+def check(c):
+    """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch_url and watch_model."""
+    if c.judge not in ("auto", "api", "offline"):
+        raise ValueError(f"--judge {c.judge}: choose api, offline or auto")
+    if c.judge_mode not in MODES:
+        raise ValueError(f"--judge_mode {c.judge_mode}: choose one of {', '.join(MODES)}")
+    if c.judge_samples < 1 or (c.judge_samples > 1 and c.judge_mode == "group"):
+        raise ValueError(f"--judge_samples {c.judge_samples}: at least 1, and 1 where groups are ranked")
     try:
-        how = settings(c.judge_settings)
-        Settings(**how)
+        Settings(**settings(c.judge_settings))
     except ValueError as error:
         raise ValueError(f"--judge_settings: {error}") from None
-    if c.judge == "offline" or (c.judge == "auto" and not (url or model)):
+    url, model = c.judge_url or os.environ.get("JUDGE_URL"), c.judge_model or os.environ.get("JUDGE_MODEL")
+    if not offline(c) and not (url and model):
+        raise ValueError(
+            "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, to "
+            "an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality"
+        )
+    if bool(getattr(c, "watch_url", "")) != bool(getattr(c, "watch_model", "")):
+        raise ValueError("the watch judge needs both --watch_url and --watch_model")
+
+
+def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: dict | None = None):
+    """The judge of a run or an evaluation. c: see `check`, and out and name. cache: default OUT/judge.sqlite.
+    learned: what `try_out` found. ValueError: it cannot work."""
+    check(c)
+    if offline(c):
         if rubric.version != RUBRIC.version:
             raise ValueError(
-                f"rubric {rubric.version} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL; the offline "
-                "judge fills story_quality alone"
+                f"rubric {rubric.version} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL; the "
+                "offline judge fills story_quality alone"
             )
-        return OfflineJudge(mode=mode)
-    samples, cache = getattr(c, "judge_samples", 1), cache or Path(c.out, "judge.sqlite")
-    run = getattr(c, "name", "")
-    judge = Judge(url, model, rubric=rubric, samples=samples, mode=mode, cache=cache, run=run, **how)
+        return OfflineJudge()
+    cache, run, how = cache or Path(c.out, "judge.sqlite"), getattr(c, "name", ""), settings(c.judge_settings)
+    judge = Judge(
+        c.judge_url, c.judge_model, rubric=rubric, samples=c.judge_samples, cache=cache, run=run, **how
+    )
     vars(judge).update(learned or {})
     return judge
 
 
-def check(c):
-    """ValueError: flags of a training run that no judge can follow."""
-    settings(c.judge_settings)
-    if c.judge == "api" and c.steps and not (c.judge_url and c.judge_model):
-        raise ValueError(
-            f"the {c.preset} preset needs a judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY) or --judge_url and "
-            "--judge_model to an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality"
-        )
-    if c.judge_mode == "group" and c.judge_samples > 1:
-        raise ValueError("--judge_mode group ranks a group once; leave --judge_samples out")
-    if bool(c.watch_url) != bool(c.watch_model):
-        raise ValueError("the watch judge needs both --watch_url and --watch_model")
-
-
 def try_out(c) -> dict:
-    """One small call before anything is loaded or written -> what it showed about the server, for `make`.
-    ValueError: no verdict."""
-    judge = make(c, cache=":memory:")
-    try:
+    """One small call before a run -> what it found out about the server, for `make`. ValueError: no
+    answer."""
+    with closing(make(c, cache=":memory:")) as judge:
         judge.check()
-        return judge.learned()
-    finally:
-        judge.close()
+        return judge.learned
 
 
 class Asked:
-    """The verdicts of one group, each asked for as soon as its story is finished, or all once the last one is.
+    """The verdicts of one group, each asked for as soon as its story is finished, or all once the last one
+    is.
 
     group: rows with .example, .story, .completion_ids (empty while a story is being written)."""
 
@@ -393,8 +238,8 @@ class Asked:
             self.futures = self.judge.submit_group(prompt, [row.story for row in self.group])
 
     def settle(self, bounds: LengthBounds):
-        """Waits, and sets each row's verdict, rewards (named parts) and reward. A verdict that cannot be had leaves
-        the reward None: no number stands for a failure."""
+        """Waits, and sets each row's verdict, rewards (named parts) and reward. A verdict that cannot be had
+        leaves the reward None: no number stands for a failure."""
         for row, future in zip(self.group, self.futures):
             verdict = future.result()
             row.verdict, row.rewards = verdict.to_dict() if verdict else None, {}
@@ -410,26 +255,25 @@ class OfflineJudge:
     demos and tests, never for a claim.
     """
 
-    def __init__(self, words: str | Path | None = ROOT / "stories" / "words.txt", mode: str = "story"):
+    def __init__(self, words: str | Path | None = ROOT / "stories" / "words.txt"):
         listed = words and Path(words).is_file()
         self.words = frozenset(Path(words).read_text(encoding="utf-8").split()) if listed else None
         self.name = "offline-form-1" + ("+words" if self.words else "")  # what it measures, and by what
-        self.mode, self.rubric, self.counts, self.ledger = mode, RUBRIC, Counter(), Ledger()
-        self.out_of_budget, self.last_error = False, ""
+        self.rubric, self.counts, self.ledger = RUBRIC, Counter(), Ledger()
+        self.out_of_budget, self.last_error, self.learned = False, "", {}
 
     def score(self, prompt: str, story: str) -> Verdict:
         if not story.split():
-            return empty_verdict(RUBRIC, self.name)
-        text, bribes = TO_THE_JUDGE.subn(" ", story)
-        scores = form_points(form.measure(text, strip_length(prompt), self.words), bool(bribes))
-        return Verdict(scores, aggregate(scores), rubric=RUBRIC.version, judge=self.name)
+            return RUBRIC.empty(self.name)
+        scores = form.grade(story, strip_length(prompt), self.words)
+        return Verdict(scores, RUBRIC.score(scores), rubric=RUBRIC.version, judge=self.name)
 
     def submit(self, prompt: str, story: str, draw: int = 0) -> Future:
         return known(self.score(prompt, story))
 
     def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> list[Future]:
         order = sorted(range(len(stories)), key=lambda i: -self.score(prompt, stories[i]).score)
-        points = rank_scores(order)
+        points = comparisons.rank_scores(order)
         return [known(Verdict({}, p, rubric=RUBRIC.version, judge=self.name)) for p in points]
 
     def metrics(self) -> dict[str, float]:
@@ -445,75 +289,22 @@ class OfflineJudge:
         pass
 
 
-# Words to the judge are not part of the story: the rest is measured as if they were not there, then marked
-# down.
-TO_THE_JUDGE = re.compile(
-    r"\b(?:(?:ignore|disregard|forget|override) (?:all|any|the|every|previous|your|these)\b[^.!?]{0,40}?"
-    r"(?:instruction|rule|criteri|prompt|rubric)"
-    r"|(?:give|award|assign)\b[^.!?]{0,30}?(?:full|top|maximum|highest|perfect) (?:marks|points|score|rating)"
-    r"|full marks|maximum score|the rubric|language model|(?:grade|rate|score) this)[^.!?]*[.!?]*",
-    re.I,
-)
-
-
-def form_points(f: form.Form, bribed: bool) -> dict[str, float]:
-    """A story's form as points of rubrics/story_quality.md, each in its range."""
-    # Strengths count only as far as the text holds together: word lists, loops and crumbs of text earn
-    # little.
-    shouted, stolen = between(f.capitals, 0.3, 0.6), between(f.copied, 0.1, 0.6)
-    sound = between(f.words, 4, 32) * between(f.sentences, 0, 3) * (0.3 if bribed else 1.0)
-    unreal, unjoined = between(f.unreal, 0.02, 0.35), between(f.unjoined, 0.01, 0.1)
-    for flaw in (between(f.loops, 0.1, 0.6), unreal, unjoined, shouted, f.stuffed, stolen):
-        sound *= 1 - flaw
-    cut_off, crumb = 0.5 * (1 - f.finished), 1 - between(f.words, 4, 24)
-    breakdown = max(cut_off, between(f.loops, 0.1, 0.5), between(f.doubled, 0, 0.1), crumb)
-    several, speech = between(f.sentences, 1, 5), f.quotes >= 2 and f.quotes % 2 == 0
-    points = {
-        "P1": 15 * sound * min(1.0, f.used),
-        "P2": 20 * sound * (0.6 * f.finished + 0.4 * several),
-        "P3": 15 * sound * (f.people + f.acts) / 2,
-        "P4": 15 * sound * (between(f.spread, 0.1, 0.4) + f.openers) / 2,
-        "P5": 20 * sound * (f.things + f.richness) / 2,
-        "P6": 15 * sound * (0.8 * f.feelings + 0.2 * speech),
-        "N1": 15 * max(bribed, stolen, f.stuffed),
-        "N2": 20 * between(f.unjoined, 0.0, 0.12),
-        "N3": 15 * (1 - f.richness) * 0.5,
-        "N4": 15 * f.ragged,
-        "N5": 15 * between(f.loops, 0.02, 0.4),
-        "N6": 20 * breakdown,
-        "N7": 15 * 0.5 * (f.quotes % 2),
-        "N8": 8 * max(between(f.odd_marks, 0, 0.1), f.lower_starts, shouted),
-        "N9": 8 * (1 - f.openers) * between(f.sentences, 1, 4),
-        "N10": 20 * between(f.unreal, 0.02, 0.3),
-        "BONUS": 0,
-        "PENALTY": 8 * bribed,
-    }
-    return {key: float(value) for key, value in points.items()}
-
-
 class Judge(Endpoint):
     """Asks an OpenAI-compatible endpoint. score() blocks, submit() gives a Future; both are thread-safe. A
     verdict that cannot be had is None. how: see lib/settings.py. ValueError: cannot work."""
 
     def __init__(
-        self,
-        url: str | None = None,
-        model: str | None = None,
-        api_key: str | None = None,
-        *,
-        rubric: Rubric = RUBRIC,
-        samples: int = 1,
-        mode: str = "story",
-        **how,
-    ):
+        self, url: str | None = None, model: str | None = None, api_key: str | None = None, *,
+        rubric: Rubric = RUBRIC, samples: int = 1, **how,
+    ):  # fmt: skip
         if samples < 1:
             raise ValueError("the judge's samples must be at least 1")
-        self.rubric, self.samples, self.mode = rubric, samples, mode
+        self.rubric, self.samples = rubric, samples
         url, model = url or os.environ.get("JUDGE_URL"), model or os.environ.get("JUDGE_MODEL")
         if not url or not model:
+            example = "http://localhost:8000/v1"
             raise ValueError(
-                "no judge: set JUDGE_URL (such as http://localhost:8000/v1) and JUDGE_MODEL, or pass --judge_url "
-                "and --judge_model"
+                f"no judge: set JUDGE_URL (such as {example}) and JUDGE_MODEL, or pass both as flags"
             )
         key = os.environ.get("JUDGE_API_KEY", "") if api_key is None else api_key
         super().__init__(url, model, key, **how)
@@ -526,15 +317,16 @@ class Judge(Endpoint):
         came. Another `draw` of the same story is another verdict, bought and kept apart: it measures the
         judge's noise."""
         if not story.strip():
-            return known(empty_verdict(self.rubric, self.name))
+            return known(self.rubric.empty(self.name))
         draws = range(draw * self.samples, (draw + 1) * self.samples)
         futures = [self._pointwise("pointwise", sample, prompt, story) for sample in draws]
-        return then(futures, lambda values: mean_verdict([Verdict(**v) for v in values if v], self.rubric))
+        return then(futures, lambda values: self.rubric.mean([Verdict(**v) for v in values if v]))
 
     def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> list[Future]:
         """One call ranks all stories of a group -> per story a future of a Verdict (score 100 for the best ..
         0 for the last), or of None."""
-        task = rank_task(self.rubric, prompt, stories, draw)
+        order = comparisons.shown_order(prompt, stories, draw)
+        task = comparisons.rank_task(self.rubric, strip_length(prompt), stories, order)
         ranking = self.ask("groupwise", draw, prompt, stories, *task)
 
         def verdict(ranked: dict | None, i: int) -> Verdict | None:
@@ -553,7 +345,7 @@ class Judge(Endpoint):
 
     def check(self):
         """One small call before a run, which also finds the schema mode. ValueError: the reason it fails."""
-        story = "The lamp went out. Mara climbed the stairs in the dark, counting, and lit it again before the boats turned."
+        story = "The lamp went out. Mara climbed the stairs in the dark, counting, and lit it again."
         kind = f"check {secrets.token_hex(8)}"  # never answered from the store
         if self._pointwise(kind, 0, "Write about a keeper.", story, 2, True).result() is None:
             raise ValueError(
@@ -567,11 +359,11 @@ class Judge(Endpoint):
 
     def _pointwise(self, kind, draw, prompt, story, retries=None, find_mode=False) -> Future:
         def read(answer: dict) -> dict:
-            return read_verdict(answer, story, rubric, self.name).to_dict()
+            return rubric.read(answer, story, self.name).to_dict()
 
         rubric = self.rubric  # a copy of this judge may get another one meanwhile
-        messages = pointwise_messages(rubric, prompt, story)
-        return self.ask(kind, draw, prompt, [story], messages, rubric.schema(), read, retries, find_mode)
+        task = pointwise_messages(rubric, prompt, story)
+        return self.ask(kind, draw, prompt, [story], task, rubric.schema(), read, retries, find_mode)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -595,7 +387,7 @@ def make_watch(c) -> Judge | None:
 def watch(judge: Judge | None, rows: list[tuple[str, str, float]], most: int = 8) -> dict[str, float]:
     """watch/*: at most `most` of the step's rows (prompt, story, score of the judge trained on) before the
     watch judge. {} without one."""
-    rows = rows[:: max(1, len(rows) // most)][:most] if judge else []
+    rows = rows[:: max(1, -(-len(rows) // most))] if judge else []
     futures = [judge.submit(prompt, story) for prompt, story, _ in rows]
     return watch_metrics([score for *_, score in rows], [f.result() for f in futures]) if rows else {}
 
@@ -624,22 +416,13 @@ ALARMS = {
 
 
 def alarms(history: list[dict], window: int = 20) -> list[str]:
-    """Warnings when, from the first to the second half of the last `window` steps, the reward rises and a
-    sign of cheating does too, each by more than two standard errors. history: metrics, one dict per step;
-    steps without a metric are skipped."""
-    recent = history[-window:]
-
-    def rise(name: str, sign: int = 1) -> float:
-        halves = recent[: window // 2], recent[window // 2 :]
-        return stats.rise(*([sign * m[name] for m in half if name in m] for half in halves))
-
-    gain = rise("reward/mean") if len(recent) == window else 0.0
-    found = []
-    for name, (sign, what) in ALARMS.items():
-        if gain and (move := rise(name, sign)):
-            sentence = f"the reward rose by {gain:.3f} in {window} steps while {what} ({name} by {move:.3f})"
-            found.append(f"{sentence}: is the judge being gamed?")
-    return found
+    """Warnings when, over the last `window` steps, the reward rises and a sign of cheating does too, each by
+    more than two standard errors. history: metrics, one dict per step."""
+    signs = {name: sign for name, (sign, _) in ALARMS.items()}
+    gain, moves = stats.rising_together(history, "reward/mean", signs, window)
+    start = f"the reward rose by {gain:.3f} in {window} steps while"
+    tell = "{} {} ({} by {:.3f}): is the judge being gamed?"
+    return [tell.format(start, ALARMS[name][1], name, move) for name, move in moves.items()]
 
 
 # ------------------------------------------------------------------------------------------------------------

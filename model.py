@@ -1,20 +1,22 @@
 """Qwen3.5, handwritten: the text model behind every story in this repository.
 
-Three of four layers are Gated DeltaNet (arXiv 2412.06464): per head a matrix of fast weights that forgets (g) and
-overwrites (beta) as it reads, so that a token costs the same at position 100 and at position 100,000. The fourth is
-gated full attention with a key/value cache. Between them RMSNorm (zero-centred) and SwiGLU, nothing else.
+Three of four layers are Gated DeltaNet (arXiv 2412.06464): per head a matrix of fast weights that forgets (g)
+and overwrites (beta) as it reads, so that a token costs the same at position 100 and at position 100,000. The
+fourth is gated full attention with a key/value cache. Between them are RMSNorm (zero-centred) and SwiGLU,
+nothing else.
 
-Two code paths compute the same numbers: whole sequences in chunks of 64 (training, prefill) and one token per row
-from a `Cache` (decoding). Parameters carry Hugging Face's names, so load and save are near the identity; a decoder that
-wants fewer, larger matrix products asks for `fused=True` and gets the same weights side by side.
+Two code paths compute the same numbers: whole sequences in chunks (training, prefill) and one token per row
+from a `Cache` (decoding). Parameters carry Hugging Face's names, so load and save are near the identity. A
+decoder that wants fewer, larger matrix products asks for `fused=True` and gets the same weights side by side.
 
-    model = load("Qwen/Qwen3.5-9B", torch.bfloat16, "cuda")       # or a folder
-    logp, entropy = model.token_logprobs(Packed(rows))            # rows: lists of ids; what the trainer differentiates
+    model = load("Qwen/Qwen3.5-9B", torch.bfloat16, "cuda")   # or a folder logp, entropy =
+    model.token_logprobs(Packed(rows))        # rows of ids; this is what the trainer differentiates
 
-Suffixes of dimensions: B rows, T tokens of the longest row, N tokens of all rows, D hidden size, V vocabulary. Of the
-N tokens, M have a log-probability. Lengths of rows are lists on the host, so no call waits for a GPU to tell them.
+Dimensions: B rows, T tokens of the longest row, N tokens of all rows, M of them with a log-probability, D
+hidden size, V vocabulary. Lengths of rows are lists on the host, so no call waits for a GPU to tell them.
 
-Left out: the vision tower and the multi-token-prediction head (passed through on save), dropout, rope scaling.
+Left out: the vision tower and the multi-token-prediction head (passed through on save), dropout, rope
+scaling.
 """
 
 from __future__ import annotations
@@ -28,12 +30,10 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lib import huggingface, lora
-from lib.delta import delta_chunked, delta_step, l2norm
+from lib.delta import causal_conv, delta_chunked, delta_step, l2norm
 from lib.logprobs import LogProbs
+from lib.packed import Packed, send
 
-CHUNK = (
-    64  # longest delta-rule chunk: large enough to be matrix products, small enough for one triangular solve
-)
 KEEP_FP32 = ("A_log", "linear_attn.norm.weight")  # rounding these alone moves logits visibly
 
 
@@ -60,61 +60,66 @@ class ModelConfig:
     max_position_embeddings: int
 
     @staticmethod
-    def from_hf(config: dict) -> "ModelConfig":
-        """Reads a Hugging Face config (text-only, or multimodal with `text_config`). ValueError: another architecture."""
+    def from_hf(config: dict) -> ModelConfig:
+        """Reads a Hugging Face config: text-only, or multimodal with `text_config`. ValueError: what this
+        file does not implement, which would otherwise show as slightly wrong logits much later."""
         text = config.get("text_config", config)
         kind = text.get("model_type", config.get("model_type"))
-        if kind not in ("qwen3_5", "qwen3_5_text"):
-            raise ValueError(
-                f"this checkpoint is a {kind!r} model; this code runs Qwen3.5 (model_type qwen3_5 or qwen3_5_text)"
-            )
-        if kind == "qwen3_5" and "text_config" not in config:
-            raise ValueError(
-                "config.json says qwen3_5 (multimodal) but has no text_config; take config.json from the original folder"
-            )
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-        partial = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 0.25))
-        theta = rope.get("rope_theta", text.get("rope_theta"))
-        n, interval = text["num_hidden_layers"], text.get("full_attention_interval", 4)
+        theta, rope_type = rope.get("rope_theta", text.get("rope_theta")), rope.get("rope_type", "default")
+        n, interval = text.get("num_hidden_layers", 0), text.get("full_attention_interval", 4)
         usual = ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(n)]
         types = text.get("layer_types") or usual
-        if len(types) != n:
-            raise ValueError(
-                f"config.json names {n} layers (num_hidden_layers) but {len(types)} layer_types; copy both from the released config"
-            )
-        if other := set(types) - {"full_attention", "linear_attention"}:
-            raise ValueError(
-                f"layer type {sorted(other)[0]!r} in config.json is not one of full_attention, linear_attention"
-            )
-        # What this file does not implement must fail here, not as slightly wrong logits later.
-        if rope.get("rope_type", "default") != "default":
-            raise ValueError(
-                f"rope_type {rope['rope_type']!r} is not supported; only plain RoPE (rope_type default)"
-            )
-        if theta is None:
-            raise ValueError("config.json names no rope_theta; copy rope_parameters from the released config")
-        if text.get("attention_bias"):
-            raise ValueError("attention_bias is true in config.json; released Qwen3.5 models have none")
-        if text.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"hidden_act {text['hidden_act']!r} is not supported; Qwen3.5 uses silu")
-        same = {f.name: text[f.name] for f in fields(ModelConfig) if f.name in text}
+        for wrong, sentence in (
+            (
+                kind not in ("qwen3_5", "qwen3_5_text"),
+                f"this is a {kind!r} model; this code runs Qwen3.5 (model_type qwen3_5 or qwen3_5_text)",
+            ),
+            (
+                kind == "qwen3_5" and "text_config" not in config,
+                "config.json says qwen3_5 (multimodal) but has no "
+                "text_config; take config.json from the original folder",
+            ),
+            (
+                len(types) != n,
+                f"config.json names {n} layers in num_hidden_layers and {len(types)} in layer_types; "
+                "copy both from the released config",
+            ),
+            (
+                not set(types) <= {"full_attention", "linear_attention"},
+                f"config.json has layer_types {set(types)}; "
+                "only full_attention and linear_attention are supported",
+            ),
+            (
+                rope_type != "default",
+                f"rope_type {rope_type!r} is not supported; only plain RoPE (default) is",
+            ),
+            (theta is None, "config.json names no rope_theta; copy rope_parameters from the released config"),
+            (
+                text.get("attention_bias"),
+                "attention_bias is true in config.json; released Qwen3.5 models have none",
+            ),
+            (
+                text.get("hidden_act", "silu") != "silu",
+                f"hidden_act {text.get('hidden_act')!r} is not supported; Qwen3.5 uses silu",
+            ),
+        ):
+            if wrong:
+                raise ValueError(sentence)
+        values = {"max_position_embeddings": 262144}
+        values |= {f.name: text[f.name] for f in fields(ModelConfig) if f.name in text}
+        head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+        partial = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 0.25))
         tie = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-        same |= dict(
-            layer_types=tuple(types),
-            rope_theta=float(theta),
-            head_dim=head_dim,
-            tie_word_embeddings=tie,
-            rotary_dim=int(head_dim * partial),
-        )
-        same.setdefault("max_position_embeddings", 262144)
-        missing = [f.name for f in fields(ModelConfig) if f.name not in same]
+        values |= {"layer_types": tuple(types), "rope_theta": float(theta), "tie_word_embeddings": tie}
+        values |= {"head_dim": head_dim, "rotary_dim": int(head_dim * partial)}
+        missing = [f.name for f in fields(ModelConfig) if f.name not in values]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}; copy them from the released config")
-        return ModelConfig(**same)
+        return ModelConfig(**values)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # Parts
 
 
@@ -159,17 +164,9 @@ class GatedNorm(nn.Module):
         return (rms_norm(x.float(), self.weight.float(), self.eps) * F.silu(z.float())).to(z.dtype)
 
 
-def causal_conv(padded, taps):
-    """Depthwise: padded [B, width - 1 + T, C], taps [width, C] -> [B, T, C]. Sums of slices beat F.conv1d on a CPU."""
-    T = padded.shape[1] - len(taps) + 1
-    y = padded[:, :T] * taps[0]
-    for j in range(1, len(taps)):
-        y = torch.addcmul(y, padded[:, j : j + T], taps[j])
-    return y
-
-
 class DeltaNet(nn.Module):
-    """Gated DeltaNet: project, mix the last few tokens (causal conv), write to and read from the state, gate, project."""
+    """Gated DeltaNet: project, mix the last few tokens (conv), write to and read from the state, gate,
+    project."""
 
     def __init__(self, c: ModelConfig, fused: bool):
         super().__init__()
@@ -178,7 +175,8 @@ class DeltaNet(nn.Module):
         self.key_dim, self.value_dim = self.Hk * self.dk, self.Hv * self.dv
         self.width = c.linear_conv_kernel_dim
         conv_dim = 2 * self.key_dim + self.value_dim
-        parts = dict(in_proj_qkv=conv_dim, in_proj_z=self.value_dim, in_proj_b=self.Hv, in_proj_a=self.Hv)
+        parts = {"qkv": conv_dim, "z": self.value_dim, "b": self.Hv, "a": self.Hv}
+        parts = {f"in_proj_{name}": size for name, size in parts.items()}
         add_projections(self, "in_proj", c.hidden_size, parts, fused)
         self.conv1d = nn.Module()
         self.conv1d.weight = nn.Parameter(torch.empty(conv_dim, 1, self.width))
@@ -188,7 +186,8 @@ class DeltaNet(nn.Module):
         self.out_proj = Linear(self.value_dim, c.hidden_size)
 
     def heads(self, qkv):
-        """After the conv: [..., conv_dim] -> q (scaled), k [..., Hk, dk] of unit length, v [..., Hv, dv], in fp32."""
+        """After the conv, in fp32: [..., conv_dim] -> q, k [..., Hk, dk] of unit length (q scaled), v [...,
+        Hv, dv]."""
         qk, v = F.silu(qkv).float().split([2 * self.key_dim, self.value_dim], -1)
         q, k = l2norm(qk.unflatten(-1, (2, self.Hk, self.dk))).unbind(-3)
         return q * self.dk**-0.5, k, v.unflatten(-1, (self.Hv, self.dv))
@@ -205,7 +204,8 @@ class DeltaNet(nn.Module):
         return self.conv1d.weight[:, 0].t().contiguous().to(dtype)  # [width, conv_dim]
 
     def scan(self, qkv, g, beta, rows, memory):
-        """Whole rows, packed [N, ...] -> o [N, Hv, dv]; fills `memory` where decoding will go on from here."""
+        """Whole rows, packed [N, ...] -> o [N, Hv, dv]; fills `memory` where decoding will go on from
+        here."""
         qkv, g, beta = rows.unpack(qkv), rows.unpack(g), rows.unpack(beta)
         if rows.real is not None:  # padding neither decays nor writes
             g, beta = g * rows.real, beta * rows.real
@@ -219,7 +219,8 @@ class DeltaNet(nn.Module):
         return rows.pack(o)
 
     def step(self, qkv, g, beta, rows, memory):
-        """One token per row, [B, ...] -> o [B, Hv, dv]; conv window and state in `memory` move on by that token."""
+        """One token per row, [B, ...] -> o [B, Hv, dv]; conv window and state in `memory` move on by that
+        token."""
         conv, state = memory
         window = torch.cat([conv, qkv[:, None]], 1)  # [B, width, conv_dim]
         conv.copy_(window[:, 1:])
@@ -228,17 +229,15 @@ class DeltaNet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Full attention: grouped queries, per-head q/k norm, rotary on the first dims, output gated by a sigmoid."""
+    """Full attention: grouped queries, per-head q/k norm, rotary on the first dims, output gated by a
+    sigmoid."""
 
     def __init__(self, c: ModelConfig, fused: bool):
         super().__init__()
-        self.H, self.Hkv, self.hd, self.rot = (
-            c.num_attention_heads,
-            c.num_key_value_heads,
-            c.head_dim,
-            c.rotary_dim,
-        )
-        parts = dict(q_proj=2 * self.H * self.hd, k_proj=self.Hkv * self.hd, v_proj=self.Hkv * self.hd)
+        self.H, self.Hkv = c.num_attention_heads, c.num_key_value_heads
+        self.hd, self.rot = c.head_dim, c.rotary_dim
+        n_q, n_kv = 2 * self.H * self.hd, self.Hkv * self.hd  # queries come with their gates
+        parts = {"q_proj": n_q, "k_proj": n_kv, "v_proj": n_kv}
         add_projections(self, "qkv_proj", c.hidden_size, parts, fused)
         self.o_proj = Linear(self.H * self.hd, c.hidden_size)
         self.q_norm, self.k_norm = Norm(self.hd, c.rms_norm_eps), Norm(self.hd, c.rms_norm_eps)
@@ -267,8 +266,9 @@ class Attention(nn.Module):
         return rows.pack(o.transpose(1, 2))
 
     def step(self, q, k, v, rows, memory):
-        """One query per row against its cache -> [B, H, hd], as two plain products: query heads that share keys read
-        them once, and only the part of the buffer that some row has filled. A shorter row hides what lies beyond it."""
+        """One query per row against its cache -> [B, H, hd], as two plain products: query heads that share
+        keys read them once, and only as far as the longest row reaches. A shorter row hides what lies beyond
+        it."""
         for buffer, new in zip(memory, (k, v)):
             buffer[rows.index, :, rows.start] = new
         B, L, r = len(q), rows.hidden.shape[-1], self.H // self.Hkv
@@ -283,7 +283,7 @@ class MLP(nn.Module):
 
     def __init__(self, c: ModelConfig, fused: bool):
         super().__init__()
-        parts = dict(gate_proj=c.intermediate_size, up_proj=c.intermediate_size)
+        parts = {"gate_proj": c.intermediate_size, "up_proj": c.intermediate_size}
         add_projections(self, "gate_up_proj", c.hidden_size, parts, fused)
         self.down_proj = Linear(c.intermediate_size, c.hidden_size)
 
@@ -293,7 +293,8 @@ class MLP(nn.Module):
 
 
 def add_projections(module, name: str, n_in: int, parts: dict[str, int], fused: bool):
-    """One Linear per part under its Hugging Face name, or all of them side by side under `name` (for decoding)."""
+    """One Linear per part under its Hugging Face name, or all of them side by side under `name` (for
+    decoding)."""
     module.parts, module.fused = parts, name if fused else None
     for part, n_out in {name: sum(parts.values())}.items() if fused else parts.items():
         setattr(module, part, Linear(n_in, n_out))
@@ -323,51 +324,15 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # Where rows begin and end, and what decoding remembers
 
 
-class Packed:
-    """Rows of token ids one after another, without padding, made on the host: what `token_logprobs` takes.
-
-    rows: B lists of ids, N in all. starts [B]: the first position of each row whose log-probability is asked for
-    (None: 1, all that have a token before them). counts [B]: how many that are per row, M in all.
-    ValueError: no rows, an empty one, or a start outside of its row.
-    """
-
-    def __init__(self, rows: list[list[int]], starts: list[int] | None = None):
-        starts = [1] * len(rows) if starts is None else starts
-        if not rows or len(starts) != len(rows):
-            raise ValueError(
-                f"{len(rows)} rows and {len(starts)} starts; a batch needs a row, and a start for each"
-            )
-        for i, (row, start) in enumerate(zip(rows, starts)):
-            if not 1 <= start <= len(row):
-                raise ValueError(
-                    f"row {i} has {len(row)} tokens and starts at {start}; it must lie between 1 and the length"
-                )
-        self.lengths = [len(row) for row in rows]
-        self.counts = [len(row) - start for row, start in zip(rows, starts)]
-        self.ids = torch.tensor([token for row in rows for token in row])
-        ends = [sum(self.lengths[: i + 1]) for i in range(len(rows))]
-        # The distribution of a token is what the model gives at the token before it.
-        self.sources = torch.cat(
-            [torch.arange(end - count - 1, end - 1) for end, count in zip(ends, self.counts)]
-        )
-        self.targets = self.ids[self.sources + 1]
-
-
-def send(tensor, device):
-    """A tensor of the host on its way to `device`; the host goes on at once (from pinned memory, where CUDA has some)."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
 class Rows:
-    """Bounds of the rows in a batch of packed tokens [N]. Token mixers see one padded row each, everything else runs
-    on packed tokens: nothing can leak from one row to the next, because conv, recurrence and attention only ever see
-    them unpacked to [B, T]. Where no row is shorter than another, packed and unpacked are views of each other."""
+    """Where rows begin and end in a batch of packed tokens [N]. Token mixers see one padded row each,
+    everything else runs on packed tokens. Nothing leaks from one row to the next, because conv, recurrence
+    and attention only ever see them unpacked to [B, T]. Where all rows are equally long, packed and unpacked
+    are views of each other."""
 
     decoding = False
 
@@ -376,10 +341,12 @@ class Rows:
         positions = torch.cat([torch.arange(n) for n in lengths])
         self.place = self.real = None
         if min(lengths) < T:
-            self.place = send(
-                torch.cat([torch.arange(i * T, i * T + n) for i, n in enumerate(lengths)]), device
-            )
-            self.real = send(torch.arange(T) < torch.tensor(lengths)[:, None], device)[..., None]  # [B, T, 1]
+            place = torch.cat([torch.arange(i * T, i * T + n) for i, n in enumerate(lengths)])
+            real = torch.arange(T) < torch.tensor(lengths)[:, None]
+            self.place, self.real = (
+                send(place, device),
+                send(real, device)[..., None],
+            )  # [N] into B * T, [B, T, 1]
         self.cos, self.sin = rotary(send(positions, device), config)
 
     def unpack(self, x):
@@ -394,7 +361,8 @@ class Rows:
 
 
 class Step:
-    """What Rows is for whole sequences, for one token per row: where it stands and what attention may not see."""
+    """What Rows is for whole sequences, for one token per row: where it stands and what attention may not
+    see."""
 
     decoding = True
 
@@ -412,11 +380,12 @@ def rotary(positions, config):
 
 
 class Cache:
-    """What decoding remembers of `rows` sequences: keys and values of the full-attention layers up to max_len, the conv
-    window and the fp32 state of the others. All buffers keep their addresses, so a CUDA graph may be captured over them.
+    """What decoding remembers of `rows` sequences: keys and values of the full-attention layers up to
+    max_len, conv window and fp32 state of the others. All buffers keep their addresses, so a CUDA graph may
+    be captured over them.
 
-    lengths [B], on the device: tokens written so far. extent, on the host: how many positions attention reads, at least
-    max(lengths) + 1.
+    lengths [B], on the device: tokens written so far. extent, on the host: how many positions attention
+    reads, at least max(lengths) + 1.
     """
 
     def __init__(self, config: ModelConfig, rows: int, max_len: int, dtype, device):
@@ -425,27 +394,21 @@ class Cache:
         self.index, self.positions = torch.arange(rows, device=device), torch.arange(max_len, device=device)
         self.rotary = rotary(self.positions, c)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        keys, values = (
-            n * d
-            for n, d in (
-                (c.linear_num_key_heads, c.linear_key_head_dim),
-                (c.linear_num_value_heads, c.linear_value_head_dim),
-            )
-        )
-        kv = (rows, c.num_key_value_heads, max_len, c.head_dim)
-        conv = (rows, c.linear_conv_kernel_dim - 1, 2 * keys + values)
-        state = (rows, c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim)
-        shapes = dict(
-            full_attention=((kv, dtype), (kv, dtype)),
-            linear_attention=((conv, dtype), (state, torch.float32)),
-        )
+        heads, dk, dv = c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim
+        conv_dim = 2 * c.linear_num_key_heads * dk + heads * dv
+        kv, conv = (c.num_key_value_heads, max_len, c.head_dim), (c.linear_conv_kernel_dim - 1, conv_dim)
+        shapes = {
+            "full_attention": ((kv, dtype), (kv, dtype)),
+            "linear_attention": ((conv, dtype), ((heads, dk, dv), torch.float32)),
+        }
         self.layers = [
-            tuple(torch.zeros(shape, dtype=kind_dtype, device=device) for shape, kind_dtype in shapes[kind])
+            tuple(torch.zeros(rows, *shape, dtype=of, device=device) for shape, of in shapes[kind])
             for kind in c.layer_types
         ]
 
-    def copy_rows(self, source: "Cache", from_rows, to_rows):
-        """Rows `from_rows` of another cache become rows `to_rows` of this one (index tensors of equal length)."""
+    def copy_rows(self, source: Cache, from_rows, to_rows):
+        """Rows `from_rows` of another cache become rows `to_rows` of this one (index tensors of equal
+        length)."""
         n = source.extent
         for kind, mine, theirs in zip(self.kinds, self.layers, source.layers):
             for a, b in zip(mine, theirs):
@@ -457,15 +420,15 @@ class Cache:
         self.extent = max(self.extent, n)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # The model
 
 
 class Qwen35(nn.Module):
     """model(ids_BT, cache=None) -> hidden [B, T, D], normed, ready for `logits`.
 
-    With a cache, the first call is the prefill (an empty cache) and every further call decodes one token per row.
-    Rows of different lengths go through `token_logprobs`.
+    With a cache, the first call is the prefill (an empty cache) and every further call decodes one token per
+    row. Rows of different lengths go through `token_logprobs`.
     """
 
     def __init__(self, config: ModelConfig, fused: bool = False):
@@ -477,7 +440,7 @@ class Qwen35(nn.Module):
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.checkpointing = (
-            False  # recompute each block in the backward pass: memory of one block instead of all
+            False  # recompute each block in the backward pass: one block's memory instead of all
         )
         self.compiled = None  # `blocks`, compiled for decoding (see rollout.replica)
         self.hf_config = None  # the raw config.json, written back as it came
@@ -489,13 +452,13 @@ class Qwen35(nn.Module):
         decoding = cache is not None and cache.extent > 0
         if decoding and T != 1:
             raise ValueError(
-                f"a filled cache takes one token per row, not {T}; use a new cache for a new prompt"
+                f"a filled cache takes one token per row, not {T}; a new prompt needs a new cache"
             )
         if cache is not None:
             cache.extent += T
             if cache.extent > cache.max_len:
                 raise ValueError(
-                    f"{cache.extent} tokens do not fit a cache of {cache.max_len}; ask for a larger max_len"
+                    f"{cache.extent} tokens do not fit a cache of {cache.max_len}; raise its max_len"
                 )
         rows = Step(cache) if decoding else Rows([T] * B, self.config, ids_BT.device)
         blocks = self.compiled if decoding and self.compiled else self.blocks
@@ -517,8 +480,9 @@ class Qwen35(nn.Module):
         return F.linear(hidden, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(hidden)
 
     def token_logprobs(self, batch: Packed, temperature: float = 1.0):
-        """log p(token | the tokens before it in its row) at `temperature`, and the entropy of that distribution (no
-        gradient) -> logp [M], entropy [M], fp32, row after row: `logp.split(batch.counts)` are the rows."""
+        """log p(token | the tokens before it in its row) at `temperature`, and the entropy of that
+        distribution (no gradient) -> logp [M], entropy [M], fp32, row after row: `logp.split(batch.counts)`
+        are the rows."""
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         ids, sources, targets = (send(x, head.device) for x in (batch.ids, batch.sources, batch.targets))
         hidden = self.blocks(ids, Rows(batch.lengths, self.config, head.device))
@@ -529,7 +493,8 @@ class Qwen35(nn.Module):
         return Cache(self.config, rows, max_len, weight.dtype, weight.device)
 
     def place(self, name: str):
-        """The storage behind the parameter that Hugging Face calls `name` (a view into a fused weight where it is one)."""
+        """The storage behind the parameter that Hugging Face calls `name`; in a fused model, a view into
+        it."""
         owner, _, part = name.removesuffix(".weight").rpartition(".")
         parent = self.get_submodule(owner)
         if getattr(parent, "fused", None) and part in getattr(parent, "parts", {}):
@@ -538,17 +503,24 @@ class Qwen35(nn.Module):
         return self.get_parameter(name).data
 
 
+def count(hf_config: dict, lora_rank: int = 0) -> tuple[int, int]:
+    """(parameters of a model of this config, those that train: with LoRA its pairs alone)."""
+    with torch.device("meta"):
+        model = Qwen35(ModelConfig.from_hf(hf_config))
+    total = sum(p.numel() for p in model.parameters())
+    return total, sum(p.numel() for p in add_lora(model, lora_rank, 1)) if lora_rank else total
+
+
 def new(hf_config: dict, seed: int = 0, dtype=torch.float32, device="cpu") -> Qwen35:
-    """A random model for a Hugging Face config: normal(0, 0.02), memories that last from one to some thousand tokens."""
+    """A random model for a Hugging Face config: normal(0, 0.02), memories that last from one to a thousand
+    tokens."""
     model = Qwen35(ModelConfig.from_hf(hf_config))
     model.hf_config = hf_config
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         if name.endswith("A_log"):
             p.data.uniform_(1, 16, generator=generator).log_()
-        elif name.endswith(
-            "dt_bias"
-        ):  # softplus(dt_bias) spread log-uniformly over 0.001..0.1, as in Mamba-2
+        elif name.endswith("dt_bias"):  # softplus of it spread log-uniformly over 0.001..0.1, as in Mamba-2
             dt = torch.exp(torch.empty_like(p).uniform_(math.log(1e-3), math.log(1e-1), generator=generator))
             p.data.copy_(dt + torch.log(-torch.expm1(-dt)))
         elif p.dim() > 1:
@@ -569,15 +541,15 @@ def empty(config: ModelConfig, dtype, device, fused: bool = False) -> Qwen35:
     return cast(model, dtype).to_empty(device=device)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # Hugging Face checkpoints
 
 
 def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) -> Qwen35:
     """A Qwen3.5 checkpoint from a folder or the hub: one file or shards, text-only or multimodal names.
 
-    FileNotFoundError: nothing there. ValueError: another architecture, a missing or damaged tensor, a wrong shape,
-    a config.json that disagrees with the weights.
+    FileNotFoundError: nothing there. ValueError: another architecture, a missing or damaged tensor, a wrong
+    shape, a config.json that disagrees with the weights.
     """
     folder = huggingface.fetch(path_or_repo)
     hf_config, index = huggingface.read_config(folder), huggingface.read_index(folder)
@@ -591,7 +563,8 @@ def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) 
         place = model.place(names[key])
         if place.shape != tensor.shape:
             raise ValueError(
-                f"{key} is {tuple(tensor.shape)}, but config.json makes it {tuple(place.shape)}; the two do not belong together"
+                f"{key} is {tuple(tensor.shape)}, but config.json makes it {tuple(place.shape)}; "
+                "the two do not belong together"
             )
         place.copy_(tensor)
     return model
@@ -618,17 +591,18 @@ def check_tied(model: Qwen35, index):
         head, embeddings = (t for _, t in huggingface.read_tensors(model.source, index, pair))
         if not torch.equal(head, embeddings):
             raise ValueError(
-                f"config.json in {model.source} says tie_word_embeddings, but its lm_head.weight differs from the "
-                "embeddings; set tie_word_embeddings to false there"
+                f"config.json in {model.source} says tie_word_embeddings, but lm_head.weight differs from "
+                "the embeddings; set tie_word_embeddings to false there"
             )
 
 
 def save(model: Qwen35, path, dtype=None, write: bool = True, shard_bytes: int = 5 << 30):
-    """Writes a Hugging Face folder that transformers and vLLM load: the weights under the names they came with, whatever
-    else the source held (vision tower, MTP head, tokenizer, generation config) unchanged.
+    """Writes a Hugging Face folder that transformers and vLLM load: weights under the names they came with,
+    whatever else the source held (vision tower, MTP head, tokenizer, generation config) unchanged.
 
-    dtype: what weights are stored in (None: as they are); A_log and the DeltaNet norms stay fp32. Under FSDP all ranks
-    call it (gathering is collective) and only the one with write=True touches the disk. The folder appears by rename.
+    dtype: what weights are stored in (None: as they are); A_log and the DeltaNet norms stay fp32. Where the
+    model is sharded all processes call it (gathering is collective) and only the one with write=True touches
+    the disk. The folder appears by rename.
     """
     tensors = {}
     for name, tensor in lora.merged_tensors(model):

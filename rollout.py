@@ -1,14 +1,17 @@
 """Write stories: many at once, one token at a time, each as if it were alone.
 
-A fixed number of slots decodes in step over static buffers. When a story ends, its slot takes the next prompt, so short
-stories never wait for long ones (continuous batching, as in Orca, OSDI 2022). A prompt that several stories share is
-read once and its state copied. The randomness of a story is a hash of (its seed, position, token), added as Gumbel noise
-(Gumbel-max): the same story comes out whatever slot it is written in and whatever is written beside it.
+A fixed number of slots decodes in step over static buffers. When a story ends, its slot takes the next
+prompt, so short stories never wait for long ones (continuous batching, as in Orca, OSDI 2022). A prompt that
+several stories share is read once and its state copied. The randomness of a story is a hash of (its seed,
+position, token), added as Gumbel noise (Gumbel-max): the same story comes out whatever slot it is written in
+and whatever is written beside it.
 
-    completions = generate(model, [prompt_ids] * 8, max_new_tokens=400, seed=range(8), stop_ids=stop_ids(folder, tokenizer))
+    stop = stop_ids(folder, tokenizer)
+    stories = generate(model, [prompt_ids] * 8, max_new_tokens=400, seed=range(8), stop_ids=stop)
     python rollout.py --prompt "A lighthouse keeper finds a second moon" --words 120
+    python rollout.py --chat
 
-Suffixes of dimensions: B rows (slots), V vocabulary.
+Dimensions: n slots, one row each.
 Left out: beam search, speculative decoding, paged caches (a slot's keys are one block of the planned length).
 """
 
@@ -23,38 +26,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import data
 import model as qwen
-from lib import huggingface, lora, onednn
+from lib import huggingface, lora, onednn, processes
 from lib.flags import exits_cleanly
+from lib.packed import send
 from lib.processes import choose_threads, free_bytes
 from lib.sampling import Sampling, block_size, gumbel, keys_of, pick
-from model import Qwen35, send
+from model import Cache, Qwen35
 
 EXTENT = 512  # tokens by which the part of the caches that a CUDA graph reads grows
-CHECK_EVERY = 8  # steps between two looks at what was written: each look makes a GPU wait, each step past an end is wasted
+CHECK_EVERY = 8  # steps between looks at the tokens: a look makes a GPU wait, a step past an end is wasted
 
 
 @dataclass
 class Completion:
-    """One story as it was sampled. logprobs are those of the sampled tokens at the sampling temperature over the whole
-    vocabulary, which is what `model.token_logprobs` recomputes at that temperature (greedy: at temperature 1)."""
+    """One story as it was sampled. logprobs are those of the sampled tokens at the sampling temperature over
+    the whole vocabulary, which is what `model.token_logprobs` recomputes at that temperature (greedy: at
+    temperature 1)."""
 
     ids: list[int] = field(default_factory=list)  # a stop token that ended it is kept
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False  # ended by a stop token; False: cut at max_new_tokens
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # The replica: what generation runs on
 
 
 def replica(model: Qwen35, dtype=None, compile: bool = False) -> Qwen35:
-    """A copy of the model for generation only: fused projections, no gradients, one address per weight for good.
+    """A copy of the model for generation only: fused projections, no gradients, one lasting address per
+    weight.
 
-    dtype: of its weights (None: the model's own). compile: decode through torch.compile on a CPU (a GPU has its graphs);
-    a minute or more at the first story. Where the model is sharded every process must call it, as with `refresh`.
+    dtype: of its weights (None: the model's own). compile: decode through torch.compile on a CPU (a GPU has
+    its graphs); a minute or more at the first story. Where the model is sharded every process must call it,
+    as with `refresh`.
     """
     weight = model.embed_tokens.weight
     copy = qwen.empty(model.config, dtype or weight.dtype, weight.device, fused=True).requires_grad_(False)
@@ -66,15 +74,16 @@ def replica(model: Qwen35, dtype=None, compile: bool = False) -> Qwen35:
 
 @torch.no_grad()
 def refresh(copy: Qwen35, model: Qwen35) -> Qwen35:
-    """Copies the model's present weights into its replica, one parameter at a time: shards are gathered, LoRA merged.
-    Where the model is sharded every process must call it (gathering is collective); nothing after it waits."""
+    """Copies the model's present weights into its replica, one parameter at a time: shards gathered, LoRA
+    merged. Where the model is sharded every process must call it (gathering is collective)."""
     for name, tensor in lora.merged_tensors(model):
         copy.place(name).copy_(tensor)
     return pack(copy)
 
 
 def pack(copy: Qwen35) -> Qwen35:
-    """On a CPU that can, a replica multiplies by weights in oneDNN's order; elsewhere this does nothing."""
+    """Lets a replica multiply by weights in oneDNN's order, on a CPU that can. Elsewhere this does
+    nothing."""
     if onednn.usable(copy.embed_tokens.weight):
         if copy.lm_head is None:
             copy.lm_head = onednn.PackedLinear(copy.embed_tokens.weight)
@@ -82,13 +91,13 @@ def pack(copy: Qwen35) -> Qwen35:
     return copy
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # Slots
 
 
 class Slots:
-    """Static buffers for `n` stories written side by side. On a GPU one step is one CUDA graph, captured once for each
-    extent (the part of the caches that attention reads, rounded up to EXTENT tokens)."""
+    """Static buffers for `n` stories written side by side. On a GPU one step is one CUDA graph, captured once
+    for each extent (the part of the caches that attention reads, rounded up to EXTENT tokens)."""
 
     def __init__(self, model: Qwen35, n: int, max_len: int, sampling: Sampling):
         device, vocab = model.embed_tokens.weight.device, model.config.vocab_size
@@ -106,7 +115,7 @@ class Slots:
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def fill(self, slots: list[int], prompt: tuple[int, ...], seeds: list[int]):
-        """Starts stories in these slots, all from one prompt. Its last token is left for the first decode step."""
+        """Starts stories in these slots, all from one prompt. The first decode step reads its last token."""
         ids = send(torch.tensor(prompt), self.device)
         if self.prefilled[0] != prompt:
             one = self.model.new_cache(1, len(prompt) - 1)
@@ -129,7 +138,7 @@ class Slots:
         self.cache.lengths[slot] = 0
 
     def run(self, steps: int):
-        """Decodes `steps` tokens in every slot -> ids and log-probs, each a list [steps][n].
+        """Decodes `steps` tokens in every slot -> ids and log-probs, each a list [n][steps].
         The last line is the only one that waits for a GPU."""
         positions = (self.written[None] + torch.arange(steps, device=self.device)[:, None]).flatten()
         noise = gumbel(self.keys.repeat(steps), positions, self.noise.shape[1]).view(steps, *self.noise.shape)
@@ -144,7 +153,7 @@ class Slots:
             self.filled = [f + 1 for f in self.filled]
             out.append((self.token.clone(), self.logp.clone()))
         self.written += steps
-        return [torch.stack(x).tolist() for x in zip(*out)]
+        return [torch.stack(x, 1).tolist() for x in zip(*out)]
 
     def step(self, extent: int):
         """One token in every slot; attention reads the first `extent` places of the caches."""
@@ -157,8 +166,9 @@ class Slots:
         self.logp.copy_(logp)
 
     def replay(self, extent: int):
-        """`step` as a CUDA graph. The first step at an extent runs as it is, which warms up every kernel on the stream of
-        the capture; the second is captured (which computes nothing) and replayed, as are all that follow."""
+        """`step` as a CUDA graph. The first step at an extent runs as it is, which warms up every kernel on
+        the stream of the capture; the second is captured (which computes nothing) and replayed, as are all
+        that follow."""
         if extent not in self.graphs:
             self.graphs[extent] = None
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -173,65 +183,42 @@ class Slots:
         self.graphs[extent].replay()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # Memory, planned before anything starts
 
 
 def slot_bytes(config, max_len: int, itemsize: int) -> int:
-    """What one slot holds: keys and values of max_len tokens, conv windows, fp32 states, and its logits while sampling."""
-    c = config
-    full = sum(kind == "full_attention" for kind in c.layer_types)
-    conv = (
-        2 * c.linear_num_key_heads * c.linear_key_head_dim
-        + c.linear_num_value_heads * c.linear_value_head_dim
-    )
-    state = 4 * c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim
-    return (
-        full * 2 * max_len * c.num_key_value_heads * c.head_dim * itemsize
-        + (len(c.layer_types) - full) * ((c.linear_conv_kernel_dim - 1) * conv * itemsize + state)
-        + 4 * 4 * c.vocab_size
-    )
+    """What one slot holds: its part of the cache at max_len tokens, and its logits while sampling."""
+    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
+    layers = Cache(config, 1, max_len, dtype, torch.device("meta")).layers
+    return sum(t.nbytes for layer in layers for t in layer) + 4 * 4 * config.vocab_size
 
 
 def plan_slots(model: Qwen35, stories: int, max_len: int, wanted: int | None) -> int:
     """How many slots to open. ValueError: not one fits, or fewer than asked for."""
     weight = model.embed_tokens.weight
     each = slot_bytes(model.config, max_len, weight.element_size())
-    free = int(
-        0.9 * free_bytes(weight.device)
-    )  # the rest is for activations of the prefill and for the allocator
-    fits = free // each
-    if fits < 1 or wanted is not None and min(wanted, stories) > fits:
+    free = int(0.9 * free_bytes(weight.device))  # the rest is for the prefill and for the allocator
+    fits, least = free // each, min(wanted or 1, stories)
+    if least > fits:
         raise ValueError(
-            f"{min(wanted or 1, stories)} slot(s) of {max_len:,} tokens need {min(wanted or 1, stories) * each / 1e9:.1f} GB "
-            f"and {free / 1e9:.1f} GB are free, room for {fits}; lower max_new_tokens, slots, or the replica's dtype"
+            f"{least} slot(s) of {max_len:,} tokens need {least * each / 1e9:.1f} GB and {free / 1e9:.1f} GB "
+            f"are free, room for {fits}; lower max_new_tokens, slots, or the replica's dtype"
         )
     return min(stories, fits, wanted or 64)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # Generate
 
 
 @torch.inference_mode()
 def stream(
-    model: Qwen35,
-    prompts_ids,
-    *,
-    max_new_tokens: int,
-    temperature=1.0,
-    top_p=1.0,
-    top_k=0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    stop_ids=(),
-    seed=0,
-    slots: int | None = None,
-    check_every: int = CHECK_EVERY,
+    model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=None, check_every=CHECK_EVERY, **sampling
 ):
-    """As `generate`, but yields (index, its Completion so far, whether it ended) whenever stories have grown."""
-    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
-    prompts, stop, seeds = check_request(model, prompts_ids, max_new_tokens, stop_ids, seed, slots)
+    """As `generate`, but yields (index, its Completion so far, whether it ended) whenever stories grow."""
+    sampling = Sampling(**sampling)
+    prompts, stop, seeds = check_request(model, prompts, max_new_tokens, stop_ids, seed, slots)
     if not prompts:
         return
     if not model.fused:
@@ -241,10 +228,8 @@ def stream(
     max_len = max(map(len, prompts)) + max_new_tokens
     decoder = Slots(model, plan_slots(model, len(prompts), max_len, slots), max_len, sampling)
     stories = [Completion() for _ in prompts]
-    first = {}
-    queue = deque(
-        sorted(range(len(prompts)), key=lambda i: first.setdefault(prompts[i], i))
-    )  # a group is together
+    first = {}  # prompt -> its first index: stories that share a prompt are written together
+    queue = deque(sorted(range(len(prompts)), key=lambda i: first.setdefault(prompts[i], i)))
     live = {}  # slot -> story
     while queue or live:
         vacant = [slot for slot in range(decoder.n) if slot not in live]
@@ -254,84 +239,78 @@ def stream(
                 group.append((vacant.pop(0), queue.popleft()))
             decoder.fill([slot for slot, _ in group], prompt, [seeds[i] for _, i in group])
             live |= dict(group)
-        ids, logps = decoder.run(
-            min(check_every, min(max_new_tokens - len(stories[i].ids) for i in live.values()))
-        )
+        room = min(max_new_tokens - len(stories[i].ids) for i in live.values())
+        ids, logps = decoder.run(min(check_every, room))
         for slot, i in list(live.items()):
-            ended = extend(
-                stories[i], i, [row[slot] for row in ids], [row[slot] for row in logps], stop, max_new_tokens
-            )
+            extend(stories[i], i, ids[slot], logps[slot], stop)
+            ended = stories[i].finished or len(stories[i].ids) == max_new_tokens
             if ended:
                 del live[slot]
                 decoder.empty(slot)
             yield i, stories[i], ended
 
 
-def extend(story: Completion, index: int, ids, logps, stop, max_new_tokens: int) -> bool:
-    """Appends what belongs to the story, up to its stop token -> whether it ended."""
+def extend(story: Completion, index: int, ids: list[int], logps: list[float], stop):
+    """Appends what belongs to the story, up to its stop token."""
     if any(math.isnan(x) for x in logps):
         raise ValueError(
-            f"the model gave NaN logits for prompt {index} after {len(story.ids)} tokens; its weights have diverged "
-            "or a dtype overflowed: load an earlier checkpoint"
+            f"the model gave NaN logits for prompt {index} after {len(story.ids)} tokens; its weights have "
+            "diverged or a dtype overflowed: load an earlier checkpoint"
         )
     end = next((j + 1 for j, token in enumerate(ids) if token in stop), None)
     story.ids += ids[:end]
     story.logprobs += logps[:end]
     story.finished = end is not None
-    return story.finished or len(story.ids) == max_new_tokens
 
 
-def check_request(model, prompts_ids, max_new_tokens, stop_ids, seed, slots):
+def check_request(model, prompts, max_new_tokens, stop_ids, seed, slots):
     """Everything that can be wrong with a request, said before anything is computed."""
-    config = model.config
-    prompts = [tuple(int(t) for t in p) for p in prompts_ids]
+    vocab, reach = model.config.vocab_size, model.config.max_position_embeddings
+    prompts = [tuple(int(t) for t in p) for p in prompts]
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; a story needs at least 1 token")
     if slots is not None and slots < 1:
         raise ValueError(f"slots is {slots}; at least 1 is needed (None plans them from memory)")
+    alien = f"outside the vocabulary of {vocab}; it belongs to another tokenizer"
     for token in stop_ids:
-        if not 0 <= token < config.vocab_size:
-            raise ValueError(
-                f"stop token {token} lies outside the vocabulary of {config.vocab_size}; it belongs to another tokenizer"
-            )
+        if not 0 <= token < vocab:
+            raise ValueError(f"stop token {token} lies {alien}")
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {i} is empty; a story starts from at least 1 token")
-        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < vocab:
+                raise ValueError(f"prompt {i} holds token {token}, {alien}")
+        if len(prompt) + max_new_tokens > reach:
             raise ValueError(
-                f"prompt {i} holds token {min(prompt) if min(prompt) < 0 else max(prompt)}, outside the vocabulary "
-                f"of {config.vocab_size}; it belongs to another tokenizer"
+                f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} more are asked for, but the model "
+                f"reaches {reach}; shorten the prompt or lower max_new_tokens"
             )
-        if len(prompt) + max_new_tokens > config.max_position_embeddings:
-            raise ValueError(
-                f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} more are asked for, but the model reaches "
-                f"{config.max_position_embeddings}; shorten the prompt or lower max_new_tokens"
-            )
-    seeds = (
-        [seed * 1_000_003 + i for i in range(len(prompts))]
-        if isinstance(seed, int)
-        else [int(s) for s in seed]
-    )
+    if isinstance(seed, int):
+        seed = [seed * 1_000_003 + i for i in range(len(prompts))]
+    seeds = [int(s) for s in seed]
     if len(seeds) != len(prompts):
         raise ValueError(
-            f"{len(seeds)} seeds for {len(prompts)} prompts; give one a prompt, or a single number"
+            f"{len(seeds)} seeds for {len(prompts)} prompts; give one per prompt, or a single number"
         )
     return prompts, frozenset(stop_ids), seeds
 
 
-def generate(model: Qwen35, prompts_ids, *, on_finish=None, **request) -> list[Completion]:
+def generate(model: Qwen35, prompts, *, on_finish=None, **request) -> list[Completion]:
     """Stories for prompts (lists of token ids), in the order of the prompts; equal prompts are read once.
 
-    model: a Qwen35, or better a `replica` of it (made anew for this call otherwise).
-    max_new_tokens (required); temperature 1.0 (0: greedy); top_p 1.0, top_k 0, min_p 0.0, repetition_penalty 1.0 (all off);
-    stop_ids: tokens that end a story and stay in it; seed: one a prompt, on which alone its story depends, or an int from which each gets its own;
-    slots: how many are written at a time (None: what memory allows, at most 64);
-    on_finish(index, completion) is called as each story ends, so that it can be judged while others are being written.
-    No collective operation is used: ranks may have different prompts and end at different times.
+    model: a Qwen35, or better a `replica` of it (otherwise one is made for this call). max_new_tokens:
+    required. temperature 1.0 (0: greedy), top_p 1.0, top_k 0, min_p 0.0, repetition_penalty 1.0: the last
+    four are off. stop_ids: tokens that end a story and stay in it. seed: one per prompt, on which alone its
+    story depends, or an int from which each gets its own. slots: stories written at the same time (None: what
+    memory allows, at most 64). on_finish(index, completion) is called as each story ends, so that it can be
+    judged while others are written.
+
+    No collective operation is used: processes may have different prompts and end at different times.
     ValueError: an impossible request, too little memory for one slot, NaN logits.
     """
-    stories = [None] * len(prompts_ids)
-    for i, story, ended in stream(model, prompts_ids, **request):
+    stories = [None] * len(prompts)
+    for i, story, ended in stream(model, prompts, **request):
         stories[i] = story
         if ended and on_finish is not None:
             on_finish(i, story)
@@ -339,96 +318,101 @@ def generate(model: Qwen35, prompts_ids, *, on_finish=None, **request) -> list[C
 
 
 def stop_ids(folder, tokenizer) -> tuple[int, ...]:
-    """Every token that ends a story of this model: what generation_config.json in `folder` names (None, or no such file:
-    nothing), and the tokenizer's <|im_end|> and <|endoftext|>. ValueError: the file is damaged."""
+    """Every token that ends a story of this model: the tokenizer's <|im_end|> and <|endoftext|>, and what
+    generation_config.json in `folder` names, where there is one. ValueError: that file is damaged."""
     found = [tokenizer.end_id, tokenizer.token("<|endoftext|>")]
-    path = Path(folder or "", "generation_config.json")
-    if folder and path.exists():
-        named = huggingface.read_json(path).get("eos_token_id")
-        found += named if isinstance(named, list) else [] if named is None else [named]
+    path = Path(folder, "generation_config.json")
+    named = huggingface.read_json(path).get("eos_token_id") if path.exists() else None
+    found += named if isinstance(named, list) else [] if named is None else [named]
     return tuple(dict.fromkeys(found))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # One story to the terminal
 
 
 def newest_checkpoint() -> Path:
     """The checkpoint written last under out/, else the model that ships with the repository."""
-    found = [p for p in Path("out").glob("*/checkpoints/step_*") if (p / "config.json").exists()]
-    return max(
-        found,
-        key=lambda p: (p / "config.json").stat().st_mtime,
-        default=Path(__file__).parent / "stories" / "tiny-base",
-    )
+    configs = Path("out").glob("*/checkpoints/step_*/config.json")
+    newest = max(configs, key=lambda path: path.stat().st_mtime, default=None)
+    return newest.parent if newest else Path(__file__).parent / "stories" / "tiny-base"
 
 
 def thinks(model: Qwen35) -> bool:
-    """Whether a checkpoint is meant to think first: what its config.json says under "thinking", else by size, since released
-    models (hidden size 1024 and up) do and the tiny one never learned to."""
+    """Whether a checkpoint is meant to think first: what its config.json says under "thinking", else by size,
+    since released models (hidden size 1024 and up) do and the tiny one never learned to."""
     return bool((model.hf_config or {}).get("thinking", model.config.hidden_size >= 1024))
 
 
 @exits_cleanly
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Write one story to the terminal, token by token.")
-    parser.add_argument("--prompt", required=True, help="what the story is about")
-    parser.add_argument("--words", type=int, help="how long it should be; added to the prompt as a sentence")
-    parser.add_argument(
-        "--checkpoint", help="folder or hub id (default: newest under out/, else stories/tiny-base)"
+    flag = parser.add_argument
+    flag("--prompt", help="what the story is about")
+    flag(
+        "--chat", action="store_true", help="ask for a prompt and a length, write the story, ask for the next"
     )
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
-    parser.add_argument("--top_p", type=float, default=1.0)
-    parser.add_argument("--top_k", type=int, default=0)
-    parser.add_argument("--min_p", type=float, default=0.05)
-    parser.add_argument("--repetition_penalty", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same story")
-    parser.add_argument("--max_new_tokens", type=int, help="cut there (default: ample for --words)")
-    parser.add_argument(
+    flag("--words", type=int, help="how long it should be; added to the prompt as a sentence")
+    flag("--checkpoint", help="folder or hub id (default: newest under out/, else stories/tiny-base)")
+    flag("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
+    flag("--top_p", type=float, default=1.0)
+    flag("--top_k", type=int, default=0)
+    flag("--min_p", type=float, default=0.05)
+    flag("--repetition_penalty", type=float, default=1.0)
+    flag("--seed", type=int, default=0, help="the same seed writes the same story")
+    flag("--max_new_tokens", type=int, help="cut there (default: ample for --words)")
+    flag(
         "--thinking",
         choices=("auto", "on", "off"),
         default="auto",
         help="auto: as the checkpoint was trained",
     )
     args = parser.parse_args(argv)
-    torch.set_flush_denormal(
-        True
-    )  # strong decays fill the delta rule with denormals, up to 12 x slower on a CPU
-    write(args)
-
-
-def write(args):
-    if args.words is not None and args.words < 1:
-        raise ValueError(f"--words is {args.words}; a story has at least 1 word")
+    if not args.prompt and not args.chat:
+        parser.error("nothing to write about: pass --prompt or --chat")
+    # Strong decays fill the delta rule with denormal numbers, up to 12 x slower on a CPU.
+    torch.set_flush_denormal(True)
     path = args.checkpoint or newest_checkpoint()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = data.load_tokenizer(path)
     model = qwen.load(path, torch.bfloat16 if device == "cuda" else torch.float32, device, fused=True)
     if device == "cpu":
         choose_threads(sum(p.numel() for p in model.parameters()))
-    thinking = thinks(model) if args.thinking == "auto" else args.thinking == "on"
-    prompt = args.prompt.strip()
-    if args.words:
-        prompt += (
-            "" if prompt.endswith((".", "!", "?")) else "."
-        ) + f" It should be {args.words} words long."
-    limit = args.max_new_tokens or 3 * (args.words or 500) + (4096 if thinking else 64)
-    print(f"{path}: {prompt}\n", file=sys.stderr)
+    print(path, file=sys.stderr)
+    if args.prompt:
+        write(model, tokenizer, args, args.prompt, args.words)
+    while args.chat:
+        prompt = ask("\nprompt (empty: the end): ")
+        if not prompt:
+            break
+        words = ask("words (empty: no length requested): ")
+        write(model, tokenizer, args, prompt, int(words) if words else None)
+        args.seed += 1
 
+
+def ask(question: str) -> str:
+    try:
+        return input(question).strip()
+    except EOFError:
+        return ""
+
+
+def write(model, tokenizer, args, prompt: str, words: int | None):
+    if words is not None and words < 1:
+        raise ValueError(f"--words is {words}; a story has at least 1 word")
+    thinking = thinks(model) if args.thinking == "auto" else args.thinking == "on"
+    prompt = prompt.strip()
+    if words:
+        prompt += "" if prompt.endswith((".", "!", "?")) else "."
+        prompt += f" It should be {words} words long."
+    limit = args.max_new_tokens or 3 * (words or 500) + (4096 if thinking else 64)
+    print(f"{prompt}\n", file=sys.stderr)
+
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+    request = {name: getattr(args, name) for name in names}
+    request |= {"max_new_tokens": limit, "check_every": 1, "stop_ids": stop_ids(model.source, tokenizer)}
     pending, text, done, start = [], "", 0, time.perf_counter()
-    for _, story, ended in stream(
-        model,
-        [tokenizer.chat(prompt, thinking)],
-        max_new_tokens=limit,
-        check_every=1,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        stop_ids=stop_ids(model.source, tokenizer),
-        seed=args.seed,
-    ):
+    for _, story, ended in stream(model, [tokenizer.chat(prompt, thinking)], **request):
         pending += story.ids[done:]
         done = len(story.ids)
         piece = tokenizer.decode(pending)
@@ -438,7 +422,7 @@ def write(args):
         text, pending = text + piece, []
     seconds = time.perf_counter() - start
     written = data.words(data.split_thinking(("<think>" if thinking else "") + text)[1])
-    asked = f"{args.words} requested" if args.words else "no length requested"
+    asked = f"{words} requested" if words else "no length requested"
     why = "the story ended by itself" if story.finished else f"cut at {limit} tokens"
     print(f"\n\n{written} words written, {asked}, {done / seconds:.0f} tokens/s, {why}")
 

@@ -76,6 +76,10 @@ def read_completion(data: bytes, scrub: Callable[[str], str] = str) -> Completio
     return Completion(text, finish, tokens, prompt_tokens, thought, refusal, content is None)
 
 
+# Where an object begins, and the marks around thoughts.
+_MARKS = re.compile(r'\{(?=\s*"(?:[^"\\]|\\.)*"\s*:)|<think>|</think>')
+
+
 def find_json(text: str) -> dict:
     """The one JSON object in an answer: bare, in a code fence, after thoughts, between other words.
 
@@ -84,7 +88,7 @@ def find_json(text: str) -> dict:
     """
     decoder = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_constant=_reject_constant)
     found, at = [], 0
-    while mark := re.compile(r'\{(?=\s*")|<think>|</think>').search(text, at):
+    while mark := _MARKS.search(text, at):
         at = mark.end()
         if mark[0] == "</think>":  # all before it was thought, also where the server's template opened it
             found = []
@@ -150,6 +154,11 @@ def closed(properties: dict) -> dict:
         "required": list(properties),
         "properties": properties,
     }
+
+
+def messages(system: list[str], texts: dict[str, str]) -> list[dict]:
+    """What is asked, and the texts it is asked about."""
+    return [{"role": "system", "content": "\n\n".join(system)}, {"role": "user", "content": fenced(texts)}]
 
 
 def fenced(parts: dict[str, str]) -> str:

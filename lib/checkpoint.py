@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from lib import processes
-from lib.files import lock, replace_folder, set_aside
+from lib.files import lock, replace_folder, set_aside, write_json
 
 # Names, not positions, so that another number of processes or another way to shard reads the state.
 STATE = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)
@@ -67,8 +67,9 @@ def newest(folder: Path) -> Path | None:
 
 
 def open_run(folder: Path, resume: str) -> Path | None:
-    """Reserves the folder of a run for this process -> the checkpoint to go on from, None for a new run; then an
-    earlier run of that name is set aside. resume: "auto", a checkpoint folder, or "". ValueError: it is in use."""
+    """Reserves the folder of a run for this process -> the checkpoint to go on from, None for a new run; then
+    an earlier run of that name is set aside. resume: "auto", a checkpoint folder, or "". ValueError: it is in
+    use."""
     if processes.MAIN:
         LOCKS.append(lock(folder))
     newest_one = newest(folder / "checkpoints") if resume else None
@@ -81,8 +82,9 @@ def open_run(folder: Path, resume: str) -> Path | None:
 LOCKS = []  # held until the process ends
 
 
-def read_trainer(folder: Path) -> dict:
-    """trainer.json of a checkpoint that has a training state. FileNotFoundError, ValueError: it has none."""
+def read_about(folder: Path) -> dict:
+    """What `save_state` was told about the checkpoint. FileNotFoundError, ValueError: it has no training
+    state."""
     if not folder.exists():
         raise FileNotFoundError(f"no checkpoint {folder}; --resume auto takes the newest one of this run")
     if not (folder / "state").exists():
@@ -92,14 +94,18 @@ def read_trainer(folder: Path) -> dict:
     return json.loads((folder / "trainer.json").read_text())
 
 
-def save_state(folder: Path, model, optimiser):
-    """Weights that are trained, and the optimiser's state. All processes call it; each writes its shards."""
+def save_state(folder: Path, model, optimiser, about: dict):
+    """Weights that are trained, and the optimiser's state, under folder/state; `about` in trainer.json. All
+    processes call it; each writes its shards."""
+    dist.barrier()  # the folder is there
     fresh = not optimiser.state
     optimiser.zero_grad(set_to_none=True)
     weights, optim = get_state_dict(model, optimiser, options=STATE)
     for s in optimiser.state.values() if fresh else ():
         s["step"].zero_()  # asking for the state made one, and counted that as a step
-    dcp.save({"model": weights, "optim": optim}, checkpoint_id=folder)
+    dcp.save({"model": weights, "optim": optim}, checkpoint_id=folder / "state")
+    if processes.MAIN:
+        write_json(folder / "trainer.json", about)
 
 
 def load_state(folder: Path, model, optimiser):
@@ -108,11 +114,10 @@ def load_state(folder: Path, model, optimiser):
     settings = [{k: v for k, v in g.items() if k != "params"} for g in optimiser.param_groups]
     weights, optim = get_state_dict(model, optimiser, options=STATE)
     try:
-        dcp.load({"model": weights, "optim": optim}, checkpoint_id=folder)
+        dcp.load({"model": weights, "optim": optim}, checkpoint_id=folder / "state")
     except CheckpointException as error:
-        raise ValueError(
-            f"{folder.parent} does not fit this model ({next(iter(error.failures.values()))[0]})"
-        ) from None
+        why = next(iter(error.failures.values()))[0]
+        raise ValueError(f"{folder} does not fit this model ({why}); it was trained from another") from None
     options = replace(STATE, strict=False)
     set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=optim, options=options)
     for group, own in zip(optimiser.param_groups, settings):

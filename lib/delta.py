@@ -1,4 +1,5 @@
-"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464): whole sequences in chunks, and one token at a time."""
+"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464): whole sequences in chunks, and one token at a
+time."""
 
 from __future__ import annotations
 
@@ -15,24 +16,33 @@ def l2norm(x):
     return x * torch.rsqrt(torch.linalg.vecdot(x, x)[..., None] + 1e-6)
 
 
+def causal_conv(padded, taps):
+    """Depthwise: padded [B, width - 1 + T, C], taps [width, C] -> [B, T, C]. On a CPU faster than
+    F.conv1d."""
+    T = padded.shape[1] - len(taps) + 1
+    y = padded[:, :T] * taps[0]
+    for j in range(1, len(taps)):
+        y = torch.addcmul(y, padded[:, j : j + T], taps[j])
+    return y
+
+
 def delta_chunked(q, k, v, g, beta, state=None):
     """The gated delta rule over whole sequences, a chunk at a time, in fp32 (arXiv 2412.06464, section 3.3).
 
-    q, k: [B, T, Hk, dk], unit length, q already scaled; v: [B, T, Hv, dv]; g (log decay, <= 0), beta: [B, T, Hv].
-    state: [B, Hv, dk, dv] or None (zeros). Returns o [B, T, Hv, dv] and the state after the last token.
+    q, k: [B, T, Hk, dk], unit length, q already scaled; v: [B, T, Hv, dv]; g (log decay, <= 0), beta: [B, T,
+    Hv]. state: [B, Hv, dk, dv] or None (zeros). Returns o [B, T, Hv, dv] and the state after the last token.
     A padded position with g = beta = 0 leaves the state untouched, which makes right padding exact.
 
     Within a chunk, with G the running sum of g and S the state before it, the written values solve
         (I + A) U = beta V - (beta K e^G) S,     A_ij = beta_i e^(G_i - G_j) k_i.k_j  for j < i
     so one triangular solve on [beta V | beta K e^G] gives U0 and W with U = U0 - W S, and
         S' = (e^(G_C) I - Kd^T W) S + Kd^T U0,   Kd = K e^(G_C - G)
-    is one affine map a chunk: the only sequential part. Key heads are never repeated: r = Hv / Hk value heads share one.
+    is one affine map per chunk: the only sequential part. Key heads are never repeated: r = Hv / Hk value
+    heads share one.
     """
     B, T, Hk, dk = k.shape
     Hv, dv, r = v.shape[2], v.shape[3], v.shape[2] // k.shape[2]
-    C = min(
-        CHUNK, max(16, dk)
-    )  # about as long as a key is wide, so that what grows with either weighs the same
+    C = min(CHUNK, max(16, dk))  # about as long as a key is wide: what grows with either weighs the same
     pad = -T % C
     n = (T + pad) // C
     q, k, v, g, beta = (
@@ -43,7 +53,8 @@ def delta_chunked(q, k, v, g, beta, state=None):
     g, beta = (x.view(B, n, C, Hk, r).permute(0, 3, 4, 1, 2) for x in (g, beta))  # [B, Hk, r, n, C]
 
     G = g.cumsum(-1)
-    # Mask before exp: above the diagonal the difference is positive and would overflow, and inf * 0 poisons gradients.
+    # Mask before exp: above the diagonal the difference is positive and would overflow, and inf * 0 poisons
+    # gradients.
     above = torch.full((C, C), -math.inf, device=G.device).triu(1)
     decay = (G[..., :, None] + (-G)[..., None, :]).add_(above).exp_()
     A = (k @ k.transpose(-1, -2)) * decay * beta[..., None]
@@ -68,7 +79,8 @@ def delta_chunked(q, k, v, g, beta, state=None):
 
 
 def delta_step(q, k, v, g, beta, state):
-    """One token a row: q, k [B, Hk, dk]; v [B, Hv, dv]; g, beta [B, Hv]; state [B, Hv, dk, dv] fp32, updated in place.
+    """One token per row: q, k [B, Hk, dk]; v [B, Hv, dv]; g, beta [B, Hv]; state [B, Hv, dk, dv] fp32,
+    updated in place.
 
     The state is the largest thing a DeltaNet step reads, so it is read once for both k and q:
         [r_q; r_k] = [q; k] S,   d = beta (v - e^g r_k),   o = e^g r_q + (q.k) d,   S <- e^g S + k d^T

@@ -182,6 +182,11 @@ class Endpoint:
             self.tasks.put(task)
         return task.future
 
+    @property
+    def learned(self) -> dict:
+        """What calls have found out about the server, to be set on another endpoint of the same one."""
+        return {"schema_mode": self.schema_mode, "token_field": self.token_field}
+
     def metrics(self) -> dict[str, float]:
         """The ledger and the counted reasons, named for the log; totals since the start."""
         faults = {f"judge/fault/{reason}": count for reason, count in sorted(self.counts.items())}

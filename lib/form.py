@@ -43,6 +43,22 @@ def words(text: str) -> int:
     return len(re.findall(r"\w+", text))
 
 
+def strip_length(prompt: str) -> str:
+    """The request without its length, which the rule measures better: the sentence goes, or, where it asks
+    for more, its clause."""
+    clause = re.compile(
+        r"[\s,]*\(?\b(?:(?:that|which) (?:is|are) |at )?(?:about |around |roughly |approximately |exactly )?"
+        r"\d[\d,]*(?:[\s-]words?[\s-](?:long|in length)|-word)\b\)?",
+        re.I,
+    )
+    kept = []
+    for sentence in re.split(r"(?<=[.!?])\s+", prompt.strip()):
+        rest, found = clause.subn("", sentence)
+        if not found or words(rest) > 5:
+            kept.append(rest if found else sentence)
+    return " ".join(kept).strip() or prompt
+
+
 def between(value: float, low: float, high: float) -> float:
     """0 up to `low`, 1 from `high` on, linear between them."""
     return max(0.0, min(1.0, (value - low) / (high - low)))
@@ -156,3 +172,56 @@ def _carriers(text, request, sentences, listed, lengths) -> dict[str, float]:
 def _grams(text: str) -> set[tuple]:
     found = re.findall(r"\w+", text.lower())
     return set(zip(found, found[1:], found[2:], found[3:]))
+
+
+# Not part of the text: the rest is measured as if such words were not there, then marked down.
+TO_THE_GRADER = re.compile(
+    r"\b(?:(?:ignore|disregard|forget|override) (?:all|any|the|every|previous|your|these)\b[^.!?]{0,40}?"
+    r"(?:instruction|rule|criteri|prompt|rubric)"
+    r"|(?:give|award|assign)\b[^.!?]{0,30}?(?:full|top|maximum|highest|perfect) (?:marks|points|score|rating)"
+    r"|full marks|maximum score|the rubric|language model|(?:grade|rate|score) this)[^.!?]*[.!?]*",
+    re.I,
+)
+
+
+def grade(text: str, request: str, real_words: frozenset[str] | None) -> dict[str, float]:
+    """The form of a text as points of rubrics/story_quality.md. Words addressed to a grader are cut out
+    first."""
+    rest, bribes = TO_THE_GRADER.subn(" ", text)
+    return points(measure(rest, request, real_words), bool(bribes))
+
+
+def points(f: Form, bribed: bool) -> dict[str, float]:
+    """A story's form as points of rubrics/story_quality.md, each in its range. bribed: it spoke to the
+    judge."""
+    # Strengths count only as far as the text holds together: word lists, loops and crumbs of text earn
+    # little.
+    shouted, stolen = between(f.capitals, 0.3, 0.6), between(f.copied, 0.1, 0.6)
+    sound = between(f.words, 4, 32) * between(f.sentences, 0, 3) * (0.3 if bribed else 1.0)
+    unreal, unjoined = between(f.unreal, 0.02, 0.35), between(f.unjoined, 0.01, 0.1)
+    for flaw in (between(f.loops, 0.1, 0.6), unreal, unjoined, shouted, f.stuffed, stolen):
+        sound *= 1 - flaw
+    cut_off, crumb = 0.5 * (1 - f.finished), 1 - between(f.words, 4, 24)
+    breakdown = max(cut_off, between(f.loops, 0.1, 0.5), between(f.doubled, 0, 0.1), crumb)
+    several, speech = between(f.sentences, 1, 5), f.quotes >= 2 and f.quotes % 2 == 0
+    points = {
+        "P1": 15 * sound * min(1.0, f.used),
+        "P2": 20 * sound * (0.6 * f.finished + 0.4 * several),
+        "P3": 15 * sound * (f.people + f.acts) / 2,
+        "P4": 15 * sound * (between(f.spread, 0.1, 0.4) + f.openers) / 2,
+        "P5": 20 * sound * (f.things + f.richness) / 2,
+        "P6": 15 * sound * (0.8 * f.feelings + 0.2 * speech),
+        "N1": 15 * max(bribed, stolen, f.stuffed),
+        "N2": 20 * between(f.unjoined, 0.0, 0.12),
+        "N3": 15 * (1 - f.richness) * 0.5,
+        "N4": 15 * f.ragged,
+        "N5": 15 * between(f.loops, 0.02, 0.4),
+        "N6": 20 * breakdown,
+        "N7": 15 * 0.5 * (f.quotes % 2),
+        "N8": 8 * max(between(f.odd_marks, 0, 0.1), f.lower_starts, shouted),
+        "N9": 8 * (1 - f.openers) * between(f.sentences, 1, 4),
+        "N10": 20 * between(f.unreal, 0.02, 0.3),
+        "BONUS": 0,
+        "PENALTY": 8 * bribed,
+    }
+    return {key: float(value) for key, value in points.items()}

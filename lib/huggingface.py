@@ -1,4 +1,5 @@
-"""Checkpoint folders in Hugging Face's form: found here or fetched from the hub, read and written tensor by tensor."""
+"""Checkpoint folders in Hugging Face's form: found here or fetched from the hub, read and written tensor by
+tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ BESIDE = (
 
 
 def fetch(path_or_repo, patterns=WEIGHTS) -> Path:
-    """A local folder (or file) as it is, else a hub id through huggingface_hub, which resumes and shows progress.
+    """A local folder (or file) as it is, else a hub id through huggingface_hub, which resumes and shows
+    progress.
 
     patterns: which files of the repository. FileNotFoundError: neither exists.
     """
@@ -57,7 +59,8 @@ def read_config(folder: Path) -> dict:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """Tensor name -> file name, for one safetensors file or for shards with an index. FileNotFoundError, ValueError."""
+    """Tensor name -> file name, for one safetensors file or for shards with an index. FileNotFoundError,
+    ValueError."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
         return read_json(index)["weight_map"]
@@ -77,11 +80,12 @@ def names_in(file: Path) -> list[str]:
 
 
 def check_names(folder: Path, index: dict[str, str], names, within: str):
-    """ValueError: the files lack one of `names`, or hold more below `within` than config.json has a place for."""
+    """ValueError: the files lack one of `names`, or hold more below `within` than config.json has a place
+    for."""
     missing = next((name for name in names if name not in index), None)
     if missing:
         raise ValueError(
-            f"{folder} lacks the tensor {missing}; the checkpoint is incomplete, or config.json is not its own"
+            f"{folder} lacks the tensor {missing}; it is incomplete, or config.json is not its own"
         )
     beyond = next((name for name in index if name.startswith(within) and name not in names), None)
     if beyond:
@@ -92,7 +96,8 @@ def check_names(folder: Path, index: dict[str, str], names, within: str):
 
 
 def read_tensors(folder: Path, index: dict[str, str], names):
-    """Yields (name, tensor on the CPU) in the order of `names`, one at a time. ValueError: a file is damaged or gone."""
+    """Yields (name, tensor on the CPU) in the order of `names`, one at a time. ValueError: a file is damaged
+    or gone."""
     opened = {}
     for name in names:
         file = folder / index[name]
@@ -108,8 +113,8 @@ def read_tensors(folder: Path, index: dict[str, str], names):
 def write(path, tensors: dict, config: dict, source: Path | None = None, shard_bytes: int = 5 << 30):
     """Writes a folder that transformers and vLLM load; it appears by rename.
 
-    tensors: by their names in the file, on the CPU. source: the folder they came from; what else it holds (other
-    tensors, tokenizer, generation config) is passed through unchanged.
+    tensors: by their names in the file, on the CPU. source: the folder they came from; what else it holds
+    (other tensors, tokenizer, generation config) is passed through unchanged.
     """
     from huggingface_hub import save_torch_state_dict
 
@@ -129,7 +134,8 @@ def write(path, tensors: dict, config: dict, source: Path | None = None, shard_b
 
 
 def with_dtype(config: dict, dtype) -> dict:
-    """A copy of a config.json that says the weights are stored in `dtype`, in each place where it says so already."""
+    """A copy of a config.json that says the weights are stored in `dtype`, in each place where it says so
+    already."""
     config = json.loads(json.dumps(config))
     for part in (config, config.get("text_config", {})):
         for key in {"dtype", "torch_dtype"} & set(part):

@@ -9,11 +9,12 @@ LOGIT_CHUNK = 512  # tokens whose logits exist at once: 0.5 GB in fp32 for a voc
 
 
 class LogProbs(torch.autograd.Function):
-    """log softmax(h W^T / temperature)[target] and its entropy, without ever holding the logits of more than LOGIT_CHUNK
-    tokens: the backward pass computes them again. h [M, D], W [V, D], targets [M] -> logp [M], entropy [M], both fp32.
+    """log softmax(h W^T / temperature)[target] and its entropy, without ever holding the logits of more than
+    LOGIT_CHUNK tokens: the backward pass computes them again. h [M, D], W [V, D], targets [M] -> logp [M],
+    entropy [M], both fp32.
 
-    A token's gradient g scales that of its logits, g (onehot - p), as a whole, so g is left to rows of h and of the
-    result, which are far shorter than rows of the vocabulary.
+    A token's gradient g scales that of its logits, g (onehot - p), as a whole, so g is left to rows of h and
+    of the result, which are far shorter than rows of the vocabulary.
     """
 
     @staticmethod
@@ -42,7 +43,8 @@ class LogProbs(torch.autograd.Function):
         for i in range(0, len(h), LOGIT_CHUNK):
             s = slice(i, i + LOGIT_CHUNK)
             p = LogProbs.log_softmax(h[s], W, ctx.temperature).exp_()
-            # p - onehot in fp32, rounded only then: of a token that was certain, p - 1 is all that is left to learn from.
+            # p - onehot in fp32, rounded only then: of a token that was certain, p - 1 is all that is left to
+            # learn from.
             d = p.scatter_add_(-1, targets[s, None], torch.full_like(p[:, :1], -1.0)).to(h.dtype)
             scale = -grad[s, None] / ctx.temperature
             dh[s] = scale * (d @ W)

@@ -1,4 +1,5 @@
-"""LoRA (arXiv 2106.09685): a trainable low-rank pair beside each frozen linear layer, merged or saved for PEFT."""
+"""LoRA (arXiv 2106.09685): a trainable low-rank pair beside each frozen linear layer, merged or saved for
+PEFT."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from lib.sharding import whole
 
 
 class LoRALinear(nn.Module):
-    """y = x W^T + scale * x A^T B^T. W [n_out, n_in] is the parameter of the layer it replaces and keeps its name."""
+    """y = x W^T + scale * x A^T B^T. W [n_out, n_in] is the parameter of the layer it replaces and keeps its
+    name."""
 
     def __init__(self, weight: nn.Parameter, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
@@ -34,8 +36,9 @@ class LoRALinear(nn.Module):
 
 
 def add_lora(module, rank: int, alpha: float, seed: int = 0, skip: tuple[str, ...] = ("lm_head",)):
-    """Freezes `module` and puts a LoRALinear (fp32 pair) in place of each bias-free nn.Linear below it, except those
-    whose own name is in `skip`. Returns the new parameters. ValueError: rank < 1, or nothing to bind to."""
+    """Freezes `module` and puts a LoRALinear (fp32 pair) in place of each bias-free nn.Linear below it,
+    except those whose own name is in `skip`. Returns the new parameters. ValueError: rank < 1, or nothing to
+    bind to."""
     if rank < 1:
         raise ValueError(f"--lora_rank is {rank}; LoRA needs a rank of at least 1 (8 to 64 is usual)")
     module.requires_grad_(False)
@@ -68,11 +71,12 @@ def merged_tensors(module):
 
 @torch.no_grad()
 def save_adapter(module, path, base: str, prefix: str = "", base_class: str | None = None):
-    """Writes the LoRA pairs in PEFT's format (adapter_model.safetensors, adapter_config.json), to lie on top of `base`.
+    """Writes the LoRA pairs in PEFT's format (adapter_model.safetensors, adapter_config.json), to lie on top
+    of `base`.
 
-    prefix: what the base calls the root of `module`, such as "model.". base_class: the transformers class whose names
-    these are, where it is not the one that AutoModelForCausalLM picks. That one would find none of the names in a
-    multimodal base, and the adapter would load into nothing.
+    prefix: what the base calls the root of `module`, such as "model.". base_class: the transformers class
+    whose names these are, where it is not the one that AutoModelForCausalLM picks. That one would find none
+    of the names in a multimodal base, and the adapter would load into nothing.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -86,19 +90,18 @@ def save_adapter(module, path, base: str, prefix: str = "", base_class: str | No
     if not pairs:
         raise ValueError("the model has no LoRA pairs to save; call add_lora first")
     first = next(iter(pairs.values()))
-    config = dict(
-        peft_type="LORA",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=str(base),
-        r=first.lora_A.shape[0],
-        lora_alpha=first.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=sorted({name.rpartition(".")[2] for name in pairs}),
-    )
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": first.lora_A.shape[0],
+        "lora_alpha": first.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({name.rpartition(".")[2] for name in pairs}),
+    }
     if base_class:  # peft looks at the class only where no task is named
-        config |= dict(
-            task_type=None, auto_mapping=dict(base_model_class=base_class, parent_library="transformers")
-        )
+        mapping = {"base_model_class": base_class, "parent_library": "transformers"}
+        config |= {"task_type": None, "auto_mapping": mapping}
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
     (path / "adapter_config.json").write_text(json.dumps(config, indent=1))

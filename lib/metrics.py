@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
+from lib.files import write_json, write_lines
 from lib.pages import figure, save_figure
 
 COLOURS = ("#1f4e79", "#c0562c", "#4a7c3a", "#7a4a8a", "#a8892c", "#3b8f8c")
@@ -15,19 +16,21 @@ class Log:
     """Appends to `path` and, where asked, to wandb. `metrics` holds every line of the run, earlier sessions
     included."""
 
-    def __init__(self, path: Path, start: int, wandb: dict | None = None):
+    def __init__(self, folder: Path, start: int, config: dict, wandb: bool):
         """start: the first step to come; later lines are those of a session that was killed, and are written
-        again. wandb: what wandb.init gets; None: no wandb."""
-        self.path, self.metrics, self.wandb = path, [], None
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
+        again. config: goes to config.json."""
+        (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config)
+        self.path, self.metrics, self.wandb = folder / "metrics.jsonl", [], None
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
             whole = [json.loads(line) for line in lines if line.endswith("}")]
             self.metrics = [m for m in whole if m["step"] < start]
-        path.write_text("".join(json.dumps(m) + "\n" for m in self.metrics), encoding="utf-8")
-        if wandb is not None:
+        write_lines(self.path, self.metrics)
+        if wandb:
             import wandb as service
 
-            self.wandb = service.init(**wandb)
+            self.wandb = service.init(project="long-stories", name=folder.name, config=config)
 
     def write(self, line: dict):
         self.metrics.append(line)

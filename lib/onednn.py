@@ -1,7 +1,8 @@
 """Linear layers for decoding on a CPU: each weight kept a second time in oneDNN's blocked order.
 
-A product with few rows reads that order up to 2.8 times faster than plain rows. The operators are private to torch
-and not in every build, and for bf16 they refuse a processor without AVX-512: `usable` asks before they are used.
+A product with few rows reads that order up to 2.8 times faster than plain rows. The operators are private to
+torch and not in every build, and for bf16 they refuse a processor without AVX-512: `usable` asks before they
+are used.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch.nn as nn
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T for inference. `weight` stays as it was, with its name and address; call `pack` after it changes."""
+    """y = x W^T for inference. `weight` stays as it was, with its name and address; call `pack` after it
+    changes."""
 
     def __init__(self, weight: nn.Parameter):
         super().__init__()
@@ -33,7 +35,8 @@ def product(x, weight):
     return torch.ops.mkldnn._linear_pointwise(x, weight.packed, None, "none", [], "")
 
 
-# An operator of its own, because a compiler cannot look into a packed tensor: it sees the plain weight that carries it.
+# An operator of its own, because a compiler cannot look into a packed tensor: it sees the plain weight that
+# carries it.
 LIBRARY = torch.library.Library("packed", "DEF")
 LIBRARY.define("linear(Tensor x, Tensor weight) -> Tensor")
 LIBRARY.impl("linear", product, "CPU")
@@ -47,8 +50,8 @@ def usable(weight) -> bool:
 
 @cache
 def works_with(dtype: torch.dtype) -> bool:
-    """Tries it on a small tensor. A build without the operators raises AttributeError; an operator that this processor
-    or this dtype lacks raises RuntimeError."""
+    """Tries it on a small tensor. A build without the operators raises AttributeError; an operator that this
+    processor or this dtype lacks raises RuntimeError."""
     try:
         layer = PackedLinear(nn.Parameter(torch.ones(32, 32, dtype=dtype), requires_grad=False))
         return bool((layer(torch.ones(2, 32, dtype=dtype)) == 32).all())
@@ -58,7 +61,8 @@ def works_with(dtype: torch.dtype) -> bool:
 
 @torch.no_grad()
 def pack(module):
-    """Puts a PackedLinear in place of every bias-free nn.Linear below `module`, and packs again those that are there."""
+    """Puts a PackedLinear in place of every bias-free nn.Linear below `module`, and packs again those that
+    are there."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, PackedLinear):

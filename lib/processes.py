@@ -49,7 +49,7 @@ def connect() -> torch.device:
 
 def say(text: str, file=None):
     """Prints on the main process alone."""
-    if MAIN:
+    if MAIN and text:
         print(text, file=file, flush=True)
 
 
@@ -80,8 +80,17 @@ def from_main(function, *args):
     return box[0]
 
 
+def first_on_each_node(function, *args):
+    """function(*args) on one process of each node; the others wait until it is done."""
+    if LOCAL_RANK == 0:
+        function(*args)
+    dist.barrier()
+
+
 def gather(items) -> list:
     """The lists of all processes as one list, in the order of ranks."""
+    if WORLD == 1:
+        return list(items)
     parts = [None] * WORLD
     dist.all_gather_object(parts, list(items))
     return [item for part in parts for item in part]
@@ -101,7 +110,8 @@ def choose_threads(parameters: int) -> int:
     threads, and where other work runs, threads that wait for each other cost it several times its time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = 1 if parameters < 100_000_000 else max(1, cores // LOCAL_WORLD)
-    torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(threads)
     return threads
 
 
@@ -110,8 +120,8 @@ def need_memory(need: float, device: torch.device, cure: str):
     free = free_bytes(device) / (1 if device.type == "cuda" else LOCAL_WORLD)
     if need > free:
         raise ValueError(
-            f"weights, gradients, optimiser and replica need {need / 1e9:.1f} GB per process, {free / 1e9:.1f} GB are "
-            f"free; {cure}; python -m scripts.plan tells how much"
+            f"weights, gradients, optimiser and replica need {need / 1e9:.1f} GB per process, "
+            f"{free / 1e9:.1f} GB are free; {cure}; python -m scripts.plan tells how much"
         )
 
 

@@ -1,13 +1,34 @@
-"""A rubric: a Markdown file that a person can read and edit, and the data made from it."""
+"""A rubric: a Markdown file that a person can read and edit, the data made from it, and how an answer is
+read."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+import statistics
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from lib.answers import closed
+from lib.answers import Fault, closed
+from lib.stats import mean
+
+
+@dataclass
+class Verdict:
+    """A rubric, filled."""
+
+    scores: dict[str, float]  # dimension -> points; beside another text: from -3 (worse) to 3 (better)
+    score: float  # what the points, a rank or a comparison add up to
+    why: dict[str, str] = field(default_factory=dict)
+    quotes: dict[str, list[str]] = field(default_factory=dict)
+    evidence: float | None = None  # share of the quotes found in the text; None: none were due
+    rubric: str = ""
+    judge: str = ""
+    samples: int = 1  # verdicts averaged
+    orders: list[float] | None = None  # beside another text: the score when shown first, and second
+
+    def to_dict(self) -> dict:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,59 @@ class Rubric:
             score = {"type": "integer", "minimum": int(d.low), "maximum": int(d.high)}
             entries[d.key] = closed({"why": why, "quotes": quotes, "score": score})
         return closed(entries)
+
+    def instructions(self) -> str:
+        """What the judge is told, the same for each call, so that providers can cache it."""
+        lines = [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in self.dimensions]
+        entry = '"{}": {{"why": "...", "quotes": ["..."], "score": {:g}-{:g}}}'
+        shape = ", ".join(entry.format(d.key, d.low, d.high) for d in self.dimensions)
+        rules = (
+            "Answer with one JSON object and nothing else. For every dimension: why (1-3 sentences), quotes "
+            f"(0-2 exact quotes from the story, at most 12 words each), then score. No total.\n{{{shape}}}"
+        )
+        return "\n\n".join([self.preamble, *lines, rules])
+
+    def read(self, answer: dict, text: str, judge: str) -> Verdict:
+        """An answer, checked. Keys that the rubric does not have, such as totals, are dropped. Raises
+        Fault."""
+        scores, why, quotes = {}, {}, {}
+        for d in self.dimensions:
+            item = entry(answer, d.key)
+            scores[d.key] = number(item, "score", d.key, d.low, d.high)
+            why[d.key], quotes[d.key] = str(item.get("why", "")), cited(item, "quotes", d.key)
+        found = evidence(scores, quotes, text)
+        return Verdict(scores, self.score(scores), why, quotes, found, self.version, judge)
+
+    def score(self, scores: dict[str, float]) -> float:
+        """Points per dimension -> points: S = P - N + B' - Pen' in [-159, 108] (POLARIS); mean, range:
+        0..100."""
+        if self.rule == "points":
+            P = sum(scores[d.key] for d in self.dimensions if d.key[0] == "P" and d.key != "PENALTY")
+            N = sum(scores[d.key] for d in self.dimensions if d.key[0] == "N")
+            bonus = 0.0 if N > P / 2 else scores["BONUS"]  # no prize for a badly flawed text
+            penalty = min(3.0, scores["PENALTY"]) if P > 1.5 * N else scores["PENALTY"]  # spares a good one
+            return max(-159.0, min(108.0, P - N + bonus - penalty))
+        # Benchmarks grade every line on one scale; a fault counts from the other end.
+        shares, base = 0.0, 0.0
+        for d in self.dimensions:
+            low = d.low if self.rule == "range" else 0.0
+            score = d.high + d.low - scores[d.key] if d.key[0] == "N" else scores[d.key]
+            shares, base = shares + d.weight * ((score - low) / (d.high - low)) ** d.power, base + d.weight
+        return 100 * shares / base
+
+    def mean(self, verdicts: list[Verdict]) -> Verdict | None:
+        """Dimensions averaged, then aggregated; words and quotes are the first verdict's. None of none."""
+        if len(verdicts) < 2:
+            return verdicts[0] if verdicts else None
+        scores = {d.key: statistics.fmean(v.scores[d.key] for v in verdicts) for d in self.dimensions}
+        found, score = mean(v.evidence for v in verdicts), self.score(scores)
+        return replace(verdicts[0], scores=scores, score=score, samples=len(verdicts), evidence=found)
+
+    def empty(self, judge: str) -> Verdict:
+        """Of an empty text, which is not a failed call: it earns nothing and bears every fault."""
+        bad = {d.key: d.high if d.key[0] == "N" or d.key == "PENALTY" else d.low for d in self.dimensions}
+        why = dict.fromkeys(bad, "the story is empty")
+        return Verdict(bad, self.score(bad), why, rubric=self.version, judge=judge)
 
     def standards(self) -> str:
         """The headings with their points, one per line, without the open bonus and penalty."""
@@ -91,3 +165,47 @@ def _criterion(number: int, c: dict) -> Dimension:
     bands = [f"- {band}: {c[band]}" for band in BANDS if band in c]
     text = "\n".join([c["criteria_description"], *bands])
     return Dimension(f"P{number}", c["name"], 1, 10, 1, 1, text)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading an answer
+
+
+def entry(answer: dict, key: str) -> dict:
+    if not isinstance(answer.get(key), dict):
+        raise Fault("schema", "ask", f"{key} has no score")
+    return answer[key]
+
+
+def number(item: dict, name: str, key: str, low: float, high: float) -> float:
+    if name not in item:
+        raise Fault("schema", "ask", f"{key} has no {name}")
+    value = item[name]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,3}(\.\d+)?", value.strip()):
+        value = float(value)  # the number is not in doubt, only its quotation marks
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise Fault("schema", "ask", f"{key} is {str(value)[:40]!r}, not a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def cited(item: dict, name: str, key: str) -> list[str]:
+    quotes = item.get(name, [])
+    if not isinstance(quotes, list) or not all(isinstance(q, str) for q in quotes):
+        raise Fault("schema", "ask", f"the {name} of {key} are not a list of strings")
+    return [q for q in quotes if q.strip()]
+
+
+def evidence(scores: dict[str, float], quotes: dict[str, list[str]], text: str) -> float | None:
+    """Share of the quotes that are in the text, white space, case and quotation marks folded. A fault claimed
+    without a quote counts as one that was not found: a judge that cites nothing has seen nothing. None:
+    nothing was claimed."""
+    page, found = fold(text), []
+    for key, score in scores.items():
+        found += [bool(fold(q)) and fold(q) in page for q in quotes.get(key, [])]
+        if score > 0 and not quotes.get(key) and (key[0] == "N" or key in ("BONUS", "PENALTY")):
+            found.append(False)
+    return sum(found) / len(found) if found else None
+
+
+def fold(text: str) -> str:
+    return " ".join(re.sub(r"[\"'“”‘’«»`]", "", text).casefold().split()).strip(" .,;:!?…")

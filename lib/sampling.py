@@ -1,4 +1,5 @@
-"""One token per row from its logits: temperature, truncation, repetition penalty, and noise that a seed alone decides.
+"""One token per row from its logits: temperature, truncation, repetition penalty, and noise that a seed alone
+decides.
 
 Dimension suffixes: B rows, V vocabulary.
 """
@@ -69,8 +70,9 @@ def block_size(vocab: int) -> int:
 
 
 def draw(z_BV, noise):
-    """Samples softmax(z) exactly, with noise for a block and for a token within it instead of one for each of V tokens.
-    Returns token [B] and logsumexp [B], which the block sums give for nothing. noise: [B, V / b + b]."""
+    """Samples softmax(z) exactly, with noise for a block and for a token within it instead of one for each of
+    V tokens. Returns token [B] and logsumexp [B], which the block sums give for nothing. noise: [B, V / b +
+    b]."""
     B, V = z_BV.shape
     b = block_size(V)
     blocks = z_BV.view(B, V // b, b)

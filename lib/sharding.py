@@ -1,4 +1,5 @@
-"""FSDP2 in a few lines: who shards what, and what its gradients need (a module whose parameters are whole is fine too)."""
+"""FSDP2 in a few lines: who shards what, and what its gradients need (a module whose parameters are whole is
+fine too)."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ def shard(
 ):
     """Shards `module` in place over `shards` processes, each of its `blocks` gathered and freed as one group.
 
-    Masters keep their dtype (fp32 for training), products run in bf16 where asked, gradients are reduced in fp32.
-    With fewer shards than processes, each `shards` neighbours hold the whole module between them (HSDP).
-    whole: endings of the names of parameters that stay whole on every process, because mixed precision would
-    round them; `average_replicated` averages their gradients. methods: what is called besides `forward`.
+    Masters keep their dtype (fp32 for training), products run in bf16 where asked, gradients are reduced in
+    fp32. With fewer shards than processes, each `shards` neighbours hold the whole module between them
+    (HSDP). whole: endings of the names of parameters that stay whole on every process, because mixed
+    precision would round them; `average_replicated` averages their gradients. methods: what is called besides
+    `forward`.
     """
     replicas = dist.get_world_size() // shards
     device = next(module.parameters()).device.type
@@ -42,7 +44,8 @@ def whole(tensor):
 
 
 def average_replicated(params):
-    """Averages over processes the gradients that FSDP leaves alone (see `shard`); no-op where nothing is sharded."""
+    """Averages over processes the gradients that FSDP leaves alone (see `shard`); no-op where nothing is
+    sharded."""
     if any(is_sharded(p) for p in params):
         for p in params:
             if not is_sharded(p) and p.grad is not None:

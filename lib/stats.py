@@ -1,4 +1,9 @@
-"""Means and their doubt, ranks and agreement. Each is checked against its definition in the tests."""
+"""Means and their doubt, ranks, agreement, strengths. Each is checked against its definition in the tests.
+
+One bootstrap for everything: it draws units with replacement, each with all its observations, since
+observations of one unit (a prompt, a seed) are not independent. Suffixes: U units, C columns, R resamples,
+M players.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +49,23 @@ def rise(old: list[float], new: list[float]) -> float:
     return change if change > 2 * error else 0.0
 
 
+def rising_together(
+    history: list[dict], gain: str, signs: dict[str, int], window: int
+) -> tuple[float, dict[str, float]]:
+    """(how far `gain` rose, {name of a sign: how far it moved}) from the first to the second half of the last
+    `window` entries. signs: name -> 1 (bad when it rises) or -1 (when it falls); those that did not move are
+    left out, all of them where `gain` did not rise. Entries without a value are skipped."""
+    recent = history[-window:]
+    halves = recent[: window // 2], recent[window // 2 :]
+
+    def move(name: str, sign: int = 1) -> float:
+        return rise(*([sign * entry[name] for entry in half if name in entry] for half in halves))
+
+    gained = move(gain) if len(recent) == window else 0.0
+    moves = {name: move(name, sign) for name, sign in signs.items()} if gained else {}
+    return gained, {name: moved for name, moved in moves.items() if moved}
+
+
 def correlation(a: list[float], b: list[float]) -> float | None:
     """Pearson's r; None where one side does not vary."""
     if len(a) < 2 or min(len(set(a)), len(set(b))) < 2:
@@ -62,18 +84,73 @@ def rank_correlation(a: list[float], b: list[float]) -> float | None:
     return correlation(ranks(a), ranks(b))
 
 
-def bootstrap(by_unit: dict[str, list[float]], resamples: int = 10000, seed: int = 0) -> dict:
-    """Mean over units of each unit's mean, with the 95 % percentile interval over resampled units.
+# ---- the bootstrap -----------------------------------------------------------------------------------------
 
-    A unit is a prompt: two annotators of one pair are not two independent observations. Fewer than two units
-    have no interval (None). Where all units agree it has no width: read the sign test there.
-    """
-    means = np.array([np.mean(values) for values in by_unit.values() if values])
-    if len(means) < 2:
-        return {"mean": float(means[0]) if len(means) else None, "interval": None, "prompts": len(means)}
-    picks = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
-    low, high = np.percentile(means[picks].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(means.mean()), "interval": [float(low), float(high)], "prompts": len(means)}
+
+def draws(units: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """How often each unit is drawn [R, U]."""
+    return np.random.default_rng(seed).multinomial(units, [1 / units] * units, size=resamples)
+
+
+def resampled_means(sums_UC, counts_UC, resamples: int | None = None, seed: int = 0) -> np.ndarray:
+    """Means per column over all observations [1 + R, C]; row 0 is the sample itself. NaN: an empty draw.
+
+    sums_UC, counts_UC: sum and number of a unit's observations per column."""
+    units = len(sums_UC)
+    draws_RU = np.vstack([np.ones((1, units)), draws(units, resamples or RESAMPLES, seed)])
+    with np.errstate(invalid="ignore"):
+        return (draws_RU @ sums_UC) / (draws_RU @ counts_UC)
+
+
+def interval(drawn_R) -> list[float] | None:
+    """The 95 % percentile interval of what is finite."""
+    drawn_R = np.asarray(drawn_R)[np.isfinite(drawn_R)]
+    return [float(edge) for edge in np.percentile(drawn_R, [2.5, 97.5])] if len(drawn_R) else None
+
+
+def estimate(means_R, units: int) -> dict:
+    """{mean, prompts (units), interval} of one column of `resampled_means`. Fewer than two units have no
+    interval. Where all units agree it has no width: read the sign test there."""
+    sure = units > 1 and math.isfinite(means_R[0])
+    mean = finite(float(means_R[0]))
+    return {"mean": mean, "prompts": int(units), "interval": interval(means_R[1:]) if sure else None}
+
+
+def bootstrap(by_unit: dict[str, list[float]], resamples: int = 10_000, seed: int = 0) -> dict:
+    """The mean over units of each unit's mean, as `estimate` gives it."""
+    means_U1 = np.array([[np.mean(values)] for values in by_unit.values() if values])
+    if not len(means_U1):
+        return {"mean": None, "prompts": 0, "interval": None}
+    means_R1 = resampled_means(means_U1, np.ones_like(means_U1), resamples, seed)
+    return estimate(means_R1[:, 0], len(means_U1))
+
+
+def by_column(points, columns, steps: int, seed: int = 0) -> dict[str, dict]:
+    """{column: estimate, "slope": estimate} of (unit, x, value) triples.
+
+    columns: (label, above, up to) ranges of x, which may overlap. The slope is that of least squares through
+    the means of the first `steps` columns against 0, 1, 2 ..."""
+    labels = [*(label for label, _, _ in columns), "slope"]
+    places = {unit: i for i, unit in enumerate(dict.fromkeys(unit for unit, _, _ in points))}
+    if not places:
+        return {label: {"mean": None, "prompts": 0, "interval": None} for label in labels}
+    sums_UC, counts_UC = np.zeros((2, len(places), len(columns)))
+    for unit, x, value in points:
+        for c, (_, low, high) in enumerate(columns):
+            if low < x <= high:
+                sums_UC[places[unit], c] += value
+                counts_UC[places[unit], c] += 1
+    means_RC = resampled_means(sums_UC, counts_UC, seed=seed)
+    used = np.flatnonzero(counts_UC.any(0)[:steps])
+    x = used - used.mean()
+    slope_R = means_RC[:, used] @ x / (x @ x) if len(used) > 1 else np.full(len(means_RC), np.nan)
+    units_C = (counts_UC > 0).sum(0)
+    poorest = units_C[used].min(initial=len(places))  # a slope is no surer than its poorest column
+    found = zip(labels, [*means_RC.T, slope_R], [*units_C, poorest])
+    return {label: estimate(means_R, units) for label, means_R, units in found}
+
+
+# ---- agreement and strengths -------------------------------------------------------------------------------
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -113,3 +190,24 @@ def krippendorff(units: list[list], interval: bool = False) -> float | None:
         return None
     observed = sum(apart(Counter(unit)) / (len(unit) - 1) for unit in units)
     return 1 - (len(values) - 1) * observed / expected
+
+
+def bradley_terry(wins_MM: np.ndarray, prior: float = 0.5, steps: int = 10_000) -> np.ndarray:
+    """Log strengths [M] (Bradley and Terry, 1952), mean 0, from wins[i, j] = how often i beat j, ties as half
+    a win each.
+
+    prior: wins that every pair is given both ways, so that a player that always won has a finite strength."""
+    wins_MM = wins_MM + prior * (1 - np.eye(len(wins_MM)))
+    games_MM, p_M = wins_MM + wins_MM.T, np.ones(len(wins_MM))
+    for _ in range(steps):  # minorise and maximise: monotone, no step size
+        new_M = wins_MM.sum(1) / (games_MM / (p_M[:, None] + p_M[None])).sum(1)
+        new_M /= np.exp(np.log(new_M).mean())
+        done, p_M = np.abs(np.log(new_M / p_M)).max() < 1e-10, new_M
+        if done:
+            break
+    return np.log(p_M)
+
+
+def elo(strengths: np.ndarray) -> np.ndarray:
+    """Log strengths on Elo's scale, 1000 for the mean."""
+    return 1000 + 400 / math.log(10) * strengths

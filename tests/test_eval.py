@@ -175,7 +175,7 @@ def test_empty_stories_are_counted_and_break_nothing(tmp_path):
     assert evaluation.main(["--endpoint", server.url, "--model", "mute", "--prompts", str(prompts(tmp_path / "p.jsonl", 2)), "--out", str(tmp_path / "o")]) == 0
     figures = {m: f["all"]["mean"] for m, f in saved(tmp_path / "o")["figures"]["mute"].items()}
     assert figures["empty"] == 1 and figures["written"] == figures["length_score"] == 0 and figures["early"] == 1
-    assert figures["quality"] == judging.empty_verdict(judging.RUBRIC, "").score and figures["vendi"] is None and figures["distance"] is None
+    assert figures["quality"] == judging.RUBRIC.empty("").score and figures["vendi"] is None and figures["distance"] is None
 
 
 # ---- the log

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import judge
-from judge import RUBRIC, SHORT_BOUNDS, LengthBounds, OfflineJudge, Verdict, aggregate, load_rubric, reward
+from judge import RUBRIC, SHORT_BOUNDS, LengthBounds, OfflineJudge, Verdict, load_rubric, reward
 from lib.answers import without_limits
 
 ROOT = Path(judge.__file__).parent
@@ -61,7 +61,7 @@ def test_aggregate_of_a_thousand_random_verdicts():
         scores = {d.key: chance.choice([d.low, d.high, round(chance.uniform(d.low, d.high) * (
             tilt if d.key[0] in "PB" else 1 - tilt), 1)]) if chance.random() < 0.3 else round(
                 d.high * chance.random() * (tilt if d.key[0] == "P" else 1 - tilt), 1) for d in RUBRIC.dimensions}
-        assert aggregate(scores) == pytest.approx(brute_force(scores), abs=1e-9)
+        assert RUBRIC.score(scores) == pytest.approx(brute_force(scores), abs=1e-9)
         good, bad = (sum(v for k, v in scores.items() if k[0] == letter and k != "PENALTY") for letter in "PN")
         seen.add((bad > good / 2, good > 1.5 * bad))
     assert len(seen) == 3    # a bonus without the cap, with it, and neither: all met
@@ -82,7 +82,7 @@ def test_benchmark_rubrics_follow_their_published_formulas():
             forced = 20 * ((20 - scores["N6"]) / 20) ** 1.7
             rest = [20 - v if k[0] == "N" else v for k, v in scores.items() if k != "N6"]
             expected = 5 * (sum(rest) + 5 * forced) / (11 + 5)
-        assert aggregate(scores, rubric) == pytest.approx(expected)
+        assert rubric.score(scores) == pytest.approx(expected)
     own = load_rubric("writingbench", [{"name": f"c{i}", "criteria_description": "is good", "9-10": "great"} for i in range(5)])
     assert [d.title for d in own.dimensions] == [f"c{i}" for i in range(5)] and "- 9-10: great" in own.dimensions[0].text
     assert own.version != load_rubric("writingbench").version

@@ -108,7 +108,7 @@ def test_each_fault_ends_in_a_verdict_or_none_with_a_reason(case, caplog):
         assert client.counts[reason] >= 1, client.counts
     assert client.counts["none"] == (not comes)
     if verdict:
-        assert verdict.score == judge.aggregate(verdict.scores) and verdict.evidence == 1.0
+        assert verdict.score == RUBRIC.score(verdict.scores) and verdict.evidence == 1.0
     assert KEY not in caplog.text + client.last_error + repr(vars(client)) + repr(client.counts)
 
 
@@ -261,7 +261,7 @@ def test_samples_are_averaged_and_one_that_fails_is_left_out():
     with Server(lambda body, number: [low, high, say("no"), say("no")][min(number, 4) - 1]) as server:
         client = Judge(server.url, "m", samples=3, in_flight=1)
         verdict = client.score(PROMPT, STORY)
-        assert verdict.samples == 2 and verdict.scores["P1"] == 6 and verdict.score == judge.aggregate(verdict.scores)
+        assert verdict.samples == 2 and verdict.scores["P1"] == 6 and verdict.score == RUBRIC.score(verdict.scores)
         client.close()
 
 

@@ -10,6 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration, Qwen3_5TextConfig
 
 import model as qwen
+from lib import logprobs
+from lib.delta import delta_chunked
+from lib.lora import add_lora
+from lib.packed import Packed
 
 torch.set_num_threads(1)  # matrices this small only lose by waiting for a second thread
 VOCAB = 97
@@ -51,42 +55,47 @@ def worst(a, b):
     return (a - b).abs().max().item()
 
 
+def per_token(logits_TV, row, temperature=1.0):
+    """Log-probability of each token of a row but the first."""
+    return (logits_TV[:-1] / temperature).log_softmax(-1).gather(-1, torch.tensor(row)[1:, None])[:, 0]
+
+
 def test_parity_with_transformers(pair):
-    """Logits (plain, padded, packed, fused), gradients, prefill + decode, greedy tokens, and the way back into transformers."""
+    """Logits (plain and fused), log-probs of packed rows and gradients, prefill + decode, greedy tokens, and back."""
     hf, ours, tmp_path = pair
     fused = qwen.load(tmp_path / "hf", torch.float32, fused=True)
-    ids, lengths = torch.randint(0, VOCAB, (3, 131)), torch.tensor([131, 77, 5])   # odd, and across chunk borders
-    real = torch.arange(131) < lengths[:, None]
+    ids, lengths = torch.randint(0, VOCAB, (3, 131)), [131, 77, 5]  # odd, and across chunk borders
     with torch.no_grad():
         expected = hf(ids).logits
-        alone = torch.cat([hf(ids[i:i + 1, :n]).logits[0] for i, n in enumerate(lengths)])
         assert worst(ours.logits(ours(ids)), expected) < 1e-4
         assert worst(fused.logits(fused(ids)), expected) < 1e-4
-        assert worst(ours.logits(ours(ids, lengths))[real], alone) < 1e-4
-        assert worst(ours.logits(ours(ids[real], lengths)), alone) < 1e-4
 
-        # prefill of uneven rows, then one token a row, must equal the whole sequence at once
+        # rows of a cache that were filled with prompts of different lengths, then one token per row
         more = torch.randint(0, VOCAB, (3, 9))
         cache = fused.new_cache(3, 150)
-        fused(ids, lengths, cache)
-        steps = torch.stack([fused.logits(fused(more[:, j:j + 1], cache=cache)[:, 0]) for j in range(9)], 1)
+        for i, n in enumerate(lengths):
+            one = fused.new_cache(1, n)
+            fused(ids[i : i + 1, :n], one)
+            cache.copy_rows(one, torch.tensor([0]), torch.tensor([i]))
+        steps = torch.stack([fused.logits(fused(more[:, j : j + 1], cache)[:, 0]) for j in range(9)], 1)
         for i, n in enumerate(lengths):
             whole = hf(torch.cat([ids[i, :n], more[i]])[None]).logits[0, n:]
             assert worst(steps[i], whole) < 1e-4
 
         cache, token, greedy = fused.new_cache(1, 60), ids[:1, :21], []
         for _ in range(32):
-            token = fused.logits(fused(token, cache=cache)[:, -1]).argmax(-1, keepdim=True)
+            token = fused.logits(fused(token, cache)[:, -1]).argmax(-1, keepdim=True)
             greedy.append(token.item())
-        assert greedy == hf.generate(ids[:1, :21], max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 21:].tolist()
+        peer = hf.generate(ids[:1, :21], max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert greedy == peer[0, 21:].tolist()
 
-    inner = real[:, 1:].float()
-    expected = torch.log_softmax(hf(ids).logits[:, :-1], -1).gather(-1, ids[:, 1:, None])[..., 0]
-    logp = ours.token_logprobs(ids, lengths)
-    assert worst(logp, expected * inner) < 1e-4
-    advantage = torch.tensor([[1.0], [-0.5], [2.0]])
+    rows = [row[:n] for row, n in zip(ids.tolist(), lengths)]
+    logp = ours.token_logprobs(Packed(rows))[0]
+    expected = torch.cat([per_token(hf(torch.tensor([row])).logits[0], row) for row in rows])
+    assert worst(logp, expected) < 1e-4
+    advantage = torch.cat([torch.full((n - 1,), a) for n, a in zip(lengths, (1.0, -0.5, 2.0))])
     (logp * advantage).sum().backward()
-    (expected * inner * advantage).sum().backward()
+    (expected * advantage).sum().backward()
     gradients = {name.removeprefix("model."): p.grad for name, p in hf.named_parameters()}
     # Sums that cancel (a decay's bias, over all tokens) keep fp32's rounding of their terms: hence the floor of 1e-6.
     scale = torch.stack([g.norm() for g in gradients.values()]).norm()
@@ -103,19 +112,54 @@ def test_checkpointing_and_compute_dtype_do_not_change_the_gradient():
     ids, grads = torch.randint(0, VOCAB, (2, 70)), []
     for model.checkpointing in (False, True):
         model.zero_grad()
-        model.token_logprobs(ids).sum().backward()
+        model.token_logprobs(Packed(ids.tolist()))[0].sum().backward()
         grads.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads))
 
 
 def test_rows_of_a_packed_batch_do_not_see_each_other():
     model = qwen.new(text_config(4) | dict(model_type="qwen3_5_text"))
-    ids, lengths = torch.randint(0, VOCAB, (3, 40)), torch.tensor([40, 11, 23])
-    other = ids.clone()
-    other[0], other[2] = torch.randint(0, VOCAB, (2, 40))
-    assert torch.equal(model.token_logprobs(ids, lengths)[1], model.token_logprobs(other, lengths)[1])
-    other[1, 3] = (ids[1, 3] + 1) % VOCAB  # and the comparison above can fail
-    assert not torch.equal(model.token_logprobs(ids, lengths)[1], model.token_logprobs(other, lengths)[1])
+    rows = [torch.randint(0, VOCAB, (n,)).tolist() for n in (40, 11, 23)]
+    others = [torch.randint(0, VOCAB, (40,)).tolist(), list(rows[1]), torch.randint(0, VOCAB, (23,)).tolist()]
+
+    def second(rows):
+        batch = Packed(rows)
+        return model.token_logprobs(batch)[0].split(batch.counts)[1]
+
+    assert torch.equal(second(rows), second(others))
+    others[1][3] = (rows[1][3] + 1) % VOCAB  # and the comparison above can fail
+    assert not torch.equal(second(rows), second(others))
+
+
+def test_starts_ask_for_the_ends_of_rows_alone():
+    model = qwen.new(text_config(4) | dict(model_type="qwen3_5_text"))
+    rows = [torch.randint(0, VOCAB, (n,)).tolist() for n in (9, 30, 30, 4)]
+    whole, part = Packed(rows), Packed(rows, [3, 29, 30, 1])
+    assert part.counts == [6, 1, 0, 3] and whole.counts == [8, 29, 29, 3]
+    for all_, some in zip(model.token_logprobs(whole, 0.8), model.token_logprobs(part, 0.8)):
+        tails = [x[len(x) - n :] for x, n in zip(all_.split(whole.counts), part.counts)]
+        assert torch.allclose(some, torch.cat(tails), atol=1e-6)
+
+
+def test_equally_long_rows_are_packed_and_unpacked_without_a_copy():
+    config = qwen.ModelConfig.from_hf(text_config(4) | dict(model_type="qwen3_5_text"))
+    x = torch.randn(24, 2, 3)
+    for lengths in ([24], [8, 8, 8]):
+        rows = qwen.Rows(lengths, config, x.device)
+        there = rows.unpack(x)
+        assert there.shape == (len(lengths), lengths[0], 2, 3)
+        assert there.data_ptr() == x.data_ptr() == rows.pack(there).data_ptr()
+    rows = qwen.Rows([5, 12, 7], config, x.device)
+    there = rows.unpack(x)
+    assert there[0, 5:].eq(0).all() and torch.equal(there[1], x[5:17]) and torch.equal(rows.pack(there), x)
+
+
+@pytest.mark.parametrize("rows, starts, says", [
+    ([], None, "batch of 0 rows"), ([[1, 2]], [1, 1], "1 rows and 2 starts"), ([[1], []], None, "row 1 has 0 tokens"),
+    ([[1, 2]], [0], "starts at 0"), ([[1, 2]], [3], "starts at 3")])
+def test_impossible_batches_say_what_is_wrong(rows, starts, says):
+    with pytest.raises(ValueError, match=says):
+        Packed(rows, starts)
 
 
 def delta_by_hand(q, k, v, g, beta):
@@ -138,7 +182,7 @@ def test_delta_rule_against_float64(decay, dk):
     q, k = (F.normalize(torch.randn(B, T, Hk, dk), dim=-1) for _ in range(2))
     v, g, beta = torch.randn(B, T, Hk * r, dv), -decay * torch.rand(B, T, Hk * r), torch.rand(B, T, Hk * r)
     inputs = [x.requires_grad_() for x in (q, k, v, g, beta)]
-    o, state = qwen.delta_chunked(*inputs)
+    o, state = delta_chunked(*inputs)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     o64, state64 = delta_by_hand(*(x.repeat_interleave(r, 2) for x in exact[:2]), *exact[2:])
     assert worst(o, o64) < 1e-5 and worst(state, state64) < 1e-5
@@ -151,21 +195,20 @@ def test_delta_rule_against_float64(decay, dk):
 
 @pytest.mark.parametrize("tied", [0, 1])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("keep", [0, 1 << 25], ids=["logits computed again", "logits kept"])
-def test_token_logprobs_against_cross_entropy(tied, temperature, keep, monkeypatch):
-    monkeypatch.setattr(qwen, "LOGIT_CHUNK", 16)  # several chunks, the last one not full
-    monkeypatch.setattr(qwen, "KEEP_LOGITS", keep)
+def test_token_logprobs_against_cross_entropy(tied, temperature, monkeypatch):
+    monkeypatch.setattr(logprobs, "LOGIT_CHUNK", 16)  # several chunks, the last one not full
     model = qwen.new(text_config(tied) | dict(model_type="qwen3_5_text"))
     ids = torch.randint(0, VOCAB, (2, 45))
-    logp, entropy = model.token_logprobs(ids, None, temperature, return_entropy=True)
+    logp, entropy = model.token_logprobs(Packed(ids.tolist()), temperature)
     hidden = model(ids)[:, :-1].flatten(0, 1)
-    nll = F.linear_cross_entropy(hidden / temperature, model.head_weight(), ids[:, 1:].flatten(), reduction="none")
-    assert worst(logp.flatten(), -nll) < 1e-5
+    head = model.embed_tokens.weight if tied else model.lm_head.weight
+    nll = F.linear_cross_entropy(hidden / temperature, head, ids[:, 1:].flatten(), reduction="none")
+    assert worst(logp, -nll) < 1e-5
     full = torch.log_softmax(model.logits(model(ids)[:, :-1]) / temperature, -1)
-    assert worst(entropy, -(full.exp() * full).sum(-1)) < 1e-5
+    assert worst(entropy, -(full.exp() * full).sum(-1).flatten()) < 1e-5
     weight = torch.randn_like(logp)
     ours = torch.autograd.grad((logp * weight).sum(), list(model.parameters()))
-    naive = torch.autograd.grad((-nll.view_as(logp) * weight).sum(), list(model.parameters()))
+    naive = torch.autograd.grad((-nll * weight).sum(), list(model.parameters()))
     for a, b in zip(ours, naive):
         assert (a - b).norm() < 1e-4 * b.norm() + 1e-7
 
@@ -178,7 +221,7 @@ def test_gradient_of_a_token_that_was_certain_survives_bf16():
     z = (h.detach().double() @ W.double().t())[0]
     target = z.argmax()
     assert 1e-4 < 1 - z.softmax(-1)[target] < 2e-3, "a case where bf16, with steps of 4e-3 below one, sees no difference"
-    (dh,) = torch.autograd.grad(qwen.LogProbs.apply(h, W, target[None], 1.0)[0].sum(), h)
+    (dh,) = torch.autograd.grad(logprobs.LogProbs.apply(h, W, target[None], 1.0)[0].sum(), h)
     exact = (F.one_hot(target, 4) - z.softmax(-1)) @ W.double()
     assert (dh.double() - exact).norm() < 0.02 * exact.norm()
 
@@ -247,10 +290,10 @@ def test_lora_merged_is_base_plus_adapter(tmp_path):
     ids = torch.randint(0, VOCAB, (2, 33))
     with torch.no_grad():
         base = model.logits(model(ids))
-    added = qwen.add_lora(model, 4, 8.0)
+    added = add_lora(model, 4, 8.0)
     with torch.no_grad():
         assert torch.equal(model.logits(model(ids)), base)  # B = 0: nothing changed yet
-    model.token_logprobs(ids).sum().backward()
+    model.token_logprobs(Packed(ids.tolist()))[0].sum().backward()
     assert {id(p) for p in model.parameters() if p.grad is not None} <= {id(p) for p in added}
     assert sum(p.grad.abs().sum() for p in added) > 0
     with torch.no_grad():
@@ -278,7 +321,7 @@ def test_peft_loads_the_adapter(tmp_path, kind):
     ids = torch.randint(0, VOCAB, (1, 30))
     with torch.no_grad():
         before = base(input_ids=ids).logits
-        for p in qwen.add_lora(model, 3, 6.0):
+        for p in add_lora(model, 3, 6.0):
             p += 0.1 * torch.randn_like(p)
         qwen.save_adapter(model, tmp_path / "adapter", str(tmp_path / "hf"))
         adapted = PeftModel.from_pretrained(base, tmp_path / "adapter")(input_ids=ids).logits
@@ -287,10 +330,10 @@ def test_peft_loads_the_adapter(tmp_path, kind):
 
 def test_lora_that_binds_to_nothing_is_an_error():
     with pytest.raises(ValueError, match="lora_rank is 0"):
-        qwen.add_lora(qwen.new(text_config(0) | dict(model_type="qwen3_5_text")), 0, 8.0)
+        add_lora(qwen.new(text_config(0) | dict(model_type="qwen3_5_text")), 0, 8.0)
     empty = qwen.new(text_config(0) | dict(model_type="qwen3_5_text", num_hidden_layers=0))
     with pytest.raises(ValueError, match="no linear layer"):
-        qwen.add_lora(empty, 4, 8.0)
+        add_lora(empty, 4, 8.0)
 
 
 # ---- bad input: one sentence that names the place and the cure
@@ -338,7 +381,7 @@ def test_config_of_another_architecture(folder, change, match):
 
 
 def test_what_is_not_a_checkpoint_folder(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no/such is no local folder"):  # HF_HUB_OFFLINE is set for all tests
+    with pytest.raises(FileNotFoundError, match="no/such is not a local folder"):  # HF_HUB_OFFLINE is set for all tests
         qwen.load("no/such")
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
@@ -356,5 +399,5 @@ def test_cache_refuses_what_does_not_fit():
             model(torch.zeros(1, 9, dtype=torch.long), cache=cache)
         cache = model.new_cache(1, 8)
         model(torch.zeros(1, 5, dtype=torch.long), cache=cache)
-        with pytest.raises(ValueError, match="one token a row"):
+        with pytest.raises(ValueError, match="one token per row"):
             model(torch.zeros(1, 2, dtype=torch.long), cache=cache)
