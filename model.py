@@ -529,8 +529,11 @@ def cast(model: Qwen35, dtype) -> Qwen35:
 def empty(config: ModelConfig, dtype, device, fused: bool = False) -> Qwen35:
     """A model whose weights are yet to be written, without ever holding them in another dtype or place."""
     with torch.device("meta"):
-        model = Qwen35(config, fused)
-    return cast(model, dtype).to_empty(device=device)
+        model = cast(Qwen35(config, fused), dtype)
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(p, device=device)))
+    return model
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -137,8 +137,11 @@ class Slots:
         self.cache.lengths[slot] = 0
 
     def run(self, steps: int):
-        """Decodes `steps` tokens in every slot -> ids and log-probs, each a list [n][steps].
-        The last line is the only one that waits for a GPU."""
+        """Decodes `steps` tokens in every slot -> ids and log-probs, each a list [n][steps]: the one wait for a GPU."""
+        return [x.tolist() for x in self.decode(steps)]
+
+    def decode(self, steps: int):
+        """As `run`, with the results still on their device [n, steps]."""
         positions = (self.written[None] + torch.arange(steps, device=self.device)[:, None]).flatten()
         noise = gumbel(self.keys.repeat(steps), positions, self.noise.shape[1]).view(steps, *self.noise.shape)
         out = []
@@ -152,7 +155,7 @@ class Slots:
             self.filled = [f + 1 for f in self.filled]
             out.append((self.token.clone(), self.logp.clone()))
         self.written += steps
-        return [torch.stack(x, 1).tolist() for x in zip(*out)]
+        return [torch.stack(x, 1) for x in zip(*out)]
 
     def step(self, extent: int):
         """One token in every slot; attention reads the first `extent` places of the caches."""
