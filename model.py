@@ -503,6 +503,14 @@ class Qwen35(nn.Module):
         return self.get_parameter(name).data
 
 
+def count(hf_config: dict, lora_rank: int = 0) -> tuple[int, int]:
+    """(parameters of a model of this config, those that train: with LoRA its pairs alone)."""
+    with torch.device("meta"):
+        model = Qwen35(ModelConfig.from_hf(hf_config))
+    total = sum(p.numel() for p in model.parameters())
+    return total, sum(p.numel() for p in add_lora(model, lora_rank, 1)) if lora_rank else total
+
+
 def new(hf_config: dict, seed: int = 0, dtype=torch.float32, device="cpu") -> Qwen35:
     """A random model for a Hugging Face config: normal(0, 0.02), memories that last from one to a thousand
     tokens."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import contextmanager
@@ -61,6 +64,66 @@ def read_lines(path: str | Path, needs: str = "one whole JSON object per line"):
         yield number, row
 
 
+def digest(path: str | Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def keep(path: Path, depends_on: dict, rows: list[dict]):
+    """JSON Lines under a first line that says what they depend on."""
+    write_lines(path, [{"depends_on": depends_on}, *rows])
+
+
+def kept(path: Path, depends_on: dict) -> tuple[list[dict] | None, list[str]]:
+    """(the rows that `keep` wrote, []) or, where they depend on something else, (None, the names of what
+    differs)."""
+    if not path.exists():
+        return None, []
+    first, *rows = [row for _, row in read_lines(path)] or [{}]
+    was, now = first.get("depends_on", {}), json.loads(json.dumps(depends_on))
+    differs = [name for name in now if was.get(name) != now[name]]
+    return (None, differs) if differs else (rows, [])
+
+
+class Journal:
+    """Append-only JSON Lines of {"key": ..., ...}, for work that must not be done twice.
+
+    A line goes to the system at once; a kill costs at most the line being written, which is cut off at the
+    next start. name: log.jsonl; log.1.jsonl and the like, of other processes, are read and never written.
+    ValueError: a damaged line."""
+
+    def __init__(self, folder: Path, name: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name
+        self.rows, self.file = {}, open(path, "ab", buffering=0)
+        for part in sorted(folder.glob(f"{name.partition('.')[0]}*.jsonl")):
+            raw = part.read_bytes()
+            whole = raw.rfind(b"\n") + 1
+            if part == path:
+                os.truncate(path, whole)
+            for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
+                try:
+                    row = json.loads(line)
+                    self.rows[row["key"]] = row
+                except (ValueError, KeyError, TypeError):
+                    raise ValueError(
+                        f"{part} line {number} is damaged; delete it, and what it held is done again"
+                    ) from None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def put(self, key: str, **row):
+        self.rows[key] = {"key": key, **row}
+        line = json.dumps(self.rows[key], ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        if self.file.write(line) < len(line):  # a full disk may take half a line without an error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
+
+
 def replace_folder(partial: Path, path: Path):
     """Puts a finished folder in place by rename: a kill leaves the old folder or the new one."""
     old = path.with_name(f".{path.name}.old")
@@ -80,6 +143,46 @@ def set_aside(folder: Path) -> Path:
     aside = next(name for name in taken if not name.exists())
     folder.rename(aside)
     return aside
+
+
+def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
+    """Moves a folder's files, but for those whose names begin with one of `keep`, into one inside it."""
+    aside = folder / time.strftime("until-%Y%m%d-%H%M%S")
+    parts = [p for p in folder.iterdir() if not p.name.startswith((*keep, "until-"))]
+    aside.mkdir()
+    for part in parts:
+        part.rename(aside / part.name)
+    return aside
+
+
+def stamps(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int, int]]:
+    """(name, bytes, time of change) of some of a folder's files: tells that a file is no longer the same."""
+    parts = sorted(p for p in folder.iterdir() if p.suffix in suffixes)
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in parts]
+
+
+def key_of(*parts) -> str:
+    """A short hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def plain_name(text: str) -> str:
+    """`text` as a file's name."""
+    return re.sub(r"[^\w.-]", "_", text)
+
+
+def short_name(first: dict, values: dict, defaults: dict, longest: int = 100) -> str:
+    """A folder's name that says what was asked for: the values of `first`, then every other setting that is
+    not at its default. A name that grows too long ends in a hash."""
+    words = ["-".join(map(str, value)) if isinstance(value, list) else str(value) for value in first.values()]
+    for key, value in values.items():
+        if key not in first and value != defaults[key]:
+            text = str(value)
+            text = text.split("/")[2] if "://" in text else Path(text).name.removesuffix(".jsonl")
+            words.append(f"{key}-{text}")
+    name = plain_name("_".join(words))
+    digest = hashlib.sha256(repr((first, values)).encode()).hexdigest()[:8]
+    return name if len(name) <= longest else f"{name[: longest - 9]}_{digest}"
 
 
 def lock(folder: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +14,8 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 LOCAL_RANK, LOCAL_WORLD = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", WORLD))
 MAIN = RANK == 0
 JOIN = timedelta(minutes=5)  # for all processes to appear
+MAX = dist.ReduceOp.MAX
+barrier = dist.barrier
 
 
 def connect() -> torch.device:
@@ -44,6 +47,12 @@ def connect() -> torch.device:
     return device
 
 
+def say(text: str, file=None):
+    """Prints on the main process alone."""
+    if MAIN and text:
+        print(text, file=file, flush=True)
+
+
 def disconnect():
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -56,11 +65,44 @@ def reduce(x, op=dist.ReduceOp.SUM) -> float:
     return t.item()
 
 
+def reduce_all(sums: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Numbers on any device, under the same names on every process, summed over all: one wait, one
+    message."""
+    t = torch.stack([x.double() for x in sums.values()]).cpu()
+    dist.all_reduce(t)
+    return dict(zip(sums, t.tolist()))
+
+
+def from_main(function, *args):
+    """function(*args), called on the main process alone; every process gets its result."""
+    box = [function(*args) if MAIN else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def first_on_each_node(function, *args):
+    """function(*args) on one process of each node; the others wait until it is done."""
+    if LOCAL_RANK == 0:
+        function(*args)
+    dist.barrier()
+
+
 def gather(items) -> list:
     """The lists of all processes as one list, in the order of ranks."""
+    if WORLD == 1:
+        return list(items)
     parts = [None] * WORLD
     dist.all_gather_object(parts, list(items))
     return [item for part in parts for item in part]
+
+
+def catch_signals() -> list[str]:
+    """-> a list that gets "SIGTERM" or "Ctrl-C" when one arrives, so that the program can end in its own
+    time."""
+    caught = []
+    signal.signal(signal.SIGTERM, lambda *_: caught.append("SIGTERM"))
+    signal.signal(signal.SIGINT, lambda *_: caught.append("Ctrl-C"))
+    return caught
 
 
 def choose_threads(parameters: int) -> int:
@@ -68,8 +110,19 @@ def choose_threads(parameters: int) -> int:
     threads, and where other work runs, threads that wait for each other cost it several times its time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = 1 if parameters < 100_000_000 else max(1, cores // LOCAL_WORLD)
-    torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(threads)
     return threads
+
+
+def need_memory(need: float, device: torch.device, cure: str):
+    """ValueError: fewer than `need` bytes are free for this process."""
+    free = free_bytes(device) / (1 if device.type == "cuda" else LOCAL_WORLD)
+    if need > free:
+        raise ValueError(
+            f"weights, gradients, optimiser and replica need {need / 1e9:.1f} GB per process, "
+            f"{free / 1e9:.1f} GB are free; {cure}; python -m scripts.plan tells how much"
+        )
 
 
 def free_bytes(device: torch.device) -> int:

@@ -286,9 +286,8 @@ def make(url: str | None, model: str | None, key: str | None, args):
             raise ValueError("--rubric needs a judge that reads: the offline judge knows story_quality only; set JUDGE_URL and JUDGE_MODEL")
         return judging.OfflineJudge()
     judge = judging.Judge(url, model, key, rubric=judging.load_rubric(args.rubric) if args.rubric else judging.RUBRIC,
-                          temperature=args.temperature, max_tokens=args.max_tokens, deadline=args.deadline, read_timeout=args.deadline,
-                          in_flight=args.in_flight, cache=args.cache, run="calibrate", price_in=args.price_in,
-                          price_out=args.price_out, budget=args.budget)
+                          temperature=args.temperature, max_tokens=args.max_tokens, deadline=args.deadline, timeouts=(10, args.deadline),
+                          in_flight=args.in_flight, cache=args.cache, run="calibrate", price=(args.price_in, args.price_out), budget=args.budget)
     judge.check()
     return judge
 

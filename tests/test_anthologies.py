@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from data import Example, read_examples, words, write_examples
-from scripts import anthologies, books, fetch, prompts
-from scripts.anthologies import Story, main, split_anthology
-from scripts.edges import trim
+from scripts.anthologies import Story, books, choosing, fetch, prompts, split_anthology
+from scripts.anthologies.__main__ import main
+from scripts.anthologies.edges import trim
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -35,10 +35,7 @@ TITLES = [
 
 def prose(seed: int, paragraphs: int = 6) -> str:
     """Wrapped paragraphs that differ from story to story; the first and last words of each are known."""
-    vocabulary = (
-        "the river and a miller of stone who had walked to the old town where his daughter kept in her house "
-        "that lantern which it was said to burn for him at night but they were not afraid"
-    ).split()
+    vocabulary = ["the", "river", "and", "a", "miller", "of", "stone", "who", "had", "walked", "to", "the", "old", "town", "where", "his", "daughter", "kept", "in", "her", "house", "that", "lantern", "which", "it", "was", "said", "to", "burn", "for", "him", "at", "night", "but", "they", "were", "not", "afraid"]
     out = []
     for p in range(paragraphs):
         body = [vocabulary[(seed * 7 + p * 13 + i * (seed + 3)) % len(vocabulary)] for i in range(60)]
@@ -478,7 +475,7 @@ def test_shared_runs_agree_with_a_brute_search():
     texts = [[rng.choice(common) for _ in range(300)] for _ in range(8)]
     texts[3][40:140] = texts[0][100:200]  # 100 words: a whole block must fall inside
     texts[5][0:48] = texts[1][0:48]  # shorter than a block: nobody's business
-    found = anthologies.shared_runs([" ".join(t) for t in texts])
+    found = choosing.shared_runs([" ".join(t) for t in texts])
 
     def share(a, b, run):
         windows = {tuple(a[i : i + run]) for i in range(len(a) - run + 1)}
@@ -491,7 +488,7 @@ def test_shared_runs_agree_with_a_brute_search():
         <= {p for p in pairs if share(texts[p[0]], texts[p[1]], 50)}
     )
     assert found == {(0, 3)}
-    assert anthologies.shared_runs([]) == set() == anthologies.shared_runs(["short", "short"])
+    assert choosing.shared_runs([]) == set() == choosing.shared_runs(["short", "short"])
 
 
 def test_copies_go_whatever_their_titles_and_the_rest_stays():
@@ -501,7 +498,7 @@ def test_copies_go_whatever_their_titles_and_the_rest_stays():
         story("Another Name", "A new first line. " + a, "y.txt"),
         story("Two", b, "y.txt"),
     ]
-    train, test, why = anthologies.choose(stories, settings())
+    train, test, why = choosing.choose(stories, settings())
     assert (
         len(train) == 2
         and test == []
@@ -515,7 +512,7 @@ def test_two_translations_of_one_tale_are_found_by_their_rare_words():
     tale_a = common * 5 + "porridge spindle thimble wolfhound cauldron bramble steeple lantern anvil " * 3
     tale_b = common * 6 + "steeple anvil wolfhound lantern thimble spindle cauldron porridge bramble " * 3
     others = [common * 5 + " ".join(f"rare{n}x{i} rare{n}x{i}" for i in range(9)) for n in range(6)]
-    assert anthologies.same_tales([tale_a, tale_b, *others]) == {(0, 1)}
+    assert choosing.same_tales([tale_a, tale_b, *others]) == {(0, 1)}
 
 
 def test_held_out_books_share_no_story_with_training():
@@ -526,28 +523,28 @@ def test_held_out_books_share_no_story_with_training():
         story("Again", prose(6), "book3.txt"),
     ]
     for seed in range(6):
-        train, test, _ = anthologies.choose(stories, settings(test_out="t", test_share=0.3, seed=seed))
+        train, test, _ = choosing.choose(stories, settings(test_out="t", test_share=0.3, seed=seed))
         assert len({s.source for s in test}) == 3 and not {s.source for s in train} & {s.source for s in test}
-        assert not {anthologies.title_key(s.title) for s in train} & {anthologies.title_key(s.title) for s in test}
+        assert not {choosing.title_key(s.title) for s in train} & {choosing.title_key(s.title) for s in test}
         assert not {s.text for s in train} & {s.text for s in test}
 
 
 def test_books_that_evaluation_asks_about_are_held_out_under_any_name_and_the_rest_by_seed():
-    asked = anthologies.asked_for()
+    asked = choosing.asked_for()
     assert len(asked) == 10 and {"pg1312", "se_sherwood-anderson_winesburg-ohio"} <= asked
     names = [f"pg{n}.txt" for n in range(9000, 9018)] + ["pg1312.txt", "pg4357_american-fairy-tales.txt"]
     stories = [story(f"Title {n} {i}", prose(4 * n + i), b) for n, b in enumerate(names) for i in range(2)]
     drawn = set()
     for seed in range(4):
-        _, test, _ = anthologies.choose(stories, settings(test_out="t", test_share=0.2, seed=seed))
+        _, test, _ = choosing.choose(stories, settings(test_out="t", test_share=0.2, seed=seed))
         held = {s.source for s in test}
         assert len(held) == 4 and {"pg1312.txt", "pg4357_american-fairy-tales.txt"} <= held
         drawn |= held
     assert len(drawn) > 4
-    train, test, _ = anthologies.choose(stories[-6:], settings(test_out="t", test_share=0.1))
+    train, test, _ = choosing.choose(stories[-6:], settings(test_out="t", test_share=0.1))
     assert {s.source for s in test} == {"pg1312.txt", "pg4357_american-fairy-tales.txt"}, "a small share leaves none out"
-    renamed = [Story(s.title, s.author, s.text, anthologies.book_id(s.source) + "-0.htm") for s in stories]
-    for mine, theirs in zip(anthologies.choose(stories, settings())[0], anthologies.choose(renamed, settings())[0]):
+    renamed = [Story(s.title, s.author, s.text, choosing.book_id(s.source) + "-0.htm") for s in stories]
+    for mine, theirs in zip(choosing.choose(stories, settings())[0], choosing.choose(renamed, settings())[0]):
         assert mine.text == theirs.text, "the choice does not hang on what files are called"
 
 
@@ -555,19 +552,19 @@ def test_cap_limit_language_flags_and_order(tmp_path):
     stories = [story(f"T{n}", prose(n), "big.txt") for n in range(20)] + [
         story(f"S{n}", prose(30 + n), f"small{n}.txt") for n in range(3)
     ]
-    train, _, why = anthologies.choose(stories, settings(per_anthology=4, limit=6))
+    train, _, why = choosing.choose(stories, settings(per_anthology=4, limit=6))
     books_of = Counter(s.source for s in train)
     assert len(train) == 6 and books_of["small0.txt"] == books_of["small1.txt"] == books_of["small2.txt"] == 1
     assert why["more than 4 of its book"] == 16 and why["beyond the limit"] == 1
-    again, _, _ = anthologies.choose(stories[::-1], settings(per_anthology=4, limit=6))
+    again, _, _ = choosing.choose(stories[::-1], settings(per_anthology=4, limit=6))
     assert [s.title for s in again] == [s.title for s in train], "the order of the files changes nothing"
     french = story(
         "F", "il \u00e9tait une fois un roi qui avait une fille tr\u00e8s belle et tr\u00e8s sage " * 9, "f.txt"
     )
     slur = story("W", prose(60) + " the coolies waited", "w.txt")
-    assert anthologies.choose([french, slur], settings())[2]["not English"] == 1
-    assert anthologies.choose([slur], settings())[0] == [slur]
-    assert anthologies.choose([slur], settings(exclude_flagged=True))[0] == []
+    assert choosing.choose([french, slur], settings())[2]["not English"] == 1
+    assert choosing.choose([slur], settings())[0] == [slur]
+    assert choosing.choose([slur], settings(exclude_flagged=True))[0] == []
 
 
 def test_build_gives_the_same_bytes_and_prompts_that_end_in_the_length(tmp_path):
@@ -808,7 +805,7 @@ def test_a_killed_run_goes_on_without_paying_twice(tmp_path, endpoint):
 def test_a_busy_server_is_waited_for_and_a_dead_one_stops_with_its_answers_kept(
     tmp_path, endpoint, capsys, monkeypatch
 ):
-    monkeypatch.setattr("scripts.endpoint.BACKOFF", 0.001)
+    monkeypatch.setattr("lib.endpoint.BACKOFF", 0.001)
     endpoint.answer = lambda n, body: (429, "") if n == 0 else (200, GOOD) if n < 4 else (503, "")
     out = str(tmp_path / "asked.jsonl")
     with pytest.raises(SystemExit) as stop:
@@ -931,7 +928,7 @@ def test_evaluation_requests():
     assert all(e.story is None and e.prompt.endswith(f"{e.target_words} words long.") for e in examples)
     openings = Counter(" ".join(e.prompt.split()[:4]) for e in examples)
     assert max(openings.values()) <= 4, "no template"
-    assert max(anthologies.shared_runs([e.prompt for e in examples], run=8), default=None) is None
+    assert max(choosing.shared_runs([e.prompt for e in examples], run=8), default=None) is None
 
 
 def test_help_reads():

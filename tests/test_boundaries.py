@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.anthologies import book_id, split_anthology
+from scripts.anthologies import split_anthology
+from scripts.anthologies.choosing import book_id
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOKS = Path(os.environ.get("BOOKS", ROOT.parent / "shared" / "anthologies"))

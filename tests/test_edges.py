@@ -3,12 +3,11 @@
 import random
 
 import pytest
-
-from scripts import books
-from scripts.anthologies import split_anthology
-from scripts.edges import trim
-from scripts.stories import _split
 from test_anthologies import EXPECTED, TITLES, ends, epub, gutenberg, page, plain_book, prose, put, tale
+
+from scripts.anthologies import books, split_anthology
+from scripts.anthologies.edges import trim
+from scripts.anthologies.stories import _read
 
 MORE = ["A Piece of Bread", "The Mirror", "Tonton"]
 BODY = "The miller rose before the sun.\n\nHe had no bread in the house."
@@ -231,7 +230,7 @@ def test_any_damage_to_a_book_ends_in_stories_or_in_a_sentence():
                 lines[k:k] = draw.choices(junk, k=draw.randrange(6))
             lines = lines or [""]
         try:
-            stories = _split("\n".join(lines).encode(), "book.txt")
+            stories = _read("\n".join(lines).encode(), "book.txt").stories
             told += all(s.text for s in stories)
         except ValueError as sentence:
             assert "leave it out" in str(sentence) or "empty" in str(sentence)

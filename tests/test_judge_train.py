@@ -12,7 +12,7 @@ from judge_server import Server, answer, reset, say
 from launch import FLAGS, Run, base, metrics
 
 import data
-from scripts.endpoint import Store
+from lib.store import Store
 
 
 @pytest.fixture(scope="module")

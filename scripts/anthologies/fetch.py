@@ -20,9 +20,9 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from scripts.books import MAX_BYTES, decode
+from scripts.anthologies.books import MAX_BYTES, decode
 
-CATALOGUE = Path(__file__).resolve().parent.parent / "stories" / "catalogue.tsv"
+CATALOGUE = Path(__file__).resolve().parents[2] / "stories" / "catalogue.tsv"
 AGENT = "anthologies/1 (polite: one request at a time)"
 
 
@@ -33,7 +33,10 @@ def catalogue(path: Path = CATALOGUE) -> list[dict]:
     head, *lines = path.read_text(encoding="utf-8").splitlines()
     rows = [dict(zip(head.split("\t"), line.split("\t"))) for line in lines if line.strip()]
     for n, row in enumerate(rows, 2):
-        if not re.fullmatch(r"pg\d+\.(txt|htm)|se(_[a-z0-9-]+){2,4}\.epub", row.get("name", "")) or "title" not in row:
+        if (
+            not re.fullmatch(r"pg\d+\.(txt|htm)|se(_[a-z0-9-]+){2,4}\.epub", row.get("name", ""))
+            or "title" not in row
+        ):
             raise ValueError(
                 f"{path} line {n}: name must be pgNUMBER.txt, pgNUMBER.htm or se_AUTHOR_TITLE.epub, and title must follow"
             )
@@ -46,7 +49,9 @@ def addresses(name: str, gutenberg: str | None, standard_ebooks: str | None) -> 
     if stem.startswith("se_"):
         parts = stem.removeprefix("se_").split("_")
         return (
-            [f"{standard_ebooks.rstrip('/')}/ebooks/{'/'.join(parts)}/downloads/{'_'.join(parts)}.epub?source=download"]
+            [
+                f"{standard_ebooks.rstrip('/')}/ebooks/{'/'.join(parts)}/downloads/{'_'.join(parts)}.epub?source=download"
+            ]
             if standard_ebooks
             else []
         )
@@ -77,7 +82,9 @@ def check(path: Path, row: dict) -> str | None:
                 return (
                     "a damaged epub"
                     if book.testzip()
-                    else None if "META-INF/container.xml" in book.namelist() else "no epub"
+                    else None
+                    if "META-INF/container.xml" in book.namelist()
+                    else "no epub"
                 )
         except zipfile.BadZipFile:
             return "no epub"
@@ -100,7 +107,9 @@ def download(url: str, part: Path, attempts: int, pause: float) -> str | None:
         if attempt:
             time.sleep(pause * 2**attempt)
         have = part.stat().st_size if part.exists() else 0
-        headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"} | (
+            {"Range": f"bytes={have}-"} if have else {}
+        )
         try:
             with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
                 if reply.status_code == 416:  # what we have is longer than the file: begin anew
@@ -115,9 +124,13 @@ def download(url: str, part: Path, attempts: int, pause: float) -> str | None:
                         continue
                     return trouble
                 size = have if reply.status_code == 206 else 0
-                expected = size + int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
+                expected = (
+                    size + int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
+                )
                 with open(part, "ab" if reply.status_code == 206 else "wb") as f:
-                    for chunk in reply.iter_content(1 << 10):  # small: a broken line loses the chunk it broke in
+                    for chunk in reply.iter_content(
+                        1 << 10
+                    ):  # small: a broken line loses the chunk it broke in
                         size += len(chunk)
                         if size > MAX_BYTES:
                             part.unlink()

@@ -3,7 +3,7 @@
 Above a story: numbers, authors, sources, editors' notes, mottoes. Below: notes, where the tale was taken from, THE END.
 Form decides (brackets, indentation, a name below some verse), and where form leaves a doubt the words stay.
 
-Used by scripts/stories.py. Left out: mottoes without a source and notes that look like prose, which only a reader
+Used by stories.py. Left out: mottoes without a source and notes that look like prose, which only a reader
 would know; the date below a letter or a story.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 
-from scripts.books import END_MARK, ORDINAL, SCENE_BREAK, Paragraph
-from scripts.headings import is_byline, title_form
+from scripts.anthologies.books import END_MARK, ORDINAL, SCENE_BREAK, Paragraph
+from scripts.anthologies.bylines import is_byline, is_source
+from scripts.anthologies.titles import fold, title_form
 
 EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)
 HEAD_NOTE = re.compile(
@@ -24,31 +25,63 @@ HEAD_NOTE = re.compile(
     re.S | re.I,
 )
 CREDITED = re.compile(r"\W*(From|Reprinted|Adapted|By permission|Used by)\b")
-NAMED_AFTER = re.compile(r"(?:--|\u2014|\u2015)\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$")  # ... at last.--Young.
+NAMED_AFTER = re.compile(
+    r"(?:--|\u2014|\u2015)\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$"
+)  # ... at last.--Young.
 LETTER = re.compile(r"\W*(my )?(dear(est)?|sir|madam\w*|gentlemen)\b", re.I)
 FIRST_PART = re.compile(r"\W*((chapter|part|book)\s+)?(I|1|one|the first)\W*", re.I)
+LIFE = re.compile(
+    r"\b(born|died|educated|author of|published|novels?|novelist|stories|story|writer|writes|wrote|poet|journalist|editor|"
+    r"magazines?|university|college|contribut\w+|native of|lives? (in|at)|biograph\w+|works|books?|literary|career)\b"
+)
+YEAR = re.compile(r"\b1[5-9]\d\d\b")
+HE = re.compile(r"\W*(He|She|Born|The (present )?(author|writer)|Mr|Mrs|Miss|This (author|writer))\b")
+SAID = re.compile(r"\b(said|cried|asked|replied|whispered)\b|[\"\u201c][A-Z][^\"\u201d]*[,?!][\"\u201d]")
+DATED = re.compile(r"\W*([A-Z][\w. ]{2,25},\s*)*([A-Z][a-z]{2,9}\.?\s*(\d{1,2},?)?\s*)?1[5-9]\d\d\W*")
+CONTINUED = re.compile(  # a line of its own, not a word in a sentence
+    r"[\W_]*((to be|will be) (continued|concluded)\b.{0,60}|(part \w+ of )?(this|the) (story|novel|serial) will be \w+ed\b.{0,60}|"
+    r"(continued|concluded)( (in|next)\b.{0,50})?|end of (the )?(part|book|instal+ment) .{1,12})\W*", re.I
+)  # fmt: skip
+INSTALMENT = re.compile(
+    r"\b(two|three|four|five|six|\d)[- ]part (novel|story|serial|tale)|\bpart \w+ of (a|the|two|three|four|\d)\b|"
+    r"\b(first|second|third|fourth|last|concluding|final) (part|instal+ment) of|"
+    r"\b(a|new|our|thrilling|great) serial\b|\bconclusion of (a|the|our)\b", re.I
+)  # fmt: skip
+SYNOPSIS = re.compile(
+    r"\W*(synopsis|what has gone before|the story (so far|thus far)|previous chapters)\b", re.I
+)
 MOTTO_WORDS = 200
-SMALL = set("a an and at by for from in of on or the to with".split())
+SMALL = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
 
 
-def trim(parts: list[Paragraph], numbered: bool = False) -> list[str]:
-    """The story's own paragraphs. `numbered`: the number of its first part stood in the heading and is gone, so that the
-    numbers of the others become scene breaks."""
-    start = _above(parts)
+def trim(parts: list[Paragraph], numbered: bool = False, author: str = "", teased: bool = False) -> list[str]:
+    """The story's own paragraphs. `numbered`: the number of its first part is gone with the heading, so that the
+    numbers of the others become scene breaks. `teased`: this book sets a teaser above each story."""
+    start = above(parts, author)
+    if teased and teaser(parts, start):
+        start = above(parts, author, start + 1)
     numbered = numbered or any(ORDINAL.fullmatch(p.text) for p in parts[:start])
     texts = [SCENE_BREAK if numbered and _is_number(p.text) else p.text for p in parts[start:]]
     return texts[: _below(texts)]
 
 
 def _is_number(text: str) -> bool:
-    return bool(ORDINAL.fullmatch(text)) and (text.isupper() or text.strip(" .").isdigit() or len(text.split()) == 2)
+    return bool(ORDINAL.fullmatch(text)) and (
+        text.isupper() or text.strip(" .").isdigit() or len(text.split()) == 2
+    )
 
 
-def _above(parts: list[Paragraph]) -> int:
-    """How many paragraphs stand before the story."""
-    n, credited = 0, bool(parts and CREDITED.match(parts[0].text))
+def above(parts: list[Paragraph], author: str = "", n: int = 0) -> int:
+    """How many paragraphs are before the story."""
+    credited = bool(parts and CREDITED.match(parts[0].text))
     while n < len(parts) - 1:
-        step = _apparatus(parts, n, credited) or _note_in_brackets(parts, n) or _motto(parts, n) or _inset(parts, n)
+        step = (
+            _about_author(parts, n, author)
+            or _apparatus(parts, n, credited)
+            or _note_in_brackets(parts, n)
+            or _motto(parts, n)
+            or _inset(parts, n)
+        )
         if not step:
             break
         credited = credited or bool(HEAD_NOTE.fullmatch(parts[n].text))
@@ -65,6 +98,7 @@ def _apparatus(parts: list[Paragraph], n: int, credited: bool) -> int:
         or text == SCENE_BREAK
         or bool(ORDINAL.fullmatch(text))
         or is_byline(text)
+        or is_source(text)
         or text.startswith("From ")
         and words < 8
         and title_form(text)  # the book it stands in
@@ -75,12 +109,52 @@ def _apparatus(parts: list[Paragraph], n: int, credited: bool) -> int:
     )
 
 
+def _about_author(parts: list[Paragraph], n: int, author: str) -> int:
+    """A note on the author: his name alone, then prose that has his surname or "He", a year or two, and his trade."""
+    if len(fold(author)) < 4:
+        return 0
+    k = n + (fold(parts[n].text) == fold(author))
+    surname, end = author.split()[-1].strip(".,()").casefold(), k
+    while end < min(k + 5, len(parts) - 1):
+        text = parts[end].text
+        about = surname in text.casefold() or end > k or HE.match(text)
+        life = len(set(LIFE.findall(text.casefold()))) + 2 * bool(YEAR.search(text))
+        if not (about and life > 2 and len(text.split()) < 300 and not SAID.search(text)):
+            break
+        end += 1
+    if end > k and end < len(parts) - 1 and DATED.fullmatch(parts[end].text):
+        end += 1
+    return end - n if end > k or k > n else 0
+
+
+def teaser(parts: list[Paragraph], n: int) -> bool:
+    """Is paragraph n one to three sentences that are set apart from what follows?"""
+    if n + 2 >= len(parts):
+        return False
+    p, below = parts[n], parts[n + 1]
+    sentences = len(re.findall(r"[.!?\u2026][\"\u201d')]*(?=\s|$)", p.text))
+    apart = p.apart or below.gap > 1 and below.gap > max((q.gap for q in parts[n + 2 : n + 8]), default=1)
+    return apart and 5 < len(p.text.split()) <= 90 and sentences <= 3 and p.text != SCENE_BREAK
+
+
+def serial(texts: list[str], heading: str) -> bool:
+    """Is this a part of a story whose other parts are elsewhere?"""
+    tail = [t for t in texts[-4:] if len(t.split()) < 30]
+    return (
+        any(CONTINUED.fullmatch(t) for t in tail)
+        or bool(INSTALMENT.search(heading))
+        or bool(SYNOPSIS.match(texts[0]))
+    )
+
+
 def _note_in_brackets(parts: list[Paragraph], n: int) -> int:
     """An editor's note of several paragraphs, [from here ... to there]."""
     if not parts[n].text.startswith("["):
         return 0
     end = next((k for k in range(n, min(n + 6, len(parts) - 1)) if parts[k].text.endswith("]")), None)
-    return end - n + 1 if end is not None and EDITOR.search(" ".join(p.text for p in parts[n : end + 1])) else 0
+    return (
+        end - n + 1 if end is not None and EDITOR.search(" ".join(p.text for p in parts[n : end + 1])) else 0
+    )
 
 
 def _motto(parts: list[Paragraph], n: int) -> int:
@@ -93,7 +167,7 @@ def _motto(parts: list[Paragraph], n: int) -> int:
             return 0
         if k > n and _is_source(p, parts[k - 1].verse):
             return k - n + 1
-        quoted = p.verse or p.indent > 0 or k == n and p.text[:1] in "\"\u201c\u2018'"
+        quoted = p.verse or p.apart or p.indent > 0 or k == n and p.text[:1] in "\"\u201c\u2018'"
         if not quoted:
             return k - n if p.gap > 1 and parts[k - 1].verse and parts[k - 1].indent > 0 else 0
         named = NAMED_AFTER.search(p.text)
@@ -108,7 +182,8 @@ def _is_source(p: Paragraph, below_verse: bool) -> bool:
     if "\n" in text or len(text.split()) > 12 or text[-1:] in "!?" or ORDINAL.fullmatch(text):
         return False
     named = text.isupper() or p.indent > 3 and title_form(text) or below_verse and _names(text)
-    return named or bool(re.match(r"(\u2014|\u2015|--)\s*[A-Z\"\u201c]|From ", text))
+    verse_of_bible = re.fullmatch(r"(\d )?[A-Z]\w+,? [ivxlc\d]+[.,:] ?[ivxlc\d-]+\.?", text)
+    return named or bool(verse_of_bible or re.match(r"(\u2014|\u2015|--)\s*[A-Z\"\u201c]|From ", text))
 
 
 def _names(text: str) -> bool:
@@ -124,7 +199,9 @@ def _inset(parts: list[Paragraph], n: int) -> int:
 
 def _below(texts: list[str]) -> int:
     """Where the story ends: the number of paragraphs before notes and end marks."""
-    end = next((i for i, t in enumerate(texts) if i and re.fullmatch(r"\W*footnotes?\W*", t, re.I)), len(texts))
+    end = next(
+        (i for i, t in enumerate(texts) if i and re.fullmatch(r"\W*footnotes?\W*", t, re.I)), len(texts)
+    )
     if end > 1 and re.fullmatch(r"\[[^\]]*\]\.?", texts[end - 1]) and len(texts[end - 1].split()) <= 30:
         end -= 1  # where the tale was taken from
     for i in range(1, end):

@@ -1,6 +1,6 @@
 """A book as it is published (txt, html, epub) -> a list of blocks (paragraph, heading, line) -> paragraphs.
 
-Bytes are decoded by what they are, the publisher's frame falls away, and whatever the format was, scripts/headings.py
+Bytes are decoded by what they are, the publisher's frame falls away, and whatever the format was, headings.py
 sees the same blocks. `paragraphs` turns the blocks of one section into prose: wraps, marks, notes, pictures undone.
 lxml parses HTML and XML, offline and with entities off; nothing is ever unpacked to disk.
 Left out: footnotes, pictures, page numbers. Poems keep their lines, tables do not keep their columns.
@@ -23,9 +23,7 @@ MAX_BYTES = 40 << 20  # a book of 40 MB is no book; also the limit for what an e
 
 # how numbers, authors and ends of stories are written
 ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
-NUMBER = (
-    rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth)"
-)
+NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth)"
 ORDINAL = re.compile(
     rf"(?:(?:chapter|chap\.|part|book|section|canto|letter|stave|story the|tale|no\.?|number)\s+)?"
     rf"(?:the\s+)?(?:\d{{1,2}}\.)?{NUMBER}\s*[.:)\]]*",
@@ -38,11 +36,6 @@ LEADING = re.compile(
 )
 THE_END = re.compile(r"\W*(the end|finis|het einde)\W*", re.I)
 END_MARK = re.compile(r"\W*(the end|finis|end|het einde|fin|end of .{0,40}|explicit)\W*", re.I)
-BYLINE = re.compile(
-    r"\W*anonymous\W*|\W*(by|from the .{2,60}? (of|by)|translated (by|from)|retold by|adapted (from|by)|told by|written by)\b"
-    r".{2,90}",
-    re.I | re.S,
-)
 
 
 @dataclass
@@ -100,11 +93,24 @@ def text_blocks(text: str) -> list[Block]:
     return blocks
 
 
-BLOCK_TAGS = set(
+BLOCK_TAGS = (
     "address article aside blockquote body center dd div dl dt footer form h1 h2 h3 h4 h5 h6 header "
-    "hgroup li main nav ol p pre section table tr ul".split()
+    "hgroup li main nav ol p pre section table tr ul"
 )
-SKIP_TAGS = {"head", "script", "style", "img", "svg", "math", "figure", "object", "audio", "video", "noscript"}
+BLOCK_TAGS = frozenset(BLOCK_TAGS.split())
+SKIP_TAGS = {
+    "head",
+    "script",
+    "style",
+    "img",
+    "svg",
+    "math",
+    "figure",
+    "object",
+    "audio",
+    "video",
+    "noscript",
+}
 SKIP_CLASS = re.compile(
     r"\b(page-?num\w*|pageno|pgnum|folio|foot-?notes?|endnotes?|caption\w*|tn|tnote|trans-?notes?|"
     r"fig(center|left|right)|illus\w*|fnanchor|noteref|pg-boilerplate)\b",
@@ -242,12 +248,21 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
         try:
             with book.open(names[path]) as f:
                 return f.read(names[path].file_size)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, zlib.error) as error:
+        except (
+            zipfile.BadZipFile,
+            RuntimeError,
+            NotImplementedError,
+            EOFError,
+            OSError,
+            zlib.error,
+        ) as error:
             raise ValueError(f"cannot be unpacked ({error}): fetch it again") from None
 
     if "META-INF/container.xml" not in names:
         raise ValueError("is a zip archive without META-INF/container.xml: no epub")
-    opf_path = next(iter(_xml(read("META-INF/container.xml")).xpath("//*[local-name()='rootfile']/@full-path")), "")
+    opf_path = next(
+        iter(_xml(read("META-INF/container.xml")).xpath("//*[local-name()='rootfile']/@full-path")), ""
+    )
     opf = _xml(read(opf_path))
     items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
     for item in items.values():
@@ -264,7 +279,9 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
             if page:
                 page[0].gap = 5  # a new file is a new page
             blocks += page
-    nav = _navigation(items.values(), lambda href: read(posixpath.join(posixpath.dirname(opf_path), unquote(href))))
+    nav = _navigation(
+        items.values(), lambda href: read(posixpath.join(posixpath.dirname(opf_path), unquote(href)))
+    )
     return nav, blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 
@@ -283,7 +300,9 @@ def _navigation(items, read) -> list[Block]:
                 entries.append((_anchor(source[1].get("src", "")), source[0]))
     entries = [(target, " ".join(text.split())) for target, text in entries]
     entries = [
-        (t, text) for t, text in entries if text and not ORDINAL.fullmatch(text) and LEADING.sub("", text) == text
+        (t, text)
+        for t, text in entries
+        if text and not ORDINAL.fullmatch(text) and LEADING.sub("", text) == text
     ]
     return [Block("Contents", 5)] * bool(entries) + [
         Block(text, 1, kind="list", links=[(t, text)]) for t, text in entries
@@ -306,7 +325,9 @@ def _xml(raw: bytes):
 FRAME_START = re.compile(
     r"\*{3} ?START OF (THIS|THE) PROJECT GUTENBERG|\*END\*? ?THE SMALL PRINT|\*END THE SMALL", re.I
 )
-FRAME_END = re.compile(r"\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg", re.I)
+FRAME_END = re.compile(
+    r"\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg", re.I
+)
 CREDIT = re.compile(
     r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|from)|"
     r"this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b",
@@ -345,6 +366,7 @@ class Paragraph:
     indent: int = 0
     gap: int = 1
     verse: bool = False
+    apart: bool = False  # markup sets it apart: italics, a quotation, a class of its own
 
 
 def paragraphs(
@@ -365,19 +387,22 @@ def paragraphs(
             continue
         indent = min(len(l) - len(l.lstrip()) for l in lines)
         verse = _is_verse_block(lines, width)
+        apart = bool(re.fullmatch(r"\s*_[^_]+_\s*", text))
         if re.fullmatch(r"[\s*.\u2022~#\u2015\u2014\u2500_-]*", text):
             text = SCENE_BREAK
         elif not wrapped or verse:
             text = "\n".join(" ".join(l.split()) for l in lines)
         else:
-            text = " ".join(re.sub(r"(?<=[a-z]-)\n\s*(?=[a-z])", "", "\n".join(lines)).split())  # red-and-/white
+            text = " ".join(
+                re.sub(r"(?<=[a-z]-)\n\s*(?=[a-z])", "", "\n".join(lines)).split()
+            )  # red-and-/white
         if not marked_up:
             text = MARK.sub("", text)
             text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
             text = ITALIC.sub(lambda m: m[1] or m[2], text).replace("_", "")
         text = re.sub(" {2,}", " ", text.replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " "))
         if text.strip():
-            found.append(Paragraph(text.strip(), indent, above.count("\n") - 1, verse))
+            found.append(Paragraph(text.strip(), indent, above.count("\n") - 1, verse, apart))
     margin = Counter(p.indent for p in found if not p.verse).most_common(1)
     for p in found:
         p.indent -= margin[0][0] if margin else 0

@@ -26,7 +26,8 @@ from functools import partial
 from tqdm import tqdm
 
 from data import Example, read_examples, words, write_examples
-from scripts.endpoint import Endpoint, Fault
+from lib.answers import Fault
+from lib.endpoint import Endpoint
 
 SPAN = 8  # so many words in a row from the story make a request a quotation
 STORY_WORDS = 6000  # what the model is shown of a story; the beginning is what a request is about
@@ -58,7 +59,11 @@ def leaks(prompt: str, story: str, span: int = SPAN) -> str | None:
     asked, told = (re.findall(r"\w+", t.casefold()) for t in (prompt, story))
     runs = {tuple(told[i : i + span]) for i in range(len(told) - span + 1)}
     return next(
-        (" ".join(asked[i : i + span]) for i in range(len(asked) - span + 1) if tuple(asked[i : i + span]) in runs),
+        (
+            " ".join(asked[i : i + span])
+            for i in range(len(asked) - span + 1)
+            if tuple(asked[i : i + span]) in runs
+        ),
         None,
     )
 
@@ -72,15 +77,16 @@ FLAGGED = re.compile(
     r"kikes?|sheen(y|ies)|kaffirs?|hottentots?|wops?|negress(es)?)\b",
     re.I,
 )
-NOT_ASKED = re.compile(rf"{FLAGGED.pattern}|\b(negr\w+|savages?|jew(s|ess|esses)?|heathens?|cannibals?|gyps(y|ies))\b", re.I)
-NOT_NAMES = set(
-    """i o oh ah mr mrs miss ms dr sir madam lord lady god heaven christmas sunday monday tuesday wednesday thursday
+NOT_ASKED = re.compile(
+    rf"{FLAGGED.pattern}|\b(negr\w+|savages?|jew(s|ess|esses)?|heathens?|cannibals?|gyps(y|ies))\b", re.I
+)
+NOT_NAMES = """i o oh ah mr mrs miss ms dr sir madam lord lady god heaven christmas sunday monday tuesday wednesday thursday
     friday saturday january february march april may june july august september october november december english
     french german russian american indian chinese japanese italian spanish yes no the and but then well what why how
     when where there here this that they she he it you we his her my your our their one two three old little poor good
     great dear never now so if as at in on majesty excellency highness providence spring summer autumn fall winter
-    bible virgin christ jesus""".split()
-)
+    bible virgin christ jesus"""
+NOT_NAMES = frozenset(NOT_NAMES.split())
 TITLES = (
     r"(?:Mr|Mrs|Miss|Mme|Mlle|Madame|Monsieur|Herr|Frau|Dr|Sir|Lady|Lord|King|Queen|Prince|Princess|Father|Brother|Sister|Captain|Colonel|Uncle|Aunt|"
     r"Old|Little|Saint|St)\.?"
@@ -88,20 +94,23 @@ TITLES = (
 PROPER = r"[A-Z][a-z\u00df-\u00ff]{2,}"
 NAME = re.compile(rf"(?<=[a-z,;] )((?:{TITLES} )?{PROPER}(?:[ -]{PROPER}){{0,3}}(?:-[a-z]+)?)\b")
 ACT = r"(?:said|was|had|did|could|would|went|came|saw|took|gave|knew|thought|felt|stood|sat|ran|told|made|got|\w+ed)"
-VAGUE = set(  # nouns that nobody asks for
-    """back backs beginning bend body bottom case course day days end ends edge fact first gross half hand hands head
+VAGUE = """back backs beginning bend body bottom case course day days end ends edge fact first gross half hand hands head
     heart heap idea kind last latter lot manner matter middle moment more most name number other others part parts
     place piece point rest same second side sides sight sort thing things time times top tops truth two use way ways
     while whole word words world year years affair ages sake sense instant remains west east north south one ones few
     many pair right trace life fault reason desire view wish sound moments minute minutes hour hours little man men
-    woman women people feet foot eye eyes face air person own""".split()
-)
+    woman women people feet foot eye eyes face air person own"""  # nouns that nobody asks for
+VAGUE = frozenset(VAGUE.split())
 AFTER_NOUN = (
     r"(?=[,.;:!?]|\s+(?:of|and|was|were|in|to|that|with|had|is|who|which|on|at|for|from|but|as|or|he|she|they|would|"
     r"could)\b)"
 )
-SPEECH = re.compile(r"(?:(?<=\s)|(?<=\u2014|-)|^)[\"\u201c\u2018'](?=[A-Z])", re.M)  # where somebody begins to speak
-QUOTED = re.compile(r"\u201c[^\u201d]*\u201d|\"[^\"]*\"|(?<!\w)[\u2018'](?=[A-Z])[^\n]*?[,.!?-][\u2019'](?!\w)")
+SPEECH = re.compile(
+    r"(?:(?<=\s)|(?<=\u2014|-)|^)[\"\u201c\u2018'](?=[A-Z])", re.M
+)  # where somebody begins to speak
+QUOTED = re.compile(
+    r"\u201c[^\u201d]*\u201d|\"[^\"]*\"|(?<!\w)[\u2018'](?=[A-Z])[^\n]*?[,.!?-][\u2019'](?!\w)"
+)
 THING = re.compile(r"\b(?:the|a|an|his|her|their|its|my|our)\s+([a-z]{3,})" + AFTER_NOUN)
 SURE = re.compile(  # where no adjective can stand
     r"\b(?:the|a|an|his|her|their|its|my|our)\s+([a-z]{3,})"
@@ -173,7 +182,9 @@ def things(text: str, seen_in: Counter) -> list[str]:
         weight[w] = n / (1 + 40 * seen_in[w] / total) / (1 if article else 2 if plural else 3)
     found: list[str] = []
     for w in sorted(weight, key=lambda w: (-weight[w], w)):
-        if not any(w[:5] == other[:5] or w.rstrip("s") == other.rstrip("s") for other in found):  # one of bird and birds
+        if not any(
+            w[:5] == other[:5] or w.rstrip("s") == other.rstrip("s") for other in found
+        ):  # one of bird and birds
             found.append(w)
     return [shown[w] for w in found]
 
@@ -182,10 +193,14 @@ def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
     """A request made of the story's title, names, places and keywords: the same for the same story each time."""
     rng = random.Random(hashlib.sha256((title + "\0" + text).encode()).hexdigest())
     people, places = cast(text)
-    keywords = [w for w in things(text, seen_in) if w.split()[-1] not in title.lower()][: rng.choice((2, 3, 3, 4))]
+    keywords = [w for w in things(text, seen_in) if w.split()[-1] not in title.lower()][
+        : rng.choice((2, 3, 3, 4))
+    ]
     kind = "short story" if target < 1500 else "story"
     if re.fullmatch(r"[IVXLCDM\d.\W]+", title) or NOT_ASKED.search(title):  # a number is no title
-        parts = [rng.choice((f"Write a {kind}.", f"Please write me a {kind}.", f"I would like to read a {kind}."))]
+        parts = [
+            rng.choice((f"Write a {kind}.", f"Please write me a {kind}.", f"I would like to read a {kind}."))
+        ]
     else:
         title = _title(title)
         parts = [
@@ -212,7 +227,9 @@ def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
     spoken = len(SPEECH.findall(text)) * 100 / max(1, words(text))
     bare = QUOTED.sub("", text)
     if len(re.findall(r"\bI\b", bare)) * 60 > words(bare):
-        parts.append(rng.choice(("Tell it in the first person.", "I would like a narrator who says \u201cI\u201d.")))
+        parts.append(
+            rng.choice(("Tell it in the first person.", "I would like a narrator who says \u201cI\u201d."))
+        )
     if rng.random() < 0.5 and (spoken > 2.5 or spoken < 0.3):
         parts.append("Give it plenty of dialogue." if spoken > 2.5 else "Keep dialogue to a minimum.")
     parts.append(ending(target, rng))
@@ -222,7 +239,9 @@ def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
 def ending(target: int, rng: random.Random | None = None) -> str:
     return (
         (rng or random)
-        .choice(("The story should be {} words long.", "It should be {} words long.", "Make it {} words long."))
+        .choice(
+            ("The story should be {} words long.", "It should be {} words long.", "Make it {} words long.")
+        )
         .format(target)
     )
 
@@ -241,7 +260,9 @@ def _title(title: str) -> str:
             return w.lower()
         if not loud:
             return w
-        return re.sub(r"^(Mc|Mac(?=[A-Z])|O['\u2019])?(\w)(.*)", lambda m: (m[1] or "") + m[2].upper() + m[3].lower(), w)
+        return re.sub(
+            r"^(Mc|Mac(?=[A-Z])|O['\u2019])?(\w)(.*)", lambda m: (m[1] or "") + m[2].upper() + m[3].lower(), w
+        )
 
     return re.sub(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*", word, title)
 
@@ -253,7 +274,13 @@ def _and(names: list[str]) -> str:
 # ------------------------------------------------------------------ through an endpoint
 
 
-NO_ANSWER = {"bad_json", "schema", "refusal", "cut", "empty_answer"}  # the model's fault; anything else is the line's
+NO_ANSWER = {
+    "bad_json",
+    "schema",
+    "refusal",
+    "cut",
+    "empty_answer",
+}  # the model's fault; anything else is the line's
 
 
 def schema(reasoning: bool) -> dict:
@@ -290,7 +317,9 @@ def ask(line: Endpoint, example: Example, reasoning: bool, draw: int) -> Future:
     story = " ".join(re.findall(r"\S+\s*", example.story)[:STORY_WORDS]).replace("</story>", "")
     prompt = ASK.format(reasoning=REASONING if reasoning else "", keys=keys, story=story)
     message = [{"role": "user", "content": prompt}]
-    return line.answer([example.uid, prompt], draw, message, schema(reasoning), partial(read, reasoning=reasoning))
+    return line.answer(
+        [example.uid, prompt], draw, message, schema(reasoning), partial(read, reasoning=reasoning)
+    )
 
 
 def write(line: Endpoint, examples: list[Example], args) -> dict[str, tuple[str, str | None]]:
@@ -321,18 +350,23 @@ def run(args) -> None:
     examples = read_examples(args.file)
     told = [e for e in examples if e.story]
     seen_in = background([e.story for e in told])
-    plain = {e.uid: offline_prompt(e.source.split(" | ")[0] or "A Story", e.story, e.target_words, seen_in) for e in told}
+    plain = {
+        e.uid: offline_prompt(e.source.split(" | ")[0] or "A Story", e.story, e.target_words, seen_in)
+        for e in told
+    }
     if args.offline:
         write_examples(args.out, [replace(e, prompt=plain.get(e.uid, e.prompt)) for e in examples])
         print(f"{len(plain)} requests written offline -> {args.out}")
         return
     url, kept = args.url or os.environ.get("OPENAI_BASE_URL"), args.out + ".answers.db"
     if not url or not args.model:
-        raise ValueError("no endpoint: give --url and --model, or --offline for plain requests without a model")
+        raise ValueError(
+            "no endpoint: give --url and --model, or --offline for plain requests without a model"
+        )
     key = os.environ.get("PROMPTS_API_KEY") or os.environ.get("OPENAI_API_KEY") or ""
     line = Endpoint(
         url, args.model, key, temperature=0.7, top_p=None, max_tokens=1500, in_flight=args.workers,
-        read_timeout=args.timeout, deadline=2 * args.timeout, cache=kept, run="requests",
+        timeouts=(10, args.timeout), deadline=2 * args.timeout, cache=kept, run="requests",
     )  # fmt: skip
     before = line.ledger.calls
     try:
@@ -348,7 +382,9 @@ def run(args) -> None:
         prompt, notes = written.get(e.uid) or (plain.get(e.uid, e.prompt), None)
         result.append(replace(e, prompt=prompt, reasoning=notes or e.reasoning))
     write_examples(args.out, result)
-    print(f"{len(written)} requests -> {args.out}; {line.ledger.calls - before} answers asked for now, {before} before")
+    print(
+        f"{len(written)} requests -> {args.out}; {line.ledger.calls - before} answers asked for now, {before} before"
+    )
     if refused := [e.uid for e in told if e.uid not in written]:
         print(
             f"{len(refused)} stories keep a plain request: {args.tries} answers each were no JSON or quoted the story: "
@@ -358,14 +394,19 @@ def run(args) -> None:
 
 def add_arguments(p) -> None:
     p.add_argument("file", help="examples that `build` wrote")
-    p.add_argument("--out", required=True, help="examples with the new prompts; answers are kept in OUT.answers.db")
     p.add_argument(
-        "--url", help="base of an OpenAI-compatible endpoint (or OPENAI_BASE_URL), such as http://localhost:8080/v1"
+        "--out", required=True, help="examples with the new prompts; answers are kept in OUT.answers.db"
+    )
+    p.add_argument(
+        "--url",
+        help="base of an OpenAI-compatible endpoint (or OPENAI_BASE_URL), such as http://localhost:8080/v1",
     )
     p.add_argument("--model", help="name of the model at the endpoint")
     p.add_argument("--reasoning", action="store_true", help="have the writer's notes written too")
     p.add_argument("--workers", type=int, default=8, help="requests in flight (default 8)")
     p.add_argument("--tries", type=int, default=3, help="answers asked for at most per story (default 3)")
     p.add_argument("--timeout", type=float, default=180.0, help="seconds to wait for an answer (default 180)")
-    p.add_argument("--offline", action="store_true", help="no model: requests from title, names, places and keywords")
+    p.add_argument(
+        "--offline", action="store_true", help="no model: requests from title, names, places and keywords"
+    )
     p.set_defaults(run=run)

@@ -1,0 +1,162 @@
+"""Which stories become examples: length, language, one copy of each tale, a cap per book, train and test apart.
+
+Used by __main__.py. Left out: judging whether a story is good; retellings in quite different words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from data import read_examples, words
+from scripts.anthologies.prompts import FLAGGED
+from scripts.anthologies.stories import Story
+
+EVALUATION = Path(__file__).resolve().parents[2] / "stories" / "eval.jsonl"
+
+RUN = 50  # words in a row that two stories may not share; see `shared_runs`
+SAME_TALE = (
+    0.4  # cosine of rare words above which stories of two books are versions of one tale. In the catalogue's
+)
+# books all 28 pairs above 0.42 are (Vanka and Vanka, Red Etin and Red Ettin); chance begins near 0.38
+ENGLISH = re.compile(
+    r"\b(the|and|of|to|a|in|that|he|was|it|his|with|as|had|for|on|at|but|her|she|i|you|not|they|be|him)\b",
+    re.I,
+)
+
+
+def key(*parts: str) -> str:
+    """A name and an order that depend on content alone, so that a book more changes nothing about the others."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def book_id(source: str) -> str:
+    """What a book is called whatever its file is called: Project Gutenberg's number, else the name without its ending."""
+    number = re.match(r"pg\d+", source)
+    return number[0] if number else Path(source).stem
+
+
+def asked_for() -> set[str]:
+    """The books from whose stories requests of stories/eval.jsonl were made: never in training when books are held out."""
+    sources = (e.source for e in read_examples(EVALUATION) if e.source.startswith("made from a story: "))
+    return {book_id(source.split(" | ")[-1]) for source in sources}
+
+
+def title_key(title: str) -> str:
+    return re.sub(r"\W|^(the|a|an)\b", "", title.casefold().strip())
+
+
+def shared_runs(texts: list[str], run: int = RUN) -> set[tuple[int, int]]:
+    """Pairs (earlier, later) of texts that share words in a row.
+
+    Every text is cut into blocks of `run` words; wherever such a block stands in another text, the two share it.
+    Any common run of 2 * run - 1 words holds a whole block, so runs of 99 words and more are found for certain.
+    """
+    ids, base = {}, np.uint64(0x9E3779B97F4A7C15)  # odd, so powers have inverses modulo 2^64
+    inverse = np.uint64(pow(int(base), -1, 1 << 64))
+    longest = max((len(re.findall(r"\w+", t)) for t in texts), default=0)
+    up = np.cumprod(np.r_[np.uint64(1), np.full(longest, base, np.uint64)])
+    down = np.cumprod(np.r_[np.uint64(1), np.full(longest, inverse, np.uint64)])
+    hashes = []
+    for text in texts:
+        tokens = re.findall(r"\w+", text.casefold())
+        for t in tokens:
+            if t not in ids:
+                ids[t] = int(key(t), 16)
+        values = np.array([ids[t] for t in tokens], dtype=np.uint64)
+        total = np.r_[np.uint64(0), np.cumsum(values * up[: len(values)])]
+        hashes.append(
+            (total[run:] - total[:-run]) * down[: max(0, len(total) - run)]
+            if len(values) >= run
+            else np.zeros(0, np.uint64)
+        )
+    owners: dict[int, list[int]] = {}
+    for n, h in enumerate(hashes):
+        for block in h[::run].tolist():
+            owners.setdefault(block, []).append(n)
+    blocks = np.array(sorted(owners), dtype=np.uint64)
+    pairs = set()
+    for n, h in enumerate(hashes):
+        at = np.minimum(np.searchsorted(blocks, h), len(blocks) - 1)
+        for block in h[blocks[at] == h].tolist():
+            pairs.update((min(n, o), max(n, o)) for o in owners[block] if o != n)
+    return pairs
+
+
+def same_tales(texts: list[str], threshold: float = SAME_TALE, width: int = 4096) -> set[tuple[int, int]]:
+    """Pairs of texts told with the same rare words (hashed tf-idf, cosine): two translations of one tale."""
+    counts = [Counter(re.findall(r"[^\W\d_]{3,}", t.casefold())) for t in texts]
+    seen = Counter(w for c in counts for w in c)
+    column = {w: int(key(w), 16) % width for w in seen}
+    matrix = np.zeros((len(texts), width), np.float32)
+    for row, c in zip(matrix, counts):
+        for w, n in sorted(c.items()):
+            if seen[w] < 0.2 * len(texts) + 2:
+                row[column[w]] += (1 + np.log(n)) * np.log(len(texts) / seen[w])
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True) + 1e-9
+    pairs = set()
+    for start in range(0, len(texts), 512):
+        near = matrix[start : start + 512] @ matrix.T
+        pairs.update((start + int(a), int(b)) for a, b in zip(*np.nonzero(near > threshold)) if start + a < b)
+    return pairs
+
+
+def choose(stories: list[Story], args) -> tuple[list[Story], list[Story], Counter]:
+    """Stories for training, stories of held-out anthologies, and how many were left out for which reason."""
+    why, fit = Counter(), []
+    for s in stories:
+        n = words(s.text)
+        if n < args.min_words:
+            why[f"shorter than {args.min_words} words"] += 1
+        elif n > args.max_words:
+            why[f"longer than {args.max_words} words"] += 1
+        elif len(ENGLISH.findall(s.text)) < 0.22 * len(s.text.split()):
+            why["not English"] += 1
+        elif args.exclude_flagged and FLAGGED.search(s.text):
+            why["flagged words"] += 1
+        else:
+            fit.append(s)
+    # test anthologies come first, so that of two copies the held-out one stays and training loses it
+    held: set[str] = set()
+    if args.test_out:
+        first, books = asked_for(), sorted({s.source for s in fit})
+        books.sort(key=lambda b: (book_id(b) not in first, key(str(args.seed), book_id(b))))
+        held = set(books[: max(round(args.test_share * len(books)), sum(book_id(b) in first for b in books))])
+    fit.sort(key=lambda s: (s.source not in held, key(str(args.seed), book_id(s.source), s.title, s.text)))
+    texts, gone = [s.text for s in fit], set()
+    copies = shared_runs(texts) | {(a, b) for a, b in same_tales(texts) if fit[a].source != fit[b].source}
+    titles: dict[str, list[int]] = {}
+    for n, s in enumerate(fit):
+        titles.setdefault(title_key(s.title), []).append(n)
+    namesakes = {
+        (a, b)
+        for group in titles.values()
+        for a in group
+        for b in group
+        if a < b and fit[a].source in held and fit[b].source not in held
+    }
+    for pairs, reason in ((copies, "a copy of a story already in"), (namesakes, "the title of a test story")):
+        for a, b in sorted(pairs):
+            if a not in gone and b not in gone:
+                gone.add(b)
+                why[reason] += 1
+    left = [s for n, s in enumerate(fit) if n not in gone]
+    train = _cap([s for s in left if s.source not in held], args.per_anthology, args.limit, why)
+    return train, _cap([s for s in left if s.source in held], args.per_anthology, args.limit, why), why
+
+
+def _cap(stories: list[Story], per_anthology: int, limit: int, why: Counter) -> list[Story]:
+    """At most `per_anthology` of each book and `limit` in all, the books in turn, so that small books keep theirs."""
+    rank, turns = Counter(), []
+    for s in stories:
+        turns.append((rank[s.source], s))
+        rank[s.source] += 1
+    within = [(turn, s) for turn, s in turns if turn < per_anthology]
+    why[f"more than {per_anthology} of its book"] += len(turns) - len(within)
+    within.sort(key=lambda item: item[0])
+    why["beyond the limit"] += max(0, len(within) - limit)
+    return [s for _, s in within[:limit]]
