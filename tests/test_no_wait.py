@@ -1,5 +1,5 @@
-"""On fake tensors nothing is computed: a value that the host reads back, or a shape that depends on data, raises. On a
-GPU each of these is a hidden wait."""
+"""On fake tensors nothing is computed: a value that the host reads back, or a shape that depends on data,
+raises. On a GPU each of these is a hidden wait."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from lib.lora import add_lora, merged_tensors
 from lib.packed import Packed
 from lib.sampling import Sampling
 
-CONFIG = text_config(2) | dict(model_type="qwen3_5_text", max_position_embeddings=512)
+CONFIG = text_config(2) | {"model_type": "qwen3_5_text", "max_position_embeddings": 512}
 ROWS = [[5] * 130, [7] * 30, [9] * 61]
 
 

@@ -103,7 +103,8 @@ print(json.dumps([asked, [s.ids for s in stories], plain[0].ids]))
 
 @pytest.mark.parametrize("isa", ["as it is", "AVX2"])
 def test_generate_writes_in_bf16_with_and_without_avx512(isa):
-    """The same machine asked twice: oneDNN and torch limited to AVX2 refuse to pack bf16, and stories come out anyway."""
+    """The same machine asked twice: oneDNN and torch limited to AVX2 refuse to pack bf16, and stories come
+    out anyway."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"} if isa == "AVX2" else {}
     command = [sys.executable, "-c", WRITES, os.path.join(root, "stories/tiny-base")]

@@ -1,4 +1,5 @@
-"""rollout.py against transformers' generate and samplers, single runs, arithmetic in plain Python, and injected faults."""
+"""rollout.py against transformers' generate and samplers, single runs, arithmetic in plain Python, and
+injected faults."""
 
 import json
 import math
@@ -25,30 +26,27 @@ BASE = os.path.join(os.path.dirname(rollout.__file__), "stories", "tiny-base")
 
 
 def config(**changes):
-    return (
-        dict(
-            model_type="qwen3_5_text",
-            architectures=["Qwen3_5ForCausalLM"],
-            vocab_size=96,
-            hidden_size=48,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            linear_num_key_heads=2,
-            linear_num_value_heads=4,
-            linear_key_head_dim=8,
-            linear_value_head_dim=12,
-            linear_conv_kernel_dim=4,
-            full_attention_interval=2,
-            tie_word_embeddings=True,
-            rms_norm_eps=1e-6,
-            max_position_embeddings=4096,
-            rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5),
-        )
-        | changes
-    )
+    return {
+        "model_type": "qwen3_5_text",
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "vocab_size": 96,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 12,
+        "linear_conv_kernel_dim": 4,
+        "full_attention_interval": 2,
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    } | changes
 
 
 def lively(hf, seed=0):
@@ -77,14 +75,14 @@ def prompts_of(lengths, vocab=96, seed=0):
     "changes",
     [
         {},
-        dict(
-            linear_num_key_heads=4,
-            linear_conv_kernel_dim=3,
-            vocab_size=101,
-            tie_word_embeddings=False,
-            num_key_value_heads=1,
-        ),
-        dict(num_hidden_layers=3, full_attention_interval=3, linear_num_value_heads=2, head_dim=24),
+        {
+            "linear_num_key_heads": 4,
+            "linear_conv_kernel_dim": 3,
+            "vocab_size": 101,
+            "tie_word_embeddings": False,
+            "num_key_value_heads": 1,
+        },
+        {"num_hidden_layers": 3, "full_attention_interval": 3, "linear_num_value_heads": 2, "head_dim": 24},
     ],
 )
 def test_greedy_tokens_equal_those_of_transformers(changes, tmp_path):
@@ -120,7 +118,7 @@ def test_logprobs_are_those_of_the_training_path(model, temperature):
 def test_slot_refill_writes_what_single_runs_write(model):
     prompts = prompts_of(torch.randint(1, 60, (64,), generator=torch.Generator().manual_seed(1)).tolist())
     seeds, copy = list(range(100, 164)), replica(model)
-    request = dict(max_new_tokens=40, stop_ids=range(6))
+    request = {"max_new_tokens": 40, "stop_ids": range(6)}
     together = generate(copy, prompts, seed=seeds, slots=8, **request)
     alone = [generate(copy, [p], seed=[s], **request)[0] for p, s in zip(prompts, seeds)]
     assert [c.ids for c in together] == [c.ids for c in alone]
@@ -284,25 +282,25 @@ def test_greedy_ignores_seed_and_truncation(model):
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        (dict(prompts=[[]]), "prompt 0 is empty"),
-        (dict(prompts=[[1], [96]]), "prompt 1 holds token 96"),
-        (dict(prompts=[[-1]]), "holds token -1"),
-        (dict(max_new_tokens=0), "max_new_tokens is 0"),
-        (dict(prompts=[[1] * 4000], max_new_tokens=97), "the model reaches 4096"),
-        (dict(stop_ids=[96]), "stop token 96"),
-        (dict(temperature=-1), "temperature is -1"),
-        (dict(temperature=math.nan), "temperature is nan"),
-        (dict(top_p=0), "top_p is 0"),
-        (dict(top_p=1.1), "top_p is 1.1"),
-        (dict(top_k=-1), "top_k is -1"),
-        (dict(min_p=1), "min_p is 1"),
-        (dict(repetition_penalty=0), "repetition_penalty is 0"),
-        (dict(slots=0), "slots is 0"),
-        (dict(seed=[1, 2]), "2 seeds for 1 prompts"),
+        ({"prompts": [[]]}, "prompt 0 is empty"),
+        ({"prompts": [[1], [96]]}, "prompt 1 holds token 96"),
+        ({"prompts": [[-1]]}, "holds token -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"prompts": [[1] * 4000], "max_new_tokens": 97}, "the model reaches 4096"),
+        ({"stop_ids": [96]}, "stop token 96"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"top_p": 0}, "top_p is 0"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"min_p": 1}, "min_p is 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"slots": 0}, "slots is 0"),
+        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
     ],
 )
 def test_bad_requests_say_what_is_wrong(model, wrong, says):
-    request = dict(prompts=[[1, 2]], max_new_tokens=4) | wrong
+    request = {"prompts": [[1, 2]], "max_new_tokens": 4} | wrong
     with pytest.raises(ValueError, match=says):
         generate(model, request.pop("prompts"), **request)
 
@@ -361,7 +359,7 @@ def test_a_compiled_replica_writes_the_same_and_follows_new_weights(model, monke
     # Tracing alone takes seconds; the graph that it hands over is what would be turned into C++ in a minute.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     compiled, plain = replica(model, compile=True), replica(model)
-    request = dict(max_new_tokens=9, seed=3, slots=2)
+    request = {"max_new_tokens": 9, "seed": 3, "slots": 2}
     other = lively(config(), seed=9)
     for weights in (model, other):
         ours, theirs = (
@@ -380,7 +378,12 @@ def test_a_bf16_replica_stays_close(model):
 
 
 def uneven(rank, world, port, folder):
-    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+    }
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     sharded = lively(config())
@@ -492,7 +495,7 @@ def test_a_command_without_a_prompt_says_so(capsys):
 
 
 @pytest.mark.parametrize(
-    "named, more", [(None, ()), ({}, ()), (dict(eos_token_id=7), (7,)), (dict(eos_token_id=[4093, 9]), (9,))]
+    "named, more", [(None, ()), ({}, ()), ({"eos_token_id": 7}, (7,)), ({"eos_token_id": [4093, 9]}, (9,))]
 )
 def test_a_story_ends_at_every_end_token_of_its_model(folder, named, more):
     tokenizer = data.load_tokenizer(folder)
