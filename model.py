@@ -302,8 +302,8 @@ def add_projections(module, name: str, n_in: int, parts: dict[str, int], fused: 
 
 def project(module, x):
     if module.fused:
-        return getattr(module, module.fused)(x).split(list(module.parts.values()), -1)
-    return tuple(getattr(module, part)(x) for part in module.parts)
+        return module._modules[module.fused](x).split(list(module.parts.values()), -1)
+    return [module._modules[part](x) for part in module.parts]
 
 
 class Block(nn.Module):
@@ -465,13 +465,13 @@ class Qwen35(nn.Module):
         hidden = blocks(ids_BT.flatten(), rows, cache.layers if cache is not None else None)
         if cache is not None:
             cache.lengths += T
-        return hidden.unflatten(0, (B, T))
+        return hidden.view(B, T, -1)
 
     def blocks(self, ids_N, rows, memories=None):
         x = F.embedding(ids_N, self.embed_tokens.weight)
         for block, memory in zip(self.layers, memories or [None] * len(self.layers)):
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rows, memory, use_reentrant=False)
+                x = checkpoint(block, x, rows, memory, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, rows, memory)
         return self.norm(x)

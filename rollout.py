@@ -317,6 +317,22 @@ def generate(model: Qwen35, prompts, *, on_finish=None, **request) -> list[Compl
     return stories
 
 
+def write_rows(model, rows, tokenizer, seeds, stopping, *, thinking: bool, slots: int, **how):
+    """Writes the completions of `rows` (Episodes with prompt_ids) into them; yields the index of each finished one.
+    seeds: one per row. stopping: a list; when something is in it the writing ends. how: as for `stream`."""
+    prompts = [row.prompt_ids for row in rows]
+    with tqdm(total=len(rows), desc="  stories", disable=not processes.MAIN, leave=False, mininterval=1) as bar:
+        for i, done, ended in stream(model, prompts, seed=seeds, slots=slots or None, **how):
+            if stopping:
+                return
+            if ended:
+                row, text = rows[i], tokenizer.decode(done.ids)
+                row.completion_ids, row.sampler_logprobs, row.finished = done.ids, done.logprobs, done.finished
+                row.story = data.split_thinking("<think>" + text if thinking else text)[1]
+                bar.update()
+                yield i
+
+
 def stop_ids(folder, tokenizer) -> tuple[int, ...]:
     """Every token that ends a story of this model: the tokenizer's <|im_end|> and <|endoftext|>, and what
     generation_config.json in `folder` names, where there is one. ValueError: that file is damaged."""

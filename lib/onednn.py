@@ -45,7 +45,8 @@ LIBRARY.impl("linear", lambda x, weight: x.new_empty(*x.shape[:-1], len(weight))
 
 def usable(weight) -> bool:
     """Whether this build and this processor can pack a weight like this one and multiply by it."""
-    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and works_with(weight.dtype)
+    real = type(weight.data) is torch.Tensor and weight.device.type == "cpu"  # not sharded, not a fake tensor
+    return real and torch.backends.mkldnn.is_available() and works_with(weight.dtype)
 
 
 @cache
