@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import runpy
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -421,5 +422,6 @@ def alarms(history: list[dict], window: int = 20) -> list[str]:
 
 
 if __name__ == "__main__":
-    # score, agree and calibrate are a script, which imports this file; arrows between files never run back.
-    runpy.run_module("scripts.calibrate", run_name="__main__")
+    # The commands are scripts, which import this file; arrows between files never run back.
+    command = "agree" if sys.argv[1:2] == ["agree"] else "calibrate"
+    runpy.run_module(f"scripts.{command}", run_name="__main__")

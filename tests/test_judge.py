@@ -261,9 +261,9 @@ def test_score_agree_and_calibrate_from_the_command_line(tmp_path):
     rows = [json.loads(line) for line in a.read_text().splitlines()]
     assert len(rows) == 6 and rows[0]["verdict"]["score"] == OfflineJudge().score(STORIES[0]["prompt"], STORIES[0]["story"]).score
     done = command("agree", a, b)
-    assert done.returncode == 0 and re.search(r"\| score +\| +6 \| +1\.00 \| +0\.0 \|", done.stdout), done.stdout
+    assert done.returncode == 0 and "| score | 6 | 1.000 | 0.000 | 0.000 |" in done.stdout, done.stdout
     done = command("calibrate", few, "--limit", 4, "--out", tmp_path / "t.md")
-    assert done.returncode == 0 and "bribed" in done.stdout and (tmp_path / "t.md").read_text() in done.stdout, done.stderr
+    assert done.returncode == 1 and "bribed" in done.stdout and (tmp_path / "t.md").read_text() in done.stdout, done.stderr
     for args, word in [(("score", tmp_path / "none.jsonl"), "none.jsonl"), (("agree", few, a), "verdict")]:
         done = command(*args)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and word in done.stderr and done.stderr.count("\n") == 1
