@@ -14,29 +14,42 @@ NAMES = """Ann Author|John Q. Writer|E. M. Delafont|Captain S. P. Meeks|Sir Arth
 Anton Petrov|Ludwig van Hoorn|Mrs. Gaskin|O. Harry|Katharine Fuller Gerard|Irving Cobbe|H. G. Dwyer|Edna Farmer|
 W. W. Jakobs|Ambrose Pearse|Elia Peaty|Leo N. Tolstrup|Rabindra Tagor|J. Sheridan Fanu|Nathaniel Horne|Bret Hart|
 Selma Lagerson|Stacy Monier|Thomas Burk|Fannie Hirst|M. R. Jamison|Dr. Felix Gray|Colonel Harris Dickson|
-Villiers de Lisle|Susan Glasser|Burton Klein|Rose O'Neill|Benjamin Rosen, Jr.|Hugh Walpurgis""".replace("\n", "").split("|")
+Villiers de Lisle|Susan Glasser|Burton Klein|Rose O'Neill|Benjamin Rosen, Jr.|Hugh Walpurgis""".replace(
+    "\n", ""
+).split("|")
 TITLES = """The Lamp in the Mill|A Basket of Eels|Salt and Candle|The Man Who Sold Fog|Rainbow Pete|Onnie|Tanks|
 What Was It?|"Dey Ain't No Ghosts"|The Widow's Third Goose|Boys Will Be Boys|A Jury of Her Peers|By the Sea|
 The Interval|None So Blind|Get Ready the Wreaths|Silas Marlow|The Ghost of Miser Brown|In the Barn|Lazarus|
 From the Diary of a Clerk|Ching, Ching, Chinaman|The Knight's Move|"A Certain Rich Man"|Compensation|The Bet|
 Mateo Falcon|My Nephew Joseph|Invisible Death|The Last Lesson|How the Widow Won the Deacon|Told by the Fire|
 Dr. Heidegger's Trial|Jean Monet|At the Gate|Hide and Seek|The Devil and Tom Wall|The Signal|A Shady Plot|
-The Outrage: A True Story|Number Thirteen|The Stolen Mind|Vanka|A Call|Gideon|The Angel of the Odd""".replace("\n", "").split("|")
+The Outrage: A True Story|Number Thirteen|The Stolen Mind|Vanka|A Call|Gideon|The Angel of the Odd""".replace(
+    "\n", ""
+).split("|")
 WORDS = (
     "the river and a miller of stone who had walked to the old town where his daughter kept in her house that lantern "
     "which it was said to burn for him at night but they were not afraid of what the wind brought over the wall when "
     "all the doors were shut and no one spoke until morning came with rain"
 ).split(" ")
-PLACES = ["The Atlantic Monthly", "The Something Review", "Harper's Magazine", "The Century Magazine", "Every Week"]
+PLACES = [
+    "The Atlantic Monthly",
+    "The Something Review",
+    "Harper's Magazine",
+    "The Century Magazine",
+    "Every Week",
+]
 KINDS = ["Strange", "Gripping", "Complete", "Thrilling"]
 
 FORMS = {
     "file": ["txt", "txt", "txt", "htm", "epub"],
-    "order": ["title, author", "title, by author", "one block", "author, title", "wide line", "dash", "dash, author first", "magazine"],
+    "order": [
+        "title, author", "title, by author", "one block", "author, title", "by author, title", "wide line", "dash",
+        "dash, author first", "magazine", "italic", "dates",
+    ],
     "case": ["loud", "mixed author", "mixed"],
     "credit": ["none", "none", "bracket", "from", "bracket from"],
     "note": ["none", "none", "plain", "headed", "dated"],
-    "contents": ["none", "columns", "columns, author first", "page first", "by", "author below", "author above"],
+    "contents": ["none", "columns", "columns, author first", "page first", "by", "author below", "author above", "dotted"],
     "twice": [False, False, True],
     "teaser": [False, False, True],
     "chapters": ["none", "roman", "words", "titled"],
@@ -98,6 +111,15 @@ def heading(draw: random.Random, title: str, author: str, forms: dict) -> list[P
         return [Piece(title, 1), Piece(author, 3)]
     if order == "title, by author":
         return [Piece(title, 1), Piece(by + author, 3)]
+    if order == "italic":
+        return [Piece(title, 1), Piece(f"_{by}{author}_", 3)]
+    if order == "dates":
+        return [
+            Piece(title, 1),
+            Piece(f"{by}{author} ({draw.randrange(1800, 1860)}-{draw.randrange(1870, 1920)})", 3),
+        ]
+    if order == "by author, title":
+        return [Piece(by + author, 1), Piece(title, 2)]
     if order == "one block":
         return [Piece(f"{title}\n{by}{author}", 1)]
     if order == "author, title":
@@ -108,13 +130,20 @@ def heading(draw: random.Random, title: str, author: str, forms: dict) -> list[P
         return [Piece(f"{title} -- {author}", 1)]
     if order == "dash, author first":
         return [Piece(f"{author}--{title}", 1)]
-    return [Piece(f"A {draw.choice(KINDS)} Tale of the {draw.choice(['Sea', 'North', 'Mill'])} by {author}", 1), Piece(title, 2)]
+    return [
+        Piece(f"A {draw.choice(KINDS)} Tale of the {draw.choice(['Sea', 'North', 'Mill'])} by {author}", 1),
+        Piece(title, 2),
+    ]
 
 
 def apparatus(draw: random.Random, author: str, forms: dict) -> list[Piece]:
     """What is between heading and story: source, note on the author, teaser."""
     place, year, out = draw.choice(PLACES), draw.randrange(1880, 1930), []
-    credit = {"bracket": f"({place}, {year})", "from": f"From _{place}_", "bracket from": f"(From {place}, {year})"}
+    credit = {
+        "bracket": f"({place}, {year})",
+        "from": f"From _{place}_",
+        "bracket from": f"(From {place}, {year})",
+    }
     if forms["credit"] in credit:
         out.append(Piece(credit[forms["credit"]], 3))
     if forms["note"] != "none":
@@ -134,7 +163,9 @@ def apparatus(draw: random.Random, author: str, forms: dict) -> list[Piece]:
 def chapters(draw: random.Random, tag: str, form: str) -> list[Piece]:
     names, parts = ["ONE", "TWO", "THREE"], []
     for n in range(3):
-        mark = {"roman": "I" * (n + 1), "words": f"CHAPTER {names[n]}", "titled": f"CHAPTER {'I' * (n + 1)}"}[form]
+        mark = {"roman": "I" * (n + 1), "words": f"CHAPTER {names[n]}", "titled": f"CHAPTER {'I' * (n + 1)}"}[
+            form
+        ]
         parts.append(Piece(mark, 2))
         if form == "titled":
             parts.append(Piece(draw.choice(["The Challenge", "Into the Dark", "Intrigue", "Escape!"]), 3))
@@ -158,7 +189,10 @@ def between(draw: random.Random, form: str) -> list[Piece]:
     if form == "letters":
         letters = [Piece(f"Dear Editor: {sentences(draw, 4)} --J. Reader, Ohio.") for _ in range(12)]
         return [Piece("The Readers' Corner", 1), *letters]
-    return [Piece("SEND NO MONEY", 1), Piece("Only $2.98. Mail this coupon today and pay the postman on arrival. " + sentences(draw, 3))]
+    return [
+        Piece("SEND NO MONEY", 1),
+        Piece("Only $2.98. Mail this coupon today and pay the postman on arrival. " + sentences(draw, 3)),
+    ]
 
 
 def contents(draw: random.Random, rows: list[tuple[str, str]], forms: dict) -> list[Piece]:
@@ -169,6 +203,7 @@ def contents(draw: random.Random, rows: list[tuple[str, str]], forms: dict) -> l
             "columns": [f"{title:44}   {author:30}   {page}"],
             "columns, author first": [f"{author:30}   {title:44}   {page}"],
             "page first": [f"{page:3}   {title:44}   {author}"],
+            "dotted": [f"{title}, by {author} " + ". " * 12 + str(page)],
             "by": [f"{title}. By {author}   {page}"],
             "author below": [f"{title} {' ' * 20} {page}", f"    _{author}_"],
             "author above": [author, f"    {title} {' ' * 20} {page}"],
@@ -179,13 +214,26 @@ def contents(draw: random.Random, rows: list[tuple[str, str]], forms: dict) -> l
 def front_and_back(draw: random.Random, form: str) -> tuple[list[Piece], list[Piece]]:
     front, back = [], []
     if form in ("introduction", "both"):
-        front = [Piece("INTRODUCTION", 1), *[Piece(sentences(draw, 5)) for _ in range(8)], Piece("E. J. O.", 3)]
+        front = [
+            Piece("INTRODUCTION", 1),
+            *[Piece(sentences(draw, 5)) for _ in range(8)],
+            Piece("E. J. O.", 3),
+        ]
     if form in ("lists", "both"):
-        for name in ("MAGAZINES PUBLISHING SHORT STORIES", "THE ROLL OF HONOR FOR 1917", "INDEX OF SHORT STORIES FOR 1917"):
+        for name in (
+            "MAGAZINES PUBLISHING SHORT STORIES",
+            "THE ROLL OF HONOR FOR 1917",
+            "INDEX OF SHORT STORIES FOR 1917",
+        ):
             back.append(Piece(name, 1))
             for _ in range(draw.randrange(12, 40)):
                 author, title = draw.choice(NAMES), draw.choice(TITLES)
-                back.append(Piece(f"{author.upper()}. {title}, {draw.choice(PLACES)}, Jan. {draw.randrange(1, 30)}, 1917.", 0))
+                back.append(
+                    Piece(
+                        f"{author.upper()}. {title}, {draw.choice(PLACES)}, Jan. {draw.randrange(1, 30)}, 1917.",
+                        0,
+                    )
+                )
     return front, back
 
 
@@ -206,12 +254,16 @@ def collection(seed: int) -> Collection:
             pieces.append(Piece(title if forms["case"] == "mixed" else title.upper(), 1))
         pieces += heading(draw, title, author, forms) + apparatus(draw, author, forms)
         chaptered = forms["chapters"] != "none" and draw.random() < 0.6
-        body = chapters(draw, tag, forms["chapters"]) if chaptered else prose(draw, tag, draw.randrange(12, 20))
+        body = (
+            chapters(draw, tag, forms["chapters"]) if chaptered else prose(draw, tag, draw.randrange(12, 20))
+        )
         if not chaptered:
             body[0].rank = 2
         pieces += body
         if n == serial:
-            pieces.append(Piece(draw.choice(["(To be continued)", "_To be concluded in the February Number._"]), 3))
+            pieces.append(
+                Piece(draw.choice(["(To be continued)", "_To be concluded in the February Number._"]), 3)
+            )
         else:
             stories.append((title, author, f"Opening{tag}", f"closing{tag}."))
         pieces += between(draw, forms["filler"]) if n < count - 1 or forms["filler"] == "letters" else []

@@ -148,7 +148,11 @@ def _enter(el, context, counter) -> dict:
         inside["pre"] = True
     if el.tag in ("p", "div", "center", "blockquote"):
         leaning = [c for c in el if c.tag in ("i", "em")]
-        inside["apart"] = len(leaning) == len(el) == 1 and not (el.text or "").strip() and not (leaning[0].tail or "").strip()
+        inside["apart"] = (
+            len(leaning) == len(el) == 1
+            and not (el.text or "").strip()
+            and not (leaning[0].tail or "").strip()
+        )
     if "se:short-story" in kind or "se:novel" in kind:
         counter[0] += 1
         inside["story"] = counter[0]

@@ -60,7 +60,7 @@ def person(text: str) -> str:
     text = " ".join(DATES.sub("", text.replace("_", " ")).split())
     if LABEL.fullmatch(text) and not is_byline(text):
         text = LABEL.fullmatch(text)["name"]
-    text = BY.sub("", text).strip(" ,;:*")
+    text = re.sub(r"\b(Jr|Esq)$", r"\1.", BY.sub("", text).strip(" ,;:*"))
     return text[:-1] if re.search(r"\w{3,}\.$", text) and not re.search(r"\b(Jr|Esq)\.$", text) else text
 
 
@@ -86,7 +86,10 @@ def label_name(text: str) -> str:
 
 def cells(line: str) -> list[str]:
     """The columns of a line, without page numbers: wide spaces, tabs and leaders part them."""
-    parts = [re.sub(r"(?<!\bJr)(?<!\bEsq)[\s.\u2026_]+$", "", p).lstrip(" ._\u2026") for p in re.split(r"\s{3,}|\t|(?:\s?[.\u2026]){3,}", line.strip())]
+    parts = [
+        re.sub(r"(?<!\bJr)(?<!\bEsq)[\s.\u2026_]+$", "", p).lstrip(" ._\u2026")
+        for p in re.split(r"\s{3,}|\t|(?:\s?[.\u2026]){3,}", line.strip())
+    ]
     return [p for p in parts if re.search(r"[^\W\d]", p) and not re.fullmatch(r"[xvil]{1,6}|[IVXLC]{1,7}", p)]
 
 
@@ -100,7 +103,9 @@ def names_column(pairs: list[tuple[str, str]]) -> int | None:
     """Which of two columns holds people: 0, 1, or None where neither reads like names."""
     if len(pairs) < 3:
         return None
-    score = [sum(name_like(p[c]) * (1 + 2 * bool(BY.match(p[c]))) for p in pairs) / len(pairs) for c in (0, 1)]
+    score = [
+        sum(name_like(p[c]) * (1 + 2 * bool(BY.match(p[c]))) for p in pairs) / len(pairs) for c in (0, 1)
+    ]
     if max(score) < 0.6:
         return None
     if score[0] == score[1]:  # initials are in names, hardly ever in titles

@@ -28,9 +28,11 @@ from scripts.anthologies.titles import MATTER, SPEECH, fold, heading_like, one_l
 HEADING = re.compile(r"\W*(table of )?contents( of .*)?\W*(page)?\W*", re.I)
 ILLUSTRATIONS = re.compile(r"\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$", re.I | re.M)
 BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
-PAGE = re.compile(r"(\s{3,}|\.{3,}\s*)\d+\s*$")
+PAGE = re.compile(r"(\s{3,}|(\.\s?){3,}\s*)\d+\s*$")
 LETTERED = re.compile(r"[a-e]\.\s")
-VERB = re.compile(r"\W*((as )?(re)?\w+(ed|told|ten)|from the \w+)?\W*", re.I)  # what may be before "by" and is no title
+VERB = re.compile(
+    r"\W*((as )?(re)?\w+(ed|told|ten)|from the \w+)?\W*", re.I
+)  # what may be before "by" and is no title
 BY_AUTHOR = re.compile(r"(?<=\S)[\s,.]+_?by\s+(?P<name>[^\d]{3,60}?)_?[\s.]*\d*\s*$", re.I)
 
 
@@ -243,7 +245,7 @@ def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[
     in_turn = len(alone) > 0.4 * len(raw) and not any(k + 1 in alone for k in alone)
     if len(marked) > 2:
         alone = marked
-    elif len(alone) < 2 or not (in_turn or paged > 0.3 * len(raw)):
+    elif len(alone) < 3 or not (in_turn or paged > 0.3 * len(raw)):
         return {}
     first = next((k for k, line in enumerate(lines) if len(fold(line)) > 1 and not _no_entry(line)), 0)
     own: dict[int, str] = {}

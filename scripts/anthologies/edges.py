@@ -58,9 +58,10 @@ def trim(parts: list[Paragraph], numbered: bool = False, author: str = "", tease
     """The story's own paragraphs. `numbered`: the number of its first part is gone with the heading, so that the
     numbers of the others become scene breaks. `teased`: this book sets a teaser above each story."""
     start = above(parts, author)
-    if teased and teaser(parts, start):
+    chaptered = any(ORDINAL.fullmatch(p.text) for p in parts[:start])
+    if teased and not chaptered and teaser(parts, start):
         start = above(parts, author, start + 1)
-    numbered = numbered or any(ORDINAL.fullmatch(p.text) for p in parts[:start])
+    numbered = numbered or chaptered
     texts = [SCENE_BREAK if numbered and _is_number(p.text) else p.text for p in parts[start:]]
     return texts[: _below(texts)]
 
@@ -137,7 +138,12 @@ def teaser(parts: list[Paragraph], n: int) -> bool:
         return False
     p, below = parts[n], parts[n + 1]
     sentences = len(re.findall(r"[.!?\u2026][\"\u201d')]*(?=\s|$)", p.text))
-    apart = p.apart or FIRST_PART.fullmatch(below.text) or below.gap > 1 and below.gap > max((q.gap for q in parts[n + 2 : n + 8]), default=1)
+    apart = (
+        p.apart
+        or FIRST_PART.fullmatch(below.text)
+        or below.gap > 1
+        and below.gap > max((q.gap for q in parts[n + 2 : n + 8]), default=1)
+    )
     return bool(apart) and 5 < len(p.text.split()) <= 90 and sentences <= 3 and p.text != SCENE_BREAK
 
 
@@ -145,7 +151,7 @@ def has_teaser(parts: list[Paragraph], author: str) -> bool:
     """Is a teaser between the heading and the story, or its first part?"""
     start = above(parts, author)
     before = [n for n in range(start) if FIRST_PART.fullmatch(parts[n + 1].text)]
-    return any(teaser(parts, n) for n in [start, *before])
+    return any(teaser(parts, n) and not _about_author(parts, n, author) for n in [start, *before])
 
 
 def serial(last: list[str], heading: str, first: str) -> bool:

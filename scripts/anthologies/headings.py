@@ -41,8 +41,12 @@ from scripts.anthologies.titles import (
     title_form,
 )
 
-FILLER = 500  # words: a filler has a heading of its own, no author, and is the last thing before the next story
-EDITED = re.compile(r"\W*(edited|compiled|selected|collected|chosen|arranged)( and \w+)? by\b", re.I)  # a title page
+FILLER = (
+    500  # words: a filler has a heading of its own, no author, and is the last thing before the next story
+)
+EDITED = re.compile(
+    r"\W*(edited|compiled|selected|collected|chosen|arranged)( and \w+)? by\b", re.I
+)  # a title page
 MANY_HANDS = 0.6  # share of the sections that name an author, above which one that names none is not a story
 
 
@@ -132,7 +136,7 @@ def _part_halves(blocks: list[Block], toc: Contents) -> list[Block]:
         first, second = pairs.get(i, ("", ""))
         if i in pairs and (name_like(pairs[i][who]) or BY.match(pairs[i][who])):
             out.append(replace(b, text=first, words=len(first.split())))
-            out.append(replace(b, text=second, words=len(second.split()), gap=1, ids=[], links=[]))
+            out.append(replace(b, text=second, words=len(second.split()), gap=2, ids=[], links=[]))
         else:
             out.append(b)
     return out
@@ -171,7 +175,9 @@ def _new_page(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
     if ORDINAL.fullmatch(blocks[j - 1].text.strip()) or ORDINAL.fullmatch(blocks[j].text.strip()):
         return False
     texts = [one_line(b.text) for b in blocks[i:j]]
-    whole = j > i + 1 and any(is_byline(t) or fold(person(t)) in toc.names for t in texts)  # has title and author
+    whole = j > i + 1 and any(
+        is_byline(t) or fold(person(t)) in toc.names for t in texts
+    )  # has title and author
     apart = whole and blocks[j].gap > 3
     lower = 0 < blocks[j].level < blocks[i].level  # a signature above a title
     title_page = EDITED.match(one_line(blocks[j - 1].text)) and listed(blocks[i], toc) is None
@@ -197,7 +203,12 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
         return blocks[j].kind not in ("list", "break")
     if listed(blocks[j], toc, near=True) is not None:
         return True
-    alone = "\n" not in text and len(text.split()) < 6 and name_like(text) and not re.search(r"(?<!\bJr)[.!?:\"']$", text)
+    alone = (
+        "\n" not in text
+        and len(text.split()) < 6
+        and name_like(text)
+        and not re.search(r"(?<!\bJr)[.!?:\"']$", text)
+    )
     return bool(ORDINAL.fullmatch(above)) and title_form(text) and not blocks[j].level or alone
 
 
@@ -278,14 +289,16 @@ def _roles(
         plain
     ):  # THE titles "Anonymous", "By the Sea": the first line that is not a person's
         first = next((k for k in plain if k not in known and not name_like(texts[k])), plain[0])
-        authors -= {first}
+        authors -= {k for k in plain if fold(texts[k]) == fold(texts[first])}
     different = [k for n, k in enumerate(plain) if fold(texts[k]) not in {fold(texts[o]) for o in plain[:n]}]
     if not authors and names_first is not None:
         guess = different[:1] if names_first else different[1:2]
         authors = {k for k in guess if k not in exact and name_like(texts[k])}
     weak = {k for k in by if not name_like(texts[k]) and not label_name(texts[k])}
     rest = [k for k in plain if k not in authors]
-    if weak and not known and rest and all(name_like(texts[k]) for k in rest):  # TOLD BY THE FIRE, by Captain Meek
+    if (
+        weak and not known and rest and all(name_like(texts[k]) for k in rest)
+    ):  # TOLD BY THE FIRE, by Captain Meek
         if names_first and max(weak) > rest[0] or not names_first and min(weak) < rest[0]:
             authors = set(rest)
     return [k for k in plain if k not in authors], sorted(authors)
@@ -307,8 +320,10 @@ def _head(
     caps = sum(c.isupper() for c in letters) > 0.7 * len(letters)
     style = ("h", b.level) if b.level else ("t", min(max(blocks[k].gap for k in range(i, key + 1)), 4), caps)
     edited = key not in sure and any(EDITED.match(t) for t in text.values())
-    matter = edited or bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key])) or any(
-        MATTER.fullmatch(text[k]) and "note" in text[k].lower() for k in text
+    matter = (
+        edited
+        or bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key]))
+        or any(MATTER.fullmatch(text[k]) and "note" in text[k].lower() for k in text)
     )
     poems = any(NO_STORIES.fullmatch(text[k]) for k in titles)
     named = next((person(text[k]) for k in authors), "")
@@ -508,7 +523,10 @@ def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
         again = next((o for o in inner if names[fold(o.title)] > 1 or DEPARTMENT.fullmatch(o.title)), None)
         if again or short or page:
             h = again or h
-            h.matter, h.why = True, "a filler, letters or an advertisement: no author, and before the next story"
+            h.matter, h.why = (
+                True,
+                "a filler, letters or an advertisement: no author, and before the next story",
+            )
             fillers.append(h)
     return fillers
 
