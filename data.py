@@ -149,10 +149,15 @@ def write_groups(path: Path, depends_on: dict, groups: list[list[Episode]]):
     keep(path, depends_on, [{"group": [asdict(row) for row in group]} for group in groups])
 
 
-def read_groups(path: Path, depends_on: dict) -> tuple[list[list[Episode]] | None, list[str]]:
-    """(what `write_groups` wrote, []) or (None, the names of what they depend on that differs now)."""
+def read_groups(path: Path, depends_on: dict) -> list[list[Episode]] | None:
+    """What `write_groups` wrote; None where there is nothing, or, said in one line, it depends on something
+    else."""
     lines, differs = kept(path, depends_on)
-    return lines and [[episode(row, str(path)) for row in line["group"]] for line in lines], differs
+    if differs:
+        print(
+            f"{path.name}: stories of a killed step have other {', '.join(differs)}; they are written again"
+        )
+    return lines and [[episode(row, str(path)) for row in line["group"]] for line in lines]
 
 
 def _example(row: dict, where: str, uid: str) -> Example:

@@ -107,7 +107,6 @@ class Config:
     lora_alpha: float = opt(32.0, "LoRA's scale is alpha / rank", above=0)
     checkpointing: bool = opt(True, "recompute each block in the backward pass")
     autocast: bool = opt(False, "bf16 products on fp32 weights where nothing is sharded: less exact")
-    compile: bool = opt(False, "torch.compile the blocks; minutes of start-up")
     micro_batch_tokens: int = opt(16384, "padded tokens per forward and backward pass", low=1)
     keep_replica: bool = opt(False, "keep the sampling replica in memory during the update")
 
@@ -185,9 +184,6 @@ def build(c: Config, device):
     model.checkpointing = c.checkpointing
     if c.lora_rank:
         lora.add_lora(model, c.lora_rank, c.lora_alpha, c.seed)
-    if c.compile:
-        for block in model.layers:
-            block.compile()
     if kind.endswith("sdp"):
         qwen.shard(model, on_gpu, shards)
     return model, parallel.scorer_of(model, kind, c.autocast)
@@ -342,8 +338,8 @@ def batch_loss(c: Config, logp, old_logp, batch: list[Episode], count: float, re
 def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=None) -> dict:
     """`c.updates_per_batch` optimiser steps on this process's groups -> statistics of the last, over all.
 
-    DDP and FSDP average gradients over ranks; the loss is divided by the global count and multiplied by the
-    world size, so that the gradient is that of one sum over the whole batch. {"loss": None}: nothing to learn.
+    DDP and FSDP average gradients over ranks; the loss is divided by the count of all ranks and multiplied by
+    their number, so that the gradient is that of one sum over the whole batch. {"loss": None}: nothing to do.
     """
     began = time.time()
     rows = [row for group in groups for row in group if row.reward is not None and row.completion_ids]
@@ -478,9 +474,7 @@ def run(c: Config):
             weight = hri.weight(step, c.hri_peak, c.hri_warmup) if c.hri != "off" else 0.0
             pending = folder / f"rollouts/.step_{step:06d}.rank{processes.RANK}of{processes.WORLD}.jsonl"
             # A killed run may have written the stories of this step already: nothing is bought twice.
-            groups, differs = data.read_groups(pending, settings)
-            if differs:
-                say(f"stories of a killed step have other {', '.join(differs)}: they are written again")
+            groups = data.read_groups(pending, settings)
             if processes.reduce(groups is None):  # some process samples; gathering weights takes all of them
                 half = torch.bfloat16 if device.type == "cuda" else None
                 replica = rollout.refresh(replica, model) if replica else rollout.replica(model, half)
@@ -538,16 +532,25 @@ def run(c: Config):
         raise SystemExit(1) from None
     finally:
         judge.close()
-    if processes.MAIN:
         bar.close()
-        first, last = (
-            mean(m.get("reward/mean") for m in part) for part in (log.metrics[:5], log.metrics[-5:])
-        )
-        if steps > start:
-            say(
-                f"{steps - start} steps in {time.time() - began:.0f} s; mean reward {first:+.3f} -> {last:+.3f}"
-            )
+    if processes.MAIN:
+        say(summary(log.metrics, steps - start, time.time() - began))
         say(f"wrote {folder}/: curves.png, metrics.jsonl, rollouts/, checkpoints/")
+
+
+def summary(lines: list[dict], steps: int, seconds: float) -> str:
+    """What changed from the first to the last five steps."""
+    names = {"mean reward": "reward/mean", "share in band": "length/in_band", "quality": "reward/quality"}
+    ends = [
+        {name: mean(m.get(of) for m in part) for name, of in names.items()}
+        for part in (lines[:5], lines[-5:])
+    ]
+    moved = (
+        [f"{name} {x:.3f} -> {ends[1][name]:.3f}" for name, x in ends[0].items() if x is not None]
+        if steps
+        else []
+    )
+    return f"{steps} steps in {seconds:.0f} s; first against last five: {', '.join(moved)}" if moved else ""
 
 
 @flags.exits_cleanly
