@@ -95,7 +95,7 @@ class Config:
     judge: Literal["api", "offline"] = opt("api", "offline measures form, for demos and tests", "judge")
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "default $JUDGE_URL; its key is JUDGE_API_KEY")
     judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "default $JUDGE_MODEL")
-    judge_mode: Literal["story", "group"] = opt("story", "group: one call ranks all stories of a group")
+    judge_mode: Literal["story", "pair", "group"] = opt("story", "a story alone, beside the person's, or ranked")
     judge_samples: int = opt(1, "verdicts averaged per story", low=1)
     judge_settings: dict[str, str] = opt({}, "of the calls: in_flight=32 budget=500 ..., see docs/judge.md")
     watch_url: str = opt("", "a second judge, never trained on (key: WATCH_API_KEY), logged as watch/*")
@@ -176,6 +176,9 @@ def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
     references = hri.references(fits, tokenizer, c.thinking, c.max_new_tokens)
     if not references and c.hri != "off":
         raise ValueError(f"no example in {c.data} has a human story; add them, or pass --hri off")
+    if c.judge_mode == "pair" and (alone := sum(not e.story for e in fits)):
+        told = f"--judge_mode pair: {alone} of {len(fits)} examples in {c.data} have no human story"
+        raise ValueError(f"{told} to be judged beside; add them, or use --judge_mode story")
     whole = [r for r in references.values() if r.finished]
     per_word = mean(len(r.completion_ids) / data.words(r.story) for r in whole) or 1.3
     targets, band = [e.target_words for e in fits], judging.bounds(c.bands)
