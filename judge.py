@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 from lib import comparisons, form, stats
-from lib.answers import Fault, fenced, messages  # noqa: F401 (benchmarks uses Fault and fenced)
+from lib.answers import messages
 from lib.endpoint import Endpoint, known, settings, then
 from lib.flags import opt
 from lib.form import strip_length
@@ -84,9 +84,10 @@ def bounds(name: str) -> LengthBounds:
 def check_room(targets: list[int], tokens_per_word: float, limit: int, bounds: LengthBounds) -> str:
     """A note where stories of the lengths asked for need more than `limit` tokens, else ""."""
     least = [bounds.band(target)[0] * tokens_per_word for target in targets]
-    long = sum(tokens > limit for tokens in least)
-    told = f"note: {long} of {len(targets)} requests need more than --max_new_tokens {limit}, up to {max(least):.0f}"
-    return f"{told}; their stories are cut, and stay below the length band" if long else ""
+    if not (long := sum(tokens > limit for tokens in least)):
+        return ""
+    told = f"note: {long} of {len(targets)} requests need more than --max_new_tokens {limit}"
+    return f"{told}, up to {max(least):.0f}; their stories are cut, and stay below the length band"
 
 
 def length_penalty(words: int, target_words: float, bounds: LengthBounds = BANDS["paper"]) -> float:
@@ -209,8 +210,9 @@ class Asked:
         if self.mode == "story":
             self.futures[i] = self.judge.submit(prompt, self.group[i].story)
         elif self.mode == "pair":
-            person = next(row.story for row in self.group if row.is_human)
-            self.futures[i] = self.judge.beside(prompt, self.group[i].story, person)
+            row = self.group[i]
+            person = row.story if row.is_human else row.example.story  # who joins the group or not
+            self.futures[i] = self.judge.beside(prompt, row.story, person)
         elif all(row.completion_ids for row in self.group):
             self.futures = self.judge.submit_group(prompt, [row.story for row in self.group])
 
@@ -417,9 +419,6 @@ def alarms(history: list[dict], window: int = 20) -> list[str]:
     if flips > MOST_FLIPS:
         found.append(f"the judge changes its winner with the order in {flips:.0%} of pairs: it says little")
     return found
-
-
-# ------------------------------------------------------------------------------------------------------------
 
 
 if __name__ == "__main__":

@@ -162,8 +162,11 @@ def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
     """Examples whose prompts fit, and reference rows of those with a story, by uid. ValueError: too few."""
     examples = data.read_fitting(c.data, tokenizer, c.thinking, c.max_prompt_tokens, at_least=c.prompts)
     references = hri.references(examples, tokenizer, c.thinking, c.max_new_tokens)
-    if not references and (c.hri != "off" or c.judge_mode == "pair"):
+    if not references and c.hri != "off":
         raise ValueError(f"no example in {c.data} has a human story; add them, or pass --hri off")
+    alone = sum(not example.story for example in examples) if c.judge_mode == "pair" else 0
+    if alone:
+        raise ValueError(f"--judge_mode pair: {alone} of {len(examples)} examples have no story to compare with")
     whole = [r for r in references.values() if r.finished]
     per_word = mean(len(r.completion_ids) / data.words(r.story) for r in whole) or 1.3
     targets = [e.target_words for e in examples]
@@ -479,7 +482,7 @@ def run(c: Config):
                 half = torch.bfloat16 if device.type == "cuda" else None
                 replica = rollout.refresh(replica, model) if replica else rollout.replica(model, half)
             if groups is None:
-                joining = references if weight or c.judge_mode == "pair" else {}
+                joining = references if weight else {}
                 groups = sample(c, step, batch, examples, joining, replica, tokenizer, judge, stopping)
             else:
                 judge_again(c, judge, groups)

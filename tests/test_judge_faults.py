@@ -160,7 +160,7 @@ def test_odd_stories_arrive_whole_between_marks_they_cannot_know(story):
 
 
 def test_each_call_has_its_own_mark_and_an_empty_story_costs_nothing():
-    marks = [judge.fenced({"STORY": "x"}).split("<<<STORY ")[1][:16] for _ in range(20)]
+    marks = [answers.fenced({"STORY": "x"}).split("<<<STORY ")[1][:16] for _ in range(20)]
     assert len(set(marks)) == 20
     verdict, client, server = ask([OK], story=" \n")
     assert verdict.score == -159 and not server.calls and client.ledger.calls == 0

@@ -121,7 +121,7 @@ def test_invented_quotes_and_claims_without_any_count_against_the_judge():
 
 
 def row(story, is_human=False):
-    example = SimpleNamespace(prompt=PROMPT, target_words=80)
+    example = SimpleNamespace(prompt=PROMPT, target_words=80, story=OTHER)
     return SimpleNamespace(story=story, is_human=is_human, example=example, completion_ids=[1], verdict=None, reward=None)
 
 
