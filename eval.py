@@ -24,7 +24,7 @@ import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -54,10 +54,10 @@ class Settings(judging.Flags):
     prompts: str = opt("", "JSON Lines; default: stories/heldout.jsonl, from 500 words on stories/eval.jsonl")
     limit: int = opt(-1, "first N prompts, 0: all; -1: all, without a GPU 8, above 2,000 words 4", low=-1)
     samples: int = opt(2, "stories per request; diversity needs two", low=1)
-    bands: str = opt("auto", "length bands; auto: short below 500 words", choices=("auto", *judging.BANDS))
+    bands: Literal["auto", "paper", "short"] = opt("auto", "length bands; auto: short below 500 words")
     rubric: str = opt("story_quality", "a file of rubrics/")
-    thirds: str = opt("on", "judge a story's thirds too: four verdicts, not one", choices=("on", "off"))
-    similarity: str = opt("char3", "for diversity; training uses tfidf", choices=(*deviation.SIMILARITIES,))
+    thirds: Literal["on", "off"] = opt("on", "judge a story's thirds too: four verdicts, not one")
+    similarity: Literal["char3", "tfidf", "jaccard", "embedding"] = opt("char3", "training uses tfidf")
     out: str = opt("", "default: a folder under out/eval/ that is named for the question")
 
     temperature: float = opt(0.8, "0: greedy", "sampling")
@@ -66,7 +66,7 @@ class Settings(judging.Flags):
     min_p: float = opt(0.0, "0: off")
     repetition_penalty: float = opt(1.0, "1: off")
     max_new_tokens: int = opt(0, "cut stories there; 0: 1.6 per word of the band's upper end", low=0)
-    thinking: str = opt("auto", "auto: as the checkpoint was trained", choices=("auto", "on", "off"))
+    thinking: Literal["auto", "on", "off"] = opt("auto", "auto: as the checkpoint was trained")
     seed: int = opt(0, "a story's randomness depends on this and on its request alone")
 
 
@@ -356,8 +356,6 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
     kind = "heldout" if min(c.lengths, default=0) < SHORT else "eval"
     path = Path(c.prompts or ROOT / "stories" / f"{kind}.jsonl")
     todo = requests_for(examples or data.read_examples(path), c.lengths, few or max(0, c.limit))
-    if not todo:
-        raise ValueError(f"{path} holds no prompt; give JSON Lines with uid, prompt and target_words")
     question = {"lengths": c.lengths or ["own-lengths"], "model": labels}
     c.out = c.out or str(Path("out", "eval", files.short_name(question, vars(c), vars(Settings()))))
     judge = judge or judging.make(c, judging.load_rubric(c.rubric), Path(c.out, "verdicts.sqlite"))
@@ -373,7 +371,8 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
         # One kind of band for the whole sweep, set by its shortest request; from 2,400 words on they agree.
         bounds = bounds_of(c.bands, min(e.target_words for e in todo))
         report = summarise(stories, bounds, c.similarity) | {"notes": notes}
-        report["judged"] = "form" if isinstance(judge, judging.OfflineJudge) else "quality"
+        what = "contradictions per 1,000 words" if judge.rubric.rule == "rate" else "quality"
+        report["judged"] = "form" if isinstance(judge, judging.OfflineJudge) else what
         report["settings"] = {name: value for name, value in vars(c).items() if name != "out"}
         if MAIN:
             write_report(folder, report, stories)

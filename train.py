@@ -153,6 +153,8 @@ def check(c: Config, world: int):
         raise ValueError(sentence)
     deviation.distances(["a"], c.similarity)  # ValueError: an unknown name or a missing package
     judging.check(c)  # ValueError: flags that no judge can follow
+    if c.resume not in ("", "auto"):
+        checkpoint.read_about(Path(c.resume))  # FileNotFoundError, ValueError: nothing to go on from
 
 
 # ---- set up ------------------------------------------------------------
@@ -217,7 +219,7 @@ def sample(c: Config, step, batch, examples, references, replica, tokenizer, jud
     for example in (examples[e] for _, e in mine):
         ids = tokenizer.chat(example.prompt, c.thinking)
         rows = [Episode(example, ids, [], None, False, False, "") for _ in range(c.group)]
-        groups.append(rows + [replace(references[example.uid])] * (example.uid in references))
+        groups.append(rows + [replace(row) for row in [references.get(example.uid)] if row])
     policy = [row for group in groups for row in group if not row.is_human]
     asked = [judging.Asked(judge, c.judge_mode, group) for group in groups]
     # The seed of a story names its place in the run, not its process: any number of processes writes the
@@ -226,7 +228,7 @@ def sample(c: Config, step, batch, examples, references, replica, tokenizer, jud
         random.Random(f"{c.seed}/{step}/{p}/{g}").getrandbits(62) for p, _ in mine for g in range(c.group)
     ]
     how = ("thinking", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "slots")
-    how = {name: getattr(c, name) for name in how} | {"stop_ids": rollout.stop_ids(c.model, tokenizer)}
+    how = {name: getattr(c, name) for name in how} | {"stop_ids": rollout.stop_ids(replica.source, tokenizer)}
     for i in rollout.write_rows(replica, policy, tokenizer, seeds, stopping, **how):
         asked[i // c.group].finished(i % c.group)
     if stopping:
@@ -435,7 +437,7 @@ def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode
         (r.example.prompt, r.story, 100 * r.rewards["quality"]) for r in rows if r.rewards and not r.is_human
     ]
     seen = judging.watch(watcher, judged) if step % c.watch_every == 0 else {}
-    log.write(line | judging.evidence_metrics([row.verdict for row in rows]) | seen)
+    log.write(line | judging.verdict_metrics([row.verdict for row in rows]) | seen)
     data.write_episodes(log.path.with_name("rollouts") / f"step_{step:06d}.jsonl", rows)
     gaps = [m["mismatch/mean"] for m in log.recent(20) if "mismatch/mean" in m]
     broken = bool(gaps) and stats.jumped(gaps, start=0.1, times=20, least=1e-3)
@@ -607,6 +609,7 @@ def main(argv=None):
         raise
     finally:
         processes.disconnect()
+        checkpoint.release()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def connect() -> torch.device:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ValueError(
             f"process {RANK} of {WORLD} could not reach the others at {where} "
-            f"({str(error).splitlines()[0]}); check address, firewall, and that all nodes were started"
+            f"({str(error).splitlines()[0]}); check that address, the firewall, and that all nodes run"
         ) from None
     return device
 

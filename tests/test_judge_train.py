@@ -29,8 +29,8 @@ def go(model, folder, server, *flags):
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    monkeypatch.setattr(train, "plot", lambda *_: None)
-    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(train.metrics, "plot", lambda *_: None)
+    monkeypatch.setattr(train.processes, "catch_signals", list)
 
 
 def graded(body, number):
@@ -41,17 +41,17 @@ def graded(body, number):
 def test_every_judge_flag_reaches_the_wire_or_the_client(model, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(train.judging, "Judge", lambda *args, kind=train.judging.Judge, **options: made.append((options, kind(*args, **options))) or made[-1][1])
-    flags = {"temperature": 0.5, "top_p": -1, "seed": 7, "reasoning_effort": "low", "samples": 2, "in_flight": 3, "deadline": 90, "budget": 50}
+    settings = "temperature=0.5 top_p=none seed=7 reasoning_effort=low in_flight=3 deadline=90 budget=50 per_minute=6e4,6e9 timeouts=5,60 price=2,20"
     with Server(graded) as server:
-        lines, _ = go(model, tmp_path, server, "--steps", 1, "--prompts", 1, "--judge_per_minute", 6e4, 6e9, "--judge_timeouts", 5, 60,
-                      "--judge_price", 2, 20, *[word for name, value in flags.items() for word in (f"--judge_{name}", value)])
+        lines, _ = go(model, tmp_path, server, "--steps", 1, "--prompts", 1, "--judge_samples", 2, "--judge_settings", *settings.split())
         calls = server.calls[1:]    # the first is the check
     assert all(c["temperature"] == 0.5 and "top_p" not in c and c["seed"] in (7, 8) and c["reasoning_effort"] == "low" for c in calls)
     assert len(calls) == 2 * 4                                          # three stories and the human one, two verdicts each
     assert lines[0]["judge/dollars"] == pytest.approx(0.012 * lines[0]["judge/calls"])
-    options, judge = made[-1]
-    assert judge.deadline == 90 and judge.timeouts == (5, 60) and judge.budget == 50 and judge.per_minute == (6e4, 6e9)
-    assert options["in_flight"] == 3 and judge.samples == 2
+    judge = made[-1][1]
+    how = judge.how
+    assert how.deadline == 90 and how.timeouts == (5, 60) and how.budget == 50 and how.per_minute == (6e4, 6e9)
+    assert how.in_flight == 3 and judge.samples == 2
 
 
 def test_group_wise_one_call_ranks_a_group_and_the_reward_comes_from_its_ranks(model, tmp_path):
@@ -59,12 +59,14 @@ def test_group_wise_one_call_ranks_a_group_and_the_reward_comes_from_its_ranks(m
         shown = body["messages"][1]["content"].count("<<<STORY ")
         return say(json.dumps({"why": "", "order": list(range(shown, 0, -1))})) if shown > 1 else graded(body, number)
     with Server(behave) as server:
-        lines, run = go(model, tmp_path, server, "--steps", 2, "--judge_groupwise", True)
+        lines, run = go(model, tmp_path, server, "--steps", 2, "--judge_mode", "group")
         ranked = [body for body in server.calls if "Rank the 4 stories" in body["messages"][0]["content"]]
     assert len(ranked) == 2 * 4 == len(server.calls) - 1                 # two steps of four groups, and the check
     assert all(m["judge/failed"] == 0 and m["loss"] is not None for m in lines)
     rows = data.read_episodes(run / "rollouts/step_000000.jsonl")
-    for group in train.split_groups(rows):
+    for at in range(0, len(rows), 4):
+        group = rows[at:at + 4]
+        assert len({r.example.uid for r in group}) == 1
         assert sorted(round(100 * r.rewards["quality"]) for r in group) == [0, 33, 67, 100]
 
 
@@ -73,7 +75,7 @@ def test_a_ranking_that_fails_leaves_the_whole_group_without_a_reward(model, tmp
         text = body["messages"][0]["content"]
         return graded(body, number) if "Rank the" not in text else say(json.dumps({"why": "", "order": [1, 2, 3, 4] if number % 3 else [1, 1, 2, 3]}))
     with Server(behave) as server:
-        lines, run = go(model, tmp_path, server, "--steps", 1, "--judge_groupwise", True, "--judge_in_flight", 1)
+        lines, run = go(model, tmp_path, server, "--steps", 1, "--judge_mode", "group", "--judge_settings", "in_flight=1")
     failed = [r.reward is None for r in data.read_episodes(run / "rollouts/step_000000.jsonl")]
     assert sum(failed) == lines[0]["judge/failed"] and all(len(set(failed[i:i + 4])) == 1 for i in range(0, 16, 4))
 
@@ -87,8 +89,8 @@ def union(spans):
 
 
 # SLOW=1 measures the preset itself with its own model for docs/judge.md; without it a random model writes two stories at a time.
-DELAY, SIZE = (1.0, ["--steps", 3, "--prompts", 8, "--group", 7, "--max_new_tokens", 288, "--micro_batch_tokens", 4096, "--judge_in_flight", 8]) if os.environ.get("SLOW") else (
-    0.2, ["--steps", 2, "--slots", 2, "--judge_in_flight", 2])
+DELAY, SIZE = (1.0, ["--steps", 3, "--prompts", 8, "--group", 7, "--max_new_tokens", 288, "--micro_batch_tokens", 4096, "--judge_settings", "in_flight=8"]) if os.environ.get("SLOW") else (
+    0.2, ["--steps", 2, "--slots", 2, "--judge_settings", "in_flight=2"])
 
 
 def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
@@ -103,12 +105,13 @@ def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
             finally:
                 spans[name].append((began, time.monotonic()))
         return call
-    def write(*args, on_finish, generate=train.rollout.generate, **options):
-        def finished(*story):
+    def write(*args, write_rows=train.rollout.write_rows, **options):
+        began = time.monotonic()
+        for i in write_rows(*args, **options):
             time.sleep(0 if os.environ.get("SLOW") else 0.1)     # the random model writes too fast to be met at it
-            on_finish(*story)
-        return generate(*args, on_finish=finished, **options)
-    monkeypatch.setattr(train.rollout, "generate", timed("writing", write))
+            yield i
+        spans["writing"].append((began, time.monotonic()))
+    monkeypatch.setattr(train.rollout, "write_rows", write)
     monkeypatch.setattr(train.judging.Judge, "_exchange", timed("judging", train.judging.Judge._exchange))
     monkeypatch.setattr(train, "sample", timed("both", train.sample))
     with Server(graded, latency=DELAY) as server:
@@ -166,12 +169,12 @@ def test_a_held_out_judge_is_logged_beside_the_reward_and_never_trained_on(model
 
 
 def test_a_spent_budget_ends_the_run_with_its_state_saved_and_more_money_goes_on(model, tmp_path, capsys):
-    money = ["--steps", 3, "--judge_price", 2, 20, "--judge_in_flight", 1]       # $0.012 a call, 16 calls a step
+    money = ["--steps", 3, "--judge_settings", "price=2,20", "in_flight=1"]       # $0.012 a call, 16 calls a step
     with Server(graded) as server:
         with pytest.raises(SystemExit) as end:
-            go(model, tmp_path, server, *money, "--judge_budget", 0.3)
+            go(model, tmp_path, server, *money, "budget=0.3")
         assert end.value.code == 1 and "the judge's budget is spent" in capsys.readouterr().err
         spent = 0.012 * (len(server.calls) - 1)                                  # the check is free of the ledger
         assert 0.192 < spent <= 0.3 and list((tmp_path / "r/checkpoints").glob("step_*"))
-        lines, _ = go(model, tmp_path, server, *money, "--judge_budget", 5, "--resume", "auto")
+        lines, _ = go(model, tmp_path, server, *money, "budget=5", "--resume", "auto")
         assert len(lines) == 3 and lines[-1]["judge/dollars"] == pytest.approx(0.012 * 48) and len(server.calls) == 48 + 2

@@ -59,11 +59,12 @@ def test_many_processes_train_as_one(model, alone, tmp_path, parallel, world, no
 
 def uneven(train):
     """Ranks write 1, 30 or 60 times as many tokens as others, and the slow one is late as well."""
-    honest = train.rollout.generate
-    def generate(model, prompts, *, max_new_tokens, **kwargs):
-        time.sleep(0.7 * (train.RANK == 2))
-        return honest(model, prompts, max_new_tokens=[1, 30, 60, 2][train.RANK], **kwargs)
-    train.rollout.generate = generate
+    from lib import processes
+    honest = train.rollout.write_rows
+    def write_rows(*args, max_new_tokens, **kwargs):
+        time.sleep(0.7 * (processes.RANK == 2))
+        return honest(*args, max_new_tokens=[1, 30, 60, 2][processes.RANK], **kwargs)
+    train.rollout.write_rows = write_rows
 
 
 def test_uneven_stories_do_not_hang(model, tmp_path):
@@ -73,9 +74,10 @@ def test_uneven_stories_do_not_hang(model, tmp_path):
 
 
 def one_is_terminated(train):
+    from lib import processes
     honest = train.sample
     def sample(c, step, *args):
-        if train.RANK == 1 and step == 1:
+        if processes.RANK == 1 and step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return honest(c, step, *args)
     train.sample = sample
@@ -93,7 +95,8 @@ def test_a_signal_to_one_process_stops_all_and_resumes(model, alone, tmp_path):
 
 
 def impatient(train):
-    train.JOIN = timedelta(seconds=2)
+    from lib import processes
+    processes.JOIN = timedelta(seconds=2)
 
 
 def test_unreachable_rendezvous_is_one_sentence(model, tmp_path):
