@@ -166,7 +166,7 @@ def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
         raise ValueError(f"no example in {c.data} has a human story; add them, or pass --hri off")
     alone = sum(not example.story for example in examples) if c.judge_mode == "pair" else 0
     if alone:
-        raise ValueError(f"--judge_mode pair: {alone} of {len(examples)} examples have no story to compare with")
+        raise ValueError(f"--judge_mode pair: {alone} of {len(examples)} examples have no human story")
     whole = [r for r in references.values() if r.finished]
     per_word = mean(len(r.completion_ids) / data.words(r.story) for r in whole) or 1.3
     targets = [e.target_words for e in examples]

@@ -1,4 +1,5 @@
 """The house: three floors with arrows that run downwards only, sizes, and the number of flags."""
+
 import ast
 import re
 from dataclasses import fields
@@ -10,9 +11,15 @@ import train
 
 ROOT = Path(__file__).resolve().parent.parent
 BELOW = {  # what each of the eight files may import of the eight, besides lib/
-    "model": set(), "data": set(), "deviation": set(), "judge": set(), "rollout": {"model", "data"}, "hri": {"data"},
+    "model": set(),
+    "data": set(),
+    "deviation": set(),
+    "judge": set(),
+    "rollout": {"model", "data"},
+    "hri": {"data"},
     "train": {"rollout", "judge", "hri", "deviation", "model", "data"},
-    "eval": {"rollout", "judge", "hri", "deviation", "model", "data"}}
+    "eval": {"rollout", "judge", "hri", "deviation", "model", "data"},
+}
 LINES = {"train": 570, "model": 620, "eval": 420, "rollout": 430, "judge": 430}  # the others 350
 PARTS_OF = {"study": {"prefer"}}  # scripts that another script starts
 
@@ -24,7 +31,11 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module in ("lib", "scripts") else {node.module}
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names}
+                if node.module in ("lib", "scripts")
+                else {node.module}
+            )
     return {name for name in found if name.partition(".")[0] in {*BELOW, "lib", "scripts"}}
 
 
@@ -47,14 +58,19 @@ def test_arrows_run_downwards():
             mine = {program} | PARTS_OF.get(program, set())
             allowed = {n for n in ours if not n.startswith("scripts") or n.split(".")[1] in mine}
         else:
-            allowed = {n for n in ours if n.startswith("lib") and path.stem != "deviation" or n in BELOW[path.stem]}
+            allowed = {
+                n for n in ours if n.startswith("lib") and path.stem != "deviation" or n in BELOW[path.stem]
+            }
         wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in ours - allowed]
     assert not wrong
 
 
 def test_sizes():
     sizes = {path: len(path.read_text().splitlines()) for path in product()}
-    most = {p: LINES.get(p.stem, 350) if p.parent == ROOT else 400 if "scripts" in p.parts[-3:] else 250 for p in sizes}
+    most = {
+        p: LINES.get(p.stem, 350) if p.parent == ROOT else 400 if "scripts" in p.parts[-3:] else 250
+        for p in sizes
+    }
     most[ROOT / "lib/endpoint.py"] = 430
     assert not {str(p.relative_to(ROOT)): (n, most[p]) for p, n in sizes.items() if n > most[p]}
 
@@ -66,7 +82,9 @@ def test_functions_fit_on_a_screen():
             if isinstance(node, ast.FunctionDef):
                 limit = 90 if (path.name, node.name) == ("train.py", "run") else 45
                 if node.end_lineno - node.lineno + 1 > limit:
-                    long.append(f"{path.relative_to(ROOT)}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
+                    long.append(
+                        f"{path.relative_to(ROOT)}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+                    )
     assert not long
 
 
