@@ -87,7 +87,6 @@ class Config:
     lora_alpha: float = same("lora_alpha")
     checkpointing: bool = same("checkpointing")
     autocast: bool = same("autocast")
-    compile: bool = same("compile")
     micro_batch_tokens: int = opt(16896, "padded tokens per pass, both stories of a pair together", low=1)
     test_every: int = opt(10, "steps between two looks at the held-out pairs, beside first and last", low=1)
     save_every: int = opt(100, "steps between checkpoints; 0: only the last", low=0)
