@@ -10,9 +10,8 @@
     torchrun --nproc_per_node=4 -m scripts.prefer --data votes.jsonl --method dorpo --model Qwen/Qwen3.5-9B
 
 A JSON Lines file holds one response per line: {"prompt": ..., "story": ..., "score": 1.5}; "response" and
-"upvotes" are other names of "story" and "score", a score of null leaves the response out. Rollouts are
-trained as the tokens that were sampled, human rows too. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO
-2501.18101. Model, LoRA, sharding, checkpoint and log are the trainer's. Left out: online pairs.
+"upvotes" are other names, a score of null leaves the response out. Rollouts are trained as the tokens that
+were sampled. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO 2501.18101. Left out: online pairs.
 """
 
 from __future__ import annotations
@@ -348,10 +347,7 @@ def run(c: Config):
     folder, start = Path(c.out, c.name), 0
     if at := checkpoint.open_run(folder, c.resume):
         start, _ = train.load_checkpoint(c, at, model, optimiser)
-    if processes.MAIN:
-        files.write_json(folder / "config.json", asdict(c))
-        log = Log(folder / "metrics.jsonl", start, {"name": c.name, "config": asdict(c)} if c.wandb else None)
-    processes.barrier()
+    log = Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
     stopping, bad_updates, step = processes.catch_signals(), 0, start
     bar = tqdm(range(start, steps + 1), c.name, disable=not processes.MAIN, dynamic_ncols=True)
     try:
@@ -374,9 +370,7 @@ def run(c: Config):
                 train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0)
     except train.Stop as why:
         train.save_checkpoint(c, model, optimiser, tokenizer, step, 0)
-        processes.say(
-            f"stopped after {step} steps: {why}; the state is saved in {folder}/checkpoints", sys.stderr
-        )
+        processes.say(f"stopped after {step} steps: {why}; the state is saved", sys.stderr)
         raise SystemExit(1) from None
     if processes.MAIN:
         plot({c.name: log.metrics}, folder / "curves.png", CURVES)
@@ -397,6 +391,7 @@ def main(argv=None):
         check(c, processes.WORLD)
         run(c)
     finally:
+        checkpoint.release()
         processes.disconnect()
 
 
