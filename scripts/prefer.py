@@ -294,7 +294,7 @@ def margins(values: list[list[float]], before: list[list[float]], c: Config) -> 
 
 def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
     """One optimiser step on `pairs`, shared among processes; the loss is the mean over all of them."""
-    began, total = time.time(), {"loss": torch.zeros(()), "margin_sum": torch.zeros(())}
+    began, totals = time.time(), processes.Totals()
     optimiser.zero_grad(set_to_none=True)
     mine = pairs[processes.RANK :: processes.WORLD]
     batches = equal_count(micro_batches(mine, c.micro_batch_tokens, length), IDLE)
@@ -305,13 +305,13 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
             # Each pair is weighed before the one global mean; DDP and FSDP average gradients over ranks.
             loss = used * losses(c, batch, sums, means).sum() / len(pairs)
             (loss * processes.WORLD).backward()
-        total["loss"] = total["loss"] + loss.detach()
-        total["margin_sum"] = total["margin_sum"] + used * (sums[0] - sums[1]).detach().sum() / len(pairs)
+        margin = used * (sums[0] - sums[1]).detach().sum() / len(pairs)
+        totals.add({"loss": loss.detach(), "margin_sum": margin})
     norm, stepped = optim.descend(optimiser, c.grad_clip)
     speed = sum(train.length(p.chosen) + train.length(p.rejected) for p in pairs) / (time.time() - began)
     stats = {"grad_norm": norm, "stepped": stepped, "train/tokens_per_second": speed}
     stats |= {"delta/mean": mean(p.delta for p in pairs), "gap/mean": mean(p.gap for p in pairs)}
-    return stats | processes.reduce_all(total)
+    return stats | totals.of_all()
 
 
 def batch_of(pairs: list[Pair], step: int, c: Config) -> list[Pair]:
