@@ -445,7 +445,7 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> tuple[int, int
     if differs := flags.differences(was, asdict(c), but=("resume", "steps")):
         say(f"resuming with other settings: {differs}")
     checkpoint.load_state(folder, model, optimiser)
-    position = about.get("position", about["step"] * was["prompts"])
+    position = about.get("position", about["step"] * was.get("prompts", 0))
     return about["step"], position if c.data == was["data"] else 0  # a place in another file means nothing
 
 

@@ -38,8 +38,8 @@ def student(values: list[float]) -> tuple[float, float | None]:
 
 
 def jumped(history: list[float], start: float, times: float, least: float) -> bool:
-    """Whether the last value is far above what was usual before it: above `least` and above `times` the median
-    of the values that had not jumped themselves; with none of these, above `start`."""
+    """Whether the last value is far above what was usual before it: above `least` and above `times` the
+    median of the values that had not jumped themselves; with none of these, above `start`."""
     usual, far = [], False
     for value in history:
         far = value > (max(least, times * statistics.median(usual)) if usual else start)

@@ -1,4 +1,5 @@
-"""What users do to runs: two at once, other settings at a resume, full disks, a broken sampler, deleted lines."""
+"""What users do to runs: two at once, other settings at a resume, full disks, a broken sampler, deleted
+lines."""
 
 import importlib.util
 import json
@@ -136,7 +137,8 @@ def test_two_at_the_same_instant_leave_one_run(model, tmp_path):
 
 
 def stop_after_sampling(monkeypatch, at):
-    """The run stops in step `at`, its stories written and kept: as a kill between sampling and update does."""
+    """The run stops in step `at`, its stories written and kept: as a kill between sampling and update
+    does."""
     honest, calls = train.meet, []
 
     def meet(*args):
