@@ -75,9 +75,23 @@ def replica(model: Qwen35, dtype=None, compile: bool = False) -> Qwen35:
 def refresh(copy: Qwen35, model: Qwen35) -> Qwen35:
     """Copies the model's present weights into its replica, one parameter at a time: shards gathered, LoRA
     merged. Where the model is sharded every process must call it (gathering is collective)."""
-    for name, tensor in lora.merged_tensors(model):
+    for name, tensor in lora.merged_tensors(model, lambda name: copy.place(name).dtype):
         copy.place(name).copy_(tensor)
     return pack(copy)
+
+
+def writer(model: Qwen35, dtype, last: Qwen35 | None) -> Qwen35:
+    """What writes with the model's present weights: a replica of it, `last` brought up to date where there is
+    one. With LoRA the model itself, its pairs not merged: no second copy, and no step too small for bf16."""
+    if lora.has_pairs(model):
+        return model
+    return refresh(last, model) if last else replica(model, dtype)
+
+
+def release(model: Qwen35 | None):
+    """Gives back the memory of the slots and graphs of a writer that is not needed for now."""
+    if model is not None:
+        model.slots = None
 
 
 def pack(copy: Qwen35) -> Qwen35:
@@ -108,9 +122,15 @@ class Slots:
         self.seen = torch.zeros(n, vocab, dtype=torch.bool, device=device) if sampling.penalises else None
         self.filled = [0] * n  # tokens in each slot's cache, known to the host
         self.prefilled = (None, None)  # the last prompt read, for its group's other members
+        self.asked = None  # the request they were planned for (see `slots_of`)
         self.graphs, self.stream, self.pool = {}, None, None
         if device.type == "cuda":
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def reset(self):
+        """All slots empty, nothing read: the weights may have changed."""
+        self.filled, self.prefilled = [0] * self.n, (None, None)
+        self.cache.lengths.zero_()
 
     def fill(self, slots: list[int], prompt: tuple[int, ...], seeds: list[int]):
         """Starts stories in these slots, all from one prompt. The first decode step reads its last token."""
@@ -208,6 +228,19 @@ def plan_slots(model: Qwen35, stories: int, max_len: int, wanted: int | None) ->
     return min(stories, fits, wanted or 64)
 
 
+def slots_of(model: Qwen35, stories: int, max_len: int, wanted: int | None, sampling: Sampling) -> Slots:
+    """What the model's last call decoded with, where it serves this one too, with its graphs; else new Slots.
+    The model lets go of them meanwhile, so that two calls at once never share any."""
+    old, model.slots = model.slots, None
+    if old and old.asked == (stories, wanted, sampling) and old.cache.max_len >= max_len:
+        old.reset()
+        return old
+    del old  # before memory for the new ones is planned
+    new = Slots(model, plan_slots(model, stories, max_len, wanted), max_len, sampling)
+    new.asked = (stories, wanted, sampling)
+    return new
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Generate
 
@@ -221,12 +254,11 @@ def stream(
     prompts, stop, seeds = check_request(model.config, prompts, max_new_tokens, stop_ids, seed, slots)
     if not prompts:
         return
-    if not model.fused:
+    if not model.fused and not lora.has_pairs(model):
         model = replica(model)
-    elif not isinstance(model.lm_head, onednn.PackedLinear):
+    elif model.fused and not isinstance(model.lm_head, onednn.PackedLinear):
         pack(model)  # loaded as fused, not through `replica`
-    max_len = max(map(len, prompts)) + max_new_tokens
-    decoder = Slots(model, plan_slots(model, len(prompts), max_len, slots), max_len, sampling)
+    decoder = slots_of(model, len(prompts), max(map(len, prompts)) + max_new_tokens, slots, sampling)
     stories = [Completion() for _ in prompts]
     first = {}  # prompt -> its first index: stories that share a prompt are written together
     queue = deque(sorted(range(len(prompts)), key=lambda i: first.setdefault(prompts[i], i)))
@@ -248,6 +280,7 @@ def stream(
                 del live[slot]
                 decoder.empty(slot)
             yield i, stories[i], ended
+    model.slots = decoder
 
 
 def extend(story: Completion, index: int, ids: list[int], logps: list[float], stop):

@@ -1,7 +1,7 @@
-"""A program rehearsed on fake tensors as rank 0 of N processes: every operation is dispatched, none is computed.
+"""A program rehearsed on fake tensors as rank 0 of N processes: every operation is dispatched, none computed.
 
-Shapes, dtypes and devices are those of a real run, so a tensor on the wrong device, or a shape that depends on
-data, raises. Meanwhile the ledger adds up the storages that live (memory by kind), the times the host reads a
+Shapes, dtypes and devices are those of a real run, so a tensor on the wrong device, or a shape that depends
+on data, raises. Meanwhile the ledger adds up the storages that live (memory by kind), the times the host reads a
 value back (each is a wait for a GPU), and the floating point operations of matrix products. Not seen: speed,
 workspaces inside kernels, fragmentation, and whatever a CUDA graph keeps.
 """

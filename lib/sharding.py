@@ -5,19 +5,14 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import distribute_tensor
 
 
 def shard(
     module,
     blocks,
-    device,
+    device=None,
     *,
     bf16: bool,
     shards: int,
@@ -25,8 +20,8 @@ def shard(
     methods: tuple[str, ...] = (),
 ):
     """Shards `module` in place over `shards` processes, each of its `blocks` gathered and freed as one group.
-    A module on the meta device gets shards on `device` whose values are yet to be written (see `write`), so
-    that no process ever holds all of it.
+    device: for a module on the meta device, which gets shards there whose values are yet to be written (see
+    `write`), so that no process ever holds all of it.
 
     Masters keep their dtype (fp32 for training), products run in bf16 where asked, gradients are reduced in
     fp32. With fewer shards than processes, each `shards` neighbours hold the whole module between them
@@ -35,7 +30,8 @@ def shard(
     `forward`.
     """
     replicas = dist.get_world_size() // shards
-    mesh = dist.init_device_mesh(torch.device(device).type, (replicas, shards), mesh_dim_names=("replicate", "shard"))
+    device = torch.device(device or next(module.parameters()).device)
+    mesh = dist.init_device_mesh(device.type, (replicas, shards), mesh_dim_names=("replicate", "shard"))
     mesh = mesh if replicas > 1 else mesh["shard"]
     policy = MixedPrecisionPolicy()
     if bf16:  # inputs are not cast: token ids stay integers, tables of positions stay fp32
@@ -59,10 +55,7 @@ def materialise(module, device):
 
 @torch.no_grad()
 def write(place, tensor):
-    """Copies a whole tensor into `place`; of a sharded one, each process copies what is its own. ValueError:
-    another shape."""
-    if place.shape != tensor.shape:
-        raise ValueError(f"{tuple(tensor.shape)} does not fit {tuple(place.shape)}")
+    """Copies a whole tensor into `place`; into a sharded one, each process copies what is its own."""
     if is_sharded(place):
         # src_data_rank=None: everyone has the tensor (a view of a file), so nothing is sent.
         tensor = distribute_tensor(tensor, place.device_mesh, place.placements, src_data_rank=None).to_local()
