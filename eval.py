@@ -1,47 +1,81 @@
-"""How good and how long: stories at requested lengths, written, judged, measured, reported.
+"""How good and how long: stories at requested lengths, written, judged, measured.
 
-The claim to test is length generalisation: quality and adherence at three times the training length (POLARIS, arXiv
-2606.04095). Each model writes stories for the same held-out prompts at each requested length; rules count what can be
-counted, a judge grades the rest, and every figure carries a 95 % bootstrap interval over prompts and their number.
+The claim to test is length generalisation: quality and adherence at three times the training length (POLARIS,
+arXiv 2606.04095). Each model writes stories for the same held-out prompts at each requested length. Rules
+count what can be counted, a judge grades the rest; each figure has a 95 % bootstrap interval over prompts.
 
-    python eval.py --length 12000                                         # the newest checkpoint, else the tiny base
-    python eval.py --lengths 100 200 400 800 1600 --model stories/tiny-base out/tiny/checkpoints/step_000045
-    python eval.py --endpoint http://localhost:8000/v1 --model my-27b     # a model behind an OpenAI-compatible server
-    python eval.py watch out/tiny                                         # a training run, to look at
+    python eval.py --length 12000  # the newest checkpoint under out/, else stories/tiny-base
+    python eval.py --lengths 100 200 400 --model stories/tiny-base out/tiny/checkpoints/step_000045
+    python eval.py --endpoint http://localhost:8000/v1 --model my-27b  # behind an OpenAI-compatible server
+    torchrun --nproc_per_node=4 eval.py --length 12000  # requests shared over processes, one report
+    python eval.py watch out/tiny  # a page about a training run (scripts/watch.py)
 
-Left in out/eval/: report.html, report.json, PNGs, stories/ and log.jsonl, from which a killed run goes on: what was
-written or judged is never done twice. Not in this file: how models write (scripts/writers.py), how it is shown
-(scripts/report.py), other benchmarks, pairwise comparison and what was memorised (scripts/benchmarks.py).
+Each evaluation has a folder under out/eval/, named for what was asked and of whom: report.html, report.json,
+pictures, stories/ and log.jsonl. A killed evaluation goes on from its log: no work is done twice. Left out:
+the page (scripts/report.py), other benchmarks, pairwise comparison, what was memorised (all in scripts/).
 """
+
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import os
 import re
 import sys
-from dataclasses import replace
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 import data
 import deviation
 import judge as judging
+import model as qwen
 import rollout
-from scripts import writers as writing
-from scripts.report import METRICS, print_report, report_page, watch, write_file, write_page, write_pngs
+from lib import files, flags, huggingface, processes, stats, sweep
+from lib.asking import Pending, Progress, complete_all, open_line
+from lib.flags import opt
+from lib.processes import LOCAL_RANK, MAIN, RANK, WORLD, say
+from lib.text import split_evenly
 
 ROOT = Path(__file__).resolve().parent
+SHORT = 500  # words; the paper's bands have absolute minima that make no sense for less
 
-# ---------------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Settings(judging.Flags):
+    """The flags of eval.py."""
+
+    lengths: list[int] = opt([], "words to request (or --length); default: each prompt's own", "question")
+    model: list[str] = opt([], "folders, hub ids or served names; default: newest under out/, else tiny-base")
+    endpoint: str = opt("", "a server for the models that are not folders; key: ENDPOINT_API_KEY")
+    in_flight: int = opt(8, "requests to the endpoint at the same time", low=1)
+    prompts: str = opt("", "JSON Lines; default: stories/heldout.jsonl, from 500 words on stories/eval.jsonl")
+    limit: int = opt(-1, "first N prompts, 0: all; -1: all, without a GPU 8, above 2,000 words 4", low=-1)
+    samples: int = opt(2, "stories per request; diversity needs two", low=1)
+    bands: Literal["auto", "paper", "short"] = opt("auto", "length bands; auto: short below 500 words")
+    rubric: str = opt("story_quality", "a file of rubrics/")
+    thirds: Literal["on", "off"] = opt("on", "judge a story's thirds too: four verdicts, not one")
+    similarity: Literal["char3", "tfidf", "jaccard", "embedding"] = opt("char3", "training uses tfidf")
+    out: str = opt("", "default: a folder under out/eval/ that is named for the question")
+
+    temperature: float = opt(0.8, "0: greedy", "sampling")
+    top_p: float = opt(0.95, "1: off")
+    top_k: int = opt(0, "0: off")
+    min_p: float = opt(0.0, "0: off")
+    repetition_penalty: float = opt(1.0, "1: off")
+    max_new_tokens: int = opt(0, "cut stories there; 0: 1.6 per word of the band's upper end", low=0)
+    thinking: Literal["auto", "on", "off"] = opt("auto", "auto: as the checkpoint was trained")
+    seed: int = opt(0, "a story's randomness depends on this and on its request alone")
+
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+# ------------------------------------------------------------------------------------------------------------
 # What is asked: held-out prompts, each at each requested length
 
 LONG = re.compile(r"\d[\d,]*(?=[ -]words?[ -]long)")
-SHORT = 500  # words; the paper's bands have absolute minima that make no sense for less
 
 
 def at_length(prompt: str, words: int) -> str:
@@ -58,140 +92,201 @@ def unit(example: data.Example) -> str:
 
 
 def requests_for(examples: list[data.Example], lengths: list[int], limit: int) -> list[data.Example]:
-    """The first `limit` prompts (0: all), at every length in `lengths`, or at their own where none is given."""
-    kept = list(dict.fromkeys(map(unit, examples)))
-    kept = kept[:limit] if limit else kept
+    """The first `limit` prompts (0: all), at each of `lengths`, or at their own where none is given."""
+    kept = list(dict.fromkeys(map(unit, examples)))[: limit or None]
     if not lengths:
         return [e for e in examples if unit(e) in set(kept)]
-    first = {unit(e): e for e in reversed(examples)}  # one request a prompt, whatever lengths the file has it at
-    return [replace(first[u], uid=f"{first[u].uid}@{n}", prompt=at_length(first[u].prompt, n), target_words=n, story=None)
-            for n in dict.fromkeys(lengths) for u in kept]
+    first = {unit(e): e for e in reversed(examples)}  # one request per prompt, whatever lengths the file has
+    asked = [(n, first[u], at_length(first[u].prompt, n)) for n in dict.fromkeys(lengths) for u in kept]
+    return [replace(e, uid=f"{e.uid}@{n}", prompt=p, target_words=n, story=None) for n, e, p in asked]
 
 
-def bounds_for(target: int) -> judging.LengthBounds:
-    return judging.SHORT_BOUNDS if target < SHORT else judging.LengthBounds()
+def bounds_of(bands: str, target: int) -> judging.LengthBounds:
+    return judging.bounds(("short" if target < SHORT else "paper") if bands == "auto" else bands)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is kept: one append-only file, so that nothing is written, judged or paid for twice
+# ------------------------------------------------------------------------------------------------------------
+# Who writes: a checkpoint on this machine, or a model behind an endpoint
 
-class Log:
-    """JSON Lines of {"key": ..., ...}. A line goes to the system at once; a kill costs at most the one being written,
-    which is cut off at the next start. ValueError: a damaged line."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows, self.file = {}, open(path, "ab", buffering=0)
-        raw = path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        os.truncate(path, whole)
-        for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
-            try:
-                row = json.loads(line)
-                self.rows[row["key"]] = row
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path} line {number} is damaged; delete it, and what it held is done again") from None
-
-    def put(self, key: str, **row):
-        self.rows[key] = {"key": key, **row}
-        self.file.write(json.dumps(self.rows[key], ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+THOUGHT = 4096  # tokens that a thought may take before its story
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Judging
+class Job(NamedTuple):
+    """One story to write."""
 
-THIRDS_FROM = 150  # words; thirds of less are no passages
-
-
-def thirds(story: str) -> list[str]:
-    """Beginning, middle and end, cut at ends of sentences; [] where the story is too short to fall into three."""
-    sentences = [s for s in re.split(r"(?<=[.!?…])(?=[\"'”’)]*\s)|(?<=\n)", story) if s]
-    total, parts, seen = data.words(story), ["", "", ""], 0
-    for sentence in sentences:
-        parts[min(2, 3 * seen // max(1, total))] += sentence
-        seen += data.words(sentence)
-    return [p.strip() for p in parts] if total >= THIRDS_FROM and all(p.strip() for p in parts) else []
+    key: str  # in the log
+    request: data.Example
+    sample: int
+    seed: int
+    tokens: int  # the story is cut there, its thought not counted
 
 
-def make_judge(args):
-    """A judge that reads where one is set up, else the offline one. ValueError: it is asked for what it cannot do."""
-    url, name = args.judge_url or os.environ.get("JUDGE_URL"), args.judge_model or os.environ.get("JUDGE_MODEL")
-    if args.judge == "api" or args.judge == "auto" and (url or name):
-        return judging.Judge(url, name, rubric=judging.load_rubric(args.rubric), cache=args.out / "verdicts.sqlite")
-    if args.rubric != "story_quality":
-        raise ValueError(f"--rubric {args.rubric} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL; "
-                         "the offline judge fills one rubric only")
-    return judging.OfflineJudge()
+@dataclass
+class Writer:
+    """A model: what --model said, its name in the report, what tells it from any other, where it is."""
+
+    name: str
+    label: str
+    identity: list
+    folder: Path | None = None
+    endpoint: str = ""
+
+
+def find_writer(name: str, endpoint: str) -> Writer:
+    """FileNotFoundError or ValueError where `name` is not a checkpoint, and no endpoint is given."""
+    if endpoint and not Path(name).exists():
+        return Writer(name, name.rsplit("/", 1)[-1], [endpoint, name], endpoint=endpoint)
+    folder, path = huggingface.fetch(name), Path(name).resolve()
+    huggingface.read_config(folder)
+    # A run that overwrites its checkpoint makes another model of it.
+    identity = [str(path), files.stamps(folder, (".json", ".safetensors"))]
+    label = f"{path.parent.parent.name}/{path.name}" if path.parent.name == "checkpoints" else path.name
+    return Writer(name, label, identity, folder)
+
+
+def jobs_of(writer: Writer, todo: list[data.Example], c: Settings) -> list[Job]:
+    how = [getattr(c, name) for name in (*SAMPLING, "seed", "thinking", "max_new_tokens")]
+    how += [c.bands] * (c.bands != "auto")
+    jobs = []
+    for request in todo:
+        target = request.target_words
+        tokens = c.max_new_tokens or int(1.6 * bounds_of(c.bands, target).band(target)[1]) + 64
+        for sample in range(c.samples):
+            key = "story " + files.key_of(writer.identity, request.prompt, target, sample, how)
+            seed = int(files.key_of(request.prompt, sample, c.seed)[:8], 16)
+            jobs.append(Job(key, request, sample, seed, tokens))
+    return jobs
+
+
+def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
+    """Yields (job, story without its thought, whether it ended by itself, tokens) as each story ends, in any
+    order."""
+    gpu = torch.cuda.is_available()
+    tokenizer = data.load_tokenizer(writer.folder)
+    device = torch.device("cuda", LOCAL_RANK) if gpu else torch.device("cpu")
+    model = qwen.load(writer.folder, torch.bfloat16 if gpu else torch.float32, device, fused=True)
+    if not gpu:
+        processes.choose_threads(sum(p.numel() for p in model.parameters()))
+    thinking = rollout.thinks(model) if c.thinking == "auto" else c.thinking == "on"
+    how = {name: getattr(c, name) for name in SAMPLING}
+    how["stop_ids"] = rollout.stop_ids(writer.folder, tokenizer)
+    for target in sorted({job.request.target_words for job in jobs}):
+        part = [job for job in jobs if job.request.target_words == target]
+        prompts = [tokenizer.chat(job.request.prompt, thinking) for job in part]
+        limit = part[0].tokens + (0 if c.max_new_tokens else THOUGHT * thinking)
+        room = model.config.max_position_embeddings - max(map(len, prompts))
+        if limit > room:
+            there = f"the model has positions for {room:,}; stories are cut there"
+            say(f"{writer.label}: {target:,} words would get up to {limit:,} tokens, but {there}", sys.stderr)
+        how |= {"max_new_tokens": min(limit, room), "seed": [job.seed for job in part]}
+        seen = [0] * len(part)
+        for i, story, ended in rollout.stream(model, prompts, **how):
+            progress.add(len(story.ids) - seen[i])
+            seen[i] = len(story.ids)
+            if ended:
+                # The prompt opened <think>: a story whose thought never closed is empty.
+                text = ("<think>" if thinking else "") + tokenizer.decode(story.ids)
+                yield part[i], data.split_thinking(text)[1], story.finished, len(story.ids)
+
+
+def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
+    """As `write_local`. ValueError, at the end: the server gave no story."""
+    # What is off is sent too: a server's own defaults would change the figures.
+    how, questions = {name: getattr(c, name) for name in SAMPLING}, []
+    if c.thinking != "auto":
+        how["chat_template_kwargs"] = {"enable_thinking": c.thinking == "on"}
+    thought = 0 if c.max_new_tokens or c.thinking == "off" else THOUGHT
+    for job in jobs:
+        params = how | {"max_tokens": job.tokens + thought, "seed": job.seed % (1 << 31)}
+        questions.append(([{"role": "user", "content": job.request.prompt}], params))
+    line = open_line(writer.endpoint, writer.name, os.environ.get("ENDPOINT_API_KEY", ""), c.in_flight)
+    for i, answer in complete_all(line, questions, spare=("top_k", "min_p", "repetition_penalty", "seed")):
+        cut = answer.finish == "length"
+        # A server's template may open <think>: a thought that was cut is not a story.
+        opened = cut and c.thinking == "on" and not answer.thought and "<think>" not in answer.text
+        story = data.split_thinking("<think>" * opened + answer.text)[1]
+        progress.add(answer.tokens or 0)
+        yield jobs[i], story, not cut, answer.tokens
+    if line.spared:
+        say(f"{writer.label}: the server refuses {', '.join(sorted(line.spared))}; its own apply", sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Writing and judging, shared over processes
+
+THIRDS_FROM = 150  # words; a third of less is not a passage
 
 
 def describe(judge) -> str:
     if isinstance(judge, judging.OfflineJudge):
-        return f"judged by {judge.name}, which measures form, not quality; for a judge that reads set JUDGE_URL, JUDGE_MODEL"
+        more = "which measures form, not quality; for a judge that reads set JUDGE_URL, JUDGE_MODEL"
+        return f"judged by {judge.name}, {more}"
     return f"quality by {judge.name}, rubric {judge.rubric.version}"
 
 
-def to_judge(row: dict, judge, args) -> list[tuple[str, str, str]]:
-    """(key, prompt, text) of the verdicts a story needs: the whole, and its thirds."""
-    rubric = getattr(judge, "rubric", judging.RUBRIC).version
-    parts = thirds(row["story"]) if args.thirds == "on" else []
-    texts = [(row["prompt"], row["story"])] + [
-        (f"{row['prompt']} (This is part {i} of 3 of a story for that request.)", text) for i, text in enumerate(parts, 1)]
-    return [(f"verdict {writing.key_of(judge.name, rubric, prompt, text)}", prompt, text) for prompt, text in texts]
+def texts_of(row: dict, judge, c: Settings) -> list[tuple[str, str, str]]:
+    """(key, prompt, text) of what is judged of a story: the whole and, where it is long, its thirds."""
+    prompt, texts, parts = row["prompt"], [(row["prompt"], row["story"])], []
+    if c.thirds == "on" and data.words(row["story"]) >= THIRDS_FROM:
+        parts = split_evenly(row["story"], 3, data.words)
+    for i, part in enumerate(parts, 1):
+        texts.append((f"{prompt} (This is part {i} of 3 of a story for that request.)", part))
+    how = judge.name, getattr(judge, "rubric", judging.RUBRIC).version
+    return [(f"verdict {files.key_of(*how, prompt, text)}", prompt, text) for prompt, text in texts]
 
 
-def write_and_judge(writers: list[writing.Writer], todo: list[data.Example], judge, log: Log, args) -> dict[str, list[dict]]:
-    """Every story of every model, each judged while others are being written -> {label: stories in order}.
+def write_share(writer: Writer, share: list[Job], log: files.Journal, c: Settings, progress):
+    """Yields the log's row of each story of a share: what is there, then what is written now."""
+    yield from (log.rows[job.key] for job in share if job.key in log.rows)
+    missing = [job for job in share if job.key not in log.rows]
+    write = write_endpoint if writer.endpoint else write_local
+    for job, story, finished, tokens in write(writer, missing, c, progress) if missing else ():
+        e = job.request
+        row = {"model": writer.label, "uid": e.uid, "unit": unit(e), "prompt": e.prompt}
+        row |= {"sample": job.sample, "target_words": e.target_words, "story": story, "finished": finished}
+        log.put(job.key, **row, tokens=tokens)
+        progress.add(done=1)
+        yield log.rows[job.key]
 
-    A story: what the log keeps of it, and "verdicts": of the whole and, where it is long enough, of its thirds."""
-    asked, failed = {}, set()
-    bar = tqdm(desc="judged", unit=" texts", position=1, total=0)
 
-    def submit(row):
-        for key, prompt, text in to_judge(row, judge, args):
-            if key not in log.rows and key not in asked:
-                bar.total += 1
-                asked[key] = judge.submit(prompt, text)
-
-    def keep(wait=False):
-        for key, future in list(asked.items()):
-            if key not in log.rows and key not in failed and (wait or future.done()):
-                if verdict := future.result():
-                    log.put(key, verdict=verdict.to_dict())
-                else:
-                    failed.add(key)  # no verdict is no score: asked for again at the next start
-                bar.update()
-
-    jobs = {w.label: [writing.Job(w.key(r, s, args), r, s, bounds_for(r.target_words).band(r.target_words)[1])
-                      for r in todo for s in range(args.samples)] for w in writers}
-    try:
-        if hasattr(judge, "check") and any(job.key not in log.rows for part in jobs.values() for job in part):
-            judge.check()  # a judge that does not answer is known before hours of writing
+def write_and_judge(writers: list[Writer], todo: list[data.Example], judge, log, c) -> dict[str, list[dict]]:
+    """Every story of every model, in order: what the log keeps of it, and "verdicts" of it and of its thirds.
+    Each process writes and judges its share, then all of them have all stories."""
+    jobs = {w.label: jobs_of(w, todo, c) for w in writers}
+    # What is missing is dealt out first, so that every process has as much of it.
+    shares = {k: sorted(part, key=lambda job: job.key in log.rows)[RANK::WORLD] for k, part in jobs.items()}
+    missing = sum(job.key not in log.rows for share in shares.values() for job in share)
+    processes.gather([])  # nothing is written before all have read what there is
+    if missing:
+        judge.check()  # a judge that does not answer is known before hours of writing
+    verdicts, told = Pending(log, "verdict", judging.Verdict.to_dict), []
+    with Progress(missing, "stories", "tokens", verdicts.waiting, MAIN) as progress:
         for writer in writers:
-            missing = [job for job in jobs[writer.label] if job.key not in log.rows]
-            for job in jobs[writer.label]:
-                if job.key in log.rows:
-                    submit(log.rows[job.key])
-            for job, story, finished, tokens in writing.write(writer, missing, args) if missing else ():
-                request = job.request
-                log.put(job.key, model=writer.label, uid=request.uid, unit=unit(request), prompt=request.prompt,
-                        sample=job.sample, target_words=request.target_words, story=story, finished=finished, tokens=tokens)
-                submit(log.rows[job.key])
-                keep()
-        keep(wait=True)
-    finally:
-        judge.close()
-        bar.close()
-    if failed:
-        print(f"{len(failed)} texts got no verdict ({judge.last_error}); they count in no figure, "
-              "start again to ask once more", file=sys.stderr)
-
-    def with_verdicts(row):
-        return row | {"verdicts": [log.rows.get(key, {}).get("verdict") for key, _, _ in to_judge(row, judge, args)]}
-    return {label: [with_verdicts(log.rows[job.key]) for job in part] for label, part in jobs.items()}
+            progress.describe(f"{writer.label} writes")
+            for row in write_share(writer, shares[writer.label], log, c, progress):
+                for key, prompt, text in texts_of(row, judge, c):
+                    verdicts.ask(key, judge.submit, prompt, text)
+                list(verdicts.keep())
+        for _ in verdicts.keep(wait=True):
+            progress.add()
+    for row in (log.rows[job.key] for share in shares.values() for job in share):
+        found = [log.rows.get(key, {}).get("verdict") for key, _, _ in texts_of(row, judge, c)]
+        told.append((row["key"], row | {"verdicts": found}))
+    rows = dict(processes.gather(told))
+    if failed := processes.gather([judge.last_error] * len(verdicts.failed)):
+        more = "they count in no figure, start again to ask once more"
+        say(f"{len(failed)} texts got no verdict ({failed[0]}); {more}", sys.stderr)
+    return {label: [rows[job.key] for job in part] for label, part in jobs.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # What is measured
+
+METRICS = ("quality", "third_1", "third_2", "third_3", "decay", "written", "ratio", "in_band", "length_score")
+METRICS += ("early", "truncated", "empty", "repetition", "compression", "distinct_2", "distance", "vendi")
+COMPARED = ("quality", "ratio", "in_band", "length_score", "repetition", "distance")  # between models
+PUBLISHED = (("1-4k", 0, 4000), ("4-8k", 4000, 8000), ("8-12k", 8000, 12000))  # bands of the paper's table
+
 
 def length_score(requested: int, written: int) -> float:
     """LongBench-Write's length score, 0..100 (arXiv 2408.07055)."""
@@ -200,234 +295,122 @@ def length_score(requested: int, written: int) -> float:
     return 100 * max(0.0, 1 - (requested / written - 1) / 2) if written else 0.0
 
 
-def number(x: float) -> float | None:
-    return x if math.isfinite(x) else None
-
-
 def measure(row: dict, bounds: judging.LengthBounds) -> dict:
     """What one story shows; None where there is nothing to measure."""
-    target, written = row["target_words"], data.words(row["story"])
+    target, written, finished = row["target_words"], data.words(row["story"]), row["finished"]
     low, high = bounds.band(target)
     quality, *parts = [verdict and verdict["score"] for verdict in row["verdicts"]]
     first, second, third = parts or [None] * 3
-    return {"unit": row["unit"], "target": target, "written": written, "ratio": written / target,
-            "in_band": float(low <= written <= high), "length_score": length_score(target, written),
-            "early": float(row["finished"] and written < low), "truncated": float(not row["finished"]),
-            "empty": float(not written), "repetition": judging.repetition_penalty(row["story"]),
-            "compression": number(deviation.compression_ratio([row["story"]])),
-            "quality": quality, "third_1": first, "third_2": second, "third_3": third,
-            "decay": None if first is None or third is None else third - first}
+    found = {"unit": row["unit"], "target": target, "written": written, "ratio": written / target}
+    found |= {"in_band": float(low <= written <= high), "length_score": length_score(target, written)}
+    found |= {"early": float(finished and written < low), "truncated": float(not finished)}
+    found |= {"empty": float(not written), "repetition": judging.repetition_penalty(row["story"])}
+    found |= {"compression": stats.finite(deviation.compression_ratio([row["story"]])), "quality": quality}
+    found |= {"third_1": first, "third_2": second, "third_3": third}
+    return found | {"decay": None if first is None or third is None else third - first}
 
 
 def measure_group(rows: list[dict], similarity: str) -> dict:
     """How different the stories of one request are, by a similarity that training did not use."""
     texts = [r["story"] for r in rows if r["story"].strip()]
     d_nn = deviation.distances(texts, similarity, equal_length=True)
-    return {"unit": rows[0]["unit"], "target": rows[0]["target_words"], "distinct_2": number(deviation.distinct_n(texts, 2)),
-            "distance": number(deviation.mean_pairwise_distance(d_nn)),
-            "vendi": number(deviation.vendi_score(d_nn)) if len(texts) > 1 else None}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Statistics: means over prompts, with bootstrap intervals that resample prompts
-
-RESAMPLES = 2000
-FEW = 30  # prompts; an interval from fewer is itself uncertain
-COMPARED = ("quality", "ratio", "in_band", "length_score", "repetition", "distance")  # between models
-
-
-def buckets_of(targets: list[int]) -> list[tuple[str, int, int]]:
-    """(label, above, up to) in words: each length asked for, or steps of 2,000 words where there are more than eight."""
-    distinct = sorted(set(targets))
-    if len(distinct) <= 8:
-        return [(f"{t:,}", t - 1, t) for t in distinct]
-    return [(f"{low:,}-{low + 2000:,}", low, low + 2000) for low in range(0, distinct[-1], 2000)
-            if any(low < t <= low + 2000 for t in distinct)]
-
-
-def published_bands(buckets) -> list[tuple[str, int, int]]:
-    """The three bands of the paper's table, where lengths are so many that buckets are steps; they enter no slope."""
-    steps = any(high - low > 1 for _, low, high in buckets)
-    bands = (("1-4k", 0, 4000), ("4-8k", 4000, 8000), ("8-12k", 8000, 12000))
-    return [band for band in bands if steps and band[1] < buckets[-1][2]]
-
-
-def figures(rows: list[dict], metric: str, buckets, seed: int = 0) -> dict[str, dict]:
-    """{bucket or band | "all" | "slope": {mean, interval, prompts}}; the interval is None for fewer than two prompts.
-
-    A bootstrap draw takes prompts with replacement, each with all its stories at all lengths, since those are not
-    independent. The slope is that of least squares through the buckets' means against 0, 1, 2 ..."""
-    columns = [*buckets, *published_bands(buckets), ("all", 0, math.inf)]
-    rows = [r for r in rows if r.get(metric) is not None]
-    units = {u: i for i, u in enumerate(dict.fromkeys(r["unit"] for r in rows))}
-    labels = [*(label for label, _, _ in columns), "slope"]
-    if not units:
-        return {label: {"mean": None, "interval": None, "prompts": 0} for label in labels}
-    sums, counts = np.zeros((2, len(units), len(columns)))
-    for r in rows:
-        for c, (_, low, high) in enumerate(columns):
-            if low < r["target"] <= high:
-                sums[units[r["unit"]], c] += r[metric]
-                counts[units[r["unit"]], c] += 1
-    draws = np.random.default_rng(seed).multinomial(len(units), [1 / len(units)] * len(units), size=RESAMPLES)
-    draws = np.vstack([np.ones((1, len(units))), draws])  # row 0 is the sample itself
-    with np.errstate(invalid="ignore"):
-        means = (draws @ sums) / (draws @ counts)
-    used = np.flatnonzero(counts.any(0)[:len(buckets)])
-    x = used - used.mean()
-    slope = means[:, used] @ x / (x @ x) if len(used) > 1 else np.full(len(draws), np.nan)
-    found = {}
-    prompts = (counts > 0).sum(0)
-    poorest = prompts[used].min(initial=len(units))  # a slope is no surer than its poorest bucket
-    for label, curve, n in zip(labels, [*means.T, slope], [*prompts, poorest]):
-        drawn = curve[1:][np.isfinite(curve[1:])]  # a draw may hold no prompt of a bucket
-        sure = n > 1 and math.isfinite(curve[0])
-        found[label] = {"mean": number(float(curve[0])), "prompts": int(n),
-                        "interval": [float(edge) for edge in np.percentile(drawn, [2.5, 97.5])] if sure else None}
-    return found
-
-
-def differences(a: list[dict], b: list[dict], metric: str) -> list[dict]:
-    """b - a for each request that both models answered, as rows: what is paired needs no second kind of statistics."""
-    def by_request(rows):
-        found = {}
-        for r in rows:
-            if r.get(metric) is not None:
-                found.setdefault((r["unit"], r["target"]), []).append(r[metric])
-        return {key: sum(v) / len(v) for key, v in found.items()}
-    a, b = by_request(a), by_request(b)
-    return [{"unit": u, "target": t, metric: b[u, t] - a[u, t]} for u, t in a if (u, t) in b]
+    found = {"unit": rows[0]["unit"], "target": rows[0]["target_words"]}
+    found["distinct_2"] = stats.finite(deviation.distinct_n(texts, 2))
+    found["distance"] = stats.finite(deviation.mean_pairwise_distance(d_nn))
+    return found | {"vendi": stats.finite(deviation.vendi_score(d_nn)) if len(texts) > 1 else None}
 
 
 def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, similarity: str) -> dict:
-    """Everything that report.json says, from the stories of each model."""
-    measured, warnings, labels = {}, [], list(stories)
+    """Everything that report.json says of the stories of each model."""
+    measured, warnings = {}, []
     for label, rows in stories.items():
         groups = {}
         for row in rows:
             groups.setdefault((row["unit"], row["target_words"]), []).append(row)
-        measured[label] = [measure(r, bounds) for r in rows] + [measure_group(g, similarity) for g in groups.values()]
-        if unjudged := sum(r["verdicts"][0] is None for r in rows):
-            warnings.append(f"{label}: {unjudged} of {len(rows)} stories have no verdict and count in no quality")
-    targets = [r["target_words"] for r in stories[labels[0]]]
-    buckets = buckets_of(targets)
-    columns = [label for label, _, _ in [*buckets, *published_bands(buckets)]] + ["all", "slope"] * (len(buckets) > 1)
-    found = {label: {m: figures(rows, m, buckets) for m in METRICS} for label, rows in measured.items()}
-    n = min(found[labels[0]]["ratio"][bucket]["prompts"] for bucket, _, _ in buckets)
-    if n < FEW:
-        where = " at some length" if len(buckets) > 1 else ""
-        warnings.insert(0, f"only {n} prompts{where}: intervals from fewer than {FEW} are too narrow, "
-                           "and no small difference can be seen")
-    pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1:]]
-    return {"models": labels, "figures": found, "warnings": warnings,
-            "buckets": {label: float(np.mean([t for t in targets if low < t <= high])) for label, low, high in buckets},
-            "columns": columns, "band": [[t, *(edge / t for edge in bounds.band(t))] for t in sorted(set(targets))],
-            "differences": [{"of": b, "minus": a, "figures": {
-                m: figures(differences(measured[a], measured[b], m), m, buckets) for m in COMPARED}} for a, b in pairs]}
+        measured[label] = [measure(row, bounds) for row in rows]
+        measured[label] += [measure_group(group, similarity) for group in groups.values()]
+        if n := sum(row["verdicts"][0] is None for row in rows):
+            warnings.append(f"{label}: {n} of {len(rows)} stories have no verdict and count in no quality")
+    targets = [row["target_words"] for row in next(iter(stories.values()))]
+    report = sweep.summarise(measured, METRICS, COMPARED, targets, PUBLISHED)
+    band = [[t, *(edge / t for edge in bounds.band(t))] for t in sorted(set(targets))]
+    return report | {"warnings": report["warnings"] + warnings, "band": band}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="eval.py", description="Stories at requested lengths: written, judged, measured, reported.",
-                                epilog="python eval.py watch RUN [--steps N ...]: a page about a training run")
-    p.add_argument("--length", "--lengths", dest="lengths", type=int, nargs="+", default=[], metavar="N",
-                   help="words to request; default: what each prompt says itself")
-    p.add_argument("--model", "--checkpoint", dest="models", nargs="+", default=[], metavar="MODEL",
-                   help="checkpoint folders, hub ids, or names behind --endpoint (default: newest under out/, else stories/tiny-base)")
-    p.add_argument("--endpoint", metavar="URL", help="a server for the models that are no folders; key: ENDPOINT_API_KEY")
-    p.add_argument("--in_flight", type=int, default=8, help="requests to the endpoint at the same time (%(default)s)")
-    p.add_argument("--prompts", metavar="FILE",
-                   help="JSON Lines (default: stories/heldout.jsonl, for large models stories/eval.jsonl)")
-    p.add_argument("--limit", type=int, metavar="N",
-                   help="only the first N prompts, 0: all (default on a CPU: 8, above 2,000 words 4; else all)")
-    p.add_argument("--samples", type=int, default=2, help="stories a request; diversity needs two (%(default)s)")
-    p.add_argument("--judge", choices=("auto", "api", "offline"), default="auto",
-                   help="auto: api where JUDGE_URL is set, else offline (form only)")
-    p.add_argument("--judge_url", help="default $JUDGE_URL; the key comes from JUDGE_API_KEY alone")
-    p.add_argument("--judge_model", help="default $JUDGE_MODEL; another family than the judge of training")
-    p.add_argument("--rubric", default="story_quality", help="a file of rubrics/ (%(default)s)")
-    p.add_argument("--thirds", choices=("on", "off"), default="on",
-                   help="judge a story's thirds too: four verdicts instead of one (%(default)s)")
-    p.add_argument("--similarity", default="char3", choices=tuple(deviation.SIMILARITIES),
-                   help="for diversity; another than training used, which is tfidf (%(default)s)")
-    for name, default in writing.SAMPLING.items():
-        p.add_argument(f"--{name}", type=type(default), default=default, help="(%(default)s)")
-    p.add_argument("--max_new_tokens", type=int, default=0,
-                   help="cut stories there (default: 1.6 a word of the band's upper end)")
-    p.add_argument("--thinking", choices=("auto", "on", "off"), default="auto", help="auto: as the checkpoint was trained")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=Path("out/eval"))
-    return p
+# ------------------------------------------------------------------------------------------------------------
+# From the question to the report
 
 
-def find_writers(args) -> list[writing.Writer]:
-    """The models that are asked; ValueError on what cannot be compared."""
-    if min(args.lengths, default=1) < 1 or args.samples < 1 or (args.limit or 0) < 0 or args.in_flight < 1:
-        raise ValueError("--lengths, --samples and --in_flight are at least 1, --limit at least 0")
-    if args.endpoint and not args.models:
+def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None) -> dict:
+    """Write, judge, measure, report -> what report.json holds. examples, judge: of another benchmark."""
+    flags.check_ranges(c)
+    if c.endpoint and not c.model:
         raise ValueError("--endpoint needs --model NAME, the name its server knows")
-    writers = [writing.find(name, args.endpoint) for name in args.models or [str(rollout.newest_checkpoint())]]
+    writers = [find_writer(name, c.endpoint) for name in c.model or [str(rollout.newest_checkpoint())]]
     labels = [w.label for w in writers]
     if twice := [label for label in labels if labels.count(label) > 1]:
-        raise ValueError(f"two models are called {twice[0]}; a model goes by the last part of its name, compare different ones")
-    return writers
-
-
-def default_prompts(writers: list[writing.Writer]) -> Path:
-    """Prompts as long as the models were made for."""
-    configs = [json.loads((w.folder / "config.json").read_text()) for w in writers if w.folder]
-    small = any(c.get("text_config", c).get("hidden_size", 0) < 1024 for c in configs)
-    return ROOT / "stories" / ("heldout.jsonl" if small else "eval.jsonl")
-
-
-def evaluate(args, examples: list[data.Example] | None = None, judge=None) -> dict:
-    """Write, judge, measure, report -> what report.json holds. scripts/benchmarks.py brings its own examples and judge."""
-    writers = find_writers(args)
-    path = Path(args.prompts) if args.prompts else default_prompts(writers)
-    on_cpu = not torch.cuda.is_available() and any(w.folder for w in writers)
-    few = 0 if not on_cpu else 8 if max(args.lengths, default=0) <= 2000 else 4
-    todo = requests_for(examples or data.read_examples(path), args.lengths, few if args.limit is None else args.limit)
-    judge = judge or make_judge(args)
-    notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {args.samples} stories each at each length, "
-             f"temperature {args.temperature:g}, top-p {args.top_p:g}",
-             describe(judge), f"differences between stories by {args.similarity}"]
-    if args.limit is None and few:
+        raise ValueError(f"two models are called {twice[0]} (by the last part of a name); compare others")
+    if min(c.lengths, default=1) < 1:
+        raise ValueError(f"--lengths {min(c.lengths)}: must be at least 1")
+    few = 0 if torch.cuda.is_available() or c.limit >= 0 else 8 if max(c.lengths, default=0) <= 2000 else 4
+    kind = "heldout" if min(c.lengths, default=0) < SHORT else "eval"
+    path = Path(c.prompts or ROOT / "stories" / f"{kind}.jsonl")
+    todo = requests_for(examples or data.read_examples(path), c.lengths, few or max(0, c.limit))
+    question = {"lengths": c.lengths or ["own-lengths"], "model": labels}
+    c.out = c.out or str(Path("out", "eval", files.short_name(question, vars(c), vars(Settings()))))
+    judge = judge or judging.make(c, judging.load_rubric(c.rubric), Path(c.out, "verdicts.sqlite"))
+    how = f"{c.samples} stories each at each length, temperature {c.temperature:g}, top-p {c.top_p:g}"
+    notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {how}", describe(judge)]
+    notes.append(f"differences between stories by {c.similarity}")
+    if few and len(set(map(unit, todo))) == few:
         notes.append(f"only the first {few} prompts, since there is no GPU; --limit 0 takes all")
-    print(*(f"{w.label}: {w.endpoint or w.folder}" for w in writers), *notes, sep="\n", file=sys.stderr)
-    log = Log(args.out / "log.jsonl")
-    try:
-        stories = write_and_judge(writers, todo, judge, log, args)
-    finally:
-        log.file.close()
-    # One kind of band for the whole sweep, set by its shortest request; from 2,400 words on the two kinds agree.
-    report = summarise(stories, bounds_for(min(e.target_words for e in todo)), args.similarity)
-    report |= {"notes": notes, "settings": {k: v for k, v in vars(args).items() if k != "out"},
-               "judged": "form" if isinstance(judge, judging.OfflineJudge) else "quality"}
-    for label, rows in stories.items():  # what scripts/blind.py and scripts/benchmarks.py read
-        lines = [json.dumps({k: r[k] for k in ("uid", "prompt", "target_words", "story")}, ensure_ascii=False) for r in rows]
-        write_file(args.out / "stories" / (re.sub(r"[^\w.-]", "_", label) + ".jsonl"), "\n".join(lines) + "\n")
-    page = report_page(report, stories)
-    write_pngs(args.out, page["charts"])
-    write_page(args.out / "report.html", page)
-    write_file(args.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+    say("\n".join([*(f"{w.label}: {w.endpoint or w.folder}" for w in writers), *notes]), sys.stderr)
+    folder, log = Path(c.out), f"log.{RANK}.jsonl" if RANK else "log.jsonl"
+    with closing(judge), files.lock(folder) if MAIN else nullcontext(), files.Journal(folder, log) as log:
+        stories = write_and_judge(writers, todo, judge, log, c)
+        # One kind of band for the whole sweep, set by its shortest request; from 2,400 words on they agree.
+        bounds = bounds_of(c.bands, min(e.target_words for e in todo))
+        report = summarise(stories, bounds, c.similarity) | {"notes": notes}
+        what = "contradictions per 1,000 words" if judge.rubric.rule == "rate" else "quality"
+        report["judged"] = "form" if isinstance(judge, judging.OfflineJudge) else what
+        report["settings"] = {name: value for name, value in vars(c).items() if name != "out"}
+        if MAIN:
+            write_report(folder, report, stories)
     return report
 
 
+def write_report(folder: Path, report: dict, stories: dict[str, list[dict]]):
+    """report.json, stories/, and what scripts/report.py makes of them. A report of other settings is kept."""
+    report["stories"] = {label: f"stories/{files.plain_name(label)}.jsonl" for label in stories}
+    path = folder / "report.json"
+    if path.exists() and json.loads(path.read_text())["settings"] != report["settings"]:
+        aside = files.move_aside(folder, keep=("log", "verdicts"))
+        say(f"{folder} held a report of other settings; it is now in {aside}")
+    names = ("uid", "prompt", "target_words", "story", "sample", "finished")
+    for label, rows in stories.items():
+        kept = [{k: row[k] for k in names} | {"verdict": row["verdicts"][0]} for row in rows]
+        files.write_lines(folder / report["stories"][label], kept)
+    files.write_json(path, report)
+    flags.start("scripts.report", str(folder))
+
+
+@flags.exits_cleanly
 def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    torch.set_flush_denormal(True)  # strong decays fill the delta rule with denormals, up to 12 x slower on a CPU
+    if argv[:1] == ["watch"]:
+        return flags.start("scripts.watch", *argv[1:])
+    about = {"description": __doc__.splitlines()[0], "epilog": "eval.py watch RUN ...: a page about runs"}
+    c = flags.read(Settings, argv, prog="eval.py", **about)
+    torch.set_flush_denormal(True)  # strong decays fill the delta rule with denormals, up to 12 x slower
+    if WORLD > 1:
+        processes.connect()
     try:
-        if argv[:1] == ["watch"]:
-            watch(argv[1:])
-        else:
-            args = parser().parse_args(argv)
-            print_report(evaluate(args))
-            print(f"\n{args.out}/report.html")
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        evaluate(c)
+    except KeyboardInterrupt:
+        say(f"\nwhat was written is kept in {c.out}: the same command goes on from there", sys.stderr)
+        raise
+    finally:
+        processes.disconnect()
     return 0
 
 

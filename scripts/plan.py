@@ -30,6 +30,7 @@ import judge as judging
 import model as qwen
 import rollout
 import train
+from lib.logprobs import LOGIT_CHUNK
 
 # Qwen/Qwen3.5-9B, text part of its released config.json.
 NINE_B = dict(
@@ -92,8 +93,8 @@ def block_peak(hf_config: str, kind: str, tokens: int, lora_rank: int) -> float:
         qwen.cast(holder, torch.bfloat16)
         if lora_rank:
             qwen.add_lora(holder, lora_rank, 1.0)
-        rows = qwen.Rows(torch.zeros(1, tokens, dtype=torch.long), None, config)
-        x = torch.zeros(1, tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+        rows = qwen.Rows([tokens], config, torch.device("cpu"))
+        x = torch.zeros(tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
         attend, F.scaled_dot_product_attention = F.scaled_dot_product_attention, lambda q, k, v, **_: FlashAttention.apply(q, k, v)
         try:
             with Peak() as peak:
@@ -118,7 +119,7 @@ def activation_bytes(hf_config: dict, tokens: int, c: train.Config, sharded: boo
     working = max(blocks.values()) if c.checkpointing else sum(blocks[k] for k in config.layer_types)
     # The head: hidden states and their gradient, a chunk of logits three times over (logits, their exp, bf16), and fp32 dW.
     frozen = bool(c.lora_rank)
-    head = 4 * tokens * D + qwen.LOGIT_CHUNK * V * (4 + 4 + 2) + (0 if frozen else V * D * (4 + 2))
+    head = 4 * tokens * D + LOGIT_CHUNK * V * (4 + 4 + 2) + (0 if frozen else V * D * (4 + 2))
     gathered = 0.0
     if sharded:  # embedding and head whole in bf16, two blocks in flight, gradients of the first in bf16 and of one block in fp32
         with torch.device("meta"):
@@ -205,7 +206,7 @@ def report(c: train.Config, a, m: dict, w: dict, world: int, card: float, hf_con
              "while it writes", f"  bf16 replica     {gb(s['replica'])}", f"  {m['slots']:3d} slots        {gb(m['slots'] * m['slot'])}   "
              f"{m['slot'] / 1e6:.0f} MB each: {m['longest']:,} tokens of keys, states, logits",
              "while it learns", f"  gradients        {gb(s['gradients'])}", f"  kept inputs      {gb(act['kept inputs'])}   micro-batch of {m['tokens']:,} tokens",
-             f"  one block        {gb(act['one block'])}", f"  head             {gb(act['head'])}   or the block, whichever is larger: logits in chunks of {qwen.LOGIT_CHUNK}",
+             f"  one block        {gb(act['one block'])}", f"  head             {gb(act['head'])}   or the block, whichever is larger: logits in chunks of {LOGIT_CHUNK}",
              f"  gathered         {gb(act['gathered'])}   what FSDP holds whole for a moment: embedding, head, two blocks, their gradients",
              "while it loads", f"  fp32 weights     {gb(s['load'])}   whole, then cut into shards" if m["sharded"] else "  nothing more", f"peak               {gb(m['peak'])}   of {card / 1e9:.1f} usable"]
     if not m["fits"]:

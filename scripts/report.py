@@ -1,44 +1,48 @@
-"""What an evaluation or a training run looks like: tables in the terminal, PNGs for a paper, and one HTML page without a
-server or a network (its markup, style and script are scripts/report.html), where two stories can be read side by side.
+"""What an evaluation looks like: tables in the terminal, pictures, one HTML page without server or network.
 
-Nothing is measured here. `python eval.py` calls this with what report.json holds; `python eval.py watch out/tiny` calls
-`watch`, which reads the metrics.jsonl and rollouts/ of a run and leaves report.html beside them.
+    python -m scripts.report out/eval/50-100_tiny-base  # eval.py runs this at its end; it makes them anew
+
+Nothing is measured here: report.json and stories/ of the folder hold everything that is shown.
 """
+
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
 import json
-import math
-import os
-import re
+import sys
 from pathlib import Path
 
 import data
+import judge as judging
+from lib import files
+from lib.flags import exits_cleanly
+from lib.pages import chart, draw_chart, estimate, marked, point, text_table, write_page
 
-TEMPLATE = Path(__file__).with_suffix(".html")
-COLOURS = ("#2f6f9f", "#c05a2e", "#4d8a3d", "#8a4f9e", "#a8892c", "#3b8f8c", "#b0476b", "#6b6b6b")
-METRICS = {  # name in report.json: (title, digits)
-    "quality": ("quality", 1), "third_1": ("quality, beginning", 1), "third_2": ("quality, middle", 1),
-    "third_3": ("quality, end", 1), "decay": ("quality, end - beginning", 1),
-    "written": ("words", 0), "ratio": ("written / requested", 2), "in_band": ("share in band", 2),
-    "length_score": ("length score", 1), "early": ("stopped early", 2), "truncated": ("truncated", 2), "empty": ("empty", 2),
-    "repetition": ("repetition", 3), "compression": ("compression ratio", 2), "distinct_2": ("distinct-2", 3),
-    "distance": ("pairwise distance", 3), "vendi": ("Vendi score", 2)}
+METRICS = {  # name in report.json: (title, digits, what it means)
+    "quality": ("quality", 1, "points of 100 that the judge gives the whole story"),
+    "third_1": ("quality, beginning", 1, "the same of a story's first third, where it has 150 words"),
+    "third_2": ("quality, middle", 1, "of its second third"),
+    "third_3": ("quality, end", 1, "of its last third"),
+    "decay": ("quality, end - beginning", 1, "below 0: stories get worse as they go on"),
+    "written": ("words", 0, "words written"),
+    "ratio": ("written / requested", 2, "words written by words asked for; 1 is what was asked"),
+    "in_band": (
+        "share in band",
+        2,
+        "share of stories whose length has no penalty: the grey band of the chart",
+    ),
+    "length_score": ("length score", 1, "LongBench-Write's: 100 at the length asked, 0 at a third or at 4 x"),
+    "early": ("stopped early", 2, "share that ended by itself below the band"),
+    "truncated": ("truncated", 2, "share that was cut because it did not end"),
+    "empty": ("empty", 2, "share without a word"),
+    "repetition": ("repetition", 3, "penalty for repeated phrases and lines, 0 to 1.5"),
+    "compression": ("compression ratio", 2, "bytes by compressed bytes; high: the text repeats itself"),
+    "distinct_2": ("distinct-2", 3, "share of word pairs that occur once, over the stories of one request"),
+    "distance": ("pairwise distance", 3, "how different two stories of one request are, 0 to 1"),
+    "vendi": ("Vendi score", 2, "how many different stories those of one request are worth"),
+}
 HEADLINE = ("ratio", "in_band", "quality")
 
-
-def write_file(path: Path, text: str):
-    """All of it or nothing, whenever it is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures as text
 
 def title(metric: str, report: dict) -> str:
     return METRICS[metric][0].replace("quality", report["judged"])  # what measures form is not called quality
@@ -46,224 +50,162 @@ def title(metric: str, report: dict) -> str:
 
 def show(figure: dict, digits: int, prompts: int) -> str:
     """The mean, its interval where there is one, and the number of prompts where it is not `prompts`."""
-    if figure["mean"] is None:
-        return "-"
-    # + 0.0: no -0.00
-    mean, *interval = (f"{round(x, digits) + 0.0:,.{digits}f}" for x in (figure["mean"], *(figure["interval"] or ())))
-    return (mean + (f" [{', '.join(interval)}]" if interval else "")
-            + (f" n={figure['prompts']}" if figure["prompts"] != prompts else ""))
+    text = estimate(figure["mean"], figure["interval"], digits)
+    return text if text == "-" or figure["prompts"] == prompts else f"{text} n={figure['prompts']}"
 
 
 def rows_of(report: dict, by_metric: dict, metrics) -> list[list[str]]:
-    """A row a metric, a column a bucket; a slope has a digit more. The last row is the number of prompts."""
+    """One row per metric, one column per bucket; a slope has one more digit. The last row counts prompts."""
     n = {c: by_metric["ratio"][c]["prompts"] for c in report["columns"]}
-    rows = [[title(m, report), *(show(by_metric[m][c], METRICS[m][1] + (c == "slope"), n[c]) for c in n)]
-            for m in metrics if by_metric[m]["all"]["mean"] is not None]
+    rows = []
+    for m in metrics:
+        if by_metric[m]["all"]["mean"] is not None:
+            cells = [show(by_metric[m][c], METRICS[m][1] + (c == "slope"), n[c]) for c in n]
+            rows.append([title(m, report), *cells])
     return [*rows, ["prompts", *map(str, n.values())]]
 
 
+def compared(report: dict) -> list[tuple[str, dict]]:
+    """(name, figures) of each model, then of each difference."""
+    pairs = [(f"{d['of']} minus {d['minus']}", d["figures"]) for d in report["differences"]]
+    return [*report["figures"].items(), *pairs]
+
+
 def print_report(report: dict):
-    """The headline of each model and of each difference, a line a length; the page has the rest."""
-    compared = [(f"{d['of']} minus {d['minus']}, paired by request", d["figures"]) for d in report["differences"]]
-    for label, by_metric in [*report["figures"].items(), *compared]:
-        table = [["words requested", *report["columns"]], *rows_of(report, by_metric, HEADLINE)]
-        lines = list(zip(*(table[i] for i in (0, -1, *range(1, len(table) - 1)))))
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        print(f"\n{label}", *("  ".join(cell.rjust(w) for cell, w in zip(line, widths)) for line in lines), sep="\n")
-    print("\nin brackets: 95 % bootstrap intervals over prompts", *(f"note: {w}" for w in report["warnings"]), sep="\n")
+    """The headline of each model and of each difference, one line per length; the page has the rest."""
+    for label, by_metric in compared(report):
+        head = ["words requested", *report["columns"]]
+        *rows, prompts = rows_of(report, by_metric, HEADLINE)
+        note = "" if label in report["figures"] else ", paired by request"
+        print(f"\n{label}{note}\n{text_table(list(zip(head, prompts, *rows)))}")
+    print("\nin brackets: 95 % bootstrap intervals over prompts", *sentences(report), sep="\n")
+    for warning in report["warnings"]:
+        print(f"note: {warning}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The page of an evaluation
-
-def write_page(path: Path, page: dict):
-    """scripts/report.html with the page's data inside, as JSON in which no tag can begin; its script shows text as text."""
-    template = TEMPLATE.read_text(encoding="utf-8")
-    script = re.search(r"<script>(.*?)</script>", template, re.S)[1]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    blob = json.dumps(page, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    write_file(path, template.replace("__SCRIPT_HASH__", f"sha256-{digest}", 1).replace("__DATA__", blob, 1))
-
-
-def story_item(label: str, story: str, target: int, facts: dict, verdict: dict | None) -> dict:
-    """A story for the page's reader: numbers beside it, and what the verdict cites, to be marked in the text."""
-    verdict = verdict or {}
-    why = verdict.get("why", {})
-    return {"label": label, "text": story, "facts": facts | {"words": f"{data.words(story):,} of {target:,}"},
-            "quotes": [{"text": quote, "key": key, "why": why.get(key, "")}
-                       for key, quotes in verdict.get("quotes", {}).items() for quote in quotes],
-            "scores": [[key, value, why.get(key, "")] for key, value in verdict.get("scores", {}).items()]}
-
-
-def chart(name: str, heading: str, x: str, series: dict[str, list[tuple]], **more) -> dict:
-    """series: {label: [(x, y, low, high)]}; more: band [[x, low, high]], reference (a level), log (the x axis), ticks [[x, text]]."""
-    return {"name": name, "title": heading, "x": x, **more, "series": [
-        {"name": label, "points": [dict(zip(("x", "y", "low", "high"), p)) for p in points]}
-        for label, points in series.items() if points]}
+def sentences(report: dict) -> list[str]:
+    """What the intervals say of each model: how much of the longest length it writes, and what it loses."""
+    at, told = sorted(report["buckets"].items(), key=lambda pair: pair[1]), []
+    low, (last, high) = at[0][1], at[-1]
+    where = f"At {high:,.0f} words" + (f", {high / low:.3g} x the shortest length" if len(at) > 1 else "")
+    for label, f in report["figures"].items():
+        ratio, change = f["ratio"][last], f["quality"]["change"]
+        text = f"{where}, {label} writes {estimate(ratio['mean'], ratio['interval'], 2)} of what is asked"
+        if change["interval"] and change["interval"][0] <= 0 <= change["interval"][1]:
+            points = estimate(change["mean"], change["interval"], 1)
+            text += f"; its {report['judged']} does not clearly change against {low:,.0f} words ({points})"
+        elif change["interval"]:
+            points = estimate(abs(change["mean"]), sorted(map(abs, change["interval"])), 1)
+            way = "gains" if change["mean"] > 0 else "loses"
+            text += f" and {way} {points} points of {report['judged']} against {low:,.0f} words"
+        elif f["quality"][last]["mean"] is not None:
+            quality = estimate(f["quality"][last]["mean"], f["quality"][last]["interval"], 1)
+            text += f", with a {report['judged']} of {quality}"
+        told.append(text + ".")
+    return told
 
 
-def points(figures: list[tuple[float, dict]]) -> list[tuple]:
-    return [(x, f["mean"], *(f["interval"] or (None, None))) for x, f in figures if f["mean"] is not None]
+def write_csv(path: Path, report: dict):
+    """report.json's figures, one line per model, metric and length."""
+    rows = []
+    for label, by_metric in compared(report):
+        for metric, columns in by_metric.items():
+            for c, f in ((c, columns[c]) for c in report["columns"]):
+                rows.append([label, metric, c, f["mean"], *(f["interval"] or ("", "")), f["prompts"]])
+    head = ["model", "metric", "words requested", "mean", "low", "high", "prompts"]
+    files.write_csv(path, head, rows)
 
 
-def report_page(report: dict, stories: dict[str, list[dict]]) -> dict:
-    """The data of a page: charts, tables, stories by request. Shapes: as scripts/report.html reads them."""
-    figures, at = report["figures"], report["buckets"]
-    judged = report["judged"].capitalize()
-    axis = {"x": "words requested", "log": max(at.values()) >= 8 * min(at.values()),
-            "ticks": [[x, f"{x:,.0f}"] for x in at.values()]}
+# ------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def charts_of(report: dict) -> list[dict]:
+    figures, at, judged = report["figures"], report["buckets"], report["judged"].capitalize()
+    log = max(at.values()) >= 8 * min(at.values())
+    axis = {"x": "words requested", "log": log, "ticks": [[x, f"{x:,.0f}"] for x in at.values()]}
+
+    def points(pairs):
+        return [point(x, f["mean"], f["interval"]) for x, f in pairs if f["mean"] is not None]
 
     def by_length(metric):
-        return {label: points([(x, f[metric][bucket]) for bucket, x in at.items()]) for label, f in figures.items()}
-    within = {label: points([(i, f[f"third_{i}"]["all"]) for i in (1, 2, 3)]) for label, f in figures.items()}
-    charts = [chart("quality", judged + ", not quality" * (judged == "Form"), series=by_length("quality"), **axis),
-              chart("ratio", "Words written / requested", series=by_length("ratio"), reference=1, band=report["band"], **axis),
-              chart("thirds", f"{judged} within a story", "third of the story", within,
-                    ticks=[[1, "beginning"], [2, "middle"], [3, "end"]])]
-    columns = ["words requested", *("slope a bucket" if c == "slope" else c for c in report["columns"])]
-    tables = [{"title": label, "caption": "means over prompts [95 % bootstrap interval]", "columns": columns,
-               "rows": rows_of(report, f, METRICS)} for label, f in figures.items()]
-    tables += [{"title": f"{d['of']} minus {d['minus']}", "caption": "paired by request", "columns": columns,
-                "rows": rows_of(report, d["figures"], d["figures"])} for d in report["differences"]]
-    groups = {}
+        return {k: points((x, f[metric][bucket]) for bucket, x in at.items()) for k, f in figures.items()}
+
+    within = {k: points((i, f[f"third_{i}"]["all"]) for i in (1, 2, 3)) for k, f in figures.items()}
+    parts = {"x": "third of the story", "ticks": [[1, "beginning"], [2, "middle"], [3, "end"]]}
+    level = {"reference": 1, "band": report["band"]}
+    charts = [
+        chart("quality", judged + ", not quality" * (judged == "Form"), series=by_length("quality"), **axis),
+        chart("ratio", "Words written / requested", series=by_length("ratio"), **level, **axis),
+        chart("thirds", f"{judged} within a story", series=within, **parts),
+    ]
+    return [c for c in charts if c["series"]]
+
+
+def tables_of(report: dict) -> list[dict]:
+    """What quality was bought at which length, then all figures."""
+    columns, rows = ["model", "words requested", *(title(m, report) for m in HEADLINE)], []
+    for label, f in report["figures"].items():
+        for bucket in report["buckets"]:
+            figures = [show(f[m][bucket], METRICS[m][1], f["ratio"][bucket]["prompts"]) for m in HEADLINE]
+            rows.append([label, bucket, *figures])
+    caption = "means over prompts [95 % bootstrap interval]"
+    tables = [{"title": "How long, how good", "caption": caption, "columns": columns, "rows": rows}]
+    columns = ["words requested", *("slope per bucket" if c == "slope" else c for c in report["columns"])]
+    for label, f in compared(report):
+        rows = rows_of(report, f, [m for m in METRICS if m in f])
+        zero = [row[0] for row in rows if all(set(cell) <= set("0.[], ") for cell in row[1:])]
+        note = f"0 at every length: {', '.join(zero)}" if zero else ""
+        table = {"title": label, "caption": caption, "columns": columns, "fold": "All figures", "note": note}
+        tables.append(table | {"rows": [row for row in rows if row[0] not in zero]})
+        if label not in report["figures"]:
+            tables[-1]["caption"] = "paired by request"
+    return tables
+
+
+def page_of(report: dict, stories: dict[str, list[dict]]) -> dict:
+    """The data of lib/page.html: charts, tables, stories by request."""
+    rubric, groups = judging.load_rubric(report["settings"]["rubric"]), {}
+    titles = {d.key: d.title for d in rubric.dimensions}
     for label, rows in stories.items():
+        several = any(row["sample"] for row in rows)
         for row in rows:
-            verdict = row["verdicts"][0]
-            facts = {report["judged"]: None if verdict is None else round(verdict["score"], 1),
-                     "ended": "by itself" if row["finished"] else "cut"}
-            name = label if not any(r["sample"] for r in rows) else f"{label}, story {row['sample'] + 1}"
-            groups.setdefault((row["target_words"], row["prompt"]), []).append(
-                story_item(name, row["story"], row["target_words"], facts, verdict))
-    groups = [{"step": f"{target:,} words", "label": prompt, "items": items} for (target, prompt), items in sorted(groups.items())]
-    return {"title": "How good, how long", "notes": report["notes"], "warnings": report["warnings"], "tables": tables,
-            "charts": [c for c in charts if c["series"]], "reader": {"title": "The stories", "groups": groups}}
+            verdict, target, written = row["verdict"], row["target_words"], data.words(row["story"])
+            facts = {report["judged"]: None if verdict is None else round(verdict["score"], 1)}
+            facts |= {"words": written, "asked": target, "ended": "by itself" if row["finished"] else "cut"}
+            name = f"{label}, story {row['sample'] + 1}" if several else label
+            item = marked(name, row["story"], facts, verdict, titles)
+            groups.setdefault((target, row["prompt"]), []).append(item)
+    groups = [
+        {"step": f"{t:,} words", "label": p, "items": items} for (t, p), items in sorted(groups.items())
+    ]
+    words = [
+        [title(m, report), meaning.replace("the judge", "the judge")] for m, (*_, meaning) in METRICS.items()
+    ]
+    words.append(["slope per bucket", "change from one length to the next, by least squares"])
+    page = {"title": "How good, how long", "notes": report["notes"], "warnings": report["warnings"]}
+    page |= {"lead": sentences(report), "charts": charts_of(report), "tables": tables_of(report)}
+    return page | {"words": words, "reader": {"title": "The stories", "groups": groups}}
 
 
-def write_pngs(folder: Path, charts: list[dict]):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    for c in charts:
-        fig, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
-        for colour, series in zip(COLOURS * 9, c["series"]):
-            x, y = ([p[k] for p in series["points"]] for k in "xy")
-            ax.plot(x, y, "o-", ms=3, color=colour, label=series["name"])
-            low, high = ([p["y"] if p[k] is None else p[k] for p in series["points"]] for k in ("low", "high"))
-            ax.fill_between(x, low, high, color=colour, alpha=.15, lw=0)
-        if c.get("band"):
-            ax.fill_between(*zip(*c["band"]), color="#888", alpha=.12, lw=0, label="band without a penalty")
-        if c.get("log"):
-            ax.set_xscale("log")
-        ax.set_xticks(*zip(*c["ticks"]))
-        ax.minorticks_off()
-        ax.set(xlabel=c["x"], title=c["title"])
-        ax.grid(alpha=.25)
-        ax.legend(fontsize=8)
-        fig.savefig(folder / f".{c['name']}.png", dpi=200)
-        os.replace(folder / f".{c['name']}.png", folder / f"{c['name']}.png")
-        plt.close(fig)
+@exits_cleanly
+def main(argv=None) -> int:
+    p = argparse.ArgumentParser(prog="python -m scripts.report", description=__doc__.split("\n\n")[0])
+    p.add_argument("folder", type=Path, help="of an evaluation, under out/eval/")
+    folder = p.parse_args(argv).folder
+    if not (folder / "report.json").is_file():
+        raise FileNotFoundError(f"no {folder / 'report.json'}; give a folder that eval.py wrote")
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    stories = {k: [row for _, row in files.read_lines(folder / f)] for k, f in report["stories"].items()}
+    page = page_of(report, stories)
+    for c in page["charts"]:
+        draw_chart(folder / f"{c['name']}.png", c)
+    write_csv(folder / "report.csv", report)
+    write_page(folder / "report.html", page)
+    print_report(report)
+    print(f"\n{folder}/report.html")
+    return 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The page of a training run
-
-WATCHED = {  # chart: metrics of train.py; any others get a chart each
-    "Reward": ("reward/mean", "hri/reward"), "Quality / 100": ("reward/quality",),
-    "Penalties": ("reward/length", "reward/repetition", "reward/blank"),
-    "Human row: weight and weighted advantage": ("hri/weight", "hri/advantage"), "Deviation": ("deviation/mean",),
-    "Length": ("length/ratio", "length/in_band", "truncated"), "Entropy": ("entropy",), "Loss": ("loss",),
-    "Gradient norm": ("grad_norm",),
-    "Sampler against trainer, per token": ("mismatch/mean", "mismatch/k3", "mismatch/clipped"),
-    "Tokens per second": ("rollout/tokens_per_second", "train/tokens_per_second"),
-    "Judge: failures": ("judge/failed",), "Judge: dollars": ("judge/dollars",), "Seconds a step": ("seconds",)}
-PAGE_BYTES = 40_000_000  # of stories; a browser opens more, but not on a phone
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The finished steps. FileNotFoundError, ValueError: this is no training run, or not yet."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}; give the folder of a training run, such as out/tiny")
-    whole = path.read_bytes().rpartition(b"\n")[0]  # a running training may be half-way through its last line
-    try:
-        metrics = [m for m in map(json.loads, whole.splitlines()) if m.get("step", -1) >= 0]
-    except (ValueError, AttributeError, TypeError):
-        raise ValueError(f"{path} holds a line that is no step of a training run") from None
-    if not metrics:
-        raise ValueError(f"{path} has no finished step yet; look again in a while")
-    return metrics
-
-
-def choose_steps(files: dict[int, Path], asked: list[int]) -> list[int]:
-    """The steps whose stories are shown: those asked for, else as many as fit on a page, first and last kept."""
-    if missing := sorted(set(asked) - set(files)):
-        raise ValueError(f"there are no stories of step {missing[0]}; "
-                         f"there are those of steps {min(files, default='none')} to {max(files, default='none')}")
-    total = sum(path.stat().st_size for path in files.values())
-    if asked or total <= PAGE_BYTES:
-        return asked or sorted(files)
-    keep, steps = max(2, int(len(files) * PAGE_BYTES / total)), sorted(files)
-    return sorted({steps[round(i * (len(steps) - 1) / (keep - 1))] for i in range(keep)})
-
-
-def run_charts(metrics: list[dict], form: bool) -> tuple[list[dict], list[str]]:
-    """(charts of what moved, each series with its change from first to last steps; what never moved, with its value)."""
-    curves = {}  # metric: its finite values by step
-    for m in metrics:
-        for name, value in m.items():
-            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
-                curves.setdefault(name, []).append((m["step"], value, None, None))
-    still = [name for name, points in curves.items() if len({p[1] for p in points}) == 1]
-    together = {name for names in WATCHED.values() for name in names}
-    charts = []
-    for heading, names in [*WATCHED.items(), *((name, (name,)) for name in curves if name not in together)]:
-        if any(name in curves and name not in still for name in names):
-            heading = "Form, not quality / 100" if form and names == ("reward/quality",) else heading
-            charts.append(chart(heading, heading, "step", {name: curves.get(name) for name in names}))
-            for series in charts[-1]["series"]:
-                y = [p["y"] for p in series["points"]]
-                ends = (sum(part) / len(part) for part in (y[:5], y[-5:]))
-                series["change"] = " → ".join(f"{e:,.0f}" if abs(e) >= 1000 else f"{e:.3g}" for e in ends)
-    return charts, [f"{name} {curves[name][0][1]:.4g}" for name in still]
-
-
-def run_page(folder: Path, steps: list[int]) -> dict:
-    """The data of a run's page: curves, and the groups of each step, sorted by advantage."""
-    metrics = read_metrics(folder / "metrics.jsonl")
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    form = config.get("judge") == "offline"
-    charts, still = run_charts(metrics, form)
-    files = {int(p.stem.removeprefix("step_")): p for p in sorted((folder / "rollouts").glob("step_*.jsonl"))}
-    shown = choose_steps(files, steps)
-    groups, quality = [], "form" if form else "quality"
-    for step in shown:
-        by_prompt = {}
-        for e in data.read_episodes(files[step]):
-            by_prompt.setdefault(e.example.uid, []).append(e)
-        for episodes in by_prompt.values():
-            items = []
-            for i, e in sorted(enumerate(episodes, 1), key=lambda pair: -pair[1].advantage):
-                facts = {"advantage": round(e.advantage, 3), "reward": None if e.reward is None else round(e.reward, 3),
-                         **{quality if name == "quality" else name: round(value, 3) for name, value in e.rewards.items()},
-                         "ended": "by itself" if e.finished else "cut"}
-                label = "human" if e.is_human else f"policy, story {i}"
-                items.append(story_item(label, e.story, e.example.target_words, facts, e.verdict))
-            groups.append({"step": f"step {step}", "label": episodes[0].example.prompt, "items": items})
-    notes = [f"{len(metrics)} steps, {metrics[0]['step']} to {metrics[-1]['step']}; curves are running means over the steps in "
-             "pale, figures the means of the first five steps → of the last five"]
-    if still:
-        notes.append("the same at every step: " + ", ".join(still))
-    if not steps and len(shown) < len(files):
-        notes.append(f"stories of {len(shown)} of {len(files)} steps, to keep this page small; --steps N shows others")
-    return {"title": f"Run {folder.name}", "notes": notes, "warnings": [], "charts": charts,
-            "tables": [], "reader": {"title": "Groups, sorted by advantage", "groups": groups}}
-
-
-def watch(argv: list[str]):
-    p = argparse.ArgumentParser(prog="eval.py watch",
-                                description="A page about a training run: curves, and the groups of any step.")
-    p.add_argument("run", type=Path, help="such as out/tiny")
-    p.add_argument("--steps", type=int, nargs="+", default=[], metavar="N",
-                   help="whose stories to show (default: all that fit on a page)")
-    args = p.parse_args(argv)
-    write_page(args.run / "report.html", run_page(args.run, args.steps))
-    print(args.run / "report.html")
+if __name__ == "__main__":
+    sys.exit(main())

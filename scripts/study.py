@@ -1,31 +1,30 @@
-"""What do the human story and deviation buy? A grid of small runs with the same start, seeds and budget, measured alike.
+"""What does each part of the recipe buy? Runs with the same start, seeds and budget, measured alike.
 
-    grpo-5, grpo-6          GRPO with 5 or 6 policy stories a prompt (6: HRI's row count without its human)
-    hri                     5 policy stories and the human one
-    ...-d0.5, ...-d1        the same with deviation of that strength
-    dpo ddpo orpo dorpo divpo   offline, on as many stories, sampled from the start and scored by the same reward
+    python -m scripts.study                       # the demo: three seeds of `python train.py`, minutes each
+    python -m scripts.study --preset grid         # 13 methods, 39 runs, one to two hours on two cores
+    python -m scripts.study --preset gpu          # the grid with Qwen3.5-0.8B, long stories, a real judge
 
-    python -m scripts.study                              # two cores: about 40 runs, one to two hours; resumable cell by cell
-    python -m scripts.study --scale gpu --jobs 8         # Qwen3.5-0.8B, long stories, a real judge: one cell a GPU
-    python -m scripts.study --seeds 1 --steps 3 --only hri dpo    # a look at the machinery
-
-Every trained model writes several stories for prompts that no run has seen, at lengths inside and beyond the trained
-ones. Quality is the judge's, and the offline judge measures form; diversity is the mean distance between stories of one
-prompt by a similarity that no run was trained on. Figure and table go to docs/study.md. Sources: see hri.py, deviation.py.
-Left out: tuning each method (all share one learning rate a family), human readers, significance beyond seeds.
+Methods: `start` trains nothing, `recipe` is the training preset as it is, `grpo-5` and `grpo-6` have 5 or 6
+policy stories per prompt (6 is the row count of `hri`), `-d0.5` and `-d1` add deviation of that strength;
+the others (see scripts/prefer.py) learn offline from as many stories of the start, scored by the same reward.
+A cell is one method with one seed: it trains in a process of its own, then `eval.py` lets it write for
+prompts that no run has seen. Finished cells are kept. The report goes to report.md in --out, or with --page
+docs/study.md between the two marks of that page.
+Left out: tuning each method (one learning rate per family), human readers, significance beyond seeds.
 """
+
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import os
 import queue
-import statistics
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -35,319 +34,369 @@ import deviation
 import eval as evaluation
 import judge as judging
 import model as qwen
-import rollout
 import train
+from lib.files import lock, read_lines, replace_between, write_json, write_text
+from lib.flags import check_ranges, exits_cleanly, opt, parse
+from lib.form import strip_length
+from lib.pages import figure, markdown_table, save_figure
+from lib.stats import mean, student
 from scripts import prefer
 
-ROOT = train.ROOT
-GRPO = {"grpo-5": (5, "off", 0), "grpo-6": (6, "off", 0), "grpo-5-d0.5": (5, "off", 0.5), "grpo-5-d1": (5, "off", 1),
-        "hri": (5, "polaris", 0), "hri-d0.5": (5, "polaris", 0.5), "hri-d1": (5, "polaris", 1)}  # group, HRI, deviation
+ROOT = Path(__file__).resolve().parent.parent
+GRPO = {  # policy stories per prompt, HRI, deviation
+    "grpo-5": (5, "off", 0),
+    "grpo-6": (6, "off", 0),
+    "grpo-5-d0.5": (5, "off", 0.5),
+    "grpo-5-d1": (5, "off", 1),
+    "hri": (5, "polaris", 0),
+    "hri-d0.5": (5, "polaris", 0.5),
+    "hri-d1": (5, "polaris", 1),
+}
 OFFLINE = ("dpo", "ddpo", "orpo", "dorpo", "divpo")
-METHODS = ("start", *GRPO, *OFFLINE)
-COMPARED = (("grpo-5", "start", "GRPO"), ("grpo-6", "grpo-5", "A sixth policy story"),
-            ("hri", "grpo-5", "The human story in place of none"), ("hri", "grpo-6", "The human story in place of a sixth policy story"),
-            ("grpo-5-d0.5", "grpo-5", "Deviation 0.5 without HRI"), ("grpo-5-d1", "grpo-5", "Deviation 1 without HRI"),
-            ("hri-d0.5", "hri", "Deviation 0.5 with HRI"), ("hri-d1", "hri", "Deviation 1 with HRI"),
-            ("dpo", "start", "DPO"), ("ddpo", "dpo", "Deviation in DPO"), ("orpo", "start", "ORPO"),
-            ("dorpo", "orpo", "Deviation in ORPO"), ("divpo", "dpo", "DivPO's pairs in DPO"), ("ddpo", "divpo", "DDPO in place of DivPO"))
-MEASURES = {"quality": "quality", "inside": "in band", "beyond": "in band, beyond", "diversity": "diversity"}
-SCALES = {
-    "tiny": dict(model=str(ROOT / "stories/tiny-base"), data="out/real.jsonl", prompts=str(ROOT / "stories/heldout.jsonl"), steps=24,
-                 lengths=[60, 120], beyond=250, eval_prompts=20, samples=3, max_new_tokens=352, judge="offline", grpo_lr=1e-3, offline_lr=1e-4),
-    "gpu": dict(model="Qwen/Qwen3.5-0.8B", data="out/stories.jsonl", prompts="out/heldout.jsonl", steps=100, lengths=[1000, 3000],
-                beyond=8000, eval_prompts=30, samples=4, max_new_tokens=8192, judge="api", grpo_lr=1e-6, offline_lr=1e-6)}
-PRESET = {"tiny": "tiny", "gpu": "polaris-9b"}
-PROMPTS, GROUP = 4, 5  # a step: 20 stories, or 10 pairs of them
+METHODS = ("start", "recipe", *GRPO, *OFFLINE)
+# Each method and what it is compared with.
+COMPARED = """recipe start, grpo-5 start, grpo-6 grpo-5, hri grpo-5, hri grpo-6, grpo-5-d0.5 grpo-5,
+grpo-5-d1 grpo-5, hri-d0.5 hri, hri-d1 hri, dpo start, ddpo dpo, orpo start, dorpo orpo, divpo dpo,
+ddpo divpo"""
+TOLD = ("quality", "in band", "in band, beyond", "diversity")  # what the sentences compare
+MEASURES = (*TOLD, "words / asked", "words / asked, beyond")
+PROMPTS, GROUP = 4, 5  # per step of the grid: 20 stories, or 10 pairs of them
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--scale", choices=SCALES, default="tiny", help="sets the defaults of all that follows (default tiny)")
-    p.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=f"some of: {', '.join(METHODS)}")
-    p.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
-    p.add_argument("--jobs", type=int, help="cells at the same time (default: one a GPU, else one a CPU core)")
-    p.add_argument("--model", help="the start of every run")
-    p.add_argument("--data", help="prompts and human stories to train on")
-    p.add_argument("--prompts", help="prompts to evaluate on, none of them trained")
-    p.add_argument("--steps", type=int, help="steps of 20 stories (GRPO) or 10 pairs of stories (offline)")
-    p.add_argument("--lengths", type=int, nargs="+", help="lengths asked for inside the trained ones")
-    p.add_argument("--beyond", type=int, help="a length beyond them")
-    p.add_argument("--eval_prompts", type=int, help="how many of --prompts")
-    p.add_argument("--samples", type=int, help="stories a prompt and length, at least 2")
-    p.add_argument("--max_new_tokens", type=int, help="limit of a story in training")
-    p.add_argument("--judge", choices=("offline", "api"), help="api: JUDGE_URL, JUDGE_MODEL, JUDGE_API_KEY")
-    p.add_argument("--measure", default="embedding", choices=deviation.SIMILARITIES, help="similarity that measures diversity (default embedding)")
-    p.add_argument("--grpo_lr", type=float)
-    p.add_argument("--offline_lr", type=float)
-    p.add_argument("--out", type=Path, default=Path("out/study"), help="one folder a cell (default out/study)")
-    p.add_argument("--doc", type=Path, default=ROOT / "docs/study.md", help="where table and sentences go, the figure beside it")
-    p.add_argument("--cell", help=argparse.SUPPRESS)  # METHOD:SEED, how the study starts its own processes
-    return p
+@dataclass
+class Config:
+    preset: str = opt("auto", "demo | grid (small) | gpu (the grid at 0.8B)")
+    only: list[str] = opt(["start", *GRPO, *OFFLINE], "the methods to run")
+    seeds: int = opt(3, "seeds 0, 1, ...", low=1)
+    jobs: int = opt(0, "cells at the same time; 0: one per GPU, without GPUs one per core", low=0)
+    out: str = opt("", "folder of the study, one folder per cell in it; empty: out/study-PRESET")
+    page: str = opt("", "the page for the report, such as docs/study.md; empty: report.md in --out")
+    model: str = opt(str(ROOT / "stories/tiny-base"), "the start of every run", "training")
+    data: str = opt("out/real.jsonl", "prompts and references to train on")
+    train_preset: str = opt("tiny", "preset of train.py and scripts.prefer")
+    steps: int = opt(
+        24, "steps of 20 stories (GRPO) or 10 pairs (offline); -1: as the training preset", low=-1
+    )
+    max_new_tokens: int = opt(352, "limit of a story in training", low=1)
+    grpo_lr: float = opt(1e-3, "learning rate of GRPO")
+    offline_lr: float = opt(1e-4, "learning rate of the offline methods")
+    prompts: str = opt(str(ROOT / "stories/heldout.jsonl"), "prompts that no run trains on", "evaluation")
+    limit: int = opt(20, "how many of them; 0: all")
+    lengths: list[int] = opt([60, 120], "lengths inside the trained ones, in words")
+    beyond: int = opt(250, "a length beyond them; 0: none")
+    samples: int = opt(3, "stories per prompt and length", low=2)
+    judge: Literal["offline", "api"] = opt("offline", "api: JUDGE_URL, JUDGE_MODEL, JUDGE_API_KEY")
+    measure: Literal["jaccard", "char3", "embedding"] = opt("embedding", "similarity for diversity")
+    cell: str = opt("", "METHOD:SEED: this cell alone; the study starts its own processes this way")
 
 
-def parse(argv=None):
-    p = parser()
-    p.set_defaults(**SCALES[p.parse_known_args(argv)[0].scale])
-    return p.parse_args(argv)
+DEMO = {"only": ["start", "recipe"], "data": str(ROOT / "stories/tiny.jsonl"), "steps": -1, "limit": 0}
+DEMO |= {"max_new_tokens": 288, "lengths": [50, 120], "beyond": 0, "samples": 2, "measure": "char3"}
+GPU = {"model": "Qwen/Qwen3.5-0.8B", "data": "out/stories.jsonl", "prompts": "out/heldout.jsonl", "limit": 30}
+GPU |= {"train_preset": "polaris-9b", "steps": 100, "max_new_tokens": 8192, "judge": "api", "samples": 4}
+GPU |= {"grpo_lr": 1e-6, "offline_lr": 1e-6, "lengths": [1000, 3000], "beyond": 8000}
+PRESETS = {"demo": DEMO, "grid": {}, "gpu": GPU}
 
 
-def check(a):
+def read_flags(argv) -> Config:
+    a = parse(Config, PRESETS, __doc__, argv, "demo", "the shortest study")
+    a.out = a.out or f"out/study-{a.preset}"
+    return a
+
+
+def check(a: Config):
     """ValueError or FileNotFoundError, before an hour is spent."""
-    if a.seeds < 1 or a.steps < 1 or a.samples < 2 or (a.jobs is not None and a.jobs < 1):
-        raise ValueError("--seeds, --steps and --jobs must be at least 1, --samples at least 2 (diversity is a distance between stories)")
+    check_ranges(a)
+    if unknown := sorted(set(a.only) - set(METHODS)):
+        raise ValueError(f"--only {unknown[0]}: choose some of {', '.join(METHODS)}")
+    if not a.lengths or not a.steps:
+        raise ValueError("--lengths needs a length, and --steps at least 1 (or -1)")
     if not Path(a.data).is_file():
-        how = {"tiny": "--min_words 30 --max_words 200", "gpu": f"--test_out {a.prompts}"}[a.scale]
-        raise FileNotFoundError(f"no {a.data}; build it from books (python -m scripts.anthologies fetch): python -m scripts.anthologies build "
-                                f"BOOKS... --out {a.data} {how}, or pass --data stories/tiny.jsonl --beyond 250")
+        how = f"make it with python -m scripts.anthologies build BOOKS... --out {a.data}"
+        raise FileNotFoundError(f"no {a.data}; {how}, or pass --data stories/tiny.jsonl")
     trained = data.read_examples(a.data)
-    if a.beyond <= max(e.target_words for e in trained):
-        raise ValueError(f"--beyond {a.beyond} is not beyond: {a.data} asks for up to {max(e.target_words for e in trained)} words")
-    asked = {judging.strip_length(e.prompt) for e in trained}
-    both = [e.uid for e in data.read_examples(a.prompts) if judging.strip_length(e.prompt) in asked]
+    longest = max(e.target_words for e in trained)
+    if a.beyond and a.beyond <= longest:
+        raise ValueError(f"--beyond {a.beyond} is not beyond: {a.data} asks for up to {longest} words")
+    asked = {strip_length(e.prompt) for e in trained}
+    both = [e.uid for e in data.read_examples(a.prompts) if strip_length(e.prompt) in asked]
     if both:
-        raise ValueError(f"{len(both)} prompts of {a.prompts} are trained on in {a.data}, such as {both[0]}; take them out of one of the two")
-    if a.measure == "tfidf":
-        raise ValueError("--measure tfidf: the runs are trained with it; measure with another similarity")
+        raise ValueError(f"{len(both)} prompts of {a.prompts}, such as {both[0]}, are trained on in {a.data}")
     deviation.distances(["a"], a.measure)
+    replace_between(page_of(a)[1], BEGIN, END, "")  # a page without the marks is refused now
     qwen.read_config(qwen.fetch(a.model))
     if a.judge == "api" and not (os.environ.get("JUDGE_URL") and os.environ.get("JUDGE_MODEL")):
-        raise ValueError("--judge api needs JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY); --judge offline measures form, not quality")
+        raise ValueError("--judge api needs JUDGE_URL and JUDGE_MODEL; --judge offline measures form")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One cell: train one method with one seed, then let it write
-
-def train_flags(a, name: str, seed: int) -> list[str]:
-    """The command line of a GRPO run; `collect` takes no step (learning rate 0) and so samples from the start."""
-    group, hri_mode, strength = GRPO.get(name, (GROUP, "off", 0))
-    return [str(x) for x in ("--preset", PRESET[a.scale], "--model", a.model, "--data", a.data, "--out", a.out, "--name", f"{name}-{seed}",
-                             "--seed", seed, "--steps", a.steps, "--prompts", PROMPTS, "--group", group, "--hri", hri_mode, "--hri_warmup", min(15, a.steps // 3),
-                             "--deviation", strength, "--similarity", "tfidf", "--lr", a.grpo_lr if name in GRPO else 0, "--judge", a.judge,
-                             "--max_new_tokens", a.max_new_tokens, "--keep", 1, "--resume", "auto")]
+# ---- one cell: train one method with one seed, then let it write -------------------------------------------
 
 
-def prefer_flags(a, name: str, seed: int) -> list[str]:
-    return [str(x) for x in ("--preset", PRESET[a.scale], "--model", a.model, "--data", a.out / f"collect-{seed}", "--out", a.out, "--name",
-                             f"{name}-{seed}", "--seed", seed, "--method", name, "--steps", a.steps, "--pairs", PROMPTS * GROUP // 2, "--lr",
-                             a.offline_lr, "--keep", 1, "--resume", "auto")]
+def run_flags(a: Config, name: str, seed: int) -> list[str]:
+    """The command line that trains a cell. `collect` has learning rate 0, so it samples from the start."""
+    flags = {"preset": a.train_preset, "model": a.model, "out": a.out, "name": f"{name}-{seed}", "seed": seed}
+    flags |= {"keep": 1, "resume": "auto"} | ({} if a.steps < 0 else {"steps": a.steps})
+    if name in OFFLINE:
+        flags |= {"data": f"{a.out}/collect-{seed}", "method": name, "lr": a.offline_lr}
+        flags |= {"pairs": PROMPTS * GROUP // 2}
+    else:
+        flags |= {"data": a.data, "judge": a.judge, "max_new_tokens": a.max_new_tokens}
+    if name in GRPO or name == "collect":
+        group, hri, strength = GRPO.get(name, (GROUP, "off", 0))
+        flags |= {"prompts": PROMPTS, "group": group, "hri": hri, "hri_warmup": min(15, max(a.steps, 0) // 3)}
+        flags |= {"deviation": strength, "similarity": "tfidf", "lr": a.grpo_lr if name in GRPO else 0}
+    return [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
 
 
-def settings(a, name: str, seed: int) -> dict:
-    """What a finished cell must have been run with to stand in this study."""
-    flags = {} if name == "start" else {"run": prefer_flags(a, name, seed) if name in OFFLINE else train_flags(a, name, seed)}
-    return flags | {k: str(getattr(a, k)) for k in ("model", "prompts", "lengths", "beyond", "eval_prompts", "samples", "measure", "judge")}
+def questions(a: Config, seed: int) -> dict:
+    """The settings of eval.py that measure a cell; stories are sampled as in training."""
+    c = train.Config(**train.PRESETS[a.train_preset])
+    asked = {"prompts": a.prompts, "limit": a.limit, "samples": a.samples, "seed": seed, "judge": a.judge}
+    asked |= {"lengths": [*a.lengths, *([a.beyond] if a.beyond else [])], "bands": c.bands, "thirds": "off"}
+    asked |= {"similarity": a.measure, "thinking": "on" if c.thinking else "off"}
+    return asked | {k: getattr(c, k) for k in ("temperature", "top_p", "top_k", "repetition_penalty")}
 
 
-def finished(a, name: str, seed: int) -> dict | None:
-    """The result of a cell, or None. ValueError: it is another study's."""
-    folder = a.out / f"{name}-{seed}"
+def settings(a: Config, name: str, seed: int) -> dict:
+    """What a cell must have been run with to count in this study."""
+    run = [] if name == "start" else run_flags(a, name, seed)
+    return {"training": run, "evaluation": questions(a, seed)}
+
+
+def finished(a: Config, name: str, seed: int) -> dict | None:
+    """The result of a cell, or None. ValueError: it belongs to another study."""
+    folder = Path(a.out, f"{name}-{seed}")
     if (folder / "settings.json").exists():
         was, now = json.loads((folder / "settings.json").read_text()), settings(a, name, seed)
-        differs = [k for k in now if was.get(k) != now[k]]
-        if differs:  # begun or finished: neither may be continued as something else
-            raise ValueError(f"{folder} was run with other settings ({', '.join(differs)}); choose another --out or delete that folder")
+        differs = " and ".join(k for k in now if was.get(k) != now[k])
+        if differs:  # begun or finished: neither may go on as something else
+            raise ValueError(f"{folder} was run with other {differs} settings; choose another --out")
     return json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else None
 
 
-def run_cell(a, name: str, seed: int):
-    folder = a.out / f"{name}-{seed}"
-    evaluation.write_file(folder / "settings.json", json.dumps(settings(a, name, seed), indent=1))
+def run_cell(a: Config, name: str, seed: int):
+    folder = Path(a.out, f"{name}-{seed}")
+    write_json(folder / "settings.json", settings(a, name, seed))
     if name in OFFLINE:
-        prefer.main(prefer_flags(a, name, seed))
+        prefer.main(run_flags(a, name, seed))
     elif name != "start":
-        train.main(train_flags(a, name, seed))
+        train.main(run_flags(a, name, seed))
     result = {"method": name, "seed": seed}
     if name != "collect":
-        newest = a.model if name == "start" else sorted((folder / "checkpoints").glob("step_*"))[-1]
-        result |= evaluate(a, newest, seed, folder)
-    evaluation.write_file(folder / "result.json", json.dumps(result, indent=1))
+        checkpoint = a.model if name == "start" else sorted((folder / "checkpoints").glob("step_*"))[-1]
+        asked = {"model": [str(checkpoint)], "out": str(folder / "eval"), **questions(a, seed)}
+        result |= summary(a, evaluation.evaluate(evaluation.Settings(**asked)))
+    write_json(folder / "result.json", result)
 
 
-def evaluate(a, checkpoint, seed: int, folder: Path) -> dict:
-    """Several stories a held-out prompt and length -> the cell's figures; the stories themselves go to stories.jsonl."""
-    config = train.parse(train_flags(a, "grpo-5", seed))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = qwen.load(checkpoint, torch.bfloat16 if device == "cuda" else torch.float32, device, fused=True)
-    tokenizer, judge, rows = data.load_tokenizer(checkpoint), train.make_judge(config), []
-    todo = evaluation.requests_for(data.read_examples(a.prompts), [*a.lengths, a.beyond], a.eval_prompts)
-    for target in [*a.lengths, a.beyond]:
-        low, high = train.bounds_of(config).band(target)
-        requests = [e for e in todo if e.target_words == target for _ in range(a.samples)]
-        done = rollout.generate(
-            model, [tokenizer.chat(e.prompt, config.thinking) for e in requests], temperature=config.temperature, top_p=config.top_p,
-            top_k=config.top_k, repetition_penalty=config.repetition_penalty, stop_ids=(tokenizer.end_id,), seed=seed,
-            max_new_tokens=int(1.6 * high) + 64 + 4096 * config.thinking)  # room for a story that is too long to show it
-        stories = [data.split_thinking(("<think>" if config.thinking else "") + tokenizer.decode(d.ids))[1] for d in done]
-        verdicts = [judge.submit(e.prompt, story) for e, story in zip(requests, stories)]
-        for e, story, verdict, d in zip(requests, stories, verdicts, done):
-            v, words = verdict.result(), judging.count_words(story)
-            rows.append({"uid": e.uid, "prompt": e.prompt, "target": target, "words": words, "in_band": float(low <= words <= high),
-                         "quality": v.score / 100 if v else None, "finished": d.finished, "story": story})
-    judge.close()
-    evaluation.write_file(folder / "stories.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
-    inside, beyond = ([r for r in rows if (r["target"] == a.beyond) == far] for far in (False, True))
-    groups = [[r["story"] for r in inside if r["uid"] == uid and r["story"]] for uid in dict.fromkeys(r["uid"] for r in inside)]
-    spread = [deviation.mean_pairwise_distance(deviation.distances(g, a.measure, equal_length=True)) for g in groups if len(g) > 1]
-    return {"quality": train.mean([r["quality"] for r in inside]), "inside": train.mean([r["in_band"] for r in inside]),
-            "beyond": train.mean([r["in_band"] for r in beyond]), "diversity": train.mean(spread),
-            "words_inside": train.mean([r["words"] / r["target"] for r in inside]), "words_beyond": train.mean([r["words"] / r["target"] for r in beyond]),
-            "stories": len(rows), "without_verdict": sum(r["quality"] is None for r in rows)}
+def summary(a: Config, report: dict) -> dict:
+    """A cell's figures from the report of eval.py: inside the trained lengths, and at the one beyond them."""
+    found = report["figures"][report["models"][0]]
+
+    def at(metric, lengths):
+        return mean([found[metric][f"{n:,}"]["mean"] for n in lengths])
+
+    beyond = [a.beyond] if a.beyond else []
+    parts = {"quality": ("quality", a.lengths), "diversity": ("distance", a.lengths)}
+    parts |= {"in band": ("in_band", a.lengths), "in band, beyond": ("in_band", beyond)}
+    parts |= {"words / asked": ("ratio", a.lengths), "words / asked, beyond": ("ratio", beyond)}
+    return {name: at(*part) for name, part in parts.items()} | {"report": report}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The grid
+# ---- all cells ---------------------------------------------------------------------------------------------
 
-def run_grid(a, argv: list[str]):
-    """Every cell that is not finished, in a process of its own: memory is given back, and a cell that fails stands alone."""
-    seeds = range(a.seeds)
-    offline = [m for m in a.only if m in OFFLINE]
-    waves = [[("collect", s) for s in seeds if offline], [(m, s) for s in seeds for m in a.only]]
-    gpus = torch.cuda.device_count()
-    a.out.mkdir(parents=True, exist_ok=True)
-    slots = queue.SimpleQueue()
+
+def run_cells(a: Config, argv: list[str]):
+    """Every cell that is not finished, in a process of its own: one that fails does not stop the others."""
+    seeds, gpus = range(a.seeds), torch.cuda.device_count()
     jobs = a.jobs or gpus or os.cpu_count()
+    # The offline methods learn from what `collect` writes.
+    collected = [("collect", s) for s in seeds if set(a.only) & set(OFFLINE)]
+    slots, failed = queue.SimpleQueue(), []
     for slot in range(jobs):
         slots.put(slot)
-    failed = []
 
     def one(cell):
         slot, (name, seed) = slots.get(), cell
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // jobs))})
-        with open(a.out / f"{name}-{seed}.log", "w") as log:
-            code = subprocess.run([sys.executable, "-m", "scripts.study", *argv, "--cell", f"{name}:{seed}"], env=environment,
-                                  stdout=log, stderr=subprocess.STDOUT).returncode
+        place = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {}
+        place |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(max(1, os.cpu_count() // jobs))}
+        command = [sys.executable, "-m", "scripts.study", *argv, "--cell", f"{name}:{seed}"]
+        with open(Path(a.out, f"{name}-{seed}.log"), "w") as log:
+            done = subprocess.run(command, env=os.environ | place, stdout=log, stderr=subprocess.STDOUT)
         slots.put(slot)
-        if code:
+        if done.returncode:
             failed.append(f"{name}-{seed}")
         bar.update()
 
-    for cells in waves:
+    for cells in (collected, [(m, s) for s in seeds for m in a.only]):
         todo = [cell for cell in cells if finished(a, *cell) is None]
-        with tqdm(total=len(cells), initial=len(cells) - len(todo), desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
+        there = len(cells) - len(todo)
+        with tqdm(total=len(cells), initial=there, desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
             list(pool.map(one, todo))
         if failed:
-            raise ValueError(f"{', '.join(sorted(failed))} failed; {a.out}/{sorted(failed)[0]}.log says why; what is finished is kept: run the same command again")
+            names = ", ".join(sorted(failed))
+            raise ValueError(f"{names} failed: see {a.out}/*.log; then start the same command again")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What it shows
+# ---- what it shows -----------------------------------------------------------------------------------------
 
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
-
-
-def interval(values: list[float]) -> tuple[float, float | None]:
-    """Mean and half width of its 95 % interval over seeds (Student's t); None for a single seed."""
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return mean, None
-    t = T975[n - 2] if n - 2 < len(T975) else 1.96 + 2.7 / (n - 1)
-    return mean, t * statistics.stdev(values) / math.sqrt(n)
+BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+TRAINED = {"reward/mean": "reward", "length/in_band": "in band", "reward/quality": "quality (form)"}
+TRAINED |= {"reward/repetition": "repetition", "length/ratio": "words / asked"}
 
 
-def show(values: list[float]) -> str:
-    mean, half = interval(values)
-    return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
-
-
-def table(results: dict[str, list[dict]]) -> str:
-    head = "| method | quality (form) | in band | in band, beyond | words / asked | words / asked, beyond | diversity |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
-    for name, cells in results.items():
-        parts = [show([c[k] for c in cells]) for k in ("quality", "inside", "beyond", "words_inside", "words_beyond", "diversity")]
-        lines.append(f"| {name} | {' | '.join(parts)} |")
-    return "\n".join(lines)
+def show(values: list[float | None]) -> str | None:
+    average, half = (None, None) if None in values else student(values)
+    return average if half is None else f"{average:.3f} ± {half:.3f}"
 
 
 def sentences(results: dict[str, list[dict]]) -> list[str]:
     """For each pair of methods what the paired differences over seeds support, and no more."""
     told = []
-    for name, base, what in COMPARED:
-        if name not in results or base not in results:
+    for name, base in (pair.split() for pair in COMPARED.split(",")):
+        bases = {c["seed"]: c for c in results.get(base, [])}
+        pairs = [(c, bases[c["seed"]]) for c in results.get(name, []) if c["seed"] in bases]
+        if len(pairs) == 1:
+            told.append(f"- **{name} against {base}**: one seed, so no difference is claimed.")
+        if len(pairs) < 2:
             continue
-        bases = {c["seed"]: c for c in results[base]}
-        pairs = [(c, bases[c["seed"]]) for c in results[name] if c["seed"] in bases]
-        clear, unclear = [], []
-        for key, label in MEASURES.items():
-            mean, half = interval([c[key] - b[key] for c, b in pairs])
-            figure = f"{label} {mean:+.3f}" + ("" if half is None else f" [{mean - half:+.3f}, {mean + half:+.3f}]")
-            (clear if half is not None and abs(mean) > half else unclear).append(figure)
-        told.append(f"- **{what}** ({name} against {base}, {len(pairs)} seed{'s' * (len(pairs) > 1)}): "
-                    + ("; ".join(clear) + ". " if clear else "")
-                    + ("Cannot be told apart: " + "; ".join(unclear) + "." if unclear and len(pairs) > 1 else "")
-                    + ("One seed, so no difference is claimed: " + "; ".join(unclear) + "." if len(pairs) == 1 else ""))
+        found = {"Clear": [], "Cannot be told apart": []}
+        for key in (k for k in TOLD if pairs[0][0][k] is not None):
+            average, half = student([c[key] - b[key] for c, b in pairs])
+            text = f"{key} {average:+.3f} [{average - half:+.3f}, {average + half:+.3f}]"
+            found["Clear" if abs(average) > half else "Cannot be told apart"].append(text)
+        parts = [f"{what}: {'; '.join(texts)}." for what, texts in found.items() if texts]
+        told.append(" ".join([f"- **{name} against {base}**, {len(pairs)} seeds.", *parts]))
     return told
 
 
-def figure(results: dict[str, list[dict]], path: Path, measure: str):
-    """Quality against diversity, one point a method with its intervals over seeds."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(8, 6), layout="constrained")
-    colour = lambda name: "#555555" if name == "start" else "#b5542a" if name in OFFLINE else "#1f4e79" if "hri" in name else "#5f9e6e"
-    spots = {name: [interval([c[k] for c in cells]) for k in ("diversity", "quality")] for name, cells in results.items()}
-    for i, (name, ((x, dx), (y, dy))) in enumerate(spots.items()):
-        bars = ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="o" if "d0.5" not in name and "d1" not in name else "s", color=colour(name), lw=0.8, capsize=2)
-        for part in (*bars[1], *bars[2]):
-            part.set_alpha(0.4)
-        # A name keeps away from points close by: below where they are above it, left where they are on its right.
-        near = [(u, v) for other, ((u, _), (v, _)) in spots.items() if other != name and abs(u - x) < 0.015 and abs(v - y) < 0.01]
-        left, below = any(u >= x for u, _ in near), any(v >= y for _, v in near) if near else i % 2 == 0
-        ax.annotate(name, (x, y), textcoords="offset points", xytext=(-6 if left else 6, -12 if below else 5), fontsize=9,
-                    ha="right" if left else "left", color=colour(name))
+def draw(results: dict[str, list[dict]], path: Path, measure: str):
+    """Quality against diversity, one point per method with its intervals over seeds."""
+    fig, ((ax,),) = figure(size=(8, 6))
+    for name, cells in results.items():
+        (x, dx), (y, dy) = (student([c[k] for c in cells]) for k in ("diversity", "quality"))
+        colour = "#b5542a" if name in OFFLINE else "#1f4e79" if "hri" in name else "#5f9e6e"
+        ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", color=colour, lw=0.6, capsize=2)
+        ax.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9, color=colour)
     ax.set_xlabel(f"diversity: mean distance between stories of one prompt ({measure}, not trained on)")
-    ax.set_ylabel("quality by the judge / 100 (offline judge: form)")
-    ax.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    fig.savefig(temporary, dpi=120, format="png")
-    plt.close(fig)
-    os.replace(temporary, path)
+    ax.set_ylabel("quality by the judge (offline judge: form)")
+    save_figure(fig, path)
 
 
-BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+def training_table(a: Config, seeds: list[int]) -> str:
+    """Means of the first and the last five steps of each seed."""
+    rows = []
+    for seed in seeds:
+        lines = [m for _, m in read_lines(Path(a.out, f"recipe-{seed}", "metrics.jsonl")) if m["step"] >= 0]
+        edge = min(5, max(1, len(lines) // 2))
+        first = [mean([m[k] for m in lines[:edge]]) for k in TRAINED]
+        last = [mean([m[k] for m in lines[-edge:]]) for k in TRAINED]
+        gain = [y - x for x, y in zip(first, last)]
+        rows += [[seed, "first", *first], [seed, "last", *last], [seed, "difference", *gain]]
+    return markdown_table(["seed", "steps", *TRAINED.values()], rows)
 
 
-def report(a, argv: list[str]):
+def real_words(story: str) -> float | None:
+    """Share of lower-case words that several of the hundred books hold (no list knows the names)."""
+    known, words = judging.OfflineJudge().words, re.findall(r"\b[a-z]+(?:'[a-z]+)?\b", story)
+    return sum(w in known or w.removesuffix("'s") in known for w in words) / len(words) if words else None
+
+
+def stories(a: Config, cell: dict) -> list[dict]:
+    """What a cell wrote in its evaluation, all lengths of a subject together."""
+    folder, report = Path(a.out, f"{cell['method']}-{cell['seed']}", "eval"), cell["report"]
+    file = folder / report["stories"][report["models"][0]]
+    rows = [row for _, row in read_lines(file)]
+    subjects = list(dict.fromkeys(strip_length(row["prompt"]) for row in rows))
+    return sorted(rows, key=lambda row: subjects.index(strip_length(row["prompt"])))
+
+
+def held_out_table(a: Config, cells: list[dict]) -> str:
+    rows = []
+    for c in cells:
+        found = c["report"]["figures"][c["report"]["models"][0]]
+        share, (low, high) = (
+            found["in_band"]["all"]["mean"],
+            found["in_band"]["all"]["interval"] or (0.0, 0.0),
+        )
+        error = (high - low) / 3.92  # a 95 % interval is 2 x 1.96 standard errors wide
+        at = [found[k][f"{n:,}"]["mean"] for k in ("in_band", "written") for n in a.lengths]
+        known = mean([real_words(row["story"]) for row in stories(a, c)])
+        rows.append([f"{c['method']}, seed {c['seed']}", f"{share:.3f} ± {error:.3f}", *at, known])
+    asked = [f"{what} at {n}" for what in ("in band", "words") for n in a.lengths]
+    return markdown_table(["model", "in band", *asked, "real words"], rows)
+
+
+def five_stories(a: Config, before: dict, after: dict) -> list[str]:
+    shown, rows = [], list(zip(stories(a, before), stories(a, after)))
+    for first, then in rows[:: a.samples][:5]:
+        shown.append(f"**{first['prompt']}**\n")
+        for name, story in (("before", first["story"]), ("after", then["story"])):
+            quoted = "\n".join(f"> {line}" for line in story.splitlines())
+            shown.append(f"{name} ({data.words(story)} words)\n\n{quoted}\n")
+    return shown
+
+
+def demo_part(a: Config, results: dict[str, list[dict]]) -> list[str]:
+    before, after = results["start"], results["recipe"]
+    bands = [f"{n} words: {n * low:.0f} to {n * high:.0f}" for n, low, high in before[0]["report"]["band"]]
+    return [
+        "\n## Training: first and last five steps\n",
+        training_table(a, [c["seed"] for c in after]),
+        f"## Held-out subjects, each seed\n\nBands: {'; '.join(bands)}. Where two bands do not overlap, a "
+        "writer that ignores the number cannot exceed 0.5. ±: one standard error over prompts.\n",
+        held_out_table(a, [*before, *after]),
+        "## Five stories, before and after\n\nUnchosen: the first five requests, seed 0.\n",
+        *five_stories(a, before[0], after[0]),
+    ]
+
+
+def page_of(a: Config) -> tuple[Path, str]:
+    page = Path(a.page or Path(a.out, "report.md"))
+    return page, page.read_text() if page.exists() else f"# What each part buys\n\n{BEGIN}\n{END}\n"
+
+
+def report(a: Config, argv: list[str]):
     results = {m: [r for s in range(a.seeds) if (r := finished(a, m, s))] for m in METHODS if m in a.only}
-    incomplete = [f"{m}-{c['seed']}" for m, cells in results.items() for c in cells if any(c[k] is None for k in MEASURES)]
-    if incomplete:
-        raise ValueError(f"{', '.join(incomplete)} wrote nothing that could be measured (empty stories, or no verdict); see stories.jsonl in {a.out}")
-    figure(results, a.doc.with_suffix(".png"), a.measure)
-    lost = sum(c["without_verdict"] for cells in results.values() for c in cells)
-    made = f"`python -m scripts.study {' '.join(argv)}`".replace(" `", "`")
-    text = "\n".join([
-        BEGIN, f"Made by {made}: {a.seeds} seed(s), {a.steps} steps, {a.eval_prompts} held-out prompts x {a.samples} stories x lengths "
-        f"{', '.join(map(str, a.lengths))} inside and {a.beyond} beyond what was trained; judge: {a.judge}; {lost} stories without a verdict.", "",
-        f"![quality against diversity]({a.doc.with_suffix('.png').name})", "", table(results), "",
-        "Mean ± half a 95 % interval over seeds (Student's t). In band: share of stories whose length lies in the reward's band. "
-        f"Diversity: 1 - {a.measure} similarity, texts cut to equal length; the runs were trained with tf-idf.", "", *sentences(results), "",
-        f"Each bracket is a 95 % interval of the paired difference over seeds. {len(COMPARED)} comparisons of {len(MEASURES)} figures are "
-        "read side by side, so about one in twenty of them would look clear by chance alone.", END])
-    page = a.doc.read_text() if a.doc.exists() else f"# What HRI and deviation buy\n\n{BEGIN}\n{END}\n"
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"{a.doc} must hold the line {BEGIN} and the line {END} once each; what stands between them is replaced")
-    evaluation.write_file(a.doc, page[:page.index(BEGIN)] + text + page[page.index(END) + len(END):])
-    print(f"{table(results)}\n\n" + "\n".join(sentences(results)) + f"\n\nwrote {a.doc} and {a.doc.with_suffix('.png')}")
+    cells = [c for part in results.values() for c in part]
+    needed = [k for k in TOLD if a.beyond or "beyond" not in k]
+    if empty := [f"{c['method']}-{c['seed']}" for c in cells if None in [c[k] for k in needed]]:
+        raise ValueError(f"{', '.join(empty)}: empty stories, or no verdict; see the stories in {a.out}")
+    rows = [[name, *(show([c[k] for c in part]) for k in MEASURES)] for name, part in results.items()]
+    text = [
+        f"Made by `{' '.join(['python -m scripts.study', *argv])}`: {a.seeds} seed(s), judge: {a.judge}.\n",
+        markdown_table(["method", *MEASURES], rows),
+        "Mean ± half a 95 % interval over seeds (Student's t). Quality: 0 to 100. In band: share of stories "
+        f"with a length in the band. Diversity: 1 - {a.measure} similarity; training uses tf-idf.\n",
+        *sentences(results),
+        "\nBrackets: 95 % intervals of the paired difference over seeds; one in twenty is clear by chance.\n",
+        *dict.fromkeys(f"- {w.partition(': ')[2] or w}" for c in cells for w in c["report"]["warnings"]),
+    ]
+    page, old = page_of(a)
+    if {"start", "recipe"} <= set(results):
+        text += demo_part(a, results)
+    else:
+        draw(results, page.with_suffix(".png"), a.measure)
+        text.insert(1, f"![quality against diversity]({page.with_suffix('.png').name})\n")
+    write_text(page, replace_between(old, BEGIN, END, "\n".join(text)))
+    print("\n".join(text), f"\nwrote {page}")
 
 
-def main(argv=None) -> int:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    a = parse(argv)
+@exits_cleanly
+def main(argv=None):
+    argv = [str(x) for x in (sys.argv[1:] if argv is None else argv)]
     torch.set_flush_denormal(True)
-    try:
-        check(a)
-        if a.cell:
-            name, _, seed = a.cell.partition(":")
-            run_cell(a, name, int(seed))
-        else:
-            run_grid(a, argv)
-            report(a, argv)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    a = read_flags(argv)
+    check(a)
+    if a.cell:
+        name, _, seed = a.cell.partition(":")
+        run_cell(a, name, int(seed))
+        return
+    Path(a.out).mkdir(parents=True, exist_ok=True)
+    with lock(Path(a.out)):
+        run_cells(a, argv)
+        report(a, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

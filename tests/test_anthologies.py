@@ -805,7 +805,7 @@ def test_a_killed_run_goes_on_without_paying_twice(tmp_path, endpoint):
 def test_a_busy_server_is_waited_for_and_a_dead_one_stops_with_its_answers_kept(
     tmp_path, endpoint, capsys, monkeypatch
 ):
-    monkeypatch.setattr("scripts.endpoint.BACKOFF", 0.001)
+    monkeypatch.setattr("lib.endpoint.BACKOFF", 0.001)
     endpoint.answer = lambda n, body: (429, "") if n == 0 else (200, GOOD) if n < 4 else (503, "")
     out = str(tmp_path / "asked.jsonl")
     with pytest.raises(SystemExit) as stop:

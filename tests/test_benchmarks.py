@@ -1,4 +1,5 @@
-"""Other benchmarks: Bradley-Terry and spans against brute force, both orders of a pair, an over-trained model found out."""
+"""Other benchmarks: strengths and spans against brute force, both orders of a pair, an over-trained model."""
+
 import json
 import math
 import random
@@ -6,15 +7,16 @@ import random
 import numpy as np
 import pytest
 import torch
+from test_eval import ROOT, TINY, Server, checkpoint, code, no_judge, one_thread, saved  # noqa: F401  (fixtures)
 
 import data
 import judge as judging
 import model as qwen
-from scripts import benchmarks
-from test_eval import TINY, ROOT, Server, checkpoint, no_judge, one_thread, saved  # noqa: F401  (fixtures)
-
+from lib import stats
+from scripts import benchmarks, memorised, pairwise
 
 # ---- Bradley-Terry
+
 
 def test_bradley_terry_against_gradient_ascent():
     rng = np.random.default_rng(0)
@@ -29,44 +31,68 @@ def test_bradley_terry_against_gradient_ascent():
             value = -(full * torch.nn.functional.logsigmoid(theta[:, None] - theta[None])).sum()
             value.backward()
             return value
+
         step.step(loss)
         by_hand = (theta - theta.mean()).detach().numpy()
-        assert benchmarks.bradley_terry(wins) == pytest.approx(by_hand, abs=1e-5)
-    assert benchmarks.bradley_terry(np.array([[0, 3.0], [1.0, 0]]), prior=0) == pytest.approx([math.log(3) / 2, -math.log(3) / 2])
-    assert np.isfinite(benchmarks.bradley_terry(np.array([[0, 9.0], [0, 0]]))).all()
-    assert np.diff(benchmarks.elo(np.log([1.0, 10.0]))) == pytest.approx(400)
+        assert stats.bradley_terry(wins) == pytest.approx(by_hand, abs=1e-5)
+    assert stats.bradley_terry(np.array([[0, 3.0], [1.0, 0]]), prior=0) == pytest.approx(
+        [math.log(3) / 2, -math.log(3) / 2]
+    )
+    assert np.isfinite(stats.bradley_terry(np.array([[0, 9.0], [0, 0]]))).all()
+    assert np.diff(stats.elo(np.log([1.0, 10.0]))) == pytest.approx(400)
 
 
 def sets(folder, **stories):
     files = []
     for name, text in stories.items():
         files.append(folder / f"{name}.jsonl")
-        files[-1].write_text("".join(json.dumps({"uid": f"u{i}", "prompt": f"Write of a lamp {i}. It should be 50 words long.", "target_words": 50,
-                                                 "story": text(i)}) + "\n" for i in range(12)))
+        files[-1].write_text(
+            "".join(
+                json.dumps(
+                    {
+                        "uid": f"u{i}",
+                        "prompt": f"Write of a lamp {i}. It should be 50 words long.",
+                        "target_words": 50,
+                        "story": text(i),
+                    }
+                )
+                + "\n"
+                for i in range(12)
+            )
+        )
     return files
 
 
-GOOD = "Mara took the lamp from the window, but the sea was dark. \"Wait,\" she said. He ran to the door and never came back. She wept, and lit it again."
+GOOD = 'Mara took the lamp from the window, but the sea was dark. "Wait," she said. '
+GOOD += "He ran to the door and never came back. She wept, and lit it again."
 
 
 def test_offline_pairs_and_ties(tmp_path):
-    files = sets(tmp_path, good=lambda i: GOOD, same=lambda i: GOOD, poor=lambda i: "the the of and lamp lamp lamp")
-    result = benchmarks.pairwise(files, judging.OfflineJudge())
+    files = sets(
+        tmp_path, good=lambda i: GOOD, same=lambda i: GOOD, poor=lambda i: "the the of and lamp lamp lamp"
+    )
+    result = pairwise.pairwise(files, judging.OfflineJudge())
     rates = {(p["of"], p["against"]): p["win_rate"] for p in result["pairs"]}
     assert rates == {("good", "same"): 0.5, ("good", "poor"): 1.0, ("same", "poor"): 1.0}
     strengths = {k: v["elo"] for k, v in result["models"].items()}
-    assert strengths["good"] == pytest.approx(strengths["same"]) and strengths["good"] > strengths["poor"] + 200
+    assert (
+        strengths["good"] == pytest.approx(strengths["same"]) and strengths["good"] > strengths["poor"] + 200
+    )
     assert result["same_in_both_orders"] == 1 and result["first_place"] == 0.5 and result["prompts"] == 12
     for file in files:  # the same six prompts at two lengths
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        rows = [r | {"prompt": f"Write of a lamp {i % 6}. It should be {(50, 90)[i // 6]} words long."} for i, r in enumerate(rows)]
+        rows = [
+            r | {"prompt": f"Write of a lamp {i % 6}. It should be {(50, 90)[i // 6]} words long."}
+            for i, r in enumerate(rows)
+        ]
         file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    again = benchmarks.pairwise(files, judging.OfflineJudge())
+    again = pairwise.pairwise(files, judging.OfflineJudge())
     assert again["prompts"] == 6 and [p["comparisons"] for p in again["pairs"]] == [12, 12, 12]
 
 
 def test_a_judge_that_likes_the_first_place_gives_a_tie(tmp_path):
-    """Every story of `plain` is preferred where it stands first, as is any other: both orders cancel, and the report says why."""
+    """Every story is preferred where it stands first: both orders cancel, and the report says why."""
+
     def reply(body, number):
         text = body["messages"][-1]["content"]
         first = text.split("STORY 1")[1]
@@ -74,66 +100,150 @@ def test_a_judge_that_likes_the_first_place_gives_a_tie(tmp_path):
             return "no json"
         better = "1" if "lamp 0" not in text else "1" if "poem" in first.split("STORY 2")[0] else "2"
         return json.dumps({"why": "so", "better": better})
+
     judge = judging.Judge(Server(reply).url, "reader", api_key="", retries=2)
     try:
-        result = benchmarks.pairwise(sets(tmp_path, plain=lambda i: f"A lamp {i}.", poem=lambda i: f"A poem of lamp {i}."), judge)
+        result = pairwise.pairwise(
+            sets(tmp_path, plain=lambda i: f"A lamp {i}.", poem=lambda i: f"A poem of lamp {i}."), judge
+        )
     finally:
         judge.close()
     [pair] = result["pairs"]
-    assert pair["comparisons"] == 11 and result["failed"] == 1 and pair["win_rate"] == pytest.approx(5 / 11)  # ten ties and one loss
-    assert result["first_place"] == pytest.approx(21 / 22) and result["same_in_both_orders"] == pytest.approx(1 / 11)
+    assert (
+        pair["comparisons"] == 11 and result["failed"] == 1 and pair["win_rate"] == pytest.approx(5 / 11)
+    )  # ten ties and one loss
+    assert result["first_place"] == pytest.approx(21 / 22) and result["same_in_both_orders"] == pytest.approx(
+        1 / 11
+    )
 
 
 def test_models_with_other_prompts_are_refused(tmp_path, capsys):
     one, two = sets(tmp_path, one=lambda i: "A.", two=lambda i: "B.")
     two.write_text(two.read_text().replace("lamp 3", "door 3"))
-    assert benchmarks.main(["pairwise", str(one), str(two)]) == 2 and "answered different prompts" in capsys.readouterr().err
-    assert benchmarks.main(["pairwise", str(one)]) == 2 and "two models or more" in capsys.readouterr().err
+    assert (
+        code(pairwise.main, [str(one), str(two)]) == 2
+        and "answered different prompts" in capsys.readouterr().err
+    )
+    assert code(pairwise.main, [str(one)]) == 2 and "two models or more" in capsys.readouterr().err
     two.write_text('{"uid": "u0"}\n')
-    assert benchmarks.main(["pairwise", str(one), str(two)]) == 2 and "two.jsonl line 1: no uid, prompt and story" in capsys.readouterr().err
+    assert (
+        code(pairwise.main, [str(one), str(two)]) == 2
+        and "two.jsonl line 1: no uid, prompt and story" in capsys.readouterr().err
+    )
 
 
 # ---- prompt files of other benchmarks
+
 
 def test_prompt_files(tmp_path):
     def read(name, text):
         (tmp_path / "f").write_text(text)
         return benchmarks.read_benchmark(name, tmp_path / "f", 1000)
-    rows = [{"prompt": "Write 2000 words.", "type": "Fiction", "length": 2000}, {"prompt": "Write.", "type": "Fiction", "length": 500}]
-    assert [e.target_words for e in read("longbench-write", "\n".join(map(json.dumps, rows)))[0]] == [2000, 500]
-    eq = {"1": {"category": "Fiction", "writing_prompt": "A bar. <SEED> Write 1000 words.", "seed_modifiers": ["Rain.", "Snow."]}}
+
+    rows = [
+        {"prompt": "Write 2000 words.", "type": "Fiction", "length": 2000},
+        {"prompt": "Write.", "type": "Fiction", "length": 500},
+    ]
+    assert [e.target_words for e in read("longbench-write", "\n".join(map(json.dumps, rows)))[0]] == [
+        2000,
+        500,
+    ]
+    eq = {
+        "1": {
+            "category": "Fiction",
+            "writing_prompt": "A bar. <SEED> Write 1000 words.",
+            "seed_modifiers": ["Rain.", "Snow."],
+        }
+    }
     assert read("eqbench-creative", json.dumps(eq, indent=1))[0][0].prompt == "A bar. Rain. Write 1000 words."
-    checks = [{"name": n, "criteria_description": "d", "1-2": "a", "3-4": "b", "5-6": "c", "7-8": "d", "9-10": "e"} for n in "ABCDE"]
-    rows = [{"index": 1, "domain1": d, "lang": lang, "query": f"{d} {lang}", "checklist": checks}
-            for d in ("Literature & Arts", "Finance & Business") for lang in ("en", "zh")]
+    checks = [
+        {"name": n, "criteria_description": "d", "1-2": "a", "3-4": "b", "5-6": "c", "7-8": "d", "9-10": "e"}
+        for n in "ABCDE"
+    ]
+    rows = [
+        {"index": 1, "domain1": d, "lang": lang, "query": f"{d} {lang}", "checklist": checks}
+        for d in ("Literature & Arts", "Finance & Business")
+        for lang in ("en", "zh")
+    ]
     examples, criteria = read("writingbench-d4", "\n".join(map(json.dumps, rows)))
-    assert [e.prompt for e in examples] == ["Literature & Arts en"] and criteria["Literature & Arts en"] == checks
-    for name, text, sentence in [("longbench-write", '{"prompt": "x"}', '"length" is None'), ("longbench-write", '{"query": "x"}', 'entry 1: no "prompt"'),
-                                 ("writingbench-d4", json.dumps(rows[2]), "holds no prompt"), ("eqbench-creative", "[1", "neither JSON nor JSON Lines")]:
+    assert [e.prompt for e in examples] == ["Literature & Arts en"] and criteria[
+        "Literature & Arts en"
+    ] == checks
+    for name, text, sentence in [
+        ("longbench-write", '{"prompt": "x"}', '"length" is None'),
+        ("longbench-write", '{"query": "x"}', 'entry 1: no "prompt"'),
+        ("writingbench-d4", json.dumps(rows[2]), "holds no prompt"),
+        ("eqbench-creative", "[1", "neither JSON nor JSON Lines"),
+    ]:
         with pytest.raises(ValueError, match=sentence):
             read(name, text)
 
 
 def test_writingbench_is_graded_by_each_querys_own_criteria(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
-    checks = lambda tag: [{"name": f"{tag} {n}", "criteria_description": "d", "1-2": "a", "3-4": "b", "5-6": "c", "7-8": "d", "9-10": "e"} for n in "ABCDE"]  # noqa: E731
-    rows = [{"index": i, "domain1": "Literature & Arts", "lang": "en", "query": f"Write about a {w}.", "checklist": checks(w)} for i, w in enumerate(("fox", "bell"))]
+    def checks(tag):
+        return [
+            {
+                "name": f"{tag} {n}",
+                "criteria_description": "d",
+                "1-2": "a",
+                "3-4": "b",
+                "5-6": "c",
+                "7-8": "d",
+                "9-10": "e",
+            }
+            for n in "ABCDE"
+        ]  # noqa: E731
+
+    rows = [
+        {
+            "index": i,
+            "domain1": "Literature & Arts",
+            "lang": "en",
+            "query": f"Write about a {w}.",
+            "checklist": checks(w),
+        }
+        for i, w in enumerate(("fox", "bell"))
+    ]
     (tmp_path / "wb.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
     def reply(body, number):
         system = body["messages"][0]["content"]
-        keys = [k for k in ("P1", "P2", "P3", "P4", "P5")]
+        keys = ["P1", "P2", "P3", "P4", "P5"]
         score = 10 if "fox A" in system else 5 if "bell A" in system else 1
         if "fox A" in system or "bell A" in system:
             assert ("a fox" in body["messages"][1]["content"]) == ("fox A" in system)
         return json.dumps({k: {"why": "w", "quotes": [], "score": score} for k in keys})
+
     server = Server(reply)
-    assert benchmarks.main(["run", "writingbench-d4", str(tmp_path / "wb.jsonl"), "--words", "30", "--model", str(checkpoint()), "--max_new_tokens", "30",
-                            "--samples", "1", "--out", str(tmp_path / "o"), "--judge_url", server.url, "--judge_model", "reader"]) == 0
+    assert (
+        benchmarks.main(
+            [
+                "writingbench-d4",
+                str(tmp_path / "wb.jsonl"),
+                "--words",
+                "30",
+                "--model",
+                str(checkpoint()),
+                "--max_new_tokens",
+                "30",
+                "--samples",
+                "1",
+                "--out",
+                str(tmp_path / "o"),
+                "--judge_url",
+                server.url,
+                "--judge_model",
+                "reader",
+            ]
+        )
+        == 0
+    )
     assert saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]["mean"] == pytest.approx(75)
     assert "writingbench-d4 75.0" in capsys.readouterr().out
 
 
 # ---- memorisation
+
 
 def test_spans_against_all_pairs():
     rng = random.Random(0)
@@ -147,30 +257,46 @@ def test_spans_against_all_pairs():
                     n += 1
                 best = max(best, n)
         return best
+
     for _ in range(60):
         stories = [[rng.randint(0, 30) for _ in range(rng.randint(0, 90))] for _ in range(3)]
         a = rng.choice([s for s in stories if len(s) > 4] or [[1] * 9])
         cut = sorted(rng.sample(range(len(a) + 1), 2))
-        ids = [rng.randint(0, 30) for _ in range(20)] + a[cut[0]:cut[1]] + [rng.randint(0, 30) for _ in range(20)]
+        ids = (
+            [rng.randint(0, 30) for _ in range(20)]
+            + a[cut[0] : cut[1]]
+            + [rng.randint(0, 30) for _ in range(20)]
+        )
         k = 4
         truth = max(brute(ids, s) for s in stories)
-        n, at = benchmarks.longest_span(ids, stories, benchmarks.index_of(stories, k), k)
+        n, at = memorised.longest_span(ids, stories, memorised.index_of(stories, k), k)
         assert n == truth if truth >= 2 * k - 1 else n <= truth
-        assert n == 0 or any(ids[at:at + n] == s[j:j + n] for s in stories for j in range(len(s)))
-    assert benchmarks.longest_span(list(range(50)), [list(range(50)), list(range(20, 40))], benchmarks.index_of([list(range(50)), list(range(20, 40))], 4), 4, skip=0)[0] == 20
+        assert n == 0 or any(ids[at : at + n] == s[j : j + n] for s in stories for j in range(len(s)))
+    assert (
+        memorised.longest_span(
+            list(range(50)),
+            [list(range(50)), list(range(20, 40))],
+            memorised.index_of([list(range(50)), list(range(20, 40))], 4),
+            4,
+            skip=0,
+        )[0]
+        == 20
+    )
 
 
 def test_an_overtrained_model_is_found_out_and_another_is_cleared():
     torch.manual_seed(0)
     tokenizer = data.load_tokenizer(ROOT / "stories" / "tiny-base")
-    examples = [e for e in data.read_examples(ROOT / "stories" / "tiny.jsonl") if 80 <= e.target_words <= 120][:3]
+    examples = [
+        e for e in data.read_examples(ROOT / "stories" / "tiny.jsonl") if 80 <= e.target_words <= 120
+    ][:3]
     model = qwen.new({**TINY, "hidden_size": 96, "intermediate_size": 192}, 0)
     rows = [tokenizer.chat(e.prompt, False) + tokenizer.completion(e.story) for e in examples]
     width = max(map(len, rows))
     ids = torch.tensor([r + [0] * (width - len(r)) for r in rows])
     lengths = torch.tensor([len(r) for r in rows])
     mask = torch.arange(width - 1)[None] < lengths[:, None] - 1
-    clean = benchmarks.memorised(model, tokenizer, examples, tokens=120)
+    clean = memorised.memorised(model, tokenizer, examples, (tokenizer.end_id,), tokens=120)
     assert not clean["found"] and all(p["over_threshold"] == 0 for p in clean["prefixes"].values())
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(150):
@@ -183,8 +309,14 @@ def test_an_overtrained_model_is_found_out_and_another_is_cleared():
         optimiser.step()
         if loss < 0.01:
             break
-    caught = benchmarks.memorised(model, tokenizer, examples, tokens=120)
-    assert caught["prefixes"][0]["over_threshold"] == 3 and caught["prefixes"][50]["longest"] > 50, (loss.item(), caught["prefixes"])
-    assert caught["found"][0]["text"].strip()[:40] in " ".join(e.story for e in examples) and caught["between_stories"]["longest"] < 20
+    caught = memorised.memorised(model, tokenizer, examples, (tokenizer.end_id,), tokens=120)
+    assert caught["prefixes"][0]["over_threshold"] == 3 and caught["prefixes"][50]["longest"] > 50, (
+        loss.item(),
+        caught["prefixes"],
+    )
+    assert (
+        caught["found"][0]["text"].strip()[:40] in " ".join(e.story for e in examples)
+        and caught["between_stories"]["longest"] < 20
+    )
     with pytest.raises(ValueError, match="human story"):
-        benchmarks.memorised(model, tokenizer, [data.Example("a", "b", 1)])
+        memorised.memorised(model, tokenizer, [data.Example("a", "b", 1)])

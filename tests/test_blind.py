@@ -1,4 +1,5 @@
-"""The blinded study: statistics against independent computations, refusals, and the page in a real browser."""
+"""The blinded study: statistics against independent computations, refusals, the page in a real browser."""
+
 import itertools
 import json
 import random
@@ -9,48 +10,100 @@ import time
 import numpy as np
 import pytest
 
-from scripts import blind
+from lib import stats
+from scripts.blind import make
+from scripts.blind.__main__ import main as start
 
 BASE, TUNED = "zephyr-base", "quokka-tuned"
 TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.trapped = 1'><b>bold</b>"
 
 
+def run(argv) -> int:
+    """The code with which `python -m scripts.blind` ends."""
+    try:
+        return start(argv)
+    except SystemExit as end:
+        return end.code
+
+
 def stories(path, prompts=14, per_prompt=1, text="", target=lambda i: (300, 900, 1500, 3000)[i % 4]):
     rng = random.Random(path.name)
-    words = "rain fell over the harbour while Marta counted boats and “waited”; nobody — nobody! — came".split()
+    words = "rain fell over the harbour while Marta counted boats and “waited”; nobody — nobody! — came"
+    words = words.split()
     with path.open("w") as f:
         for i, _ in itertools.product(range(prompts), range(per_prompt)):
             body = "\n\n".join(" ".join(rng.choices(words, k=30)) for _ in range(4))
-            f.write(json.dumps({"uid": f"u{i}", "prompt": f"Prompt {i}: a story of {target(i)} words.{text}",
-                                "target_words": target(i), "story": body + text}) + "\n")
+            f.write(
+                json.dumps(
+                    {
+                        "uid": f"u{i}",
+                        "prompt": f"Prompt {i}: a story of {target(i)} words.{text}",
+                        "target_words": target(i),
+                        "story": body + text,
+                    }
+                )
+                + "\n"
+            )
     return path
 
 
 @pytest.fixture
 def study(tmp_path):
     """study(...) -> (folder, key), made through the command line."""
+
     def build(pairs=12, checks=2, per_prompt=1, text=""):
-        files = [str(stories(tmp_path / f"{name}.jsonl", per_prompt=per_prompt, text=text)) for name in (BASE, TUNED)]
+        files = [
+            str(stories(tmp_path / f"{name}.jsonl", per_prompt=per_prompt, text=text))
+            for name in (BASE, TUNED)
+        ]
         out = tmp_path / "study"
-        assert blind.main(["make", *files, "--out", str(out), "--annotators", "ann1", "ann2",
-                           "--pairs", str(pairs), "--checks", str(checks)]) == 0
+        assert (
+            run(
+                [
+                    "make",
+                    *files,
+                    "--out",
+                    str(out),
+                    "--annotators",
+                    "ann1",
+                    "ann2",
+                    "--pairs",
+                    str(pairs),
+                    "--checks",
+                    str(checks),
+                ]
+            )
+            == 0
+        )
         return out, json.loads((out / "key.json").read_text())
+
     return build
 
 
 def page_data(path):
     html = path.read_text()
-    return json.loads(re.search(r'<script type="application/json" id="study">(.*?)</script>', html, re.S).group(1))
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S).group(1)
+    )
 
 
 def answer(path, key, name, choose, ratings=lambda sides: {}, skip=(), seconds=60):
     """Writes what the page would download; choose(pair, sides) gives A, tie or B."""
     items = page_data(path.parent / f"{name}.html")["items"]
     secret = key["pages"][name]["items"]
-    answers = [{"id": i, "choice": choose(key["pairs"][i], secret[i]), "ratings": ratings(secret[i]["sides"]),
-                "reason": "because “é” 🦘", "ms": 1000 * seconds} for i in (item["id"] for item in items) if i not in skip]
-    body = {"study": key["study"], "annotator": name, "page": blind.digest(items), "answers": answers}
-    path.write_text(json.dumps({**body, "sha256": blind.digest(body)}, indent=1))
+    answers = [
+        {
+            "id": i,
+            "choice": choose(key["pairs"][i], secret[i]),
+            "ratings": ratings(secret[i]["sides"]),
+            "reason": "because “é” 🦘",
+            "ms": 1000 * seconds,
+        }
+        for i in (item["id"] for item in items)
+        if i not in skip
+    ]
+    body = {"study": key["study"], "annotator": name, "page": make.digest(items), "answers": answers}
+    path.write_text(json.dumps({**body, "sha256": make.digest(body)}, indent=1))
     return path
 
 
@@ -59,21 +112,27 @@ def prefer(model, tie_uids=()):
         if "expected" in item:
             return item["expected"]
         return "tie" if pair["uid"] in tie_uids else "AB"[item["sides"].index(model)]
+
     return choose
 
 
 def reported(out, *files):
-    code = blind.main(["report", "--key", str(out / "key.json"), *map(str, files), "--out", str(out / "report.json")])
+    code = run(
+        ["report", "--key", str(out / "key.json"), *map(str, files), "--out", str(out / "report.json")]
+    )
     return code, json.loads((out / "report.json").read_text()) if code == 0 else None
 
 
 # ---- statistics against independent computations
 
+
 def test_bootstrap_covers_95_percent_in_simulation():
     rng, hits, runs, truth = np.random.default_rng(0), 0, 500, 0.4 + 0.5 * 0.2
     for run in range(runs):  # 60 prompts, wins 40 %, ties 20 %
         scores = rng.choice([1.0, 0.5, 0.0], p=[0.4, 0.2, 0.4], size=60)
-        low, high = blind.bootstrap({str(i): [s] for i, s in enumerate(scores)}, resamples=1000, seed=run)["interval"]
+        low, high = stats.bootstrap({str(i): [s] for i, s in enumerate(scores)}, resamples=1000, seed=run)[
+            "interval"
+        ]
         hits += low <= truth <= high
     assert 0.925 <= hits / runs <= 0.975  # 95 % within 2.6 standard errors
 
@@ -81,27 +140,31 @@ def test_bootstrap_covers_95_percent_in_simulation():
 def test_bootstrap_takes_prompts_as_units():
     many = {f"u{i}": [i % 2] * 50 for i in range(10)}  # 500 judgements are still 10 prompts
     few = {f"u{i}": [i % 2] for i in range(10)}
-    assert blind.bootstrap(many) == blind.bootstrap(few)
+    assert stats.bootstrap(many) == stats.bootstrap(few)
     loop, rng = [], random.Random(1)  # the same interval from plain Python
     for _ in range(4000):
         loop.append(sum(rng.choice([0, 1]) for _ in range(10)) / 10)
     loop.sort()
-    assert blind.bootstrap(few)["interval"] == pytest.approx([loop[100], loop[3899]], abs=0.1)
-    assert blind.bootstrap({"u": [1.0]}) == {"mean": 1.0, "interval": None, "prompts": 1}
-    assert blind.bootstrap({})["mean"] is None
+    assert stats.bootstrap(few)["interval"] == pytest.approx([loop[100], loop[3899]], abs=0.1)
+    assert stats.bootstrap({"u": [1.0]}) == {"mean": 1.0, "prompts": 1, "interval": None}
+    assert stats.bootstrap({})["mean"] is None
 
 
 def test_sign_test_against_all_sign_patterns():
     for wins, losses in [(7, 1), (5, 5), (0, 6), (3, 0), (0, 0)]:
         n = wins + losses
-        extreme = sum(abs(2 * sum(signs) - n) >= abs(wins - losses) for signs in itertools.product([0, 1], repeat=n))
-        assert blind.sign_test(wins, losses) == pytest.approx(extreme / 2**n)
+        extreme = sum(
+            abs(2 * sum(signs) - n) >= abs(wins - losses) for signs in itertools.product([0, 1], repeat=n)
+        )
+        assert stats.sign_test(wins, losses) == pytest.approx(extreme / 2**n)
 
 
 def test_sign_test_against_scipy():
-    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed; the enumeration above stands alone")
+    scipy = pytest.importorskip(
+        "scipy.stats", reason="scipy is not installed; the enumeration above stands alone"
+    )
     for wins, losses in [(40, 20), (9, 2)]:
-        assert blind.sign_test(wins, losses) == pytest.approx(stats.binomtest(wins, wins + losses).pvalue)
+        assert stats.sign_test(wins, losses) == pytest.approx(scipy.binomtest(wins, wins + losses).pvalue)
 
 
 def test_cohen_against_confusion_matrix():
@@ -109,19 +172,28 @@ def test_cohen_against_confusion_matrix():
     for _ in range(50):
         n = rng.randint(2, 30)
         a, b = ([rng.choice([0.0, 0.5, 1.0]) for _ in range(n)] for _ in range(2))
-        table = np.array([[sum(x == i and y == j for x, y in zip(a, b)) for j in (0, 0.5, 1)] for i in (0, 0.5, 1)]) / n
+        table = (
+            np.array(
+                [[sum(x == i and y == j for x, y in zip(a, b)) for j in (0, 0.5, 1)] for i in (0, 0.5, 1)]
+            )
+            / n
+        )
         chance = float(table.sum(0) @ table.sum(1))
         if chance < 1:
-            assert blind.cohen(a, b) == pytest.approx((np.trace(table) - chance) / (1 - chance))
-    assert blind.cohen(list("YYYYYNNNNN"), list("YYYNNYNNNN")) == pytest.approx(0.4)  # by hand: (0.7 - 0.5) / (1 - 0.5)
-    assert blind.cohen(["tie"] * 4, ["tie"] * 4) is None and blind.cohen([], []) is None
+            assert stats.cohen(a, b) == pytest.approx((np.trace(table) - chance) / (1 - chance))
+    assert stats.cohen(list("YYYYYNNNNN"), list("YYYNNYNNNN")) == pytest.approx(
+        0.4
+    )  # by hand: (0.7 - 0.5) / (1 - 0.5)
+    assert stats.cohen(["tie"] * 4, ["tie"] * 4) is None and stats.cohen([], []) is None
 
 
 def alpha_by_pairs(units, distance):
-    """Definition: 1 - mean disagreement within units / mean disagreement over all pairs of values, pair by pair."""
+    """Definition: 1 - mean disagreement within units / mean disagreement over all pairs of values."""
     units = [u for u in units if len(u) > 1]
     values = [v for u in units for v in u]
-    within = sum(sum(distance(a, b) for a, b in itertools.permutations(u, 2)) / (len(u) - 1) for u in units) / len(values)
+    within = sum(
+        sum(distance(a, b) for a, b in itertools.permutations(u, 2)) / (len(u) - 1) for u in units
+    ) / len(values)
     everywhere = [distance(a, b) for a, b in itertools.permutations(values, 2)]
     return 1 - within / (sum(everywhere) / len(everywhere)) if any(everywhere) else None
 
@@ -131,20 +203,21 @@ def test_krippendorff_against_definition_and_published_example():
     for _ in range(40):
         units = [[rng.randint(1, 5) for _ in range(rng.randint(0, 4))] for _ in range(12)]
         for interval, distance in [(False, lambda a, b: a != b), (True, lambda a, b: (a - b) ** 2)]:
-            assert blind.krippendorff(units, interval) == pytest.approx(alpha_by_pairs(units, distance))
-    # Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section E: 0.743 nominal, 0.849 interval
+            assert stats.krippendorff(units, interval) == pytest.approx(alpha_by_pairs(units, distance))
+    # Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section E: 0.743 and 0.849
     coders = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
     units = [[int(c[i]) for c in coders if c[i] != "."] for i in range(12)]
-    assert blind.krippendorff(units) == pytest.approx(0.743, abs=5e-4)
-    assert blind.krippendorff(units, interval=True) == pytest.approx(0.849, abs=5e-4)
-    assert blind.krippendorff([[1, 1], [1, 1]]) is None and blind.krippendorff([[1], []]) is None
+    assert stats.krippendorff(units) == pytest.approx(0.743, abs=5e-4)
+    assert stats.krippendorff(units, interval=True) == pytest.approx(0.849, abs=5e-4)
+    assert stats.krippendorff([[1, 1], [1, 1]]) is None and stats.krippendorff([[1], []]) is None
 
 
 # ---- make
 
+
 def test_pages_are_blind_balanced_and_repeatable(study, tmp_path):
     out, key = study(pairs=12, checks=2)
-    assert set(p.name for p in out.iterdir()) == {"ann1.html", "ann2.html", "key.json"}
+    assert {p.name for p in out.iterdir()} == {"ann1.html", "ann2.html", "key.json"}
     orders = []
     for name in ("ann1", "ann2"):
         html, items = (out / f"{name}.html").read_text(), page_data(out / f"{name}.html")["items"]
@@ -163,11 +236,13 @@ def test_pages_are_blind_balanced_and_repeatable(study, tmp_path):
                 assert not note or pair["check"]
             expected = key["pages"][name]["items"][item["id"]].get("expected")
             assert (expected is not None) == pair["check"]
-            assert not expected or blind.CHOICES[expected] in item["A"][0] + item["B"][0]
+            assert not expected or make.CHOICES[expected] in item["A"][0] + item["B"][0]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
     real = [p for p in key["pairs"].values() if not p["check"]]
     assert len(real) == 12 and len({p["uid"] for p in real}) == 12
-    assert not {p["uid"] for p in real} & {p["uid"] for p in key["pairs"].values() if p["check"]}  # two prompts were spare
+    assert not {p["uid"] for p in real} & {
+        p["uid"] for p in key["pairs"].values() if p["check"]
+    }  # two prompts were spare
     first = {p.name: p.read_text() for p in out.iterdir()}
     shutil.rmtree(out)
     study(pairs=12, checks=2)
@@ -176,8 +251,23 @@ def test_pages_are_blind_balanced_and_repeatable(study, tmp_path):
 
 def test_sets_of_three_models(tmp_path):
     files = [stories(tmp_path / f"{n}.jsonl", prompts=6, per_prompt=3) for n in ("one", "two", "three")]
-    assert blind.main(["make", *map(str, files), "--out", str(tmp_path / "s"), "--annotators", "x", "--pairs", "18",
-                       "--stories", "2"]) == 0
+    assert (
+        run(
+            [
+                "make",
+                *map(str, files),
+                "--out",
+                str(tmp_path / "s"),
+                "--annotators",
+                "x",
+                "--pairs",
+                "18",
+                "--stories",
+                "2",
+            ]
+        )
+        == 0
+    )
     key = json.loads((tmp_path / "s/key.json").read_text())
     real = [tuple(p["models"]) for p in key["pairs"].values() if not p["check"]]
     assert {d: real.count(d) for d in real} == {("one", "two"): 6, ("one", "three"): 6, ("two", "three"): 6}
@@ -185,30 +275,56 @@ def test_sets_of_three_models(tmp_path):
     assert all(len(i["A"]) == len(i["B"]) == 2 for i in items)
 
 
-@pytest.mark.parametrize("line, sentence", [
-    ("not json", "line 15: not a JSON object"), ("[1]", "line 15: not a JSON object"),
-    ('{"uid": "u0", "prompt": "p"}', "line 15: 'target_words' is missing"),
-    ('{"uid": "new", "prompt": "p", "target_words": 9, "story": " \\n"}', "the story of new is empty"),
-    ('{"uid": "u0", "prompt": "other", "target_words": 300, "story": "s"}', "uid u0 had another prompt"),
-    ('{"uid": "new", "prompt": "p", "target_words": 9, "story": "\\ud800"}', "line 15: not a JSON object in valid UTF-8"),
-    ('{"uid": "new", "prompt": "p", "target_words": 9, "story": "s"}', "answer different prompts: 1 uids"),
-])
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        ("not json", "line 15: not JSON"),
+        ("[1]", "line 15: a list, not an object"),
+        ('{"uid": "u0", "prompt": "p"}', "line 15: 'target_words' is missing"),
+        ('{"uid": "new", "prompt": "p", "target_words": 9, "story": " \\n"}', "the story of new is empty"),
+        ('{"uid": "u0", "prompt": "other", "target_words": 300, "story": "s"}', "uid u0 had another prompt"),
+        (
+            '{"uid": "new", "prompt": "p", "target_words": 9, "story": "\\ud800"}',
+            "line 15: half of a character pair",
+        ),
+        (
+            '{"uid": "new", "prompt": "p", "target_words": 9, "story": "s"}',
+            "answer different prompts: 1 uids",
+        ),
+    ],
+)
 def test_bad_lines_get_one_sentence(tmp_path, capsys, line, sentence):
     one, two = stories(tmp_path / "one.jsonl"), stories(tmp_path / "two.jsonl")
     one.write_text(one.read_text() + line + "\n")
-    assert blind.main(["make", str(one), str(two), "--out", str(tmp_path / "s"), "--annotators", "x", "--pairs", "5"]) == 2
+    assert (
+        run(["make", str(one), str(two), "--out", str(tmp_path / "s"), "--annotators", "x", "--pairs", "5"])
+        == 2
+    )
     error = capsys.readouterr().err
-    assert sentence in error and error.startswith("error: ") and error.count("\n") == 1 and not (tmp_path / "s").exists()
+    assert (
+        sentence in error
+        and error.startswith("error: ")
+        and error.count("\n") == 1
+        and not (tmp_path / "s").exists()
+    )
 
 
-@pytest.mark.parametrize("change, sentence", [
-    (["--pairs", "15"], "give at most 14 pairs"), (["--pairs", "0"], "at least 1"),
-    (["--stories", "2"], "only 1 for some prompt"), (["--annotators", "x", "x"], "--annotators x"),
-    (["--annotators", "one"], "none a model's"), (["--annotators", "a/b"], "use different names"),
-])
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (["--pairs", "15"], "give at most 14 pairs"),
+        (["--pairs", "0"], "at least 1"),
+        (["--stories", "2"], "only 1 for some prompt"),
+        (["--annotators", "x", "x"], "--annotators x"),
+        (["--annotators", "one"], "none a model's"),
+        (["--annotators", "a/b"], "use different names"),
+    ],
+)
 def test_bad_options_get_one_sentence(tmp_path, capsys, change, sentence):
     files = [str(stories(tmp_path / f"{n}.jsonl")) for n in ("one", "two")]
-    assert blind.main(["make", *files, "--out", str(tmp_path / "s"), "--annotators", "x", "--pairs", "5", *change]) == 2
+    assert (
+        run(["make", *files, "--out", str(tmp_path / "s"), "--annotators", "x", "--pairs", "5", *change]) == 2
+    )
     assert sentence in capsys.readouterr().err and not (tmp_path / "s").exists()
 
 
@@ -216,21 +332,31 @@ def test_models_with_other_prompts_or_one_name_are_refused(tmp_path, capsys):
     one = stories(tmp_path / "one.jsonl")
     two = stories(tmp_path / "two.jsonl", text=" Changed.")
     arguments = ["--out", str(tmp_path / "s"), "--annotators", "x", "--pairs", "5"]
-    assert blind.main(["make", str(one), str(two), *arguments]) == 2 and "different prompts in one and two" in capsys.readouterr().err
-    assert blind.main(["make", str(one), f"one={two}", *arguments]) == 2 and "two files are named one" in capsys.readouterr().err
-    assert blind.main(["make", str(one), *arguments]) == 2 and "two models or more" in capsys.readouterr().err
-    assert blind.main(["make", str(one), str(tmp_path / "none.jsonl"), *arguments]) == 2 and "no such file" in capsys.readouterr().err
+    assert (
+        run(["make", str(one), str(two), *arguments]) == 2
+        and "different prompts in one and two" in capsys.readouterr().err
+    )
+    assert (
+        run(["make", str(one), f"one={two}", *arguments]) == 2
+        and "two files are named one" in capsys.readouterr().err
+    )
+    assert run(["make", str(one), *arguments]) == 2 and "two models or more" in capsys.readouterr().err
+    assert (
+        run(["make", str(one), str(tmp_path / "none.jsonl"), *arguments]) == 2
+        and "there is no file" in capsys.readouterr().err
+    )
 
 
 def test_a_key_is_never_overwritten_and_a_signed_story_is_noted(study, capsys):
     out, _ = study(text=" Written by Zephyr-Base.")
     assert f"'{BASE}', a model's name, stands in" in capsys.readouterr().out
     before = (out / "key.json").read_bytes()
-    assert blind.main(["make", "a", "b", "--out", str(out), "--annotators", "x"]) == 2
+    assert run(["make", "a", "b", "--out", str(out), "--annotators", "x"]) == 2
     assert "choose another --out" in capsys.readouterr().err and (out / "key.json").read_bytes() == before
 
 
 # ---- report
+
 
 def test_report_of_two_annotators(study, capsys):
     out, key = study(pairs=12)
@@ -243,16 +369,29 @@ def test_report_of_two_annotators(study, capsys):
     assert c["win_rate"]["mean"] == pytest.approx(2.5 / 24) and c["win_rate"]["prompts"] == 12
     assert c["win_rate"]["interval"][0] < 2.5 / 24 < c["win_rate"]["interval"][1]
     # uids[2] is a tie for both; the other ties of one annotator leave a net vote for the tuned model
-    assert c["sign_test"] == {"prompts_won": 0, "prompts_tied": 1, "prompts_lost": 11, "p": pytest.approx(2 / 2**11)}
+    assert c["sign_test"] == {
+        "prompts_won": 0,
+        "prompts_tied": 1,
+        "prompts_lost": 11,
+        "p": pytest.approx(2 / 2**11),
+    }
     assert sum(b["judgements"] for b in c["by_length"].values()) == 24
     assert list(c["by_length"]) == ["1-500", "501-1000", "1001-2000", "2001-4000"]
     labels = [[0.5 if u in uids[:3] else 0.0 for u in uids], [0.5 if u in uids[2:4] else 0.0 for u in uids]]
     [kappa] = report["agreement"]["cohen"]
-    assert kappa["kappa"] == pytest.approx(blind.cohen(*labels)) and kappa["pairs"] == 12
-    assert report["agreement"]["krippendorff_alpha"] == pytest.approx(alpha_by_pairs(list(zip(*labels)), lambda a, b: a != b))
-    assert report["annotators"]["ann1"]["checks_passed"] == 2 and report["annotators"]["ann1"]["median_seconds"] == 60
+    assert kappa["kappa"] == pytest.approx(stats.cohen(*labels)) and kappa["pairs"] == 12
+    assert report["agreement"]["krippendorff_alpha"] == pytest.approx(
+        alpha_by_pairs(list(zip(*labels)), lambda a, b: a != b)
+    )
+    assert (
+        report["annotators"]["ann1"]["checks_passed"] == 2
+        and report["annotators"]["ann1"]["median_seconds"] == 60
+    )
     assert report["judgements"][0]["reason"] == "because “é” 🦘" and report["ratings"] == {}
-    assert any("only 12 prompts" in w for w in report["warnings"]) and "win rate 10.4 % [" in capsys.readouterr().out
+    assert (
+        any("only 12 prompts" in w for w in report["warnings"])
+        and "win rate in % 10.4 [" in capsys.readouterr().out
+    )
 
 
 def test_a_prompt_at_several_lengths_is_one_prompt(tmp_path):
@@ -261,10 +400,28 @@ def test_a_prompt_at_several_lengths_is_one_prompt(tmp_path):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         for i, r in enumerate(rows):
             r["target_words"] = (300, 2000)[i % 2]
-            r["prompt"] = f"A story {r['target_words']:,} words long about {'fog rain snow hail'.split()[i // 2]}."
+            r["prompt"] = (
+                f"A story {r['target_words']:,} words long about {['fog', 'rain', 'snow', 'hail'][i // 2]}."
+            )
         file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     out = tmp_path / "s"
-    assert blind.main(["make", *map(str, files), "--out", str(out), "--annotators", "ann1", "--pairs", "8", "--checks", "0"]) == 0
+    assert (
+        run(
+            [
+                "make",
+                *map(str, files),
+                "--out",
+                str(out),
+                "--annotators",
+                "ann1",
+                "--pairs",
+                "8",
+                "--checks",
+                "0",
+            ]
+        )
+        == 0
+    )
     key = json.loads((out / "key.json").read_text())
     _, report = reported(out, answer(out / "1.json", key, "ann1", prefer(TUNED)))
     [c] = report["comparisons"]
@@ -273,13 +430,20 @@ def test_a_prompt_at_several_lengths_is_one_prompt(tmp_path):
 
 def test_ratings_of_sets_go_to_the_right_model(study):
     out, key = study(pairs=8, per_prompt=2)
+
     def ratings(sides):  # the base is good and dull, the tuned one poor and varied
         values = {BASE: {"quality": 4, "diversity": 1}, TUNED: {"quality": 2, "diversity": 5}}
         return {f"{s}_{scale}": values[m][scale] for s, m in zip("AB", sides) for scale in values[m]}
+
     code, report = reported(out, answer(out / "1.json", key, "ann1", prefer(BASE), ratings))
     assert {m: {s: f["mean"] for s, f in v.items()} for m, v in report["ratings"].items()} == {
-        BASE: {"quality": 4, "diversity": 1}, TUNED: {"quality": 2, "diversity": 5}}
-    assert {s: f["mean"] for s, f in report["comparisons"][0]["rating_difference"].items()} == {"quality": 2, "diversity": -4}
+        BASE: {"quality": 4, "diversity": 1},
+        TUNED: {"quality": 2, "diversity": 5},
+    }
+    assert {s: f["mean"] for s, f in report["comparisons"][0]["rating_difference"].items()} == {
+        "quality": 2,
+        "diversity": -4,
+    }
     assert report["ratings_by_length"]["1-500"][BASE]["quality"]["prompts"] == 2
     assert report["absent"] == ["ann2"] and any("no answers from ann2" in w for w in report["warnings"])
 
@@ -288,7 +452,13 @@ def test_half_answered_hasty_and_inattentive_files_are_named(study):
     out, key = study(pairs=12)
     checks = [i for i, p in key["pairs"].items() if p["check"]]
     real = [i for i in key["pairs"] if i not in checks]
-    one = answer(out / "1.json", key, "ann1", lambda pair, item: "tie" if item.get("expected") != "tie" else "A", seconds=1)
+    one = answer(
+        out / "1.json",
+        key,
+        "ann1",
+        lambda pair, item: "tie" if item.get("expected") != "tie" else "A",
+        seconds=1,
+    )
     two = answer(out / "2.json", key, "ann2", prefer(BASE), skip=real[:6])
     _, report = reported(out, one, two)
     assert report["annotators"]["ann2"]["answered"] == 6 and report["comparisons"][0]["judgements"] == 18
@@ -301,14 +471,17 @@ def test_half_answered_hasty_and_inattentive_files_are_named(study):
 def test_foreign_altered_and_double_answers_are_refused(study, tmp_path, capsys):
     out, key = study(pairs=12)
     good = answer(out / "1.json", key, "ann1", prefer(BASE))
+
     def refused(sentence, *files):
         assert reported(out, *files)[0] == 2 and sentence in capsys.readouterr().err
         assert not (out / "report.json").exists()
+
     def changed(sign=True, **changes):
         body = {**json.loads(good.read_text()), **changes}
         old = body.pop("sha256")
-        (out / "bad.json").write_text(json.dumps({**body, "sha256": blind.digest(body) if sign else old}))
+        (out / "bad.json").write_text(json.dumps({**body, "sha256": make.digest(body) if sign else old}))
         return out / "bad.json"
+
     answers = json.loads(good.read_text())["answers"]
     refused("a second file of annotator ann1", good, good)
     refused("altered since it was downloaded", changed(sign=False, answers=answers[:-1]))
@@ -332,6 +505,7 @@ def test_foreign_altered_and_double_answers_are_refused(study, tmp_path, capsys)
 
 def press(browser, *keys):
     from selenium.webdriver.common.action_chains import ActionChains
+
     for key in keys:
         ActionChains(browser).send_keys(key).perform()
 
@@ -361,6 +535,7 @@ def quiet(browser):
 
 def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
     from selenium.webdriver.common.keys import Keys
+
     out, key = study(pairs=12, checks=2, text=TRAP)
     html = (out / "ann1.html").read_text()
     assert "zephyr" not in html.lower() and "quokka" not in html.lower() and "<img" not in html
@@ -369,11 +544,15 @@ def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
     choices = prefer(TUNED)
     press(browser, Keys.ENTER)
     for n, item in enumerate(items):
-        assert shown(browser, "where") == f"Pair {n + 1} of 14" and shown(browser, "request") == item["prompt"]
+        assert (
+            shown(browser, "where") == f"Pair {n + 1} of 14" and shown(browser, "request") == item["prompt"]
+        )
         assert TRAP in browser.find_element("id", "A").get_property("textContent")  # shown as text
         if n == 0:
             press(browser, Keys.ENTER)  # nothing chosen yet: stays, and says why
-            assert "Which is better?" in shown(browser, "status") and shown(browser, "where") == "Pair 1 of 14"
+            assert (
+                "Which is better?" in shown(browser, "status") and shown(browser, "where") == "Pair 1 of 14"
+            )
         choice = choices(key["pairs"][item["id"]], key["pages"]["ann1"]["items"][item["id"]])
         press(browser, {"A": "a", "tie": "t", "B": "b"}[choice])
         if n == 6:
@@ -383,7 +562,10 @@ def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
             browser.refresh()
             assert shown(browser, "where") == "Pair 7 of 14" and shown(browser, "count") == "7 answered"
             assert browser.find_element("id", "reason").get_property("value").startswith("a better")
-            assert browser.find_element("css selector", f"[data-choice={choice}]").get_attribute("aria-pressed") == "true"
+            assert (
+                browser.find_element("css selector", f"[data-choice={choice}]").get_attribute("aria-pressed")
+                == "true"
+            )
         press(browser, Keys.ENTER)
     assert shown(browser, "thanks") == "Thank you, that was the last pair"
     file = downloaded(browser, out)
@@ -391,7 +573,9 @@ def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
     [c] = report["comparisons"]
     assert code == 0 and (c["won"], c["tied"], c["lost"]) == (0, 0, 12) and c["win_rate"]["prompts"] == 12
     assert c["sign_test"]["p"] == pytest.approx(2 / 2**12)
-    assert report["annotators"]["ann1"]["checks_passed"] == 2 and report["annotators"]["ann1"]["answered"] == 12
+    assert (
+        report["annotators"]["ann1"]["checks_passed"] == 2 and report["annotators"]["ann1"]["answered"] == 12
+    )
     reasons = {j["pair"]: j for j in report["judgements"] if j["reason"]}
     assert [j["reason"] for j in reasons.values()] == ["a better “ending” é 🦘\n<b>1</b>"]
     assert 1 < reasons[items[6]["id"]]["seconds"] < 60
@@ -402,7 +586,8 @@ def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
 
 def test_sets_are_rated_by_keyboard_and_an_open_pair_stays_open(study, browser):
     from selenium.webdriver.common.keys import Keys
-    out, key = study(pairs=3, checks=0, per_prompt=2, text="\ud83e\udd98\u2028\u0007 \\ \"")
+
+    out, key = study(pairs=3, checks=0, per_prompt=2, text='\ud83e\udd98\u2028\u0007 \\ "')
     browser.get((out / "ann1.html").as_uri())
     press(browser, Keys.ENTER, "b", "5", "1", "2", Keys.ENTER)
     assert "Ratings are missing" in shown(browser, "status")
@@ -412,27 +597,34 @@ def test_sets_are_rated_by_keyboard_and_an_open_pair_stays_open(study, browser):
     answers = json.loads(downloaded(browser, out).read_text())["answers"]
     assert [(a["choice"], a["ratings"]) for a in answers] == [
         ("B", {"A_quality": 5, "A_diversity": 1, "B_quality": 2, "B_diversity": 3}),
-        ("tie", {"A_quality": 4, "A_diversity": 4, "B_quality": 2, "B_diversity": 1})]
+        ("tie", {"A_quality": 4, "A_diversity": 4, "B_quality": 2, "B_diversity": 1}),
+    ]
     code, report = reported(out, out / "answers-ann1.json")
-    assert code == 0 and report["annotators"]["ann1"]["answered"] == 2 and any("2 of 3 pairs" in w for w in report["warnings"])
+    assert (
+        code == 0
+        and report["annotators"]["ann1"]["answered"] == 2
+        and any("2 of 3 pairs" in w for w in report["warnings"])
+    )
     quiet(browser)
 
 
 def test_an_edited_page_is_noticed(study, browser, capsys):
     from selenium.webdriver.common.keys import Keys
+
     out, _ = study(pairs=1, checks=0)
     page = out / "ann1.html"
     page.write_text(page.read_text().replace("harbour", "airport", 1))
     browser.get(page.as_uri())
     press(browser, Keys.ENTER, "a")
     file = downloaded(browser, out)
-    assert blind.main(["report", "--key", str(out / "key.json"), str(file), "--out", str(out / "r.json")]) == 2
+    assert run(["report", "--key", str(out / "key.json"), str(file), "--out", str(out / "r.json")]) == 2
     assert "its texts differ" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width, height, phone", [(1360, 850, False), (390, 844, True)])
 def test_layout_on_desktop_and_phone(study, browser, width, height, phone):
     from selenium.webdriver.common.keys import Keys
+
     out, _ = study(pairs=2, checks=0, per_prompt=2, text="\n\n" + "w" * 400)
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -447,9 +639,13 @@ def test_layout_on_desktop_and_phone(study, browser, width, height, phone):
             for tab in ("request", "A", "B", "answer"):
                 if phone:
                     browser.find_element("css selector", f"nav [data-tab={tab}]").click()
-                assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth "
-                                              "&& [...document.querySelectorAll('.pane')].every(p => p.scrollWidth <= p.clientWidth)")
-            visible = [browser.find_element("css selector", s).is_displayed() for s in ("#A", "#B", "nav", "#next")]
+                assert browser.execute_script(
+                    "return document.documentElement.scrollWidth <= innerWidth "
+                    "&& [...document.querySelectorAll('.pane')].every(p => p.scrollWidth <= p.clientWidth)"
+                )
+            visible = [
+                browser.find_element("css selector", s).is_displayed() for s in ("#A", "#B", "nav", "#next")
+            ]
             assert visible == ([False, False, True, True] if phone else [True, True, False, True])
         assert paper[0] != paper[1]
     finally:

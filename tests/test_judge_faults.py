@@ -18,12 +18,13 @@ from judge_server import STORY, Server, answer, reset, say, status
 
 import judge
 from judge import RUBRIC, Judge, Verdict
-from scripts import endpoint
+from lib import answers, endpoint
+from lib.store import Store
 
 ROOT = Path(judge.__file__).parent
 PROMPT, KEY = "Write about a keeper. The story should be 80 words long.", "sk-secret-0123456789"
 OK = say(answer())
-MODES = list(endpoint.SCHEMA_MODES)
+MODES = list(answers.SCHEMA_MODES)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def quick(monkeypatch):
 def ask(behaviours, story=STORY, **options):
     """One story before a server that answers in this order, the last behaviour for ever. -> verdict, judge, server"""
     with Server(lambda body, number: behaviours[min(number, len(behaviours)) - 1]) as server:
-        client = Judge(server.url, "m", KEY, **{"read_timeout": 1, "deadline": 5, "retries": 3, **options})
+        client = Judge(server.url, "m", KEY, **{"timeouts": (10, 1), "deadline": 5, "retries": 3, **options})
         verdict = client.score(PROMPT, story)
         client.close()
     return verdict, client, server
@@ -107,7 +108,7 @@ def test_each_fault_ends_in_a_verdict_or_none_with_a_reason(case, caplog):
         assert client.counts[reason] >= 1, client.counts
     assert client.counts["none"] == (not comes)
     if verdict:
-        assert verdict.score == judge.aggregate(verdict.scores) and verdict.evidence == 1.0
+        assert verdict.score == RUBRIC.score(verdict.scores) and verdict.evidence == 1.0
     assert KEY not in caplog.text + client.last_error + repr(vars(client)) + repr(client.counts)
 
 
@@ -159,14 +160,14 @@ def test_odd_stories_arrive_whole_between_marks_they_cannot_know(story):
 
 
 def test_each_call_has_its_own_mark_and_an_empty_story_costs_nothing():
-    marks = [judge.fenced({"STORY": "x"}).split("<<<STORY ")[1][:16] for _ in range(20)]
+    marks = [answers.fenced({"STORY": "x"}).split("<<<STORY ")[1][:16] for _ in range(20)]
     assert len(set(marks)) == 20
     verdict, client, server = ask([OK], story=" \n")
     assert verdict.score == -159 and not server.calls and client.ledger.calls == 0
 
 
 def test_bad_settings_are_one_sentence_without_the_key():
-    for options, words in [(dict(url=None), "JUDGE_URL"), (dict(url="ftp://x"), "http"), (dict(url="http://me:pw@x/v1"), "JUDGE_API_KEY"),
+    for options, words in [(dict(url=None), "an address"), (dict(url="ftp://x"), "http"), (dict(url="http://me:pw@x/v1"), "JUDGE_API_KEY"),
                            (dict(url="http://x/v1?key=1"), "key"), (dict(api_key=f"{KEY}\nX: y"), "key"), (dict(budget=5.0), "prices"),
                            (dict(samples=0), "samples")]:
         with pytest.raises(ValueError, match=words) as error:
@@ -179,7 +180,7 @@ def test_check_says_why_there_is_no_judge():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     for url, words in [(f"http://127.0.0.1:{port}/v1", "connection"), ("http://no-such-host.invalid/v1", "connection")]:
-        client = Judge(url, "m", KEY, connect_timeout=2)
+        client = Judge(url, "m", KEY, timeouts=(2, 120))
         began = time.monotonic()
         with pytest.raises(ValueError, match=words):
             client.check()
@@ -230,9 +231,10 @@ def test_the_schema_mode_is_found_out_once(refuses, code, mode):
         return status(code, b"unknown response_format") if name in refuses else OK
     with Server(behave) as server:
         client = Judge(server.url, "m")
+        client.check()
         verdicts = [f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(30)]]
-        assert all(verdicts) and client.modes[0] == mode
-        assert len(server.calls) - 30 == len(refuses) + 2 * (code == 500)
+        assert all(verdicts) and client.schema_mode == mode
+        assert len(server.calls) - 31 == len(refuses) + 2 * (code == 500)
         client.close()
 
 
@@ -241,7 +243,7 @@ def test_a_server_that_answers_500_to_json_schema_passes_the_check():
     with Server(lambda body, _: status(500) if body["response_format"]["type"] == "json_schema" else OK) as server:
         client = Judge(server.url, "m")
         client.check()
-        assert client.modes[0] == "json_object+schema" and client.score(PROMPT, STORY)
+        assert client.schema_mode == "json_object+schema" and client.score(PROMPT, STORY)
         client.close()
 
 
@@ -259,7 +261,7 @@ def test_samples_are_averaged_and_one_that_fails_is_left_out():
     with Server(lambda body, number: [low, high, say("no"), say("no")][min(number, 4) - 1]) as server:
         client = Judge(server.url, "m", samples=3, in_flight=1)
         verdict = client.score(PROMPT, STORY)
-        assert verdict.samples == 2 and verdict.scores["P1"] == 6 and verdict.score == judge.aggregate(verdict.scores)
+        assert verdict.samples == 2 and verdict.scores["P1"] == 6 and verdict.score == RUBRIC.score(verdict.scores)
         client.close()
 
 
@@ -303,7 +305,7 @@ def test_the_same_story_is_bought_once_and_every_parameter_has_its_own_verdict(t
 
 
 def test_budget_stops_before_it_is_overspent_and_a_resumed_run_remembers(tmp_path):
-    options = dict(price_in=2.0, price_out=20.0, budget=0.1, cache=tmp_path / "c.sqlite", run="a")   # $0.012 a call
+    options = dict(price=(2, 20), budget=0.1, cache=tmp_path / "c.sqlite", run="a")   # $0.012 a call
     with Server(lambda *_: OK, latency=0.02) as server:
         client = Judge(server.url, "m", **options)
         verdicts = [f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(40)]]
@@ -327,7 +329,7 @@ def test_a_file_that_is_no_cache_is_one_sentence(tmp_path):
 
 def test_requests_a_minute_are_kept():
     with Server(lambda *_: OK) as server:
-        client = Judge(server.url, "m", requests_per_minute=1200)   # one each 50 ms
+        client = Judge(server.url, "m", per_minute=(1200, 0))   # one each 50 ms
         began = time.monotonic()
         assert all(f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(20)])
         assert time.monotonic() - began > 0.9
@@ -336,7 +338,6 @@ def test_requests_a_minute_are_kept():
 
 def timed(server, count, **options):
     client = Judge(server.url, "m", **{"in_flight": 16, **options})
-    client.mode_known = True    # as after check(), with which a run begins
     began = time.monotonic()
     verdicts = [f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(count)]]
     seconds = time.monotonic() - began
@@ -376,7 +377,7 @@ def test_a_hostile_server_loses_no_story_and_keeps_its_time(capsys):
         calm, verdicts, _ = timed(server, COUNT)
         assert all(verdicts)
     with Server(behave, latency=LATENCY) as server:
-        wild, verdicts, client = timed(server, COUNT, read_timeout=STALL, retries=8)
+        wild, verdicts, client = timed(server, COUNT, timeouts=(10, STALL), retries=8)
     with capsys.disabled():
         print(f"\n{COUNT} stories, 30 % faults: {calm:.1f} s well-behaved, {wild:.1f} s hostile; {dict(client.counts)}")
     # Bad JSON is asked again once, so only a story that met it twice may be lost.
@@ -420,7 +421,7 @@ def test_killed_in_the_middle_and_started_again_nothing_is_bought_twice(tmp_path
         return reply
     with Server(behave) as server:
         process = run_scorer(server.url, tmp_path / "c.sqlite", 0, 48)
-        store, deadline = endpoint.Store(tmp_path / "c.sqlite", ""), time.monotonic() + 20
+        store, deadline = Store(tmp_path / "c.sqlite", ""), time.monotonic() + 20
         # 20 answers stored, and the 8 calls in flight have all reached the server: none of them may turn up after the kill.
         while store.db.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0] < 20 or len(server.calls) < 28:
             assert time.monotonic() < deadline
@@ -438,7 +439,7 @@ def test_processes_share_one_cache(tmp_path):
     with Server(lambda *_: OK, latency=0.005) as server:
         crowd = [run_scorer(server.url, tmp_path / "c.sqlite", 100 * i, 100 * i + 150) for i in range(4)]
         assert [p.communicate(timeout=60)[0].strip() for p in crowd] == ["150"] * 4
-    store = endpoint.Store(tmp_path / "c.sqlite", "")
+    store = Store(tmp_path / "c.sqlite", "")
     assert store.db.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0] == 450
     assert store.ledger().calls == len(server.calls) >= 450
 

@@ -49,10 +49,10 @@ def url():
 
 
 def test_a_real_server_gives_verdicts_bound_to_the_schema(url):
-    judge = Judge(url, "smollm2", rubric=load_rubric("longbench_write"), max_tokens=1500, in_flight=1, deadline=400, read_timeout=400)
+    judge = Judge(url, "smollm2", rubric=load_rubric("longbench_write"), max_tokens=1500, in_flight=1, deadline=400, timeouts=(10, 400))
     judge.check()
     verdict = judge.score("Write about a keeper.", "The lamp went out. Mara climbed the stairs and lit it again before the boats turned.")
     assert verdict and set(verdict.scores) == {f"P{i}" for i in range(1, 7)} and judge.ledger.calls >= 2
-    assert judge.modes[0] == "json_schema+limits" and judge.ledger.prompt_tokens > 500 and not judge.counts["tokens_guessed"]
+    assert judge.schema_mode == "json_schema+limits" and judge.ledger.prompt_tokens > 500 and not judge.counts["tokens_guessed"]
     judge.close()
 

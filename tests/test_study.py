@@ -1,5 +1,9 @@
-"""scripts/study.py: cells that are run once, kept apart by their settings, and sentences that claim no more than the figures."""
+"""scripts/study.py: cells that are run once, kept apart by their settings, and claims no larger than the
+figures."""
+
+import hashlib
 import json
+import resource
 import subprocess
 from pathlib import Path
 
@@ -9,119 +13,208 @@ import torch
 import data
 import launch
 import model as qwen
+from lib.files import lock
+from lib.stats import student
 from scripts import study
+
+DOCS = Path(study.ROOT, "docs")
 
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     launch.base(folder / "base", max_position_embeddings=512)
-    data.write_examples(folder / "train.jsonl", [data.Example(f"t{i}", f"Tell of subject {i}. It should be {n} words long.", n, "He came. " * (n // 2))
-                                                 for i in range(8) for n in [10 + 2 * i]])
-    return ["--model", folder / "base", "--data", folder / "train.jsonl", "--out", folder / "out", "--doc", folder / "study.md", "--seeds", 1,
-            "--steps", 2, "--lengths", 10, 20, "--beyond", 40, "--eval_prompts", 2, "--samples", 2, "--max_new_tokens", 24, "--measure", "char3",
-            "--only", "start", "hri", "dpo", "--jobs", 1]
+    examples = []
+    for i in range(8):
+        n = 10 + 2 * i
+        prompt = f"Tell of subject {i}. It should be {n} words long."
+        examples.append(data.Example(f"t{i}", prompt, n, "He came. " * (n // 2)))
+    data.write_examples(folder / "train.jsonl", examples)
+    flags = {
+        "preset": "grid",
+        "model": folder / "base",
+        "data": folder / "train.jsonl",
+        "out": folder / "out",
+    }
+    flags |= {"seeds": 1, "steps": 2, "lengths": [10, 20], "beyond": 40, "limit": 2, "samples": 2, "jobs": 1}
+    return flags | {"max_new_tokens": 24, "measure": "char3", "only": ["start", "hri", "dpo"]}
 
 
-def text(flags, **change):
-    flags = list(map(str, flags))
-    for name, value in change.items():
-        at = flags.index(f"--{name}") + 1
-        end = next((i for i in range(at, len(flags)) if flags[i].startswith("--")), len(flags))
-        flags[at:end] = value if isinstance(value, list) else [str(value)]
-    return flags
+def line(flags, **change):
+    parts = []
+    for name, value in (flags | change).items():
+        parts += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return parts
 
 
-def test_a_study_runs_its_cells_once_and_reports_them(flags, tmp_path, monkeypatch, capsys):
-    flags = text(flags)
-    a = study.parse(flags)
+def digest(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+def refused(capsys, *arguments):
+    """The one sentence with which a command line ends."""
+    with pytest.raises(SystemExit) as stop:
+        study.main(list(arguments))
+    said = capsys.readouterr().err
+    last = said.splitlines()[-1]
+    assert stop.value.code == 2 and said.count("error: ") == 1 and last.startswith("error: "), said
+    return last
+
+
+def test_a_study_runs_its_cells_once_and_reports_them(flags, monkeypatch, capsys):
+    out, docs = flags["out"], digest(DOCS)
     for cell in ("collect:0", "start:0", "dpo:0"):  # as the study's own processes do
-        assert study.main([*flags, "--cell", cell]) == 0
+        study.main(line(flags, cell=cell))
     started, run = [], subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda command, **how: started.append(command[-1]) or run(command, **how))
-    assert study.main(flags) == 0
+
+    def counted(command, **how):
+        started.append(command[-1])
+        return run(command, **how)
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    study.main(line(flags))
     assert started == ["hri:0"]  # the others were finished
-    page = a.doc.read_text()
-    assert page.count(study.BEGIN) == page.count(study.END) == 1 and a.doc.with_suffix(".png").stat().st_size > 10_000
-    assert [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")] == ["| method", "| start", "| hri", "| dpo"]
-    assert "One seed, so no difference is claimed" in page and "Cannot be told apart" not in page
+    page = (out / "report.md").read_text()
+    assert (out / "report.png").stat().st_size > 10_000
+    names = [row.split(" | ")[0] for row in page.splitlines() if row.startswith("| ")]
+    assert names == ["| method", "| ---", "| start", "| hri", "| dpo"]
+    assert "one seed, so no difference is claimed" in page and "Cannot be told apart" not in page
+    assert digest(DOCS) == docs  # only --page touches a page of the documentation
 
-    result = json.loads((a.out / "dpo-0/result.json").read_text())
-    rows = [json.loads(line) for line in (a.out / "dpo-0/stories.jsonl").read_text().splitlines()]
-    assert len(rows) == result["stories"] == 2 * 3 * 2 and {r["target"] for r in rows} == {10, 20, 40}
-    inside = [r for r in rows if r["target"] != 40]
-    assert result["quality"] == pytest.approx(sum(r["quality"] for r in inside) / len(inside))
-    assert result["inside"] == pytest.approx(sum(r["in_band"] for r in inside) / len(inside))
-    assert result["words_beyond"] == pytest.approx(sum(r["words"] / 40 for r in rows if r["target"] == 40) / 4)
+    result = json.loads((out / "dpo-0/result.json").read_text())
+    rows = study.stories(study.read_flags(line(flags)), result)
+    assert len(rows) == 2 * 3 * 2 and {r["target_words"] for r in rows} == {10, 20, 40}
+    inside = [data.words(r["story"]) / r["target_words"] for r in rows if r["target_words"] != 40]
+    assert result["words / asked"] == pytest.approx(sum(inside) / len(inside))
+    beyond = [data.words(r["story"]) / 40 for r in rows if r["target_words"] == 40]
+    assert result["words / asked, beyond"] == pytest.approx(sum(beyond) / len(beyond))
 
-    # `collect` took no step: what it sampled from is the start, bit for bit
-    before, after = (qwen.load(p, torch.float32) for p in (a.model, a.out / "collect-0/checkpoints/step_000002"))
-    assert all(torch.equal(p.to(torch.bfloat16), q.to(torch.bfloat16)) for p, q in zip(before.parameters(), after.parameters()))
-
-    # what stands around the markers stays, and a second report replaces the first
-    a.doc.write_text("# Mine\n\nbefore\n" + page[page.index(study.BEGIN):] + "\nafter\n")
-    assert study.main(flags) == 0 and started == ["hri:0"]
-    assert a.doc.read_text().startswith("# Mine\n\nbefore\n") and a.doc.read_text().endswith("\nafter\n")
-    a.doc.write_text("no place\n")
-    assert study.main(flags) == 2 and "must hold the line" in capsys.readouterr().err
+    # `collect` takes no step: what it samples from is the start, bit for bit
+    before, after = (
+        qwen.load(p, torch.float32) for p in (flags["model"], out / "collect-0/checkpoints/step_000002")
+    )
+    for p, q in zip(before.parameters(), after.parameters()):
+        assert torch.equal(p.to(torch.bfloat16), q.to(torch.bfloat16))
 
     # another study may not take these cells for its own
-    assert study.main(text(flags, samples=3)) == 2
-    assert "was run with other settings (samples)" in capsys.readouterr().err
+    assert "other evaluation settings" in refused(capsys, *line(flags, samples=3))
+    assert "other training settings" in refused(capsys, *line(flags, only=["hri"], grpo_lr=0.5))
+
+
+def test_a_page_keeps_what_is_around_the_marks(flags, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Mine\n\nbefore\n{study.BEGIN}\nold\n{study.END}\nafter\n")
+    study.main(line(flags, only=["start"], page=page, out=tmp_path / "out"))
+    text = page.read_text()
+    assert text.startswith("# Mine\n\nbefore\n") and text.endswith("\nafter\n")
+    assert "\nold\n" not in text and "| start |" in text and not (tmp_path / "out/report.md").exists()
+    page.write_text("no marks\n")
+    assert "put them back" in refused(capsys, *line(flags, only=["start"], page=page, out=tmp_path / "two"))
+    assert page.read_text() == "no marks\n" and not (tmp_path / "two").exists()
+
+
+def test_the_demo_shows_each_seed_and_five_stories(flags, tmp_path, capsys):
+    demo = {k: flags[k] for k in ("model", "data", "samples", "max_new_tokens", "lengths")}
+    demo |= {"preset": "demo", "seeds": 2, "steps": 2, "limit": 3, "out": tmp_path / "demo"}
+    for seed in (0, 1):
+        for name in ("start", "recipe"):
+            study.main(line(demo, cell=f"{name}:{seed}"))
+    study.main(line(demo))
+    page = (tmp_path / "demo/report.md").read_text()
+    metrics = [json.loads(m) for m in (tmp_path / "demo/recipe-1/metrics.jsonl").read_text().splitlines()]
+    assert f"| 1 | last | {metrics[-1]['reward/mean']:.3f} |" in page
+    rows = [
+        row.split(" | ") for row in page.splitlines() if row.startswith(("| start, seed", "| recipe, seed"))
+    ]
+    assert len(rows) == 4 and all(" ± " in row[1] for row in rows)
+    figures = json.loads((tmp_path / "demo/recipe-0/result.json").read_text())["report"]["figures"]
+    share = next(iter(figures.values()))["in_band"]["all"]["mean"]
+    assert rows[2][1].startswith(f"{share:.3f} ± ")
+    prompts = [row for row in page.splitlines() if row.startswith("**")]
+    assert len(prompts) == 5 == len(set(prompts)) and page.count("before (") == page.count("after (") == 5
+    assert study.judging.strip_length(prompts[0]) == study.judging.strip_length(prompts[1])
 
 
 def test_a_cell_that_fails_is_named_and_what_is_finished_is_kept(flags, tmp_path, capsys):
     broken = tmp_path / "broken"
     broken.mkdir()
-    for file in Path(study.parse(text(flags)).model).iterdir():
+    for file in Path(flags["model"]).iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
-    flags = text(flags, model=broken, out=tmp_path / "out", only=["start"])
     (broken / "model.safetensors").write_bytes(b"damaged")
-    assert study.main(flags) == 2
-    said = capsys.readouterr().err
-    assert "start-0 failed" in said and "damaged" in (tmp_path / "out/start-0.log").read_text()
-    assert not (tmp_path / "out/start-0/result.json").exists()
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        study.main(line(flags, model=broken, out=out, only=["start"]))
+    assert stop.value.code == 2 and "start-0 failed" in capsys.readouterr().err
+    assert "damaged" in (out / "start-0.log").read_text()
+    assert not (out / "start-0/result.json").exists()
 
 
 def test_bad_requests_end_before_anything_is_run(flags, tmp_path, capsys):
     known = tmp_path / "known.jsonl"
     known.write_text(json.dumps({"prompt": "Tell of subject 3. It should be 900 words long."}) + "\n")
-    for change, message in (({"beyond": 20}, "is not beyond"), ({"samples": 1}, "at least 2"), ({"seeds": 0}, "at least 1"), ({"measure": "tfidf"}, "trained with it"),
-                            ({"data": tmp_path / "none.jsonl"}, "scripts.anthologies build"), ({"model": tmp_path / "none"}, "none")):
-        assert study.main([*text(flags, **change), "--out", str(tmp_path / "out")]) == 2
-        said = capsys.readouterr().err
-        assert message in said and said.count("\n") == 1, said
-    assert study.main([*text(flags), "--prompts", str(known)]) == 2 and "are trained on" in capsys.readouterr().err
-    assert study.main([*text(flags), "--judge", "api", "--out", str(tmp_path / "out")]) == 2 and "JUDGE_URL" in capsys.readouterr().err
+    cases = [({"beyond": 20}, "is not beyond"), ({"samples": 1}, "at least 2"), ({"seeds": 0}, "at least 1")]
+    cases += [({"measure": "tfidf"}, "trained with it"), ({"model": tmp_path / "none"}, "none")]
+    cases += [({"data": tmp_path / "none.jsonl"}, "scripts.anthologies build"), ({"steps": 0}, "at least 1")]
+    cases += [({"prompts": known}, "are trained on"), ({"judge": "api"}, "JUDGE_URL")]
+    for change, message in cases:
+        assert message in refused(capsys, *line(flags, **change | {"out": tmp_path / "out"}))
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit) as stop:
         study.main(["--only", "magic"])
     assert stop.value.code == 2
 
 
-# ---- what is claimed ------------------------------------------------------------------------------------------------
+def test_a_second_study_a_file_in_the_way_and_a_full_disk_end_in_one_sentence(flags, tmp_path, capsys):
+    with lock(tmp_path / "out"):
+        assert "another process" in refused(capsys, *line(flags, only=["start"], out=tmp_path / "out"))
+    (tmp_path / "file").write_text("in the way")
+    assert "file" in refused(capsys, *line(flags, only=["start"], out=tmp_path / "file"))
+
+    page = tmp_path / "page.md"
+    page.write_text(f"{study.BEGIN}\nwhole\n{study.END}\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cell = line(flags, only=["start"], out=tmp_path / "out")
+    study.main([*cell, "--cell", "start:0"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # every write fails, as on a full disk
+    try:
+        said = refused(capsys, *cell, "--page", str(page))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in said
+    assert page.read_text() == f"{study.BEGIN}\nwhole\n{study.END}\n" and not list(tmp_path.glob(".page*"))
+
+
+# ---- what is claimed ---------------------------------------------------------------------------------------
+
 
 def cells(quality, diversity):
-    return [dict(seed=s, quality=q, inside=0.5, beyond=0.1, diversity=d) for s, (q, d) in enumerate(zip(quality, diversity))]
+    fixed = {"in band": 0.5, "in band, beyond": 0.1}
+    return [
+        fixed | {"seed": s, "quality": q, "diversity": d} for s, (q, d) in enumerate(zip(quality, diversity))
+    ]
 
 
-def test_intervals_are_students(tmp_path):
-    assert study.interval([5.0]) == (5.0, None)
-    mean, half = study.interval([1.0, 2.0, 3.0])
-    assert mean == 2 and half == pytest.approx(4.303 / 3 ** 0.5, rel=1e-4)  # t(0.975, 2) = 4.303, s = 1
-    mean, half = study.interval([0.0, 1.0] * 10)
-    assert half == pytest.approx(2.093 * 0.51299 / 20 ** 0.5, rel=2e-2)       # t(0.975, 19) = 2.093
+def test_intervals_are_students():
+    assert student([5.0]) == (5.0, None)
+    mean, half = student([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5, rel=1e-4)  # t(0.975, 2) = 4.303, s = 1
+    mean, half = student([0.0, 1.0] * 10)
+    assert half == pytest.approx(2.093 * 0.51299 / 20**0.5, rel=2e-2)  # t(0.975, 19) = 2.093
 
 
 def test_sentences_claim_what_the_paired_differences_support_and_no_more():
-    results = {"start": cells([0.1, 0.2, 0.3], [0.5, 0.5, 0.5]), "dpo": cells([0.31, 0.4, 0.5], [0.4, 0.6, 0.5]), "ddpo": cells([0.31, 0.4, 0.5], [0.4, 0.6, 0.5])}
+    results = {"start": cells([0.1, 0.2, 0.3], [0.5, 0.5, 0.5])}
+    results |= {name: cells([0.31, 0.4, 0.5], [0.4, 0.6, 0.5]) for name in ("dpo", "ddpo")}
     dpo, ddpo = study.sentences(results)
     clear, unclear = dpo.split("Cannot be told apart:")
-    assert "quality +0.203" in clear and "diversity" in unclear  # seeds differ by more than the methods, pairs do not
+    assert (
+        "quality +0.203" in clear and "diversity" in unclear
+    )  # seeds differ by more than the methods, pairs do not
     assert "Cannot be told apart: quality +0.000" in ddpo and "in band" in ddpo
 
 
 def test_the_grid_names_every_run_that_was_asked_for():
-    assert {(g, h, d) for g, h, d in study.GRPO.values()} >= {(5, h, d) for h in ("off", "polaris") for d in (0, 0.5, 1)} | {(6, "off", 0)}
+    both = {(5, hri, d) for hri in ("off", "polaris") for d in (0, 0.5, 1)}
+    assert set(study.GRPO.values()) >= both | {(6, "off", 0)}
     assert set(study.OFFLINE) == {"dpo", "ddpo", "orpo", "dorpo", "divpo"}
-    assert all(name in study.METHODS and base in study.METHODS for name, base, _ in study.COMPARED)
+    assert {m for pair in study.COMPARED.split(",") for m in pair.split()} == set(study.METHODS)

@@ -1,0 +1,9 @@
+"""Plain helpers over tensors, modules, dicts and paths. They know no story, group, judge or Qwen."""
+
+import sys
+
+if sys.version_info < (3, 11):
+    version = ".".join(map(str, sys.version_info[:3]))
+    sys.exit(
+        f"error: this is Python {version}; this project needs 3.11 or newer (tested with 3.11, 3.12 and 3.13)"
+    )

@@ -1,0 +1,421 @@
+"""The line to an OpenAI-compatible /chat/completions: a checked JSON answer or a plain text, or None.
+
+A question goes in, a Future of its answer comes out, or of None with the reason counted. JSON answers are
+paid for once (lib/store.py). How the server is told the form of an answer (JSON schema, JSON object, plain
+text) is found by one check call alone. Limits hold on requests in flight, requests and tokens per minute,
+seconds per question, and dollars (lib/settings.py). Judge, writers of requests and evaluated models are all
+asked through it.
+
+Left out: streaming, chat history, tools, asyncio: requests and threads do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import queue
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import requests
+import requests.adapters
+from requests.exceptions import ChunkedEncodingError, ContentDecodingError
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
+
+from lib.answers import SCHEMA_MODES, Completion, Fault, find_json, read_completion, response_format, scrubber
+from lib.settings import Settings, settings
+from lib.store import Store
+
+# ------------------------------------------------------------------------------------------------------------
+# The line itself
+
+BACKOFF = 0.5  # seconds before the first retry, doubled each time
+RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+MODE_STATUS = {400, 404, 415, 422, 501}  # what servers say to a form of answer that they lack
+
+
+@dataclass
+class Task:
+    """One answer to be had. It lives in one worker."""
+
+    messages: list[dict]
+    read: Callable[[Completion], object]  # -> the answer; raises Fault
+    retries: int
+    size: tuple[int, int]  # tokens in and out, roughly
+    key: str | None = None  # in the store; None: not kept
+    draw: int = 0
+    schema: dict | None = None  # of a JSON answer
+    params: dict = field(default_factory=dict)  # beside the endpoint's own
+    spare: tuple[str, ...] = ()  # params that a server which does not know them may be spared
+    finding: bool = False  # the call that finds the form in which the server takes a schema
+    modes: list[str] = field(default_factory=list)  # forms that may still be tried
+    strikes: int = 0  # refusals of the first of `modes`
+    future: Future = field(default_factory=Future)
+    asked: int = 0  # answers thrown away
+    began: float | None = None  # when it got its first place among the calls
+
+
+class Endpoint:
+    """A model behind /chat/completions. Thread-safe. An answer that cannot be had is None, the reasons
+    counted in .counts, the last one told in .last_error. When the budget is spent, .out_of_budget turns True
+    and further answers are None. cache: a file of answers, shared with others. run: whose bill it is. how:
+    see Settings. ValueError: what cannot work.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        model: str | None,
+        api_key: str = "",
+        *,
+        cache: str | Path | None = None,
+        run: str = "",
+        **how,
+    ):
+        if not url or not model:
+            raise ValueError(
+                "no endpoint: an address (such as http://localhost:8000/v1) and a model are needed"
+            )
+        where = requests.utils.urlparse(url)
+        if where.scheme not in ("http", "https") or not where.hostname or where.username or where.query:
+            raise ValueError(
+                "an endpoint's URL must read http(s)://host/path, without user, key or query; the key goes "
+                "in the environment (JUDGE_API_KEY, PROMPTS_API_KEY or ENDPOINT_API_KEY)"
+            )
+        self.how, self.name = Settings(**settings(how)), model
+        self.endpoint = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        names = ("temperature", "top_p", "max_tokens", "reasoning_effort")
+        params = {name: getattr(self.how, name) for name in names}
+        self.params = {name: value for name, value in params.items() if value is not None}
+        self.budget = math.inf if self.how.budget is None else self.how.budget
+        self.next_call, self.reserved, self.out_of_budget = 0.0, 0.0, False
+        self._connect(where.scheme, api_key.strip())
+        self.store = Store(cache, run)
+        self.ledger, self.counts, self.last_error = self.store.ledger(), Counter(), ""
+        # A mode is changed by the check call alone: a story that a server dislikes says nothing about forms.
+        self.schema_mode, self.token_field, self.spared = SCHEMA_MODES[0], "max_tokens", set()
+        self.lock, self.slots = threading.Condition(), threading.Semaphore(self.how.in_flight)
+        self.closed, self.pending, self.tasks = Future(), {}, queue.SimpleQueue()
+        # Daemons of our own: the standard pool's threads would keep a stopped run alive until its last story
+        # is paid for. More of them than slots, so that a story that waits for its retry holds up no other.
+        self.workers = [
+            threading.Thread(target=self._work, daemon=True) for _ in range(4 * self.how.in_flight)
+        ]
+        for worker in self.workers:
+            worker.start()
+
+    def _connect(self, scheme: str, key: str):
+        """The HTTP session. Closures hold the key: no repr, config dump or traceback of this object shows
+        it."""
+        if not re.fullmatch(r"[!-~]*", key):
+            raise ValueError("the API key holds spaces or characters that no header can carry; set it again")
+
+        def sign(request):
+            if key:
+                request.headers["Authorization"] = f"Bearer {key}"
+            return request
+
+        self._sign, self._scrub = sign, scrubber(key)
+        self.session = requests.Session()
+        # Plain http goes straight to its host: a proxy would read the key and the stories, and a local server
+        # is not behind it.
+        self.session.trust_env = scheme == "https"
+        self.session.mount(f"{scheme}://", requests.adapters.HTTPAdapter(pool_maxsize=self.how.in_flight))
+
+    def answer(
+        self,
+        identity: list,
+        draw: int,
+        messages: list[dict],
+        schema: dict,
+        read: Callable[[dict], dict],
+        retries: int | None = None,
+        find_mode: bool = False,
+    ) -> Future:
+        """Future of read(JSON answer), or of None; `read` checks the answer and raises Fault. `identity`
+        names the question: the same one, of the same model with the same parameters, is paid for once.
+        Another `draw` of it is another answer. find_mode: this call tries the forms of an answer until one is
+        taken."""
+        identity = [identity, draw, self.endpoint, self.name, self.params, self.how.seed]
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+        def read_json(completion: Completion) -> dict:
+            completion.check(whole=True)
+            return read(find_json(completion.text))
+
+        retries = self.how.retries if retries is None else retries
+        size = _letters(messages) // 4, 60 * len(schema["properties"])
+        task = Task(messages, read_json, retries, size, key, draw, schema, finding=find_mode)
+        task.modes = list(SCHEMA_MODES) if find_mode else [self.schema_mode]
+        return self._submit(task)
+
+    def complete(self, messages: list[dict], params: dict, spare: tuple[str, ...] = ()) -> Future:
+        """Future of a Completion, or of None. params go beside the endpoint's own or replace them; those
+        named in `spare` are left out for a server that refuses them as unknown. Not kept in the store."""
+
+        def read_text(completion: Completion) -> Completion:
+            completion.check(whole=False)
+            return completion
+
+        size = _letters(messages) // 4, params.get("max_tokens", 0)
+        task = Task(messages, read_text, self.how.retries, size, params=params, spare=spare)
+        return self._submit(task)
+
+    def _submit(self, task: Task) -> Future:
+        with self.lock:
+            if self.closed.done():
+                return known(None)
+            if task.key in self.pending:  # asked twice at the same time, bought once
+                return self.pending[task.key]
+            if task.key:
+                self.pending[task.key] = task.future
+            self.tasks.put(task)
+        return task.future
+
+    def learned(self) -> dict:
+        """What calls have found out about the server, to be set on another endpoint of the same one."""
+        return {"schema_mode": self.schema_mode, "token_field": self.token_field}
+
+    def metrics(self) -> dict[str, float]:
+        """The ledger and the counted reasons, named for the log; totals since the start."""
+        faults = {f"judge/fault/{reason}": count for reason, count in sorted(self.counts.items())}
+        return {f"judge/{name}": value for name, value in asdict(self.ledger).items()} | faults
+
+    def close(self):
+        """Stop now: what waits or is under way ends as None."""
+        with self.lock:
+            if not self.closed.done():
+                self.closed.set_result(None)
+            for _ in self.workers:
+                self.tasks.put(None)
+        self.session.close()
+
+    def _work(self):
+        while (task := self.tasks.get()) is not None:
+            value, error = None, None
+            try:
+                value = self.store.get(task.key) if task.key else None
+                with self.lock:
+                    self.ledger.cached += value is not None
+                if value is None:
+                    value = self._obtain(task)
+            except Exception as bug:  # belongs to the caller, who would wait for ever otherwise
+                error = bug
+            with self.lock:
+                self.pending.pop(task.key, None)
+            task.future.set_exception(error) if error else task.future.set_result(value)
+
+    def _obtain(self, task: Task):
+        """A bought answer or None: each failed call counted, and repeated where that may help."""
+        tried = 0
+        while True:
+            try:
+                return self._buy(task)
+            except Fault as fault:
+                reasons, again, told = [fault.reason], fault.again, str(fault)
+                # Times 0.5-1.5, so that calls which failed together do not return together.
+                pause = fault.wait or min(30.0, BACKOFF * 2**tried) * random.uniform(0.5, 1.5)
+            task.asked += again == "ask"
+            tried += again == "retry"
+            if again == "retry" and pause > self._left(task):
+                reasons, again = [*reasons, "deadline"], "no"
+            over = again == "no" or task.asked > 1 or tried > task.retries
+            with self.lock:
+                self.counts.update([*reasons, "none"] if over else reasons)
+            if over:
+                self.last_error = told
+                return None
+            if again == "retry":
+                wait([self.closed], pause)
+
+    def _left(self, task: Task) -> float:
+        return self.how.deadline - (time.monotonic() - task.began) if task.began else self.how.deadline
+
+    def _buy(self, task: Task):
+        """One call within the limits on money, pace and requests in flight."""
+        with self._reserve(self._dollars(*task.size)):
+            # Calls are spaced evenly under the limits per minute (0: no limit).
+            amounts = zip((1, sum(task.size)), self.how.per_minute)
+            cost = max((60 * amount / limit for amount, limit in amounts if limit > 0), default=0.0)
+            with self.lock:
+                start = self.next_call = max(time.monotonic(), self.next_call)
+                self.next_call += cost
+            wait([self.closed], max(0.0, start - time.monotonic()))
+            with self.slots:
+                task.began = task.began or time.monotonic()
+                return self._call(task)
+
+    @contextmanager
+    def _reserve(self, guess: float):
+        """Sets the likely price of a call aside until its bill has come. Raises Fault("budget")."""
+        with self.lock:
+            price = max(guess, self.ledger.dollars / max(1, self.ledger.calls))
+            # Calls under way may cost less than was set aside for them: wait for their bills first.
+            while self.ledger.dollars + self.reserved + price > self.budget and self.reserved > 1e-12:
+                self.lock.wait(0.1)
+            if self.ledger.dollars + price > self.budget:
+                self.out_of_budget = True
+                raise Fault("budget", "no", f"${self.ledger.dollars:.2f} of ${self.budget:.2f} spent")
+            self.reserved += price
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.reserved -= price
+                self.lock.notify_all()
+
+    def _call(self, task: Task):
+        """The exchange in a thread that can be abandoned: socket time limits restart with every byte, the
+        clock of a question does not. An abandoned call that still comes back is billed and stored: it is paid
+        for."""
+        answer = Future()
+
+        def run():
+            try:
+                answer.set_result(self._exchange(task))
+            except Exception as error:
+                answer.set_exception(error)
+
+        if not self.closed.done() and self._left(task) > 0:
+            threading.Thread(target=run, daemon=True).start()
+            wait([answer, self.closed], self._left(task), FIRST_COMPLETED)
+        if self.closed.done():
+            raise Fault("cancelled", "no")
+        if not answer.done():
+            raise Fault("deadline", "no", f"no answer within {self.how.deadline:g} s")
+        return answer.result()
+
+    def _exchange(self, task: Task):
+        """One request -> one checked answer, billed and stored. Raises Fault."""
+        body = self._body(task)
+        status, headers, data = self._post(body)
+        if status != 200:
+            raise self._refused(task, body, status, headers, data)
+        completion = read_completion(data, self._scrub)
+        if task.finding:
+            self.schema_mode = task.modes[0]
+        value = None
+        try:
+            value = task.read(completion)
+            return value
+        finally:  # a useless answer is paid for like a good one
+            self._bill(task, completion, value)
+
+    def _body(self, task: Task) -> dict:
+        body = {"model": self.name, "messages": task.messages, **self.params, **task.params}
+        body = {
+            name: value for name, value in body.items() if name not in self.spared or name not in task.spare
+        }
+        if "max_tokens" in body:
+            room = body.pop("max_tokens")
+            body[self.token_field] = room * (1 + task.asked)  # an answer that was cut gets more room
+        if self.how.seed is not None:
+            body["seed"] = (
+                self.how.seed + task.draw + 1000 * task.asked
+            )  # the same seed would fail the same way
+        if task.schema and (form := response_format(task.modes[0], task.schema)):
+            body["response_format"] = form
+        return body
+
+    def _post(self, body: dict) -> tuple[int, dict, bytes]:
+        """-> status, headers and body without any part of the key. Raises Fault."""
+        try:
+            # No redirect is followed: it would carry the stories, and perhaps the key, to another host.
+            with self.session.post(
+                self.endpoint, json=body, auth=self._sign, timeout=self.how.timeouts, allow_redirects=False
+            ) as got:
+                headers = {name: self._scrub(value) for name, value in got.headers.items()}
+                return got.status_code, headers, self._scrub(got.content.decode("latin-1")).encode("latin-1")
+        except requests.RequestException as error:
+            broken = isinstance(error, (ChunkedEncodingError, ContentDecodingError))
+            slow = isinstance(error, requests.Timeout) or "timed out" in str(error)
+            cause = (
+                getattr(error.args[0], "reason", error) if error.args else error
+            )  # what urllib3 gave up on
+            # The kind alone is told: the words of an exception may quote what was sent.
+            reason = "broken_stream" if broken else "timeout" if slow else "connection"
+            raise Fault(reason, "retry", type(cause).__name__) from None
+
+    def _refused(self, task: Task, body: dict, status: int, headers: dict, data: bytes) -> Fault:
+        """What a status other than 200 means: again without a field, in another mode, after a wait, or the
+        end."""
+        said, pause = f"HTTP {status}: {data[:200].decode('utf-8', 'replace').strip()}", 0.0
+        if status == 400 and b"max_completion_tokens" in data and "max_tokens" in body:
+            self.token_field = "max_completion_tokens"  # newer OpenAI models refuse the older name
+            return Fault("token_field", "mode", said)
+        if status in (400, 422) and (names := [n for n in task.spare if n in body and n.encode() in data]):
+            self.spared.update(names)
+            return Fault(f"no_{names[0]}", "mode", said)
+        if task.finding:
+            # Servers that lack a mode answer 4xx or 500. A 500 may also be bad luck: it takes three in a row.
+            task.strikes = task.strikes + 1 if status == 500 else 3 if status in MODE_STATUS else 0
+            if task.strikes >= 3 and len(task.modes) > 1:
+                return Fault(f"no_{task.modes.pop(0)}", "mode", said)
+        if 300 <= status < 400:
+            to = headers.get("Location", "?")[:100]
+            return Fault("redirect", "no", f"HTTP {status} to {to}: give that address as the URL")
+        try:
+            pause = max(0.0, Retry().parse_retry_after(headers.get("Retry-After", "0")))
+        except InvalidHeader:
+            said += " (unreadable Retry-After)"
+        return Fault(f"http_{status}", "retry" if status in RETRY_STATUS else "no", said, pause)
+
+    def _dollars(self, tokens_in: int, tokens_out: int) -> float:
+        return (tokens_in * self.how.price[0] + tokens_out * self.how.price[1]) / 1e6
+
+    def _bill(self, task: Task, completion: Completion, value):
+        tokens = completion.prompt_tokens, completion.tokens
+        counted = all(isinstance(t, int) and t >= 0 for t in tokens)
+        if not counted:  # the server names no tokens: four characters each
+            tokens = _letters(task.messages) // 4, len(completion.text) // 4
+        dollars = self._dollars(*tokens)
+        self.store.record(self.name, tokens, dollars, task.key, value)
+        with self.lock:
+            self.ledger.calls += 1
+            self.ledger.prompt_tokens += tokens[0]
+            self.ledger.completion_tokens += tokens[1]
+            self.ledger.dollars += dollars
+            self.counts.update([] if counted else ["tokens_guessed"])
+
+
+def _letters(messages: list[dict]) -> int:
+    return sum(len(message["content"]) for message in messages)
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+def known(value) -> Future:
+    future = Future()
+    future.set_result(value)
+    return future
+
+
+def then(futures: list[Future], combine: Callable[[list], object]) -> Future:
+    """A future of combine(results), as soon as all are there."""
+    whole, left, lock = Future(), len(futures), threading.Lock()
+
+    def done(_):
+        nonlocal left
+        with lock:
+            left -= 1
+            if left:
+                return
+        try:
+            whole.set_result(combine([future.result() for future in futures]))
+        except Exception as error:  # whoever waits for the whole is told
+            whole.set_exception(error)
+
+    for future in futures:
+        future.add_done_callback(done)
+    return whole

@@ -1,0 +1,215 @@
+"""Files that are whole or absent: a kill, a full disk or a second process never leaves half a file behind."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic(path: str | Path):
+    """Yields a temporary name beside `path`. What is written there replaces `path`; an error removes it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str):
+    """Half a surrogate pair, which UTF-8 cannot hold, is written as a question mark."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+
+
+def write_json(path: str | Path, value):
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_lines(path: str | Path, rows):
+    """JSON Lines: one object per line."""
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: str | Path, head: list, rows):
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+
+
+def read_lines(path: str | Path, needs: str = "one whole JSON object per line"):
+    """Yields (line number, object) per line that is not blank. FileNotFoundError, ValueError: which line."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; expected {needs}")
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON ({str(error)[:80]}); expected {needs}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: a {type(row).__name__}, not an object in braces; expected {needs}")
+        yield number, row
+
+
+def digest(path: str | Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def keep(path: Path, depends_on: dict, rows: list[dict]):
+    """JSON Lines under a first line that says what they depend on."""
+    write_lines(path, [{"depends_on": depends_on}, *rows])
+
+
+def kept(path: Path, depends_on: dict) -> tuple[list[dict] | None, list[str]]:
+    """(the rows that `keep` wrote, []) or, where they depend on something else, (None, the names of what
+    differs)."""
+    if not path.exists():
+        return None, []
+    first, *rows = [row for _, row in read_lines(path)] or [{}]
+    was, now = first.get("depends_on", {}), json.loads(json.dumps(depends_on))
+    differs = [name for name in now if was.get(name) != now[name]]
+    return (None, differs) if differs else (rows, [])
+
+
+class Journal:
+    """Append-only JSON Lines of {"key": ..., ...}, for work that must not be done twice.
+
+    A line goes to the system at once; a kill costs at most the line being written, which is cut off at the
+    next start. name: log.jsonl; log.1.jsonl and the like, of other processes, are read and never written.
+    ValueError: a damaged line."""
+
+    def __init__(self, folder: Path, name: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name
+        self.rows, self.file = {}, open(path, "ab", buffering=0)
+        for part in sorted(folder.glob(f"{name.partition('.')[0]}*.jsonl")):
+            raw = part.read_bytes()
+            whole = raw.rfind(b"\n") + 1
+            if part == path:
+                os.truncate(path, whole)
+            for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
+                try:
+                    row = json.loads(line)
+                    self.rows[row["key"]] = row
+                except (ValueError, KeyError, TypeError):
+                    raise ValueError(
+                        f"{part} line {number} is damaged; delete it, and what it held is done again"
+                    ) from None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def put(self, key: str, **row):
+        self.rows[key] = {"key": key, **row}
+        line = json.dumps(self.rows[key], ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        if self.file.write(line) < len(line):  # a full disk may take half a line without an error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
+
+
+def replace_folder(partial: Path, path: Path):
+    """Puts a finished folder in place by rename: a kill leaves the old folder or the new one."""
+    old = path.with_name(f".{path.name}.old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+    os.replace(partial, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a folder that a new one would replace -> its new name, which ends in the present time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    taken = [
+        folder.with_name(f"{folder.name}-until-{stamp}{n}") for n in ("", *(f"-{i}" for i in range(2, 100)))
+    ]
+    aside = next(name for name in taken if not name.exists())
+    folder.rename(aside)
+    return aside
+
+
+def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
+    """Moves a folder's files, but for those whose names begin with one of `keep`, into one inside it."""
+    aside = folder / time.strftime("until-%Y%m%d-%H%M%S")
+    parts = [p for p in folder.iterdir() if not p.name.startswith((*keep, "until-"))]
+    aside.mkdir()
+    for part in parts:
+        part.rename(aside / part.name)
+    return aside
+
+
+def stamps(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int, int]]:
+    """(name, bytes, time of change) of some of a folder's files: tells that a file is no longer the same."""
+    parts = sorted(p for p in folder.iterdir() if p.suffix in suffixes)
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in parts]
+
+
+def key_of(*parts) -> str:
+    """A short hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def plain_name(text: str) -> str:
+    """`text` as a file's name."""
+    return re.sub(r"[^\w.-]", "_", text)
+
+
+def short_name(first: dict, values: dict, defaults: dict, longest: int = 100) -> str:
+    """A folder's name that says what was asked for: the values of `first`, then every other setting that is
+    not at its default. A name that grows too long ends in a hash."""
+    words = ["-".join(map(str, value)) if isinstance(value, list) else str(value) for value in first.values()]
+    for key, value in values.items():
+        if key not in first and value != defaults[key]:
+            text = str(value)
+            text = text.split("/")[2] if "://" in text else Path(text).name.removesuffix(".jsonl")
+            words.append(f"{key}-{text}")
+    name = plain_name("_".join(words))
+    digest = hashlib.sha256(repr((first, values)).encode()).hexdigest()[:8]
+    return name if len(name) <= longest else f"{name[: longest - 9]}_{digest}"
+
+
+def lock(folder: Path):
+    """Reserves `folder` until the returned file is closed or the process ends, however it ends. The lock file
+    lies beside the folder, so that the folder can be renamed. ValueError: another process has it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = open(folder.with_name(f".{folder.name}.lock"), "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"another process is writing {folder}; wait for it to end, or choose another name"
+        ) from None
+    return file
+
+
+def replace_between(text: str, begin: str, end: str, new: str) -> str:
+    """`text` with `new` between the two marks, which stay. ValueError: a mark is missing."""
+    head, found, rest = text.partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"the marks {begin!r} and {end!r} do not both stand in the page; put them back")
+    return f"{head}{begin}\n{new.strip()}\n{end}{tail}"

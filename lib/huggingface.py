@@ -1,0 +1,151 @@
+"""Checkpoint folders in Hugging Face's form: found here or fetched from the hub, read and written tensor by
+tensor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lib.files import replace_folder
+
+WEIGHTS = ("*.json", "*.safetensors", "*.jinja", "*.txt")
+BESIDE = (
+    ".json",
+    ".jinja",
+    ".txt",
+    ".tiktoken",
+)  # endings of what lies beside the tensors and is copied unchanged
+
+
+def fetch(path_or_repo, patterns=WEIGHTS) -> Path:
+    """A local folder (or file) as it is, else a hub id through huggingface_hub, which resumes and shows
+    progress.
+
+    patterns: which files of the repository. FileNotFoundError: neither exists.
+    """
+    folder = Path(path_or_repo)
+    if folder.exists():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(str(path_or_repo), allow_patterns=list(patterns)))
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        OSError,
+    ) as error:  # LocalEntryNotFoundError is a FileNotFoundError
+        raise FileNotFoundError(
+            f"{path_or_repo} is not a local folder, and the hub did not give it ({type(error).__name__}); "
+            "check the name and the network, or download it once and pass the folder"
+        ) from None
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {path.name} in {path.parent}; is this a checkpoint folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); download or save it again") from None
+
+
+def read_config(folder: Path) -> dict:
+    return read_json(Path(folder) / "config.json")
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name, for one safetensors file or for shards with an index. FileNotFoundError."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.exists():
+        return read_json(index)["weight_map"]
+    if not single.exists():
+        raise FileNotFoundError(
+            f"no model.safetensors (nor an index of shards) in {folder}; is this a checkpoint folder?"
+        )
+    return dict.fromkeys(names_in(single), single.name)
+
+
+def names_in(file: Path) -> list[str]:
+    try:
+        with safe_open(file, "pt") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}); download or save it again") from None
+
+
+def check_names(folder: Path, index: dict[str, str], names, within: str):
+    """ValueError: the files lack one of `names`, or more below `within` than config.json has a place for."""
+    missing = next((name for name in names if name not in index), None)
+    if missing:
+        raise ValueError(
+            f"{folder} lacks the tensor {missing}; it is incomplete, or config.json is not its own"
+        )
+    beyond = next((name for name in index if name.startswith(within) and name not in names), None)
+    if beyond:
+        raise ValueError(
+            f"{folder} holds the tensor {beyond}, for which config.json has no place; "
+            "the two do not belong together"
+        )
+
+
+def check_shared(folder: Path, index: dict[str, str], twin: str, name: str):
+    """ValueError: config.json says that `twin` is the tensor `name`, but the files hold another."""
+    if twin in index:
+        first, second = (tensor for _, tensor in read_tensors(folder, index, (twin, name)))
+        if not torch.equal(first, second):
+            raise ValueError(
+                f"config.json in {folder} says tie_word_embeddings, but {twin} differs from {name}; "
+                "set tie_word_embeddings to false there"
+            )
+
+
+def read_tensors(folder: Path, index: dict[str, str], names):
+    """Yields (name, tensor on the CPU) in the order of `names`. ValueError: a file is damaged."""
+    opened = {}
+    for name in names:
+        file = folder / index[name]
+        try:
+            if file not in opened:
+                opened[file] = safe_open(file, "pt")
+            tensor = opened[file].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged or missing ({error}); download or save it again") from None
+        yield name, tensor
+
+
+def write(path, tensors: dict, config: dict, source: Path | None = None, shard_bytes: int = 5 << 30):
+    """Writes a folder that transformers and vLLM load; it appears by rename.
+
+    tensors: by their names in the file, on the CPU. source: the folder they came from; what else it holds
+    (other tensors, tokenizer, generation config) is passed through unchanged.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if source:
+        index = read_index(source)
+        tensors = tensors | dict(read_tensors(source, index, [n for n in index if n not in tensors]))
+        for file in source.iterdir():
+            if file.suffix in BESIDE and "safetensors" not in file.name:
+                shutil.copy2(file, partial / file.name)
+    save_torch_state_dict(tensors, partial, max_shard_size=shard_bytes)
+    (partial / "config.json").write_text(json.dumps(config, indent=2))
+    replace_folder(partial, path)
+
+
+def with_dtype(config: dict, dtype) -> dict:
+    """A copy of a config.json that names `dtype` wherever it names a dtype."""
+    config = json.loads(json.dumps(config))
+    for part in (config, config.get("text_config", {})):
+        for key in {"dtype", "torch_dtype"} & set(part):
+            part[key] = str(dtype).removeprefix("torch.")
+    return config

@@ -1,0 +1,106 @@
+"""LoRA (arXiv 2106.09685): a trainable low-rank pair beside each frozen linear layer, merged or saved for
+PEFT."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from lib.sharding import whole
+
+
+class LoRALinear(nn.Module):
+    """y = x W^T + scale * x A^T B^T. W [n_out, n_in] is the replaced layer's parameter and keeps its name."""
+
+    def __init__(self, weight: nn.Parameter, rank: int, alpha: float, generator: torch.Generator):
+        super().__init__()
+        n_out, n_in = weight.shape
+        # A is uniform as in the paper's code (Kaiming). B = 0, so the model is unchanged at first.
+        A = torch.empty(rank, n_in).uniform_(-1, 1, generator=generator) * math.sqrt(1 / n_in) * math.sqrt(3)
+        self.weight = weight
+        self.lora_A = nn.Parameter(A.to(weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(n_out, rank, device=weight.device))
+        self.alpha, self.scale = alpha, alpha / rank
+
+    def forward(self, x):
+        y = F.linear(x, self.weight)
+        low = F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A), self.lora_B)
+        return y + low.to(y.dtype) * self.scale
+
+
+def add_lora(module, rank: int, alpha: float, seed: int = 0, skip: tuple[str, ...] = ("lm_head",)):
+    """Freezes `module` and puts a LoRALinear (fp32 pair) in place of each bias-free nn.Linear below it,
+    except those whose own name is in `skip`. Returns the new parameters. ValueError: rank < 1, or nothing to
+    bind to."""
+    if rank < 1:
+        raise ValueError(f"--lora_rank is {rank}; LoRA needs a rank of at least 1 (8 to 64 is usual)")
+    module.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    added = []
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and child.bias is None and name not in skip:
+                pair = LoRALinear(child.weight, rank, alpha, generator)
+                setattr(parent, name, pair)
+                added += [pair.lora_A, pair.lora_B]
+    if not added:
+        raise ValueError("LoRA found no linear layer to bind to; does the model have blocks?")
+    return added
+
+
+@torch.no_grad()
+def merged_tensors(module):
+    """Yields (name, whole tensor) of every weight: shards gathered, LoRA merged. One tensor exists at a time.
+    Where parameters are sharded every process must run through it (gathering is collective)."""
+    for name, p in module.named_parameters():
+        if ".lora_" in name:
+            continue
+        tensor, owner = whole(p.data), module.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, LoRALinear):
+            delta = owner.scale * whole(owner.lora_B.data) @ whole(owner.lora_A.data)
+            tensor = (tensor.float() + delta).to(tensor.dtype)
+        yield name, tensor
+
+
+@torch.no_grad()
+def save_adapter(module, path, base: str, prefix: str = "", base_class: str | None = None):
+    """Writes the LoRA pairs in PEFT's format (adapter_model.safetensors, adapter_config.json), to lie on top
+    of `base`.
+
+    prefix: what the base calls the root of `module`, such as "model.". base_class: the transformers class
+    whose names these are, where it is not the one that AutoModelForCausalLM picks. That one would find none
+    of the names in a multimodal base, and the adapter would load into nothing.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors, pairs = {}, {}
+    for name, part in module.named_modules():
+        if isinstance(part, LoRALinear):
+            pairs[name] = part
+            for side in ("lora_A", "lora_B"):
+                tensor = getattr(part, side).detach().cpu().contiguous()
+                tensors[f"base_model.model.{prefix}{name}.{side}.weight"] = tensor
+    if not pairs:
+        raise ValueError("the model has no LoRA pairs to save; call add_lora first")
+    first = next(iter(pairs.values()))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": first.lora_A.shape[0],
+        "lora_alpha": first.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({name.rpartition(".")[2] for name in pairs}),
+    }
+    if base_class:  # peft looks at the class only where no task is named
+        mapping = {"base_model_class": base_class, "parent_library": "transformers"}
+        config |= {"task_type": None, "auto_mapping": mapping}
+    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    (path / "adapter_config.json").write_text(json.dumps(config, indent=1))

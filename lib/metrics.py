@@ -1,0 +1,75 @@
+"""A run's metrics.jsonl, one line per step, and the picture made from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+from lib.files import write_json, write_lines
+from lib.pages import figure, save_figure
+
+COLOURS = ("#1f4e79", "#c0562c", "#4a7c3a", "#7a4a8a", "#a8892c", "#3b8f8c")
+
+
+class Log:
+    """Appends to `path` and, where asked, to wandb. `metrics` holds every line of the run, earlier sessions
+    included."""
+
+    def __init__(self, folder: Path, start: int, config: dict, wandb: bool):
+        """start: the first step to come; later lines are those of a session that was killed, and are written
+        again. config: goes to config.json."""
+        (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config)
+        self.path, self.metrics, self.wandb = folder / "metrics.jsonl", [], None
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            whole = [json.loads(line) for line in lines if line.endswith("}")]
+            self.metrics = [m for m in whole if m["step"] < start]
+        write_lines(self.path, self.metrics)
+        if wandb:
+            import wandb as service
+
+            self.wandb = service.init(project="long-stories", name=folder.name, config=config)
+
+    def write(self, line: dict):
+        self.metrics.append(line)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.wandb:
+            self.wandb.log(line)
+
+    def recent(self, n: int) -> list[dict]:
+        """The last n lines without the values that are None."""
+        return [{k: v for k, v in m.items() if v is not None} for m in self.metrics[-n:]]
+
+
+def read(path: Path) -> list[dict]:
+    """The finished steps of a run. FileNotFoundError, ValueError: `path` is not the metrics of a run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; give the folder of a training run, such as out/tiny")
+    whole = path.read_bytes().rpartition(b"\n")[0]  # a running training may be half-way through its last line
+    try:
+        return [m for m in map(json.loads, whole.splitlines()) if m["step"] >= 0]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} holds a line that is not a step of a training run") from None
+
+
+def plot(runs: dict[str, list[dict]], path: Path, curves: dict[str, str]):
+    """{run: metrics} as one picture. curves: {metric: title}, three per row; each step pale, a running mean
+    on top."""
+    fig, axes = figure(-(-len(curves) // 3), 3, size=(12, 3 * -(-len(curves) // 3)))
+    for ax, (name, title) in zip(axes.flat, curves.items()):
+        for (label, lines), colour in zip(runs.items(), COLOURS * len(runs)):
+            points = [(m["step"], m[name]) for m in lines if m.get(name) is not None]
+            if points:
+                x, y = zip(*points)
+                window = max(1, max(len(other) for other in runs.values()) // 8)  # the same for all runs
+                smooth = [fmean(y[max(0, i - window + 1) : i + 1]) for i in range(len(y))]
+                ax.plot(x, y, color=colour, lw=1, alpha=0.35)
+                ax.plot(x, smooth, color=colour, lw=2, label=label)
+        ax.set(title=title, xlabel="step")
+        ax.grid(alpha=0.3)
+    if len(runs) > 1:
+        axes.flat[0].legend()
+    save_figure(fig, path)

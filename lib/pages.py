@@ -1,0 +1,175 @@
+"""Tables for Markdown and the terminal, pictures without a screen, HTML pages without server or network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from lib.files import atomic, write_text
+
+COLOURS = ("#2f6f9f", "#c05a2e", "#4d8a3d", "#8a4f9e", "#a8892c", "#3b8f8c", "#b0476b", "#6b6b6b")
+SHELL = Path(__file__).with_name("page.html")  # charts, tables, texts side by side
+
+# ---- tables ------------------------------------------------------------------------------------------------
+
+
+def markdown_table(head: list, rows: list[list]) -> str:
+    """A Markdown table; floats get three decimals, None is a dash."""
+    cells = [
+        ["-" if x is None else f"{x:.3f}" if isinstance(x, float) else str(x) for x in row]
+        for row in [head, *rows]
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in [cells[0], ["---"] * len(head), *cells[1:]]]
+    return "\n".join(lines) + "\n"
+
+
+def text_table(rows: list[list[str]]) -> str:
+    """Columns for the terminal, each as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+
+
+def number(value: float, digits: int) -> str:
+    """With separators and without a negative zero."""
+    return f"{round(value, digits) + 0.0:,.{digits}f}"
+
+
+def estimate(mean: float | None, interval: list[float] | None, digits: int) -> str:
+    """1.20 [1.10, 1.30]; the bracket where there is an interval, a dash where there is no mean."""
+    if mean is None:
+        return "-"
+    around = f" [{', '.join(number(edge, digits) for edge in interval)}]" if interval else ""
+    return number(mean, digits) + around
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------
+
+
+def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6, 4)):
+    """-> (matplotlib figure, 2-D array of axes), drawn without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+
+
+def save_figure(fig, path: str | Path, dpi: int = 110):
+    """Writes the picture whole and frees the figure."""
+    import matplotlib.pyplot as plt
+
+    with atomic(path) as temporary:
+        fig.savefig(temporary, dpi=dpi)
+    plt.close(fig)
+
+
+def chart(name: str, title: str, x: str, series: dict[str, list[dict]], **more) -> dict:
+    """A chart for `write_page` and `draw_chart`.
+
+    series: {label: [{x, y, low, high}]}, low and high None where there is no interval. more: band [[x, low,
+    high]], reference (a level), log (the x axis), ticks [[x, text]], group (a heading to fold it under)."""
+    lines = [{"name": label, "points": points} for label, points in series.items() if points]
+    return {"name": name, "title": title, "x": x, **more, "series": lines}
+
+
+def point(x: float, y: float, interval: list[float] | None = None) -> dict:
+    low, high = interval or (None, None)
+    return {"x": x, "y": y, "low": low, "high": high}
+
+
+def draw_chart(path: Path, c: dict):
+    """A `chart` as a picture."""
+    fig, [[ax]] = figure(size=(5, 3.4))
+    for colour, series in zip(COLOURS * 9, c["series"]):
+        points = series["points"]
+        x, y = ([p[key] for p in points] for key in "xy")
+        ax.plot(x, y, "o-", ms=3, color=colour, label=series["name"])
+        low, high = ([p["y"] if p[key] is None else p[key] for p in points] for key in ("low", "high"))
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+    if c.get("band"):
+        ax.fill_between(*zip(*c["band"]), color="#888", alpha=0.12, lw=0, label="band without a penalty")
+    if c.get("log"):
+        ax.set_xscale("log")
+    ax.set_xticks(*zip(*c["ticks"]))
+    ax.minorticks_off()
+    ax.set(xlabel=c["x"], title=c["title"])
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize=8)
+    save_figure(fig, path, dpi=200)
+
+
+# ---- HTML --------------------------------------------------------------------------------------------------
+
+
+def marked(label: str, text: str, facts: dict, verdict: dict | None, titles: dict[str, str]) -> dict:
+    """A text for a page's reader: numbers beside it, and what a verdict cites, to be marked in the text.
+
+    verdict: {"scores": {key: number}, "why": {key: text}, "quotes": {key: [text]}}. titles: {key: name}."""
+    verdict = verdict or {}
+    why, quotes, scores = verdict.get("why", {}), [], []
+    for key, cited in verdict.get("quotes", {}).items():
+        about = {"key": key, "title": titles.get(key, key), "why": why.get(key, "")}
+        quotes += [{"text": quote, **about} for quote in cited]
+    for key, value in verdict.get("scores", {}).items():
+        scores.append([key, titles.get(key, key), value, why.get(key, "")])
+    return {"label": label, "text": text, "facts": facts, "quotes": quotes, "scores": scores}
+
+
+def page_html(data: dict, template: Path = SHELL, served: bool = False) -> str:
+    """`template` with `data` inside: works from disk, and asks no host for anything.
+
+    "<" is escaped, so that no text can close the script element, and the policy in the page's head allows the
+    page's own script alone, by its hash: whatever a text contains cannot run. served: the page may ask the
+    server that it comes from."""
+    html = template.read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", html, re.S)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    blob = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    html = html.replace("__SCRIPT_HASH__", f"sha256-{digest}", 1)
+    html = html.replace("__CONNECT__", "'self'" if served else "'none'", 1)
+    return html.replace("__DATA__", blob, 1)
+
+
+def write_page(path: Path, data: dict, template: Path = SHELL):
+    write_text(path, page_html(data, template))
+
+
+def serve(stamp, make, port: int) -> ThreadingHTTPServer:
+    """A server of the page make(), on loopback alone; serve_forever() starts it. stamp(): a short text that
+    changes when the page does. The open page asks for /data?seen=STAMP and gets the new data, or 204."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            host = self.headers.get("Host", "")
+            here = [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]
+            path, _, query = self.path.partition("?")
+            if host not in here:  # a name of another site that points to this machine
+                self.answer(403, b"")
+            elif path == "/":
+                data = make() | {"stamp": stamp()}
+                self.answer(200, page_html(data, served=True).encode("utf-8", "replace"), "text/html")
+            elif path == "/data" and query.partition("=")[2] == stamp():
+                self.answer(204, b"")
+            elif path == "/data":
+                data = json.dumps({"stamp": stamp()} | make(), ensure_ascii=False, allow_nan=False)
+                self.answer(200, data.encode("utf-8", "replace"), "application/json")
+            else:
+                self.answer(404, b"")
+
+        def answer(self, code: int, body: bytes, kind: str = "text/plain"):
+            self.send_response(code)
+            headers = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
+            for name, value in {**headers, "Cache-Control": "no-store"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -1,0 +1,152 @@
+"""The processes of one run: which one this is, how all of them meet, their threads and their memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets both
+LOCAL_RANK, LOCAL_WORLD = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", WORLD))
+MAIN = RANK == 0
+JOIN = timedelta(minutes=5)  # for all processes to appear
+MAX = dist.ReduceOp.MAX
+barrier = dist.barrier
+
+
+def connect() -> torch.device:
+    """Joins the other processes (without torchrun there are none) -> the device of this one.
+    ValueError: the others do not answer within JOIN."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", LOCAL_RANK) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 inside the delta rule and the fp32 heads
+    if dist.is_initialized():
+        return device
+    try:
+        if "WORLD_SIZE" in os.environ:
+            store = next(dist.rendezvous("env://", timeout=JOIN))[0]
+        else:
+            store = dist.HashStore()
+        # torchrun's store survives its restarts and still holds the addresses of dead processes (torch 2.13).
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        # The limit is far above the default: a process whose stories end early waits for the others.
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD, timeout=timedelta(hours=2))
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ValueError(
+            f"process {RANK} of {WORLD} could not reach the others at {where} "
+            f"({str(error).splitlines()[0]}); check that address, the firewall, and that all nodes run"
+        ) from None
+    return device
+
+
+def say(text: str, file=None):
+    """Prints on the main process alone."""
+    if MAIN and text:
+        print(text, file=file, flush=True)
+
+
+def disconnect():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def reduce(x, op=dist.ReduceOp.SUM) -> float:
+    """A number summed (or otherwise reduced) over all processes."""
+    t = torch.tensor(float(x), dtype=torch.float64)
+    dist.all_reduce(t, op)
+    return t.item()
+
+
+class Totals:
+    """Sums of tensors by name (the largest, where a name ends in "max"), kept on their device until
+    `of_all`."""
+
+    def __init__(self):
+        self.values = {}
+
+    def add(self, sums: dict[str, torch.Tensor]):
+        for name, x in sums.items():
+            before = self.values.setdefault(name, torch.zeros_like(x, dtype=torch.float64))
+            self.values[name] = torch.maximum(before, x.double()) if name.endswith("max") else before + x
+
+    def of_all(self) -> dict[str, float]:
+        """Over all processes, which have the same names: one wait for the device, two messages."""
+        values = dict(zip(self.values, torch.stack(list(self.values.values())).tolist()))
+        for op in (dist.ReduceOp.SUM, MAX):
+            names = [name for name in values if name.endswith("max") == (op == MAX)]
+            t = torch.tensor([values[name] for name in names], dtype=torch.float64)
+            dist.all_reduce(t, op)
+            values |= dict(zip(names, t.tolist()))
+        return values
+
+
+def from_main(function, *args):
+    """function(*args), called on the main process alone; every process gets its result."""
+    box = [function(*args) if MAIN else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def first_on_each_node(function, *args):
+    """function(*args) on one process of each node; the others wait until it is done."""
+    if LOCAL_RANK == 0:
+        function(*args)
+    dist.barrier()
+
+
+def gather(items) -> list:
+    """The lists of all processes as one list, in the order of ranks."""
+    if WORLD == 1:
+        return list(items)
+    parts = [None] * WORLD
+    dist.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
+
+
+def catch_signals() -> list[str]:
+    """-> a list that gets "SIGTERM" or "Ctrl-C" when one arrives, so that the program can end in its own
+    time."""
+    caught = []
+    signal.signal(signal.SIGTERM, lambda *_: caught.append("SIGTERM"))
+    signal.signal(signal.SIGINT, lambda *_: caught.append("Ctrl-C"))
+    return caught
+
+
+def choose_threads(parameters: int) -> int:
+    """Sets torch's threads of this process on a CPU -> their number. A small model gains nothing from two
+    threads, and where other work runs, threads that wait for each other cost it several times its time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = 1 if parameters < 100_000_000 else max(1, cores // LOCAL_WORLD)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(threads)
+    return threads
+
+
+def need_memory(need: float, device: torch.device, cure: str):
+    """ValueError: fewer than `need` bytes are free for this process."""
+    free = free_bytes(device) / (1 if device.type == "cuda" else LOCAL_WORLD)
+    if need > free:
+        raise ValueError(
+            f"weights, gradients, optimiser and replica need {need / 1e9:.1f} GB per process, "
+            f"{free / 1e9:.1f} GB are free; {cure}; python -m scripts.plan tells how much"
+        )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take on `device`, in bytes."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = meminfo.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

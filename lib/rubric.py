@@ -1,0 +1,238 @@
+"""A rubric: a Markdown file that a person can read and edit, the data made from it, and how an answer is
+read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import statistics
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from lib.answers import Fault, closed
+from lib.form import words
+from lib.stats import mean
+
+
+@dataclass
+class Verdict:
+    """A rubric, filled."""
+
+    scores: dict[str, float]  # dimension -> points; beside another text: from -3 (worse) to 3 (better)
+    score: float  # what the points, a rank or a comparison add up to
+    why: dict[str, str] = field(default_factory=dict)
+    quotes: dict[str, list[str]] = field(default_factory=dict)
+    evidence: float | None = None  # share of the quotes found in the text; None: none were due
+    rubric: str = ""
+    judge: str = ""
+    samples: int = 1  # verdicts averaged
+    orders: list[float] | None = None  # beside another text: the score when shown first, and second
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    key: str  # "P1"; the first letter says what it does: P counts for the text, N against it; BONUS, PENALTY
+    title: str
+    low: float
+    high: float
+    weight: float
+    power: float  # of the share of points earned: above 1, a middling grade counts for less
+    text: str  # what it measures, what it does not, anchor bands
+
+
+@dataclass(frozen=True)
+class Rubric:
+    version: str  # name, number and hash of the file: part of every cache key and every saved verdict
+    rule: (
+        str  # how points become a score: "points", "mean", "range", or "rate": proved faults per 1,000 words
+    )
+    preamble: str
+    dimensions: tuple[Dimension, ...]
+
+    def schema(self) -> dict:
+        """JSON schema of a verdict: per dimension the reason and the quotes first, so that the number
+        follows."""
+        why, quote = {"type": "string", "maxLength": 400}, {"type": "string", "maxLength": 120}
+        entries = {}
+        for d in self.dimensions:
+            most = 2 * int(d.high) if self.rule == "rate" else 2
+            quotes = {"type": "array", "maxItems": most, "items": quote}
+            score = {"type": "integer", "minimum": int(d.low), "maximum": int(d.high)}
+            entries[d.key] = closed({"why": why, "quotes": quotes, "score": score})
+        return closed(entries)
+
+    def headings(self) -> list[str]:
+        return [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in self.dimensions]
+
+    def instructions(self) -> str:
+        """What the judge is told, the same for each call, so that providers can cache it."""
+        entry = '"{}": {{"why": "...", "quotes": ["..."], "score": {:g}-{:g}}}'
+        shape = ", ".join(entry.format(d.key, d.low, d.high) for d in self.dimensions)
+        quotes = "0-2 exact quotes from the story, at most 12 words each"
+        if self.rule == "rate":
+            quotes = "two exact quotes from the story for each fault counted, in turn, at most 12 words each"
+        rules = (
+            "Answer with one JSON object and nothing else. For every dimension: why (1-3 sentences), quotes "
+            f"({quotes}), then score. No total.\n{{{shape}}}"
+        )
+        return "\n\n".join([self.preamble, *self.headings(), rules])
+
+    def read(self, answer: dict, text: str, judge: str) -> Verdict:
+        """An answer, checked. Keys that the rubric does not have, such as totals, are dropped. Raises
+        Fault."""
+        scores, why, quotes = {}, {}, {}
+        for d in self.dimensions:
+            item = entry(answer, d.key)
+            scores[d.key] = number(item, "score", d.key, d.low, d.high)
+            why[d.key], quotes[d.key] = str(item.get("why", "")), cited(item, "quotes", d.key)
+        found, score = evidence(scores, quotes, text), 0.0
+        if self.rule == "rate":  # only what both quotes prove counts
+            scores = {key: min(count, proved(quotes[key], text)) for key, count in scores.items()}
+            score = 1000 * sum(scores.values()) / max(1, words(text))
+        return Verdict(scores, score or self.score(scores), why, quotes, found, self.version, judge)
+
+    def score(self, scores: dict[str, float]) -> float:
+        """Points per dimension -> points: S = P - N + B' - Pen' in [-159, 108] (POLARIS); mean, range: 0..100;
+        rate: 0, since it depends on the text (see `read`)."""
+        if self.rule == "rate":
+            return 0.0
+        if self.rule == "points":
+            P = sum(scores[d.key] for d in self.dimensions if d.key[0] == "P" and d.key != "PENALTY")
+            N = sum(scores[d.key] for d in self.dimensions if d.key[0] == "N")
+            bonus = 0.0 if N > P / 2 else scores["BONUS"]  # no prize for a badly flawed text
+            penalty = min(3.0, scores["PENALTY"]) if P > 1.5 * N else scores["PENALTY"]  # spares a good one
+            return max(-159.0, min(108.0, P - N + bonus - penalty))
+        # Benchmarks grade every line on one scale; a fault counts from the other end.
+        shares, base = 0.0, 0.0
+        for d in self.dimensions:
+            low = d.low if self.rule == "range" else 0.0
+            score = d.high + d.low - scores[d.key] if d.key[0] == "N" else scores[d.key]
+            shares, base = shares + d.weight * ((score - low) / (d.high - low)) ** d.power, base + d.weight
+        return 100 * shares / base
+
+    def mean(self, verdicts: list[Verdict]) -> Verdict | None:
+        """Dimensions averaged, then aggregated; words and quotes are the first verdict's. None of none."""
+        if len(verdicts) < 2:
+            return verdicts[0] if verdicts else None
+        scores = {d.key: statistics.fmean(v.scores[d.key] for v in verdicts) for d in self.dimensions}
+        found = mean(v.evidence for v in verdicts)
+        score = mean(v.score for v in verdicts) if self.rule == "rate" else self.score(scores)
+        return replace(verdicts[0], scores=scores, score=score, samples=len(verdicts), evidence=found)
+
+    def empty(self, judge: str) -> Verdict:
+        """Of an empty text, which is not a failed call: it earns nothing and bears every fault."""
+        bad = {d.key: d.high if d.key[0] == "N" or d.key == "PENALTY" else d.low for d in self.dimensions}
+        why = dict.fromkeys(bad, "the story is empty")
+        return Verdict(bad, self.score(bad), why, rubric=self.version, judge=judge)
+
+    def standards(self) -> str:
+        """The headings with their points, one per line, without the open bonus and penalty."""
+        lines = []
+        for d in self.dimensions:
+            if d.key not in ("BONUS", "PENALTY"):
+                lines.append(f"{'Fault' if d.key[0] == 'N' else 'Strength'}: {d.title} ({d.high:g})")
+        return "\n".join(lines)
+
+
+HEADING = r"([PN]\d+|BONUS|PENALTY) (.+) \((\d+)-(\d+)\)(?: x(\d+))?(?: \^([\d.]+))?"
+BANDS = ("1-2", "3-4", "5-6", "7-8", "9-10")  # of criteria that a benchmark brings per request
+
+
+def read_rubric(path: Path, criteria: list[dict] | None = None) -> Rubric:
+    """Reads a rubric. `criteria` replaces its dimensions (WritingBench writes five for each query).
+    FileNotFoundError, or ValueError with the line that does not fit."""
+    if not path.is_file():
+        there = sorted(p.stem for p in path.parent.glob("*.md"))
+        raise FileNotFoundError(f"no rubric {path}; there are {there}")
+    head, *sections = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.M)
+    fields = dict(re.findall(r"^(version|aggregate): *(\S+)$", head, flags=re.M))
+    if set(fields) != {"version", "aggregate"} or fields["aggregate"] not in (
+        "points",
+        "mean",
+        "range",
+        "rate",
+    ):
+        raise ValueError(
+            f"{path}: the head needs the lines 'version: NAME-1' and 'aggregate: points|mean|range|rate'"
+        )
+    dimensions = [_dimension(section, path) for section in sections]
+    if criteria:
+        dimensions = [_criterion(i, c) for i, c in enumerate(criteria, 1)]
+    if len({d.key for d in dimensions}) != len(dimensions) or not dimensions:
+        raise ValueError(f"{path}: dimensions are missing or named twice")
+    skipped = r"<!--.*?-->|^(?:# |version:|aggregate:)[^\n]*$"
+    preamble = re.sub(skipped, "", head, flags=re.M | re.S).strip()
+    # Words changed without a new number are another rubric all the same.
+    digest = hashlib.sha256(repr((preamble, dimensions, fields)).encode()).hexdigest()[:8]
+    return Rubric(f"{fields['version']}+{digest}", fields["aggregate"], preamble, tuple(dimensions))
+
+
+def _dimension(section: str, path: Path) -> Dimension:
+    title, _, body = section.partition("\n")
+    match = re.fullmatch(HEADING, title.strip())
+    if not match:
+        raise ValueError(
+            f"{path}: heading {title.strip()!r} does not read '## P1 Title (0-15)'; x2 or ^1.5 may follow"
+        )
+    low, high, weight, power = (1.0 if number is None else float(number) for number in match.groups()[2:])
+    return Dimension(match[1], match[2], low, high, weight, power, body.strip())
+
+
+def _criterion(number: int, c: dict) -> Dimension:
+    bands = [f"- {band}: {c[band]}" for band in BANDS if band in c]
+    text = "\n".join([c["criteria_description"], *bands])
+    return Dimension(f"P{number}", c["name"], 1, 10, 1, 1, text)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading an answer
+
+
+def entry(answer: dict, key: str) -> dict:
+    if not isinstance(answer.get(key), dict):
+        raise Fault("schema", "ask", f"{key} has no score")
+    return answer[key]
+
+
+def number(item: dict, name: str, key: str, low: float, high: float) -> float:
+    if name not in item:
+        raise Fault("schema", "ask", f"{key} has no {name}")
+    value = item[name]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,3}(\.\d+)?", value.strip()):
+        value = float(value)  # the number is not in doubt, only its quotation marks
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise Fault("schema", "ask", f"{key} is {str(value)[:40]!r}, not a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def cited(item: dict, name: str, key: str) -> list[str]:
+    quotes = item.get(name, [])
+    if not isinstance(quotes, list) or not all(isinstance(q, str) for q in quotes):
+        raise Fault("schema", "ask", f"the {name} of {key} are not a list of strings")
+    return [q for q in quotes if q.strip()]
+
+
+def evidence(scores: dict[str, float], quotes: dict[str, list[str]], text: str) -> float | None:
+    """Share of the quotes that are in the text, white space, case and quotation marks folded. A fault claimed
+    without a quote counts as one that was not found: a judge that cites nothing has seen nothing. None:
+    nothing was claimed."""
+    page, found = fold(text), []
+    for key, score in scores.items():
+        found += [bool(fold(q)) and fold(q) in page for q in quotes.get(key, [])]
+        if score > 0 and not quotes.get(key) and (key[0] == "N" or key in ("BONUS", "PENALTY")):
+            found.append(False)
+    return sum(found) / len(found) if found else None
+
+
+def proved(quotes: list[str], text: str) -> float:
+    """How many pairs of neighbours among the quotes are different passages that both stand in the text."""
+    page, folded = fold(text), [fold(q) for q in quotes]
+    pairs = set(zip(folded[::2], folded[1::2]))
+    return float(sum(a != b and bool(a) and bool(b) and a in page and b in page for a, b in pairs))
+
+
+def fold(text: str) -> str:
+    return " ".join(re.sub(r"[\"'“”‘’«»`]", "", text).casefold().split()).strip(" .,;:!?…")

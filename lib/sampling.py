@@ -1,0 +1,151 @@
+"""One token per row from its logits: temperature, truncation, repetition penalty, and noise that a seed alone
+decides.
+
+Dimension suffixes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Sampling:
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"top_p is {self.top_p}; it must lie above 0 and not above 1 (1 keeps every token)"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or a positive count")
+        if not 0 <= self.min_p < 1:
+            raise ValueError(f"min_p is {self.min_p}; it must be at least 0 (off) and below 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be positive (1 is off)"
+            )
+        self.truncates = self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
+        self.penalises = self.repetition_penalty != 1
+
+
+GOLDEN, MIX_1, MIX_2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def splitmix(key, counter):
+    """splitmix64 as a counter-based generator: 64 random bits (int64) that depend on (key, counter) alone."""
+    x = (counter + 1) * GOLDEN + key
+    for shift, factor in ((30, MIX_1), (27, MIX_2), (31, 1)):
+        x = (
+            x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))
+        ) * factor  # the mask makes torch's arithmetic shift logical
+    return x
+
+
+def keys_of(seeds: list[int]):
+    """Seeds of any size spread over 64 bits, so that stories with neighbouring seeds share nothing."""
+    return splitmix(0, torch.tensor([(seed + (1 << 63)) % (1 << 64) - (1 << 63) for seed in seeds]))
+
+
+def gumbel(keys_B, position_B, n: int):
+    """Gumbel noise [B, n] fp32 that depends on (key, position, column) alone."""
+    bits = splitmix(keys_B[:, None], position_B[:, None] * n + torch.arange(n, device=keys_B.device))
+    u = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / 2**53
+    return -torch.log(-torch.log(u)).float()
+
+
+def block_size(vocab: int) -> int:
+    """The divisor of the vocabulary nearest above its root: 512 of 248,320 and 64 of 4,096."""
+    return next(b for b in range(math.isqrt(vocab - 1) + 1, vocab + 1) if vocab % b == 0)
+
+
+def draw(z_BV, noise):
+    """Samples softmax(z) exactly, with noise for a block and for a token within it instead of one for each of
+    V tokens. Returns token [B] and logsumexp [B], a by-product of the blocks. noise: [B, V / b + b]."""
+    B, V = z_BV.shape
+    b = block_size(V)
+    blocks = z_BV.view(B, V // b, b)
+    lse = blocks.logsumexp(-1)
+    block = (lse + noise[:, : V // b]).argmax(-1)
+    within = blocks[torch.arange(B, device=z_BV.device), block] + noise[:, V // b :]
+    return block * b + within.argmax(-1), lse.logsumexp(-1)
+
+
+def truncate(z_BV, s: Sampling):
+    """-inf for what top-k, top-p and min-p leave out, in Hugging Face's order; at least one token stays."""
+    if s.top_k:
+        top = z_BV.topk(min(s.top_k, z_BV.shape[-1])).values
+        z_BV = z_BV.masked_fill(z_BV < top[:, -1:], -math.inf)
+    if s.top_p < 1:
+        top = top if s.top_k else z_BV.sort(descending=True).values
+        p = top.softmax(-1)
+        last = ((p.cumsum(-1) - p) < s.top_p).sum(-1, keepdim=True).clamp(min=1) - 1
+        z_BV = z_BV.masked_fill(z_BV < top.gather(-1, last), -math.inf)
+    if s.min_p:
+        z_BV = z_BV.masked_fill(z_BV < z_BV.amax(-1, keepdim=True) + math.log(s.min_p), -math.inf)
+    return z_BV
+
+
+def bend(raw_BV, s: Sampling, seen_BV=None):
+    """Logits at the temperature -> those that are sampled from: repetition penalty, then truncation."""
+    if s.penalises:
+        factor = torch.where(raw_BV > 0, 1 / s.repetition_penalty, s.repetition_penalty)
+        raw_BV = torch.where(seen_BV, raw_BV * factor, raw_BV)
+    return truncate(raw_BV, s) if s.truncates else raw_BV
+
+
+def pick(logits_BV, noise, s: Sampling, seen_BV=None):
+    """One token per row -> token [B] and its log-prob [B] at the temperature over the whole vocabulary."""
+    raw = logits_BV if s.temperature in (0, 1) else logits_BV / s.temperature
+    bent = bend(raw, s, seen_BV)
+    if s.temperature:
+        token, lse = draw(bent, noise)
+    else:
+        token, lse = bent.argmax(-1), raw.logsumexp(-1)
+    if s.penalises or s.truncates:
+        lse = raw.logsumexp(-1)
+    return token, raw.gather(-1, token[:, None])[:, 0] - lse
+
+
+def check_request(config, prompts, max_new_tokens: int, stop_ids, seed, slots: int | None):
+    """Prompts as tuples, stop tokens as a set, one seed per prompt. ValueError: a request that cannot be met
+    by a model with config.vocab_size tokens and config.max_position_embeddings positions."""
+    vocab, reach = config.vocab_size, config.max_position_embeddings
+    prompts = [tuple(int(t) for t in p) for p in prompts]
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; a story needs at least 1 token")
+    if slots is not None and slots < 1:
+        raise ValueError(f"slots is {slots}; at least 1 is needed (None plans them from memory)")
+    alien = f"outside the vocabulary of {vocab}; it belongs to another tokenizer"
+    for token in stop_ids:
+        if not 0 <= token < vocab:
+            raise ValueError(f"stop token {token} lies {alien}")
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {i} is empty; a story starts from at least 1 token")
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < vocab:
+                raise ValueError(f"prompt {i} holds token {token}, {alien}")
+        if len(prompt) + max_new_tokens > reach:
+            raise ValueError(
+                f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} more are asked for, but the model "
+                f"reaches {reach}; shorten the prompt or lower max_new_tokens"
+            )
+    if isinstance(seed, int):
+        seed = [seed * 1_000_003 + i for i in range(len(prompts))]
+    seeds = [int(s) for s in seed]
+    if len(seeds) != len(prompts):
+        raise ValueError(
+            f"{len(seeds)} seeds for {len(prompts)} prompts; give one per prompt, or a single number"
+        )
+    return prompts, frozenset(stop_ids), seeds

@@ -1,0 +1,77 @@
+"""FSDP2 in a few lines: who shards what, and what its gradients need (a module whose parameters are whole is
+fine too)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+
+def shard(
+    module, blocks, *, bf16: bool, shards: int, whole: tuple[str, ...] = (), methods: tuple[str, ...] = ()
+):
+    """Shards `module` in place over `shards` processes, each of its `blocks` gathered and freed as one group.
+
+    Masters keep their dtype (fp32 for training), products run in bf16 where asked, gradients are reduced in
+    fp32. With fewer shards than processes, each `shards` neighbours hold the whole module between them
+    (HSDP). whole: endings of the names of parameters that stay whole on every process, because mixed
+    precision would round them; `average_replicated` averages their gradients. methods: what is called besides
+    `forward`.
+    """
+    replicas = dist.get_world_size() // shards
+    device = next(module.parameters()).device.type
+    mesh = dist.init_device_mesh(device, (replicas, shards), mesh_dim_names=("replicate", "shard"))
+    mesh = mesh if replicas > 1 else mesh["shard"]
+    policy = MixedPrecisionPolicy()
+    if bf16:  # inputs are not cast: token ids stay integers, tables of positions stay fp32
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    kept = {p for name, p in module.named_parameters() if name.endswith(whole)} if whole else set()
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=kept)
+    fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=kept, reshard_after_forward=False)
+    for name in methods:
+        register_fsdp_forward_method(module, name)
+
+
+def is_sharded(tensor) -> bool:
+    return hasattr(tensor, "to_local")
+
+
+def whole(tensor):
+    """The tensor as it is, or gathered from its shards: then every process must call this."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def average_replicated(params):
+    """Averages over processes the gradients that FSDP leaves alone (see `shard`); else a no-op."""
+    if any(is_sharded(p) for p in params):
+        for p in params:
+            if not is_sharded(p) and p.grad is not None:
+                dist.all_reduce(p.grad)
+                p.grad /= dist.get_world_size()
+
+
+@torch.no_grad()
+def clip_gradients(params, max_norm: float) -> float:
+    """Scales the gradients of whole and sharded parameters to a global L2 norm of at most max_norm.
+    Returns the norm before: the one wait for the device in an update."""
+    params = [p for p in params if p.grad is not None]
+    sharded = [p for p in params if is_sharded(p)]
+    total = sum_of_squares(p.grad for p in params if not is_sharded(p))
+    if sharded:
+        part = sum_of_squares(p.grad.to_local() for p in sharded)
+        dist.all_reduce(part)
+        mesh = sharded[0].device_mesh
+        total = total + part / (
+            mesh.size(0) if mesh.ndim == 2 else 1
+        )  # each replica counted every shard once
+    norm = float(total) ** 0.5
+    if norm > max_norm:
+        for p in params:
+            p.grad.mul_(max_norm / (norm + 1e-6))
+    return norm
+
+
+def sum_of_squares(tensors):
+    return sum(t.float().square().sum() for t in tensors)

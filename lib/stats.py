@@ -1,0 +1,225 @@
+"""Means and their doubt, ranks, agreement, strengths. Each is checked against its definition in the tests.
+
+One bootstrap for everything: it draws units with replacement, each with all its observations, since
+observations of one unit (a prompt, a seed) are not independent. Suffixes: U units, C columns, R resamples,
+M players.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+
+import numpy as np
+
+RESAMPLES = 2000
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t for 1 to 9 freedoms
+
+
+def mean(values) -> float | None:
+    """Mean of what is not None; None where nothing is left."""
+    values = [v for v in values if v is not None]
+    return sum(values) / len(values) if values else None
+
+
+def finite(x: float) -> float | None:
+    """x, or None for NaN and infinity, which JSON cannot hold."""
+    return x if math.isfinite(x) else None
+
+
+def student(values: list[float]) -> tuple[float, float | None]:
+    """Mean and half width of its 95 % interval (Student's t); None for a single value."""
+    average, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return average, None
+    t = T975[n - 2] if n - 2 < len(T975) else 1.96 + 2.7 / (n - 1)
+    return average, t * statistics.stdev(values) / math.sqrt(n)
+
+
+def jumped(history: list[float], start: float, times: float, least: float) -> bool:
+    """Whether the last value is far above what was usual before it: above `least` and above `times` the median
+    of the values that had not jumped themselves; with none of these, above `start`."""
+    usual, far = [], False
+    for value in history:
+        far = value > (max(least, times * statistics.median(usual)) if usual else start)
+        if not far:
+            usual.append(value)
+    return far
+
+
+def rise(old: list[float], new: list[float]) -> float:
+    """How far the mean rose from `old` to `new`; 0 where that is within two standard errors, or with fewer
+    than three values on a side."""
+    if min(len(old), len(new)) < 3:
+        return 0.0
+    error = math.sqrt(statistics.variance(old) / len(old) + statistics.variance(new) / len(new))
+    change = statistics.fmean(new) - statistics.fmean(old)
+    return change if change > 2 * error else 0.0
+
+
+def rising_together(
+    history: list[dict], gain: str, signs: dict[str, int], window: int
+) -> tuple[float, dict[str, float]]:
+    """(how far `gain` rose, {name of a sign: how far it moved}) from the first to the second half of the last
+    `window` entries. signs: name -> 1 (bad when it rises) or -1 (when it falls); those that did not move are
+    left out, all of them where `gain` did not rise. Entries without a value are skipped."""
+    recent = history[-window:]
+    halves = recent[: window // 2], recent[window // 2 :]
+
+    def move(name: str, sign: int = 1) -> float:
+        return rise(*([sign * entry[name] for entry in half if name in entry] for half in halves))
+
+    gained = move(gain) if len(recent) == window else 0.0
+    moves = {name: move(name, sign) for name, sign in signs.items()} if gained else {}
+    return gained, {name: moved for name, moved in moves.items() if moved}
+
+
+def correlation(a: list[float], b: list[float]) -> float | None:
+    """Pearson's r; None where one side does not vary."""
+    if len(a) < 2 or min(len(set(a)), len(set(b))) < 2:
+        return None
+    return statistics.correlation(a, b)
+
+
+def ranks(values: list[float]) -> list[float]:
+    """1-based ranks, ties shared."""
+    order = sorted(values)
+    return [order.index(v) + (order.count(v) + 1) / 2 for v in values]
+
+
+def rank_correlation(a: list[float], b: list[float]) -> float | None:
+    """Spearman's rho; None where one side does not vary."""
+    return correlation(ranks(a), ranks(b))
+
+
+# ---- the bootstrap -----------------------------------------------------------------------------------------
+
+
+def draws(units: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """How often each unit is drawn [R, U]."""
+    return np.random.default_rng(seed).multinomial(units, [1 / units] * units, size=resamples)
+
+
+def resampled_means(sums_UC, counts_UC, resamples: int | None = None, seed: int = 0) -> np.ndarray:
+    """Means per column over all observations [1 + R, C]; row 0 is the sample itself. NaN: an empty draw.
+
+    sums_UC, counts_UC: sum and number of a unit's observations per column."""
+    units = len(sums_UC)
+    draws_RU = np.vstack([np.ones((1, units)), draws(units, resamples or RESAMPLES, seed)])
+    with np.errstate(invalid="ignore"):
+        return (draws_RU @ sums_UC) / (draws_RU @ counts_UC)
+
+
+def interval(drawn_R) -> list[float] | None:
+    """The 95 % percentile interval of what is finite."""
+    drawn_R = np.asarray(drawn_R)[np.isfinite(drawn_R)]
+    return [float(edge) for edge in np.percentile(drawn_R, [2.5, 97.5])] if len(drawn_R) else None
+
+
+def estimate(means_R, units: int) -> dict:
+    """{mean, prompts (units), interval} of one column of `resampled_means`. Fewer than two units have no
+    interval. Where all units agree it has no width: read the sign test there."""
+    sure = units > 1 and math.isfinite(means_R[0])
+    mean = finite(float(means_R[0]))
+    return {"mean": mean, "prompts": int(units), "interval": interval(means_R[1:]) if sure else None}
+
+
+def bootstrap(by_unit: dict[str, list[float]], resamples: int = 10_000, seed: int = 0) -> dict:
+    """The mean over units of each unit's mean, as `estimate` gives it."""
+    means_U1 = np.array([[np.mean(values)] for values in by_unit.values() if values])
+    if not len(means_U1):
+        return {"mean": None, "prompts": 0, "interval": None}
+    means_R1 = resampled_means(means_U1, np.ones_like(means_U1), resamples, seed)
+    return estimate(means_R1[:, 0], len(means_U1))
+
+
+def by_column(points, columns, steps: int, seed: int = 0) -> dict[str, dict]:
+    """{column: estimate, "slope": estimate, "change": estimate} of (unit, x, value) triples.
+
+    columns: (label, above, up to) ranges of x, which may overlap. The slope is that of least squares through
+    the means of the first `steps` columns against 0, 1, 2 ...; the change is the last of them minus the
+    first."""
+    labels = [*(label for label, _, _ in columns), "slope", "change"]
+    places = {unit: i for i, unit in enumerate(dict.fromkeys(unit for unit, _, _ in points))}
+    if not places:
+        return {label: {"mean": None, "prompts": 0, "interval": None} for label in labels}
+    sums_UC, counts_UC = np.zeros((2, len(places), len(columns)))
+    for unit, x, value in points:
+        for c, (_, low, high) in enumerate(columns):
+            if low < x <= high:
+                sums_UC[places[unit], c] += value
+                counts_UC[places[unit], c] += 1
+    means_RC = resampled_means(sums_UC, counts_UC, seed=seed)
+    used = np.flatnonzero(counts_UC.any(0)[:steps])
+    x = used - used.mean()
+    slope_R = change_R = np.full(len(means_RC), np.nan)
+    if len(used) > 1:
+        slope_R, change_R = means_RC[:, used] @ x / (x @ x), means_RC[:, used[-1]] - means_RC[:, used[0]]
+    units_C = (counts_UC > 0).sum(0)
+    poorest = units_C[used].min(initial=len(places))  # a slope is no surer than its poorest column
+    found = zip(labels, [*means_RC.T, slope_R, change_R], [*units_C, poorest, poorest])
+    return {label: estimate(means_R, units) for label, means_R, units in found}
+
+
+# ---- agreement and strengths -------------------------------------------------------------------------------
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Exact two-sided binomial p of a split at least this uneven, ties left out beforehand; 1 for no
+    trials."""
+    n = wins + losses
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(max(wins, losses), n + 1)) / 2**n)
+
+
+def cohen(first: list, second: list) -> float | None:
+    """Cohen's kappa (1960) of two annotators' labels for the same items; None where one label is used
+    throughout."""
+    if not first:
+        return None
+    n = len(first)
+    left, right = Counter(first), Counter(second)
+    agreed = sum(a == b for a, b in zip(first, second)) / n
+    chance = sum(left[label] * right[label] for label in left) / n**2
+    return None if chance == 1 else (agreed - chance) / (1 - chance)
+
+
+def krippendorff(units: list[list], interval: bool = False) -> float | None:
+    """Krippendorff's alpha (2004): each unit is the list of its values; units with one value are left out.
+
+    Nominal by default; interval=True takes squared differences of numbers. None where no values differ at
+    all.
+    """
+    units = [unit for unit in units if len(unit) > 1]
+
+    def apart(counts: Counter) -> float:  # sum over ordered pairs of values
+        pairs = ((a, x, b, y) for a, x in counts.items() for b, y in counts.items())
+        return sum(x * y * ((a - b) ** 2 if interval else a != b) for a, x, b, y in pairs)
+
+    values = [value for unit in units for value in unit]
+    expected = apart(Counter(values))
+    if not expected:
+        return None
+    observed = sum(apart(Counter(unit)) / (len(unit) - 1) for unit in units)
+    return 1 - (len(values) - 1) * observed / expected
+
+
+def bradley_terry(wins_MM: np.ndarray, prior: float = 0.5, steps: int = 10_000) -> np.ndarray:
+    """Log strengths [M] (Bradley and Terry, 1952), mean 0, from wins[i, j] = how often i beat j, ties as half
+    a win each.
+
+    prior: wins that every pair is given both ways, so that a player that always won has a finite strength."""
+    wins_MM = wins_MM + prior * (1 - np.eye(len(wins_MM)))
+    games_MM, p_M = wins_MM + wins_MM.T, np.ones(len(wins_MM))
+    for _ in range(steps):  # minorise and maximise: monotone, no step size
+        new_M = wins_MM.sum(1) / (games_MM / (p_M[:, None] + p_M[None])).sum(1)
+        new_M /= np.exp(np.log(new_M).mean())
+        done, p_M = np.abs(np.log(new_M / p_M)).max() < 1e-10, new_M
+        if done:
+            break
+    return np.log(p_M)
+
+
+def elo(strengths: np.ndarray) -> np.ndarray:
+    """Log strengths on Elo's scale, 1000 for the mean."""
+    return 1000 + 400 / math.log(10) * strengths

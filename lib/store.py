@@ -1,0 +1,86 @@
+"""Answers that are paid for once, and their bills, in SQLite: several processes may share the file, and a
+kill loses nothing that was written."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Ledger:
+    calls: int = 0  # requests that were answered with a bill
+    cached: int = 0  # answers that cost nothing because they had been bought before
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dollars: float = 0.0  # of this run, a resumed one included
+
+
+class Store:
+    """One table of answers by key, one of calls. path None: in memory. ValueError: the file cannot be used,
+    or, later, its disk is full or read-only."""
+
+    def __init__(self, path: str | Path | None, run: str):
+        self.lock, self.run, self.path = threading.Lock(), run, path
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with self._readable():
+            self.db = sqlite3.connect(
+                str(path or ":memory:"), timeout=60, check_same_thread=False, isolation_level=None
+            )
+            self.db.execute("PRAGMA journal_mode=WAL")  # readers and one writer at a time, across processes
+            self.db.execute("PRAGMA synchronous=NORMAL")  # a power cut, not a kill, may cost the last answers
+            self.db.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, value TEXT)")
+            self.db.execute(
+                "CREATE TABLE IF NOT EXISTS calls (at REAL, run TEXT, model TEXT, prompt_tokens INT, "
+                "completion_tokens INT, dollars REAL)"
+            )
+
+    @contextmanager
+    def _readable(self):
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ValueError(
+                f"the cache of answers {self.path} cannot be used ({error}); make room on its disk, "
+                "make it writable, name another file, or remove it"
+            ) from None
+
+    def get(self, key: str) -> dict | None:
+        with self.lock, self._readable():
+            row = self.db.execute("SELECT value FROM verdicts WHERE key = ?", (key,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def record(
+        self, model: str, tokens: tuple[int, int], dollars: float, key: str | None, value: dict | None
+    ):
+        """The bill and, where the answer was good, the answer: both or neither."""
+        with self.lock, self._readable():
+            try:
+                self.db.execute("BEGIN IMMEDIATE")
+                self.db.execute(
+                    "INSERT INTO calls (at, run, model, prompt_tokens, completion_tokens, dollars) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (time.time(), self.run, model, *tokens, dollars),
+                )
+                if value is not None and key is not None:
+                    self.db.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, json.dumps(value)))
+                self.db.execute("COMMIT")
+            finally:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+
+    def ledger(self) -> Ledger:
+        """What this run has spent, over all its starts."""
+        with self.lock, self._readable():
+            row = self.db.execute(
+                "SELECT COUNT(*), 0, SUM(prompt_tokens), SUM(completion_tokens), SUM(dollars) FROM calls "
+                "WHERE run = ?",
+                (self.run,),
+            ).fetchone()
+        return Ledger(*(number or 0 for number in row))

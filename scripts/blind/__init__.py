@@ -1,0 +1,1 @@
+"""A blinded human study of stories."""

@@ -1,0 +1,56 @@
+"""A blinded human study of stories: pages for readers, a key for the researcher, statistics from both.
+
+`make` draws pairs of stories that different models wrote to the same prompt, gives each annotator their own
+random order and sides, and writes one HTML page per annotator. The page works from disk, without a server or
+network, and names no model. `report` joins the downloaded answers with key.json: win rate, sign test,
+agreement, ratings. The set-up (60 blinded pairs, two annotators, better or tie, 95 % bootstrap interval) is
+that of the POLARIS human study; sets of several stories per prompt, rated for quality and diversity, are
+those of Diverse Creative Writing.
+
+    python -m scripts.blind make base.jsonl trained=out/run/stories.jsonl --annotators ann1 ann2 --pairs 60
+    python -m scripts.blind report --key out/blind/key.json answers-ann1.json answers-ann2.json
+
+Input: JSON Lines with uid, prompt, target_words, story, as eval.py leaves them in stories/; several lines
+with one uid make a set. Hand out only the .html files. Left out: different pairs for different annotators,
+mixed-effects models, a correction for many model pairs. The hashes show which study an answer belongs to and
+that it was not edited in passing. They do not stop a forger, who can compute them too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lib.flags import exits_cleanly
+from scripts.blind import make, report
+
+
+@exits_cleanly
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.blind", description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser(
+        "make", help="stories of two or more models -> a page per annotator and key.json"
+    )
+    more = "stories of one model, FILE or NAME=FILE; win rates are the earlier file's against the later"
+    one.add_argument("stories_files", nargs="+", metavar="FILE", help=more)
+    one.add_argument("--out", default="out/blind", help="folder for the pages and key.json (%(default)s)")
+    one.add_argument("--annotators", nargs="+", required=True, metavar="NAME", help="one page each")
+    one.add_argument("--pairs", type=int, default=60, help="pairs each annotator reads (%(default)s)")
+    more = "stories per side; 2 or more are rated too (default: as many as every prompt has)"
+    one.add_argument("--stories", type=int, help=more)
+    one.add_argument("--checks", type=int, default=3, help="attention checks beside the pairs (%(default)s)")
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(run=make.make)
+    two = commands.add_parser("report", help="key.json and answers -> win rates, agreement, ratings")
+    two.add_argument("answers", nargs="+", metavar="ANSWERS", help="one downloaded file per annotator")
+    two.add_argument("--key", required=True)
+    two.add_argument("--out", default="out/blind/report.json", help="the figures (%(default)s)")
+    two.set_defaults(run=report.run)
+    args = parser.parse_args(argv)
+    args.run(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

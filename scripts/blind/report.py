@@ -1,0 +1,248 @@
+"""Key and answers -> judgements -> win rates, sign test, agreement, ratings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from lib import files
+from lib.pages import estimate
+from lib.stats import bootstrap, cohen, krippendorff, sign_test
+from lib.sweep import FEW
+from scripts.blind.make import CHOICES, READING, bucket, digest
+
+SCALES = ("quality", "diversity")
+HANDED = "give the file that the page downloaded"
+
+
+def read_json(path: str) -> dict:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise ValueError(f"{path}: not JSON ({problem}); was the download cut short?") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object; {HANDED}")
+    return value
+
+
+def read_key(path: str) -> dict:
+    key = read_json(path)
+    if key.get("study") != digest({k: v for k, v in key.items() if k != "study"}):
+        more = "altered since it was made; restore the original key.json"
+        raise ValueError(f"{path}: not a key of this program, or {more}")
+    return key
+
+
+def read_answers(path: str, key: dict) -> dict:
+    """One annotator's file, checked: of this study and page, unaltered, answers that the page can give."""
+    file = read_json(path)
+    if not {"study", "annotator", "page", "answers", "sha256"} <= file.keys():
+        raise ValueError(f"{path}: not an answers file; {HANDED}")
+    if file["study"] != key["study"]:
+        raise ValueError(f"{path}: answers of another study; use the key.json that was made with its page")
+    if file["sha256"] != digest({k: v for k, v in file.items() if k != "sha256"}):
+        more = "ask the annotator for the file as the page wrote it"
+        raise ValueError(f"{path}: altered since it was downloaded; {more}")
+    page = key["pages"].get(file["annotator"])
+    if page is None or file["page"] != page["sha256"]:
+        more = "is not the one made for this study; its texts differ"
+        raise ValueError(f"{path}: the page of {file['annotator']!r} {more}")
+    ids = [a["id"] for a in file["answers"]]
+    if len(set(ids)) < len(ids) or not set(ids) <= page["items"].keys():
+        raise ValueError(f"{path}: an answer is given twice or to a pair that the page does not hold")
+    for a in file["answers"]:
+        rated = all(r in range(1, 6) for r in a["ratings"].values())
+        if a["choice"] not in CHOICES or type(a["ms"]) is not int or not rated:
+            more = "has a choice, rating or time that the page cannot give"
+            raise ValueError(f"{path}: the answer to {a['id']} {more}")
+    return file
+
+
+def unblind(file: dict, key: dict) -> list[dict]:
+    """Answers -> judgements: score is 1, 0.5 or 0 for the first model of the pair, ratings go by model."""
+    rows = []
+    for a in file["answers"]:
+        pair, item = key["pairs"][a["id"]], key["pages"][file["annotator"]]["items"][a["id"]]
+        sides = dict(zip("AB", item["sides"]))
+        winner, ratings = sides.get(a["choice"]), {}  # no winner: a tie
+        for side, m in sides.items():
+            given = {s: f"{side}_{s}" for s in SCALES}
+            ratings[m] = {s: a["ratings"][name] for s, name in given.items() if name in a["ratings"]}
+        row = {"annotator": file["annotator"], "pair": a["id"]}
+        row |= {k: pair[k] for k in ("uid", "unit", "target_words", "words", "models")}
+        row |= {"sides": sides, "choice": a["choice"], "winner": winner}
+        row |= {"score": 0.5 if winner is None else float(winner == pair["models"][0]), "ratings": ratings}
+        row |= {"reason": a["reason"], "seconds": a["ms"] / 1000}
+        rows.append(row | {"check_passed": a["choice"] == item["expected"] if pair["check"] else None})
+    return rows
+
+
+def by_prompt(rows: list[dict], value) -> dict[str, list[float]]:
+    groups = defaultdict(list)
+    for row in rows:
+        if (v := value(row)) is not None:
+            groups[row["unit"]].append(v)
+    return groups
+
+
+def by_length(rows: list[dict], figures) -> dict:
+    """{length bucket, the shortest first: figures of its rows}."""
+    piles = defaultdict(list)
+    for r in sorted(rows, key=lambda r: r["target_words"]):
+        piles[bucket(r["target_words"])].append(r)
+    return {b: figures(pile) for b, pile in piles.items()}
+
+
+def compare(rows: list[dict]) -> dict:
+    """Figures of one pair of models; the sign test takes each prompt once, by the sum of its votes."""
+    first, second = rows[0]["models"]
+    scores = by_prompt(rows, lambda r: r["score"])
+    votes = Counter(int(np.sign(sum(s - 0.5 for s in prompt))) for prompt in scores.values())
+    gaps = {}
+    for s in SCALES:
+        both = [r for r in rows if all(s in r["ratings"][m] for m in (first, second))]
+        if values := by_prompt(both, lambda r, s=s: r["ratings"][first][s] - r["ratings"][second][s]):
+            gaps[s] = bootstrap(values)
+    won, tied, lost = (sum(r["score"] == score for r in rows) for score in (1, 0.5, 0))
+    signs = {"prompts_won": votes[1], "prompts_tied": votes[0], "prompts_lost": votes[-1]}
+    signs |= {"p": sign_test(votes[1], votes[-1])}
+    found = {"judgements": len(rows), "won": won, "tied": tied, "lost": lost, "win_rate": bootstrap(scores)}
+    return found | {"sign_test": signs, "rating_difference": gaps}
+
+
+def rate(rows: list[dict]) -> dict:
+    """{model: {scale: mean and interval}} of the sets' ratings, {} where pairs hold single stories."""
+    result = defaultdict(dict)
+    for model in sorted({m for r in rows for m in r["models"]}):
+        for scale in SCALES:
+            if values := by_prompt(rows, lambda r, m=model, s=scale: r["ratings"].get(m, {}).get(s)):
+                result[model][scale] = bootstrap(values)
+    return dict(result)
+
+
+def agree(rows: list[dict]) -> dict:
+    """Agreement on who won (by model, not by side) and on the ratings, where several annotators answered."""
+    label = {(r["annotator"], r["pair"]): r["score"] for r in rows}
+    units, rated = defaultdict(list), {scale: defaultdict(list) for scale in SCALES}
+    for r in rows:
+        units[r["pair"]].append(r["score"])
+        for model, ratings in r["ratings"].items():
+            for scale, value in ratings.items():
+                rated[scale][r["pair"], model].append(value)
+    kappas = []
+    for one, two in combinations(sorted({r["annotator"] for r in rows}), 2):
+        shared = [p for p in units if (one, p) in label and (two, p) in label]
+        a, b = [label[one, p] for p in shared], [label[two, p] for p in shared]
+        agreed = sum(x == y for x, y in zip(a, b)) / len(shared) if shared else None
+        kappa = {"annotators": [one, two], "pairs": len(shared), "kappa": cohen(a, b), "agreed": agreed}
+        kappas.append(kappa)
+    alphas = {s: krippendorff(list(v.values()), interval=True) for s, v in rated.items() if v}
+    alpha = krippendorff(list(units.values()))
+    return {"cohen": kappas, "krippendorff_alpha": alpha, "krippendorff_alpha_ratings": alphas}
+
+
+def describe(rows: list[dict], page: dict, pairs: dict[str, dict]) -> dict:
+    """How one annotator worked: share answered, checks passed, leaning to a side, time and speed."""
+    real, checks = ([r for r in rows if pairs[r["pair"]]["check"] == check] for check in (False, True))
+    asked = sum(pair["check"] for pair in pairs.values())
+    sided = [r["choice"] for r in real if r["choice"] != "tie"]
+    speeds = [60 * r["words"] / r["seconds"] for r in real if r["seconds"]]
+    return {
+        "answered": len(real),
+        "of": len(page["items"]) - asked,
+        "checks_passed": sum(r["check_passed"] for r in checks),
+        "checks_answered": len(checks),
+        "checks_of": asked,
+        "chose_side_A": sided.count("A") / len(sided) if sided else None,
+        "median_seconds": float(np.median([r["seconds"] for r in real])) if real else None,
+        "median_words_a_minute": float(np.median(speeds)) if speeds else None,
+    }
+
+
+def report(key: dict, answers: list[dict]) -> dict:
+    rows = [row for file in answers for row in unblind(file, key)]
+    real = [row for row in rows if row["check_passed"] is None]
+    if not real:
+        raise ValueError("none of the files answers a single pair; nothing to report")
+    annotators = {}
+    for name in (file["annotator"] for file in answers):
+        own = [r for r in rows if r["annotator"] == name]
+        annotators[name] = describe(own, key["pages"][name], key["pairs"])
+    comparisons = []
+    for duel in combinations(key["models"], 2):
+        if mine := [r for r in real if r["models"] == list(duel)]:
+            lengths = by_length(mine, compare)
+            comparisons.append({"models": list(duel), **compare(mine), "by_length": lengths})
+    result = {"study": key["study"], "annotators": annotators}
+    result |= {"absent": sorted(key["pages"].keys() - annotators.keys()), "comparisons": comparisons}
+    result |= {"ratings": rate(real), "ratings_by_length": by_length(real, rate), "agreement": agree(real)}
+    return {**result, "warnings": warn(result), "judgements": rows}
+
+
+def warn(result: dict) -> list[str]:
+    """What a reader of the figures has to know first. Leave a file off the command line to leave it out."""
+    notes = [f"no answers from {name}: the figures rest on the others" for name in result["absent"]]
+    for name, a in result["annotators"].items():
+        passed, checks, speed = a["checks_passed"], a["checks_answered"], a["median_words_a_minute"] or 0
+        if a["answered"] < a["of"]:
+            of = f"{a['answered']} of {a['of']} pairs"
+            notes.append(f"{name} answered {of}; the rest is missing, not tied")
+        if passed < checks:
+            notes.append(f"{name} passed only {passed} of {checks} answered attention checks")
+        if speed > 3 * READING:
+            notes.append(f"{name} took {speed:.0f} words a minute (median): too fast to have read them")
+    for c in result["comparisons"]:
+        duel, win = " against ".join(c["models"]), c["win_rate"]
+        if win["prompts"] < FEW:
+            notes.append(f"{duel}: only {win['prompts']} prompts (n < {FEW}), intervals are rough")
+        if win["interval"] and win["interval"][0] == win["interval"][1]:
+            notes.append(f"{duel}: all prompts agree, so the interval has no width; read the sign test")
+    return notes
+
+
+def figure(f: dict, scale: float = 1.0) -> str:
+    around = [scale * x for x in f["interval"]] if f["interval"] else None
+    return estimate(scale * f["mean"], around, 1) + f", n = {f['prompts']}"
+
+
+def show(result: dict) -> str:
+    lines = []
+    for c in result["comparisons"]:
+        counts = f"{c['won']} won, {c['tied']} tied, {c['lost']} lost"
+        p = f"sign test p = {c['sign_test']['p']:.3g}"
+        win = figure(c["win_rate"], 100)
+        lines.append(f"{' against '.join(c['models'])}: win rate in % {win} prompts; {counts}; {p}")
+        lines += [f"  {b} words: {figure(d['win_rate'], 100)}" for b, d in c["by_length"].items()]
+    for model, scales in result["ratings"].items():
+        lines.append(f"{model}: " + "; ".join(f"{scale} {figure(f)}" for scale, f in scales.items()))
+    for k in result["agreement"]["cohen"]:
+        who = " and ".join(k["annotators"])
+        lines.append(f"{who}: Cohen's kappa {known(k['kappa'])} over {k['pairs']} shared pairs")
+    lines.append(f"Krippendorff's alpha {known(result['agreement']['krippendorff_alpha'])}")
+    return "\n".join(lines + [f"warning: {note}" for note in result["warnings"]])
+
+
+def known(x: float | None) -> str:
+    return "undefined" if x is None else f"{x:.2f}"
+
+
+def run(args: argparse.Namespace):
+    key, answers = read_key(args.key), {}
+    for path in args.answers:
+        file = read_answers(path, key)
+        name = file["annotator"]
+        if name in answers:
+            raise ValueError(
+                f"{path}: a second file of annotator {name}; give each annotator's last file once"
+            )
+        answers[name] = file
+    result = report(key, list(answers.values()))
+    files.write_json(args.out, result)
+    print(show(result))
