@@ -362,7 +362,7 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
     how = f"{c.samples} stories each at each length, temperature {c.temperature:g}, top-p {c.top_p:g}"
     notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {how}", describe(judge)]
     notes.append(f"differences between stories by {c.similarity}")
-    if few:
+    if few and len(set(map(unit, todo))) == few:
         notes.append(f"only the first {few} prompts, since there is no GPU; --limit 0 takes all")
     say("\n".join([*(f"{w.label}: {w.endpoint or w.folder}" for w in writers), *notes]), sys.stderr)
     folder, log = Path(c.out), f"log.{RANK}.jsonl" if RANK else "log.jsonl"

@@ -216,15 +216,16 @@ class Asked:
         elif all(row.completion_ids for row in self.group):
             self.futures = self.judge.submit_group(prompt, [row.story for row in self.group])
 
-    def settle(self, bounds: LengthBounds):
-        """Waits, and sets each row's verdict, rewards (named parts) and reward. A verdict that cannot be had
-        leaves the reward None: no number stands for a failure."""
-        for row, future in zip(self.group, self.futures):
-            verdict = future.result()
-            row.verdict, row.rewards = verdict.to_dict() if verdict else None, {}
-            if verdict:
-                row.rewards = reward(verdict, row.story, row.example.target_words, bounds)
-            row.reward = row.rewards.pop("total", None)
+
+def settle(groups: list[Asked], bounds: LengthBounds):
+    """Waits for the verdicts of these groups, and sets each row's verdict, rewards (named parts) and reward.
+    A verdict that cannot be had leaves the reward None: no number stands for a failure."""
+    for row, future in ((r, f) for asked in groups for r, f in zip(asked.group, asked.futures)):
+        verdict = future.result()
+        row.verdict, row.rewards = verdict.to_dict() if verdict else None, {}
+        if verdict:
+            row.rewards = reward(verdict, row.story, row.example.target_words, bounds)
+        row.reward = row.rewards.pop("total", None)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from lib.files import atomic, write_text
@@ -71,7 +72,7 @@ def chart(name: str, title: str, x: str, series: dict[str, list[dict]], **more) 
     """A chart for `write_page` and `draw_chart`.
 
     series: {label: [{x, y, low, high}]}, low and high None where there is no interval. more: band [[x, low,
-    high]], reference (a level), log (the x axis), ticks [[x, text]]."""
+    high]], reference (a level), log (the x axis), ticks [[x, text]], group (a heading to fold it under)."""
     lines = [{"name": label, "points": points} for label, points in series.items() if points]
     return {"name": name, "title": title, "x": x, **more, "series": lines}
 
@@ -105,25 +106,70 @@ def draw_chart(path: Path, c: dict):
 # ---- HTML --------------------------------------------------------------------------------------------------
 
 
-def marked(label: str, text: str, facts: dict, verdict: dict | None) -> dict:
+def marked(label: str, text: str, facts: dict, verdict: dict | None, titles: dict[str, str]) -> dict:
     """A text for a page's reader: numbers beside it, and what a verdict cites, to be marked in the text.
 
-    verdict: {"scores": {key: number}, "why": {key: text}, "quotes": {key: [text]}}."""
+    verdict: {"scores": {key: number}, "why": {key: text}, "quotes": {key: [text]}}. titles: {key: name}."""
     verdict = verdict or {}
-    why, quotes = verdict.get("why", {}), []
+    why, quotes, scores = verdict.get("why", {}), [], []
     for key, cited in verdict.get("quotes", {}).items():
-        quotes += [{"text": quote, "key": key, "why": why.get(key, "")} for quote in cited]
-    scores = [[key, value, why.get(key, "")] for key, value in verdict.get("scores", {}).items()]
+        about = {"key": key, "title": titles.get(key, key), "why": why.get(key, "")}
+        quotes += [{"text": quote, **about} for quote in cited]
+    for key, value in verdict.get("scores", {}).items():
+        scores.append([key, titles.get(key, key), value, why.get(key, "")])
     return {"label": label, "text": text, "facts": facts, "quotes": quotes, "scores": scores}
 
 
-def write_page(path: Path, data: dict, template: Path = SHELL):
-    """A page that works from disk: `template` with `data` inside.
+def page_html(data: dict, template: Path = SHELL, served: bool = False) -> str:
+    """`template` with `data` inside: works from disk, and asks no host for anything.
 
     "<" is escaped, so that no text can close the script element, and the policy in the page's head allows the
-    page's own script alone, by its hash: whatever a text contains cannot run."""
+    page's own script alone, by its hash: whatever a text contains cannot run. served: the page may ask the
+    server that it comes from."""
     html = template.read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", html, re.S)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     blob = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    write_text(path, html.replace("__SCRIPT_HASH__", f"sha256-{digest}", 1).replace("__DATA__", blob, 1))
+    html = html.replace("__SCRIPT_HASH__", f"sha256-{digest}", 1)
+    html = html.replace("__CONNECT__", "'self'" if served else "'none'", 1)
+    return html.replace("__DATA__", blob, 1)
+
+
+def write_page(path: Path, data: dict, template: Path = SHELL):
+    write_text(path, page_html(data, template))
+
+
+def serve(stamp, make, port: int) -> ThreadingHTTPServer:
+    """A server of the page make(), on loopback alone; serve_forever() starts it. stamp(): a short text that
+    changes when the page does. The open page asks for /data?seen=STAMP and gets the new data, or 204."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            host = self.headers.get("Host", "")
+            here = [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]
+            path, _, query = self.path.partition("?")
+            if host not in here:  # a name of another site that points to this machine
+                self.answer(403, b"")
+            elif path == "/":
+                data = make() | {"stamp": stamp()}
+                self.answer(200, page_html(data, served=True).encode("utf-8", "replace"), "text/html")
+            elif path == "/data" and query.partition("=")[2] == stamp():
+                self.answer(204, b"")
+            elif path == "/data":
+                data = json.dumps({"stamp": stamp()} | make(), ensure_ascii=False, allow_nan=False)
+                self.answer(200, data.encode("utf-8", "replace"), "application/json")
+            else:
+                self.answer(404, b"")
+
+        def answer(self, code: int, body: bytes, kind: str = "text/plain"):
+            self.send_response(code)
+            headers = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
+            for name, value in {**headers, "Cache-Control": "no-store"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -38,11 +38,14 @@ def student(values: list[float]) -> tuple[float, float | None]:
 
 
 def jumped(history: list[float], start: float, times: float, least: float) -> bool:
-    """Whether the last value is far above its own history: `times` the median of those before it and above
-    `least`; the first value of all must not exceed `start`."""
-    *before, last = history
-    limit = max(least, times * statistics.median(before)) if before else start
-    return last > limit
+    """Whether the last value is far above what was usual before it: above `least` and above `times` the median
+    of the values that had not jumped themselves; with none of these, above `start`."""
+    usual, far = [], False
+    for value in history:
+        far = value > (max(least, times * statistics.median(usual)) if usual else start)
+        if not far:
+            usual.append(value)
+    return far
 
 
 def rise(old: list[float], new: list[float]) -> float:
@@ -132,11 +135,12 @@ def bootstrap(by_unit: dict[str, list[float]], resamples: int = 10_000, seed: in
 
 
 def by_column(points, columns, steps: int, seed: int = 0) -> dict[str, dict]:
-    """{column: estimate, "slope": estimate} of (unit, x, value) triples.
+    """{column: estimate, "slope": estimate, "change": estimate} of (unit, x, value) triples.
 
     columns: (label, above, up to) ranges of x, which may overlap. The slope is that of least squares through
-    the means of the first `steps` columns against 0, 1, 2 ..."""
-    labels = [*(label for label, _, _ in columns), "slope"]
+    the means of the first `steps` columns against 0, 1, 2 ...; the change is the last of them minus the
+    first."""
+    labels = [*(label for label, _, _ in columns), "slope", "change"]
     places = {unit: i for i, unit in enumerate(dict.fromkeys(unit for unit, _, _ in points))}
     if not places:
         return {label: {"mean": None, "prompts": 0, "interval": None} for label in labels}
@@ -149,10 +153,12 @@ def by_column(points, columns, steps: int, seed: int = 0) -> dict[str, dict]:
     means_RC = resampled_means(sums_UC, counts_UC, seed=seed)
     used = np.flatnonzero(counts_UC.any(0)[:steps])
     x = used - used.mean()
-    slope_R = means_RC[:, used] @ x / (x @ x) if len(used) > 1 else np.full(len(means_RC), np.nan)
+    slope_R = change_R = np.full(len(means_RC), np.nan)
+    if len(used) > 1:
+        slope_R, change_R = means_RC[:, used] @ x / (x @ x), means_RC[:, used[-1]] - means_RC[:, used[0]]
     units_C = (counts_UC > 0).sum(0)
     poorest = units_C[used].min(initial=len(places))  # a slope is no surer than its poorest column
-    found = zip(labels, [*means_RC.T, slope_R], [*units_C, poorest])
+    found = zip(labels, [*means_RC.T, slope_R, change_R], [*units_C, poorest, poorest])
     return {label: estimate(means_R, units) for label, means_R, units in found}
 
 

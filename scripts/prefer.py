@@ -25,23 +25,23 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tqdm import tqdm
 
 import data
 import deviation
-import judge as judging
 import model as qwen
 import train
 from data import Episode, Example
 from lib import checkpoint, files, optim, processes
 from lib.batches import equal_count, micro_batches
 from lib.flags import check_ranges, exits_cleanly, opt, parse
+from lib.form import strip_length
 from lib.metrics import Log, plot
 from lib.stats import mean
 
-METHODS = ("dpo", "ddpo", "orpo", "dorpo", "divpo", "sft")
 IN_TRAIN = {f.name: f for f in fields(train.Config)}
 
 
@@ -55,7 +55,9 @@ class Config:
     """Every number of a run; a flag of the same name wins over the preset, which wins over the default."""
 
     preset: str = same("preset")
-    method: str = opt("ddpo", "ddpo and dorpo weigh by deviation, sft trains the chosen", choices=METHODS)
+    method: Literal["dpo", "ddpo", "orpo", "dorpo", "divpo", "sft"] = opt(
+        "ddpo", "ddpo, dorpo: weighed by deviation"
+    )
     model: str = same("model")
     data: list[str] = opt([], "what to learn from: runs, their rollouts/ folders, JSON Lines files")
     test: list[str] = opt([], "the same for held-out pairs; empty: --held_out of the prompts of --data")
@@ -69,7 +71,7 @@ class Config:
     min_gap: float = opt(0.05, "least difference of score in a pair, in units of the scores", "pairs", low=0)
     pairs_per_prompt: int = opt(0, "0: as many as there are; 1 with divpo: as published", low=0)
     rho: float = opt(0.25, "divpo: how near the best or the worst a candidate must be", low=0, high=0.5)
-    pool: str = opt("range", "divpo: near in score or in rank", choices=("range", "rank"))
+    pool: Literal["range", "rank"] = opt("range", "divpo: near in score or in rank")
     similarity: str = same("similarity")
     style: str = opt("", "a second similarity, joined to the first by the geometric mean; empty: off")
     floor: float = opt(0.1, "least weight of a chosen story; there is no cap, as published", low=0, high=1)
@@ -80,12 +82,11 @@ class Config:
     weight_decay: float = opt(0.0, "AdamW's weight decay", low=0)
     grad_clip: float = same("grad_clip")
     temperature: float = opt(1.0, "of the log-probabilities; that of the sampling, for rollouts", above=0)
-    parallel: str = same("parallel")
+    parallel: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = same("parallel")
     lora_rank: int = same("lora_rank")
     lora_alpha: float = same("lora_alpha")
     checkpointing: bool = same("checkpointing")
     autocast: bool = same("autocast")
-    compile: bool = same("compile")
     micro_batch_tokens: int = opt(16896, "padded tokens per pass, both stories of a pair together", low=1)
     test_every: int = opt(10, "steps between two looks at the held-out pairs, beside first and last", low=1)
     save_every: int = opt(100, "steps between checkpoints; 0: only the last", low=0)
@@ -187,10 +188,10 @@ def read_groups(sources: list[str], tokenizer, c: Config) -> tuple[dict[str, lis
 
 def split(groups: dict, share: float, seed: int) -> tuple[dict, dict]:
     """(train, test): whole prompts; those that differ only in the length they ask for stay together."""
-    units = list(dict.fromkeys(map(judging.strip_length, groups)))
+    units = list(dict.fromkeys(map(strip_length, groups)))
     most = max(1, round(share * len(units)))
     held = {units[i] for i in data.order(len(units), 0, seed)[:most]}
-    test = {prompt: group for prompt, group in groups.items() if judging.strip_length(prompt) in held}
+    test = {prompt: group for prompt, group in groups.items() if strip_length(prompt) in held}
     return {prompt: group for prompt, group in groups.items() if prompt not in test}, test
 
 
@@ -232,8 +233,8 @@ def prepare(c: Config, tokenizer) -> tuple[list[Pair], list[Pair]]:
     if c.test:
         test, left_test = read_groups(c.test, tokenizer, c)
         left += left_test
-        trained = set(map(judging.strip_length, groups))
-        if both := [prompt for prompt in test if judging.strip_length(prompt) in trained]:
+        trained = set(map(strip_length, groups))
+        if both := [prompt for prompt in test if strip_length(prompt) in trained]:
             raise ValueError(f"{len(both)} prompts of --test are also in --data, such as {both[0][:60]!r}")
     else:
         groups, test = split(groups, c.held_out, c.seed)
@@ -384,7 +385,8 @@ def run(c: Config):
 
 
 def read_flags(argv=None) -> Config:
-    return parse(Config, PRESETS, __doc__, argv, "polaris-9b" if torch.cuda.is_available() else "tiny")
+    auto = ("polaris-9b", "a GPU found") if torch.cuda.is_available() else ("tiny", "no GPU found")
+    return parse(Config, PRESETS, __doc__, argv, *auto)
 
 
 @exits_cleanly

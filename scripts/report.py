@@ -13,28 +13,33 @@ import sys
 from pathlib import Path
 
 import data
+import judge as judging
 from lib import files
 from lib.flags import exits_cleanly
 from lib.pages import chart, draw_chart, estimate, marked, point, text_table, write_page
 
-METRICS = {  # name in report.json: (title, digits)
-    "quality": ("quality", 1),
-    "third_1": ("quality, beginning", 1),
-    "third_2": ("quality, middle", 1),
-    "third_3": ("quality, end", 1),
-    "decay": ("quality, end - beginning", 1),
-    "written": ("words", 0),
-    "ratio": ("written / requested", 2),
-    "in_band": ("share in band", 2),
-    "length_score": ("length score", 1),
-    "early": ("stopped early", 2),
-    "truncated": ("truncated", 2),
-    "empty": ("empty", 2),
-    "repetition": ("repetition", 3),
-    "compression": ("compression ratio", 2),
-    "distinct_2": ("distinct-2", 3),
-    "distance": ("pairwise distance", 3),
-    "vendi": ("Vendi score", 2),
+METRICS = {  # name in report.json: (title, digits, what it means)
+    "quality": ("quality", 1, "points of 100 that the judge gives the whole story"),
+    "third_1": ("quality, beginning", 1, "the same of a story's first third, where it has 150 words"),
+    "third_2": ("quality, middle", 1, "of its second third"),
+    "third_3": ("quality, end", 1, "of its last third"),
+    "decay": ("quality, end - beginning", 1, "below 0: stories get worse as they go on"),
+    "written": ("words", 0, "words written"),
+    "ratio": ("written / requested", 2, "words written by words asked for; 1 is what was asked"),
+    "in_band": (
+        "share in band",
+        2,
+        "share of stories whose length has no penalty: the grey band of the chart",
+    ),
+    "length_score": ("length score", 1, "LongBench-Write's: 100 at the length asked, 0 at a third or at 4 x"),
+    "early": ("stopped early", 2, "share that ended by itself below the band"),
+    "truncated": ("truncated", 2, "share that was cut because it did not end"),
+    "empty": ("empty", 2, "share without a word"),
+    "repetition": ("repetition", 3, "penalty for repeated phrases and lines, 0 to 1.5"),
+    "compression": ("compression ratio", 2, "bytes by compressed bytes; high: the text repeats itself"),
+    "distinct_2": ("distinct-2", 3, "share of word pairs that occur once, over the stories of one request"),
+    "distance": ("pairwise distance", 3, "how different two stories of one request are, 0 to 1"),
+    "vendi": ("Vendi score", 2, "how many different stories those of one request are worth"),
 }
 HEADLINE = ("ratio", "in_band", "quality")
 
@@ -60,20 +65,55 @@ def rows_of(report: dict, by_metric: dict, metrics) -> list[list[str]]:
     return [*rows, ["prompts", *map(str, n.values())]]
 
 
+def compared(report: dict) -> list[tuple[str, dict]]:
+    """(name, figures) of each model, then of each difference."""
+    pairs = [(f"{d['of']} minus {d['minus']}", d["figures"]) for d in report["differences"]]
+    return [*report["figures"].items(), *pairs]
+
+
 def print_report(report: dict):
     """The headline of each model and of each difference, one line per length; the page has the rest."""
-    tables = list(report["figures"].items())
-    for d in report["differences"]:
-        tables.append((f"{d['of']} minus {d['minus']}, paired by request", d["figures"]))
-    for label, by_metric in tables:
-        head, *rows, prompts = [
-            ["words requested", *report["columns"]],
-            *rows_of(report, by_metric, HEADLINE),
-        ]
-        print(f"\n{label}\n{text_table(list(zip(head, prompts, *rows)))}")
-    print("\nin brackets: 95 % bootstrap intervals over prompts")
+    for label, by_metric in compared(report):
+        head = ["words requested", *report["columns"]]
+        *rows, prompts = rows_of(report, by_metric, HEADLINE)
+        note = "" if label in report["figures"] else ", paired by request"
+        print(f"\n{label}{note}\n{text_table(list(zip(head, prompts, *rows)))}")
+    print("\nin brackets: 95 % bootstrap intervals over prompts", *sentences(report), sep="\n")
     for warning in report["warnings"]:
         print(f"note: {warning}")
+
+
+def sentences(report: dict) -> list[str]:
+    """What the intervals say of each model: how much of the longest length it writes, and what it loses."""
+    at, told = sorted(report["buckets"].items(), key=lambda pair: pair[1]), []
+    low, (last, high) = at[0][1], at[-1]
+    where = f"At {high:,.0f} words" + (f", {high / low:.3g} x the shortest length" if len(at) > 1 else "")
+    for label, f in report["figures"].items():
+        ratio, change = f["ratio"][last], f["quality"]["change"]
+        text = f"{where}, {label} writes {estimate(ratio['mean'], ratio['interval'], 2)} of what is asked"
+        if change["interval"] and change["interval"][0] <= 0 <= change["interval"][1]:
+            points = estimate(change["mean"], change["interval"], 1)
+            text += f"; its {report['judged']} does not clearly change against {low:,.0f} words ({points})"
+        elif change["interval"]:
+            points = estimate(abs(change["mean"]), sorted(map(abs, change["interval"])), 1)
+            way = "gains" if change["mean"] > 0 else "loses"
+            text += f" and {way} {points} points of {report['judged']} against {low:,.0f} words"
+        elif f["quality"][last]["mean"] is not None:
+            quality = estimate(f["quality"][last]["mean"], f["quality"][last]["interval"], 1)
+            text += f", with a {report['judged']} of {quality}"
+        told.append(text + ".")
+    return told
+
+
+def write_csv(path: Path, report: dict):
+    """report.json's figures, one line per model, metric and length."""
+    rows = []
+    for label, by_metric in compared(report):
+        for metric, columns in by_metric.items():
+            for c, f in ((c, columns[c]) for c in report["columns"]):
+                rows.append([label, metric, c, f["mean"], *(f["interval"] or ("", "")), f["prompts"]])
+    head = ["model", "metric", "words requested", "mean", "low", "high", "prompts"]
+    files.write_csv(path, head, rows)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -82,11 +122,8 @@ def print_report(report: dict):
 
 def charts_of(report: dict) -> list[dict]:
     figures, at, judged = report["figures"], report["buckets"], report["judged"].capitalize()
-    axis = {
-        "x": "words requested",
-        "log": max(at.values()) >= 8 * min(at.values()),
-        "ticks": [[x, f"{x:,.0f}"] for x in at.values()],
-    }
+    log = max(at.values()) >= 8 * min(at.values())
+    axis = {"x": "words requested", "log": log, "ticks": [[x, f"{x:,.0f}"] for x in at.values()]}
 
     def points(pairs):
         return [point(x, f["mean"], f["interval"]) for x, f in pairs if f["mean"] is not None]
@@ -105,41 +142,50 @@ def charts_of(report: dict) -> list[dict]:
     return [c for c in charts if c["series"]]
 
 
+def tables_of(report: dict) -> list[dict]:
+    """What quality was bought at which length, then all figures."""
+    columns, rows = ["model", "words requested", *(title(m, report) for m in HEADLINE)], []
+    for label, f in report["figures"].items():
+        for bucket in report["buckets"]:
+            figures = [show(f[m][bucket], METRICS[m][1], f["ratio"][bucket]["prompts"]) for m in HEADLINE]
+            rows.append([label, bucket, *figures])
+    caption = "means over prompts [95 % bootstrap interval]"
+    tables = [{"title": "How long, how good", "caption": caption, "columns": columns, "rows": rows}]
+    columns = ["words requested", *("slope per bucket" if c == "slope" else c for c in report["columns"])]
+    for label, f in compared(report):
+        rows = rows_of(report, f, [m for m in METRICS if m in f])
+        zero = [row[0] for row in rows if all(set(cell) <= set("0.[], ") for cell in row[1:])]
+        note = f"0 at every length: {', '.join(zero)}" if zero else ""
+        table = {"title": label, "caption": caption, "columns": columns, "fold": "All figures", "note": note}
+        tables.append(table | {"rows": [row for row in rows if row[0] not in zero]})
+        if label not in report["figures"]:
+            tables[-1]["caption"] = "paired by request"
+    return tables
+
+
 def page_of(report: dict, stories: dict[str, list[dict]]) -> dict:
     """The data of lib/page.html: charts, tables, stories by request."""
-    slope = "slope per bucket"
-    columns = ["words requested", *(slope if c == "slope" else c for c in report["columns"])]
-    caption, tables = "means over prompts [95 % bootstrap interval]", []
-    for label, f in report["figures"].items():
-        rows = rows_of(report, f, METRICS)
-        tables.append({"title": label, "caption": caption, "columns": columns, "rows": rows})
-    for d in report["differences"]:
-        heading, rows = f"{d['of']} minus {d['minus']}", rows_of(report, d["figures"], d["figures"])
-        tables.append({"title": heading, "caption": "paired by request", "columns": columns, "rows": rows})
-    groups = {}
+    rubric, groups = judging.load_rubric(report["settings"]["rubric"]), {}
+    titles = {d.key: d.title for d in rubric.dimensions}
     for label, rows in stories.items():
+        several = any(row["sample"] for row in rows)
         for row in rows:
-            verdict, target = row["verdict"], row["target_words"]
-            facts = {
-                report["judged"]: None if verdict is None else round(verdict["score"], 1),
-                "ended": "by itself" if row["finished"] else "cut",
-                "words": f"{data.words(row['story']):,} of {target:,}",
-            }
-            several = any(r["sample"] for r in rows)
+            verdict, target, written = row["verdict"], row["target_words"], data.words(row["story"])
+            facts = {report["judged"]: None if verdict is None else round(verdict["score"], 1)}
+            facts |= {"words": written, "asked": target, "ended": "by itself" if row["finished"] else "cut"}
             name = f"{label}, story {row['sample'] + 1}" if several else label
-            item = marked(name, row["story"], facts, verdict)
+            item = marked(name, row["story"], facts, verdict, titles)
             groups.setdefault((target, row["prompt"]), []).append(item)
     groups = [
         {"step": f"{t:,} words", "label": p, "items": items} for (t, p), items in sorted(groups.items())
     ]
-    return {
-        "title": "How good, how long",
-        "notes": report["notes"],
-        "warnings": report["warnings"],
-        "tables": tables,
-        "charts": charts_of(report),
-        "reader": {"title": "The stories", "groups": groups},
-    }
+    words = [
+        [title(m, report), meaning.replace("the judge", "the judge")] for m, (*_, meaning) in METRICS.items()
+    ]
+    words.append(["slope per bucket", "change from one length to the next, by least squares"])
+    page = {"title": "How good, how long", "notes": report["notes"], "warnings": report["warnings"]}
+    page |= {"lead": sentences(report), "charts": charts_of(report), "tables": tables_of(report)}
+    return page | {"words": words, "reader": {"title": "The stories", "groups": groups}}
 
 
 @exits_cleanly
@@ -154,6 +200,7 @@ def main(argv=None) -> int:
     page = page_of(report, stories)
     for c in page["charts"]:
         draw_chart(folder / f"{c['name']}.png", c)
+    write_csv(folder / "report.csv", report)
     write_page(folder / "report.html", page)
     print_report(report)
     print(f"\n{folder}/report.html")

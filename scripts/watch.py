@@ -1,9 +1,10 @@
-"""A page about a training run: curves, and the groups of any step, sorted by advantage.
+"""A page about training runs: curves, what their settings differ in, the groups of any step by advantage.
 
-    python eval.py watch out/tiny            # or: python -m scripts.watch out/tiny
-    python eval.py watch out/tiny --steps 0 44
+    python eval.py watch out/tiny  # or: python -m scripts.watch out/tiny
+    python eval.py watch out/with-hri out/without-hri --steps 0 44
+    python eval.py watch out/tiny --follow  # served on this machine alone, new steps appear
 
-Reads config.json, metrics.jsonl and rollouts/ of the run and leaves report.html beside them.
+Reads config.json, metrics.jsonl and rollouts/ of each run and leaves report.html in the first run's folder.
 """
 
 from __future__ import annotations
@@ -15,78 +16,103 @@ import sys
 from pathlib import Path
 
 import data
+import judge as judging
+from lib import files, metrics
 from lib.flags import exits_cleanly
-from lib.pages import chart, marked, point, write_page
+from lib.pages import chart, marked, point, serve, write_page
 
-WATCHED = {  # chart: metrics of train.py; any others get one chart each
-    "Reward": ("reward/mean", "hri/reward"),
-    "Quality / 100": ("reward/quality",),
-    "Penalties": ("reward/length", "reward/repetition", "reward/blank"),
-    "Human row: weight and weighted advantage": ("hri/weight", "hri/advantage"),
-    "Deviation": ("deviation/mean",),
-    "Length": ("length/ratio", "length/in_band", "truncated"),
-    "Entropy": ("entropy",),
-    "Loss": ("loss",),
-    "Gradient norm": ("grad_norm",),
-    "Sampler against trainer, per token": ("mismatch/mean", "mismatch/k3", "mismatch/clipped"),
-    "Tokens per second": ("rollout/tokens_per_second", "train/tokens_per_second"),
-    "Judge: failures": ("judge/failed",),
-    "Judge: dollars": ("judge/dollars",),
-    "Seconds per step": ("seconds",),
+FIRST = {
+    "reward/mean": "Reward",
+    "length/in_band": "Share in the length band",
+    "reward/quality": "Quality / 100",
+    "judge/failed": "Failed verdicts",
 }
+# The part of a metric's name before the slash: the heading under which it is folded.
+GROUPS = {"reward": "Reward and its parts", "length": "Length", "truncated": "Length", "hri": "Reference row"}
+GROUPS |= {"deviation": "Deviation", "judge": "Judge", "watch": "Watch judge", "seconds": "Speed"}
+GROUPS |= {"mismatch": "Sampler against trainer", "rollout": "Speed", "train": "Speed"}
 PAGE_BYTES = 40_000_000  # of stories; a browser opens more, but not on a phone
+TITLES = {d.key: d.title for d in judging.RUBRIC.dimensions}
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The finished steps. FileNotFoundError, ValueError: this is not a training run, or not yet."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}; give the folder of a training run, such as out/tiny")
-    whole = path.read_bytes().rpartition(b"\n")[0]  # a running training may be half-way through its last line
-    try:
-        metrics = [m for m in map(json.loads, whole.splitlines()) if m.get("step", -1) >= 0]
-    except (ValueError, AttributeError, TypeError):
-        raise ValueError(f"{path} holds a line that is not a step of a training run") from None
-    if not metrics:
-        raise ValueError(f"{path} has no finished step yet; look again in a while")
-    return metrics
+def read_run(folder: Path) -> tuple[list[dict], dict]:
+    """(finished steps, config). FileNotFoundError, ValueError: this is not a training run, or not yet."""
+    steps, config = metrics.read(folder / "metrics.jsonl"), folder / "config.json"
+    if not steps:
+        raise ValueError(f"{folder / 'metrics.jsonl'} has no finished step yet; look again in a while")
+    return steps, json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
 
 
-def choose_steps(files: dict[int, Path], asked: list[int]) -> list[int]:
+def curves_of(runs: dict[str, tuple]) -> dict[str, dict[str, list]]:
+    """{metric: {run: points}} of what is a finite number."""
+    curves = {name: {} for name in FIRST}
+    for run, (steps, _) in runs.items():
+        for m in steps:
+            for name, value in m.items():
+                if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
+                    curves.setdefault(name, {}).setdefault(run, []).append(point(m["step"], value))
+    return {name: series for name, series in curves.items() if series}
+
+
+def charts_of(curves: dict, titles: dict[str, str]) -> tuple[list[dict], list[list[str]]]:
+    """(one chart per metric that moved or differs, the first four unfolded; the others with their value)."""
+    charts, still = [], []
+    for name, series in curves.items():
+        values = {p["y"] for points in series.values() for p in points}
+        if len(values) > 1:
+            more = {"group": None if name in FIRST else GROUPS.get(name.partition("/")[0], "Update")}
+            more["exact"] = name == "judge/failed"  # counts are not smoothed
+            charts.append(chart(name, titles.get(name, name), "step", series, **more))
+        else:
+            still.append([name, f"{values.pop():.4g}"])
+    return charts, still
+
+
+def cards_of(curves: dict, titles: dict[str, str]) -> list[dict]:
+    """The four figures that matter first. First and last five steps only where there are ten."""
+    cards = []
+    for name, heading in titles.items():
+        values = []
+        for run, points in curves.get(name, {}).items():
+            y = [p["y"] for p in points]
+            start, end = (sum(part) / len(part) for part in (y[:5], y[-5:]))
+            long = len(y) >= 10
+            text, more = f"{end if long else y[-1]:.3g}", f"step {points[-1]['x']}"
+            if name == "judge/failed":
+                text, more = f"{sum(y):,.0f}", f"in {len(y)} steps"
+            elif long:
+                more = f"from {start:.3g}"
+            values.append({"name": run, "text": text, "more": more})
+        if values:
+            cards.append({"title": heading, "values": values})
+    return cards
+
+
+def settings_tables(runs: dict[str, tuple]) -> list[dict]:
+    """The configs: what differs is shown, the rest folded."""
+    names = dict.fromkeys(name for _, config in runs.values() for name in config)
+    rows = [[name, *(str(config.get(name, "-")) for _, config in runs.values())] for name in names]
+    columns, table = ["setting", *runs], "How the runs differ"
+    differs = [row for row in rows if row[0] != "name" and len(set(row[1:])) > 1]
+    tables = [{"title": table, "columns": columns, "rows": differs}] if differs else []
+    return tables + [{"title": "config.json", "columns": columns, "rows": rows, "fold": "Settings"}] * bool(
+        rows
+    )
+
+
+def choose_steps(stories: dict[int, Path], asked: list[int], room: int) -> list[int]:
     """The steps whose stories are shown: those asked for, else as many as a page holds, ends kept."""
-    if missing := sorted(set(asked) - set(files)):
-        raise ValueError(
-            f"there are no stories of step {missing[0]}; "
-            f"there are those of steps {min(files, default='none')} to {max(files, default='none')}"
-        )
-    total = sum(path.stat().st_size for path in files.values())
-    if asked or total <= PAGE_BYTES:
-        return asked or sorted(files)
-    keep, steps = max(2, int(len(files) * PAGE_BYTES / total)), sorted(files)
+    if missing := sorted(set(asked) - set(stories)):
+        there = f"{min(stories, default='none')} to {max(stories, default='none')}"
+        raise ValueError(f"there are no stories of step {missing[0]}; there are those of steps {there}")
+    total = sum(path.stat().st_size for path in stories.values())
+    if asked or total <= room:
+        return asked or sorted(stories)
+    keep, steps = max(2, int(len(stories) * room / total)), sorted(stories)
     return sorted({steps[round(i * (len(steps) - 1) / (keep - 1))] for i in range(keep)})
 
 
-def run_charts(metrics: list[dict], form: bool) -> tuple[list[dict], list[str]]:
-    """(charts of what moved, each series with its change from first to last steps; what never moved)."""
-    curves = {}  # metric: its finite values by step
-    for m in metrics:
-        for name, value in m.items():
-            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
-                curves.setdefault(name, []).append(point(m["step"], value))
-    still = [name for name, points in curves.items() if len({p["y"] for p in points}) == 1]
-    together = {name for names in WATCHED.values() for name in names}
-    charts = []
-    for heading, names in [*WATCHED.items(), *((name, (name,)) for name in curves if name not in together)]:
-        if any(name in curves and name not in still for name in names):
-            heading = "Form, not quality / 100" if form and names == ("reward/quality",) else heading
-            charts.append(chart(heading, heading, "step", {name: curves.get(name) for name in names}))
-            for series in charts[-1]["series"]:
-                y = [p["y"] for p in series["points"]]
-                ends = (sum(part) / len(part) for part in (y[:5], y[-5:]))
-                series["change"] = " → ".join(f"{e:,.0f}" if abs(e) >= 1000 else f"{e:.3g}" for e in ends)
-    return charts, [f"{name} {curves[name][0]['y']:.4g}" for name in still]
-
-
-def groups_of(path: Path, step: int, form: bool) -> list[dict]:
+def groups_of(path: Path, step: str, form: bool) -> list[dict]:
     """The groups of one step, each sorted by advantage."""
     by_prompt, groups = {}, []
     for e in data.read_episodes(path):
@@ -94,57 +120,86 @@ def groups_of(path: Path, step: int, form: bool) -> list[dict]:
     for episodes in by_prompt.values():
         items = []
         for i, e in sorted(enumerate(episodes, 1), key=lambda pair: -pair[1].advantage):
-            parts = {"form" if k == "quality" and form else k: round(v, 3) for k, v in e.rewards.items()}
-            facts = {
-                "advantage": round(e.advantage, 3),
-                "reward": None if e.reward is None else round(e.reward, 3),
-                **parts,
-                "ended": "by itself" if e.finished else "cut",
-                "words": f"{data.words(e.story):,} of {e.example.target_words:,}",
-            }
-            items.append(marked("human" if e.is_human else f"policy, story {i}", e.story, facts, e.verdict))
-        groups.append({"step": f"step {step}", "label": episodes[0].example.prompt, "items": items})
+            facts = {"advantage": round(e.advantage, 3)}
+            facts["reward"] = None if e.reward is None else round(e.reward, 3)
+            facts |= {"form" if k == "quality" and form else k: round(v, 3) for k, v in e.rewards.items()}
+            facts |= {"words": data.words(e.story), "asked": e.example.target_words}
+            facts["ended"] = "by itself" if e.finished else "cut"
+            label = reference(e.example) if e.is_human else f"policy, story {i}"
+            items.append(marked(label, e.story, facts, e.verdict, TITLES))
+        groups.append({"step": step, "label": episodes[0].example.prompt, "items": items})
     return groups
 
 
-def run_page(folder: Path, steps: list[int]) -> dict:
-    """The data of a run's page: curves, and the groups of each step."""
-    metrics = read_metrics(folder / "metrics.jsonl")
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    form = config.get("judge") == "offline"
-    charts, still = run_charts(metrics, form)
-    files = {int(p.stem.removeprefix("step_")): p for p in sorted((folder / "rollouts").glob("step_*.jsonl"))}
-    shown = choose_steps(files, steps)
-    groups = [group for step in shown for group in groups_of(files[step], step, form)]
-    notes = [
-        f"{len(metrics)} steps, {metrics[0]['step']} to {metrics[-1]['step']}; curves are running means over "
-        "the steps in pale, figures the means of the first five steps → of the last five"
-    ]
+def reference(example: data.Example) -> str:
+    """The reference row; its writer where the data name a title, a person and a book."""
+    parts = example.source.split(" | ")
+    return f"reference, human: {parts[1]}" if len(parts) == 3 and parts[1] else "reference"
+
+
+def page_of(folders: list[Path], asked: list[int], room: int | None = None) -> dict:
+    """The data of lib/page.html for one run or several."""
+    runs = {folder.name: read_run(folder) for folder in folders}
+    curves, titles = curves_of(runs), dict(FIRST)
+    if all(config.get("judge") == "offline" for _, config in runs.values()):
+        titles["reward/quality"] = "Form, not quality / 100"  # what the offline judge measures
+    charts, still = charts_of(curves, titles)
+    notes = [f"{k}: {len(m)} steps, {m[0]['step']} to {m[-1]['step']}" for k, (m, _) in runs.items()]
+    if max(len(m) for m, _ in runs.values()) >= 10:
+        notes.append("large figures: means of the last five steps, from those of the first five")
+    groups, tables = [], settings_tables(runs)
+    for folder in folders:
+        stories = {int(p.stem[5:]): p for p in sorted((folder / "rollouts").glob("step_*.jsonl"))}
+        shown, form = choose_steps(stories, asked, room or PAGE_BYTES), runs[folder.name][1].get("judge")
+        for step in shown:
+            where = f"step {step}" if len(folders) == 1 else f"{folder.name}, step {step}"
+            groups += groups_of(stories[step], where, form == "offline")
+        if not asked and len(shown) < len(stories):
+            few = f"stories of {len(shown)} of {len(stories)} steps of {folder.name}"
+            notes.append(f"{few}, to keep this page small; --steps N shows others")
     if still:
-        notes.append("the same at every step: " + ", ".join(still))
-    if not steps and len(shown) < len(files):
-        notes.append(
-            f"stories of {len(shown)} of {len(files)} steps, to keep this page small; --steps N shows others"
-        )
-    return {
-        "title": f"Run {folder.name}",
-        "notes": notes,
-        "warnings": [],
-        "charts": charts,
-        "tables": [],
-        "reader": {"title": "Groups, sorted by advantage", "groups": groups},
-    }
+        fold = "The same at every step"
+        tables.append({"title": "Metrics", "columns": ["metric", "value"], "rows": still, "fold": fold})
+    reader = {"title": "Groups, sorted by advantage", "groups": groups}
+    about = {"title": "Run " + " and ".join(runs), "notes": notes, "warnings": [], "controls": True}
+    return about | {"cards": cards_of(curves, titles), "charts": charts, "tables": tables, "reader": reader}
+
+
+def follow(folders: list[Path], asked: list[int], port: int):
+    """Serves the page on loopback until Ctrl-C. What a run has not written yet is waited for."""
+
+    def stamp() -> str:
+        parts = [folder / name for folder in folders for name in ("metrics.jsonl", "config.json")]
+        return files.key_of([[str(p), p.stat().st_size if p.exists() else 0] for p in parts])
+
+    def make() -> dict:
+        try:
+            return page_of(folders, asked, PAGE_BYTES // 10)
+        except (ValueError, OSError) as error:
+            empty = {"notes": ["waiting"], "charts": [], "tables": [], "reader": {"groups": []}}
+            return {"title": "Run " + " and ".join(f.name for f in folders), "warnings": [str(error)]} | empty
+
+    with serve(stamp, make, port) as server:
+        print(f"http://127.0.0.1:{server.server_port}/ (this machine alone; Ctrl-C ends)", flush=True)
+        server.serve_forever()
 
 
 @exits_cleanly
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="eval.py watch", description=__doc__.split("\n\n")[0])
-    p.add_argument("run", type=Path, help="such as out/tiny")
+    p = argparse.ArgumentParser(prog="python eval.py watch", description=__doc__.split("\n\n")[0])
+    p.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="such as out/tiny")
     more = "whose stories to show (default: all that fit on a page)"
     p.add_argument("--steps", type=int, nargs="+", default=[], metavar="N", help=more)
+    p.add_argument("--follow", action="store_true", help="serve the page on 127.0.0.1 while training goes on")
+    p.add_argument("--port", type=int, default=6006, help="of --follow; 0: any (%(default)s)")
     args = p.parse_args(argv)
-    write_page(args.run / "report.html", run_page(args.run, args.steps))
-    print(args.run / "report.html")
+    if len({run.name for run in args.runs}) < len(args.runs):
+        raise ValueError("two runs have one name; a run goes by the name of its folder")
+    if args.follow:
+        follow(args.runs, args.steps, args.port)
+        return 0
+    write_page(args.runs[0] / "report.html", page_of(args.runs, args.steps))
+    print(args.runs[0] / "report.html")
     return 0
 
 

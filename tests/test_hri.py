@@ -1,4 +1,6 @@
-"""hri.py against hand-written float64: the anchored advantages, the human row's gradient, the human row itself."""
+"""hri.py against hand-written float64: the anchored advantages, the human row's gradient, the human row
+itself."""
+
 import math
 import random
 from pathlib import Path
@@ -10,12 +12,12 @@ import torch
 import hri
 from data import Episode, Example, load_tokenizer, read_examples
 
-
 STORIES = Path(hri.__file__).parent / "stories"
 
 
 class CharTokenizer:
     """The contract of data.Tokenizer in a few lines: one id a character, special tokens as single ids."""
+
     SHOWN = ["", "", "<think>", "</think>"]  # <|im_start|> and <|im_end|> are not
     end_id = 1
 
@@ -35,8 +37,13 @@ class CharTokenizer:
 
 
 TOKENIZER = CharTokenizer()
-EXAMPLE = Example(uid="e1", prompt="A lighthouse, 9 words long", target_words=9,
-                  story="The lamp went out. Nobody came.", reasoning="Keep it quiet.")
+EXAMPLE = Example(
+    uid="e1",
+    prompt="A lighthouse, 9 words long",
+    target_words=9,
+    story="The lamp went out. Nobody came.",
+    reasoning="Keep it quiet.",
+)
 
 
 @pytest.mark.parametrize("thinking", [True, False])
@@ -60,10 +67,16 @@ def test_reference_episode_cut_at_the_limit_is_judged_as_it_is_trained():
     assert exact == whole
 
 
-@pytest.mark.parametrize("change, limit, words", [
-    (dict(story=None), 200, "no human story"), (dict(story=" \n"), 200, "no human story"),
-    (dict(reasoning="<think>plan"), 200, "2 <think>"), (dict(story="A <think> b"), 200, "2 <think>"),
-    (dict(reasoning="x" * 50), 40, "fills all 40 tokens")])
+@pytest.mark.parametrize(
+    "change, limit, words",
+    [
+        ({"story": None}, 200, "no human story"),
+        ({"story": " \n"}, 200, "no human story"),
+        ({"reasoning": "<think>plan"}, 200, "2 <think>"),
+        ({"story": "A <think> b"}, 200, "2 <think>"),
+        ({"reasoning": "x" * 50}, 40, "fills all 40 tokens"),
+    ],
+)
 def test_reference_episode_says_what_is_wrong(change, limit, words):
     example = Example(**{**EXAMPLE.__dict__, **change})
     with pytest.raises(ValueError, match=words) as error:
@@ -81,13 +94,17 @@ def test_human_rows_of_the_shipped_stories_with_the_shipped_tokenizer(thinking):
         text = tokenizer.decode(episode.prompt_ids + episode.completion_ids)
         assert text.count("<think>") == text.count("</think>") == 1
         assert text.partition("</think>")[2].strip() == episode.story
-        assert episode.completion_ids[-1] == tokenizer.end_id and episode.completion_ids.count(tokenizer.end_id) == 1
+        assert (
+            episode.completion_ids[-1] == tokenizer.end_id
+            and episode.completion_ids.count(tokenizer.end_id) == 1
+        )
 
 
 def test_a_tokenizer_that_opens_think_twice_is_refused():
     class Twice(CharTokenizer):
         def completion(self, story, reasoning=None, thinking=False):
             return [2, *super().completion(story, reasoning, thinking)]
+
     with pytest.raises(ValueError, match="instead of one"):
         hri.reference_episode(EXAMPLE, Twice(), True, 200)
 
@@ -117,7 +134,9 @@ def test_anchor_against_float64_by_hand(mode, normalise):
     rng, signs = random.Random(0), set()
     for _ in range(300):
         rewards = [rng.uniform(-2, 2) for _ in range(2)]
-        rewards += [rng.choice([rng.uniform(-2, 2), None]) for _ in range(rng.randint(0, 5))] + [rng.uniform(-3, 3)]
+        rewards += [rng.choice([rng.uniform(-2, 2), None]) for _ in range(rng.randint(0, 5))] + [
+            rng.uniform(-3, 3)
+        ]
         group = group_of(rewards, [False] * (len(rewards) - 1) + [True])
         w = rng.random()
         hri.anchor([group], w, mode, normalise)
@@ -142,7 +161,8 @@ def test_a_reference_without_a_verdict_or_a_group_without_a_reference_stays_out(
 
 
 def logp_gradient(table, prompt, completion, coefficient):
-    """sum over completion tokens of coefficient * grad log pi, for a bigram table of logits, by hand in float64."""
+    """sum over completion tokens of coefficient * grad log pi, for a bigram table of logits, by hand in
+    float64."""
     gradient = np.zeros_like(table)
     for prev, token in zip([prompt[-1], *completion], completion):
         pi = np.exp(table[prev]) / np.exp(table[prev]).sum()
@@ -153,7 +173,8 @@ def logp_gradient(table, prompt, completion, coefficient):
 @pytest.mark.parametrize("mode", ["polaris", "positive"])
 @pytest.mark.parametrize("reward", [0.7, 0.1])
 def test_gradient_of_the_reference(mode, reward):
-    """Through the trainer's own loss: the gradient is w * A_h * sum of grad log pi, and never zero by a lost mask."""
+    """Through the trainer's own loss: the gradient is w * A_h * sum of grad log pi, and never zero by a lost
+    mask."""
     import train
 
     torch.manual_seed(0)

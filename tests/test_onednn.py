@@ -1,4 +1,5 @@
 """The packed linear layer against a plain product, where the processor can and where it cannot."""
+
 import json
 import os
 import subprocess
@@ -32,7 +33,9 @@ def linear(n_in=48, n_out=40, dtype=torch.float32):
 def test_packed_product_equals_the_plain_one_and_follows_new_weights(dtype):
     if not onednn.works_with(dtype):
         pytest.skip(f"this processor cannot pack {dtype}")
-    tree = nn.Sequential(linear(dtype=dtype), nn.Sequential(linear(40, 7, dtype), nn.Linear(7, 3, dtype=dtype)))
+    tree = nn.Sequential(
+        linear(dtype=dtype), nn.Sequential(linear(40, 7, dtype), nn.Linear(7, 3, dtype=dtype))
+    )
     weights = [tree[0].weight, tree[1][0].weight]
     for _ in range(2):
         onednn.pack(tree)
@@ -41,7 +44,9 @@ def test_packed_product_equals_the_plain_one_and_follows_new_weights(dtype):
         for rows in (1, 3, 70):
             x = torch.randn(rows, 2, 48).to(dtype)
             plain = F.linear(F.linear(x, weights[0]), weights[1])
-            assert torch.allclose(tree[1][0](tree[0](x)), plain, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+            assert torch.allclose(
+                tree[1][0](tree[0](x)), plain, atol=2e-2 if dtype == torch.bfloat16 else 1e-5
+            )
         weights[0].data.normal_()  # the next round packs again
 
 
@@ -98,7 +103,8 @@ print(json.dumps([asked, [s.ids for s in stories], plain[0].ids]))
 
 @pytest.mark.parametrize("isa", ["as it is", "AVX2"])
 def test_generate_writes_in_bf16_with_and_without_avx512(isa):
-    """The same machine asked twice: oneDNN and torch limited to AVX2 refuse to pack bf16, and stories come out anyway."""
+    """The same machine asked twice: oneDNN and torch limited to AVX2 refuse to pack bf16, and stories come
+    out anyway."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"} if isa == "AVX2" else {}
     command = [sys.executable, "-c", WRITES, os.path.join(root, "stories/tiny-base")]

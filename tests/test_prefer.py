@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ import model as qwen
 from lib import checkpoint, parallel
 from scripts import prefer
 
+METHODS = get_args(get_type_hints(prefer.Config)["method"])
 GOOD = "the sea was calm and the old man waited by his boat until the light came back".split()
 BAD = "stone stone wall dust nothing grey and then dust again under broken stone no one".split()
 
@@ -276,7 +278,7 @@ def test_impossible_requests_end_in_one_sentence(start, tmp_path, capsys, monkey
 # ---- losses and updates ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", prefer.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_an_update_is_the_gradient_of_the_loss_written_out_by_hand(start, tokenizer, tmp_path, method):
     source = votes(tmp_path / "votes.jsonl", prompts=5, seed=3)
     c = config(start, source, "--method", method, "--pairs", 8, "--grad_clip", 1e9, "--min_gap", 0)
@@ -333,7 +335,7 @@ def test_an_update_is_the_gradient_of_the_loss_written_out_by_hand(start, tokeni
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", prefer.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_raises_its_margin_on_prompts_it_was_not_trained_on(start, tmp_path, method):
     prefer.main(
         flags(start, votes(tmp_path / "votes.jsonl"), tmp_path, "--method", method, "--held_out", "0.2")
@@ -419,4 +421,4 @@ def test_help_names_every_method(capsys):
     with pytest.raises(SystemExit) as stop:
         prefer.main(["--help"])
     text = capsys.readouterr().out
-    assert stop.value.code == 0 and all(m in text for m in prefer.METHODS) and "--min_gap" in text
+    assert stop.value.code == 0 and all(m in text for m in METHODS) and "--min_gap" in text

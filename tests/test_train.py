@@ -1,4 +1,6 @@
-"""The loop: its loss by hand, its checkpoints through kills, full disks and other settings, and every refusal before it starts."""
+"""The loop: its loss by hand, its checkpoints through kills, full disks and other settings, and every refusal
+before it starts."""
+
 import json
 import math
 import os
@@ -6,14 +8,12 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from launch import FLAGS, ROOT, SMALL, Run, base, context, digest, metrics, state
 from transformers import AutoModelForCausalLM
 
 import data
@@ -22,7 +22,8 @@ import model as qwen
 import train
 from data import Episode, Example
 from judge_server import Server, answer, say, status
-from lib import checkpoint, files, optim, processes
+from launch import FLAGS, ROOT, Run, base, context, digest, metrics, state
+from lib import checkpoint, optim, processes
 from lib.batches import micro_batches
 from lib.parallel import Scorer
 
@@ -36,14 +37,27 @@ def model(tmp_path_factory):
 def go(model, tmp_path, monkeypatch):
     """Runs train.py's main in this process -> the run's folder; its last exit code stands in go.code."""
     monkeypatch.setattr(train.metrics, "plot", lambda *_: None)
+
     def call(*args, run="tiny", code=0):
         try:
-            train.main([*FLAGS, "--model", str(model), "--out", str(tmp_path / "out"), "--name", run, *map(str, args)])
+            train.main(
+                [
+                    *FLAGS,
+                    "--model",
+                    str(model),
+                    "--out",
+                    str(tmp_path / "out"),
+                    "--name",
+                    run,
+                    *map(str, args),
+                ]
+            )
         except SystemExit as end:
             assert end.code == code
         else:
             assert code == 0
         return tmp_path / "out" / run
+
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield call
     for number, handler in handlers.items():
@@ -55,6 +69,7 @@ def newest(run: Path) -> Path:
 
 
 # ---- the loss
+
 
 def loss_by_hand(c, logp, old, A, human, weight, count, sampler, ref):
     """Token by token in Python floats -> loss and d loss / d logp."""
@@ -107,7 +122,9 @@ def test_grpo_advantages_against_plain_floats(normalise):
     for _ in range(300):
         rewards = [r.choice([r.uniform(-2, 2), 0.25, None]) for _ in range(r.randint(1, 7))]
         group = [Episode(EXAMPLE, [1], [2], None, True, False, "", reward=x) for x in rewards]
-        group.append(Episode(EXAMPLE, [1], [2], None, True, True, "", reward=9.0))  # the reference enters no mean
+        group.append(
+            Episode(EXAMPLE, [1], [2], None, True, True, "", reward=9.0)
+        )  # the reference enters no mean
         kept = train.grpo_advantages([group], normalise)
         values = [x for x in rewards if x is not None]
         ranks = len(values) > 1 and max(values) - min(values) > 1e-6
@@ -144,12 +161,18 @@ def test_micro_batches_do_not_change_the_gradient(model, loss_mean):
     processes.connect()
     seen = []
     for budget in (60, 10_000):
-        c = train.parse([*FLAGS, "--loss_mean", loss_mean, "--micro_batch_tokens", str(budget), "--grad_clip", "1e9"])
+        c = train.parse(
+            [*FLAGS, "--loss_mean", loss_mean, "--micro_batch_tokens", str(budget), "--grad_clip", "1e9"]
+        )
         policy = qwen.load(model, torch.float32)
         optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
         stats = train.update(c, Scorer(policy, False), optimiser, some_groups())
-        seen.append((stats["loss"], stats["grad_norm"], torch.cat([p.grad.flatten() for p in policy.parameters()])))
-    assert seen[0][0] == pytest.approx(seen[1][0], abs=1e-6) and seen[0][1] == pytest.approx(seen[1][1], rel=1e-5)
+        seen.append(
+            (stats["loss"], stats["grad_norm"], torch.cat([p.grad.flatten() for p in policy.parameters()]))
+        )
+    assert seen[0][0] == pytest.approx(seen[1][0], abs=1e-6) and seen[0][1] == pytest.approx(
+        seen[1][1], rel=1e-5
+    )
     assert (seen[0][2] - seen[1][2]).norm() < 1e-5 * seen[1][2].norm()
 
 
@@ -163,16 +186,25 @@ def test_micro_batches_hold_every_row_within_the_budget():
 
 # ---- whole runs
 
+
 def test_a_switch_shows_in_the_loss_of_an_early_step(go):
     steps = ["--steps", "2"]
     usual = metrics(go(*steps, run="usual"))
     no_human = metrics(go(*steps, "--hri", "off", run="no_human"))
     no_deviation = metrics(go(*steps, "--deviation", "0", run="no_deviation"))
-    assert no_human[0]["loss"] == usual[0]["loss"]       # the weight of the human row is 0 at step 0
+    assert no_human[0]["loss"] == usual[0]["loss"]  # the weight of the human row is 0 at step 0
     assert abs(no_human[1]["loss"] - usual[1]["loss"]) > 1e-3 and no_human[1]["hri/reward"] is None
     assert abs(no_deviation[0]["loss"] - usual[0]["loss"]) > 1e-4
     assert usual[0]["mismatch/mean"] < 1e-5 and usual[0]["clip/share"] == 0.0
-    for name in ("reward/quality", "reward/length", "reward/repetition", "reward/blank", "length/in_band", "entropy", "truncated"):
+    for name in (
+        "reward/quality",
+        "reward/length",
+        "reward/repetition",
+        "reward/blank",
+        "length/in_band",
+        "entropy",
+        "truncated",
+    ):
         assert usual[1][name] is not None, name
 
 
@@ -187,7 +219,21 @@ def test_deviation_0_is_the_loop_without_its_line(go, monkeypatch):
 def test_more_updates_a_batch_clip(go):
     once = metrics(go("--steps", "1", "--lr", "1e-2", run="once"))
     often = metrics(go("--steps", "1", "--lr", "1e-2", "--updates_per_batch", "3", run="often"))
-    never = metrics(go("--steps", "1", "--lr", "1e-2", "--updates_per_batch", "3", "--clip_low", "1", "--clip_high", "1e9", run="never"))
+    never = metrics(
+        go(
+            "--steps",
+            "1",
+            "--lr",
+            "1e-2",
+            "--updates_per_batch",
+            "3",
+            "--clip_low",
+            "1",
+            "--clip_high",
+            "1e9",
+            run="never",
+        )
+    )
     assert once[0]["clip/share"] == never[0]["clip/share"] == 0 and often[0]["clip/share"] > 0.01
     assert often[0]["grad_norm"] != never[0]["grad_norm"]
 
@@ -200,12 +246,15 @@ def test_kl_to_the_starting_policy_begins_at_zero(go):
 
 def test_nan_gradients_are_skipped_counted_and_stop_the_run_at_three(go, monkeypatch, capsys):
     honest, calls = train.policy_loss, []
+
     def broken(at):
         def loss(*args, **kwargs):
             calls.append(1)
             value, stats = honest(*args, **kwargs)
             return value * (math.nan if len(calls) in at else 1.0), stats
+
         return loss
+
     flags = ["--micro_batch_tokens", "100000"]  # one micro-batch: one call an update
     monkeypatch.setattr(train, "policy_loss", broken({2}))
     assert [m["bad_updates"] for m in metrics(go(*flags, run="once"))] == [0, 1, 0]
@@ -217,7 +266,9 @@ def test_nan_gradients_are_skipped_counted_and_stop_the_run_at_three(go, monkeyp
     saved = state(newest(run))
     assert all(t.isfinite().all() for t in saved.values() if t.is_floating_point())
     monkeypatch.setattr(train, "policy_loss", honest)
-    assert [m["bad_updates"] for m in metrics(go(*flags, "--steps", 4, "--resume", "auto", run="always"))][-1] == 0
+    assert [m["bad_updates"] for m in metrics(go(*flags, "--steps", 4, "--resume", "auto", run="always"))][
+        -1
+    ] == 0
 
 
 def test_lora_run_saves_merged_and_adapter_and_resumes_exactly(go):
@@ -239,20 +290,25 @@ def agree_with_transformers(folder):
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
         assert (ours.logits(ours(ids)) - theirs).abs().max() < 1e-4 and theirs.std() > 0.1
-    assert data.load_tokenizer(folder).encode("A keeper") == data.load_tokenizer(ROOT / "stories/tiny-base").encode("A keeper")
+    assert data.load_tokenizer(folder).encode("A keeper") == data.load_tokenizer(
+        ROOT / "stories/tiny-base"
+    ).encode("A keeper")
 
 
 # ---- kills
 
+
 def killed(train, name, number):
     """SIGKILL at the n-th call of train.<name>, after it has done a part of its work."""
     honest, calls = getattr(train, name), []
+
     def wrapper(*args, **kwargs):
         calls.append(1)
         result = honest(*args, **kwargs)
         if len(calls) == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
+
     setattr(train, name, wrapper)
 
 
@@ -263,12 +319,14 @@ def kill_in_update(train, number=3):
 def when_story_is_finished(train, call, number):
     """Signal `number` to this process at the second story of the call-th step that samples."""
     honest, calls = train.rollout.write_rows, []
+
     def write_rows(*args, **kwargs):
         calls.append(1)
         for i in honest(*args, **kwargs):
             if i == 1 and len(calls) == call:
                 os.kill(os.getpid(), number)
             yield i
+
     train.rollout.write_rows = write_rows
 
 
@@ -277,10 +335,12 @@ def kill_in_sampling(train):
 
 
 def no_sampling_at_first(train):
-    honest, calls = train.sample, []
+    honest, _calls = train.sample, []
+
     def sample(c, step, *args):
         assert step != 2, "stories of step 2 were written before the kill and must not be bought twice"
         return honest(c, step, *args)
+
     train.sample = sample
 
 
@@ -316,11 +376,16 @@ def test_killed_in_update_and_in_sampling_goes_on_as_if_nothing_had_been(straigh
     assert Run(*flags, patch=kill_in_sampling, log=tmp_path / "3").wait() == [-signal.SIGKILL]
     Run(*flags, log=tmp_path / "4").ok()
     same(whole, tmp_path / "tiny")
-    assert [p.name for p in sorted((tmp_path / "tiny/checkpoints").iterdir())] == ["step_000002", "step_000004"]
+    assert [p.name for p in sorted((tmp_path / "tiny/checkpoints").iterdir())] == [
+        "step_000002",
+        "step_000004",
+    ]
     agree_with_transformers(newest(whole))
 
 
-@pytest.mark.parametrize("patch, name", [(terminated_in_sampling, "SIGTERM"), (interrupted_in_sampling, "Ctrl-C")])
+@pytest.mark.parametrize(
+    "patch, name", [(terminated_in_sampling, "SIGTERM"), (interrupted_in_sampling, "Ctrl-C")]
+)
 def test_a_signal_saves_first_and_resumes_exactly(straight, tmp_path, patch, name):
     flags, whole = straight
     run = Run(*flags, "--out", tmp_path, patch=patch, log=tmp_path / "1")
@@ -335,14 +400,16 @@ def test_a_signal_saves_first_and_resumes_exactly(straight, tmp_path, patch, nam
 def test_sigterm_before_the_first_update_resumes_exactly(straight, go, monkeypatch):
     flags, whole = straight
     honest = train.rollout.write_rows
+
     def write_rows(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         return honest(*args, **kwargs)
+
     monkeypatch.setattr(train.rollout, "write_rows", write_rows)
-    run = go(*flags[len(FLAGS) + 2:], code=1)
+    run = go(*flags[len(FLAGS) + 2 :], code=1)
     assert newest(run).name == "step_000000"
     monkeypatch.setattr(train.rollout, "write_rows", honest)
-    same(whole, go(*flags[len(FLAGS) + 2:], "--resume", "auto"))
+    same(whole, go(*flags[len(FLAGS) + 2 :], "--resume", "auto"))
 
 
 def save_for_ever(folder, out):
@@ -392,18 +459,24 @@ def test_twenty_kills_during_saves_leave_only_checkpoints_that_load(model, tmp_p
 def no_room(train):
     """From the second save on no file may grow beyond 60 kB, as on a full disk."""
     honest, calls = train.save_checkpoint, []
+
     def save(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
         honest(*args, **kwargs)
+
     train.save_checkpoint = save
 
 
 def test_full_disk_while_saving_keeps_the_old_checkpoint(straight, tmp_path):
     flags, whole = straight
     run = Run(*flags, "--out", tmp_path, patch=no_room, log=tmp_path / "log")
-    assert run.wait() == [2] and "could not save" in run.log.read_text() and "Traceback" not in run.log.read_text()
+    assert (
+        run.wait() == [2]
+        and "could not save" in run.log.read_text()
+        and "Traceback" not in run.log.read_text()
+    )
     assert [p.name for p in (tmp_path / "tiny/checkpoints").iterdir()] == ["step_000002"]
     assert digest(newest(tmp_path / "tiny")) == digest(whole / "checkpoints/step_000002")
     Run(*flags, "--out", tmp_path, "--resume", "auto", log=tmp_path / "log").ok()
@@ -419,6 +492,7 @@ def verdict(score):
     def change(v):
         for d, part in v.items():
             part["score"] = score if d.startswith("P") and d[1:].isdigit() else 0
+
     return say(answer(change))
 
 
@@ -430,20 +504,26 @@ def test_a_story_without_a_verdict_leaves_its_group(go, monkeypatch):
     assert all(0 < m["judge/failed"] < 12 and m["loss"] is not None for m in lines)
     rows = data.read_episodes(run / "rollouts/step_000000.jsonl")
     failed = [e for e in rows if e.reward is None]
-    assert len(failed) == lines[0]["judge/failed"] and all(e.advantage == 0 and e.verdict is None for e in failed)
+    assert len(failed) == lines[0]["judge/failed"] and all(
+        e.advantage == 0 and e.verdict is None for e in failed
+    )
 
 
 def test_a_step_without_verdicts_is_retried_then_stops_with_its_stories_kept(go, monkeypatch, capsys):
     monkeypatch.setattr(judging, "Judge", partial(judging.Judge, retries=0))
     monkeypatch.setattr(train.time, "sleep", lambda s: None)
-    with Server(lambda body, n: verdict(5) if "Mara climbed" in json.dumps(body) else status(500)) as server:  # its own check passes
+    with Server(
+        lambda body, n: verdict(5) if "Mara climbed" in json.dumps(body) else status(500)
+    ) as server:  # its own check passes
         run = go(*JUDGE, "--judge_url", server.url, code=1)
         assert "no verdict for a whole step" in capsys.readouterr().err
     assert newest(run).name == "step_000000" and metrics(run) == []
     written = len(list((run / "rollouts").glob(".step_000000*")))
     assert written == 1
+
     def refuse(*args, **kwargs):
         raise AssertionError("the stories of step 0 were written already")
+
     monkeypatch.setattr(train, "sample", refuse)
     with Server(lambda body, n: verdict(5 + n % 5)) as server:
         run = go(*JUDGE, "--steps", 1, "--judge_url", server.url, "--resume", "auto")
@@ -452,14 +532,29 @@ def test_a_step_without_verdicts_is_retried_then_stops_with_its_stories_kept(go,
 
 # ---- bad input: exit code 2, one sentence, nothing written
 
-@pytest.mark.parametrize("args, sentence", [
-    (["--no_such_flag", "1"], "no_such_flag"), (["--preset", "huge"], "--preset huge"), (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
-    (["--model", "no/such"], "no/such"), (["--model", "nowhere"], "nowhere"), (["--group", "1"], "--group 1"),
-    (["--hri", "sometimes"], "--hri sometimes"), (["--deviation", "2"], "--deviation 2"), (["--prompts", "999"], "needs 999"),
-    (["--resume", "gone/step_000001"], "gone/step_000001"), (["--lora_rank", "4", "--parallel", "fsdp"], "--parallel ddp"),
-    (["--judge", "api", "--judge_url", "", "--judge_model", ""], "JUDGE_URL"), (["--updates_per_batch", "0"], "--updates_per_batch 0"),
-    (["--judge", "api", "--judge_url", "http://127.0.0.1:9/v1", "--judge_model", "m"], "127.0.0.1:9"),
-    (["--loss_mean", "median"], "median"), (["--temperature", "0"], "--temperature 0"), (["--top_p", "0"], "--top_p 0")])
+
+@pytest.mark.parametrize(
+    "args, sentence",
+    [
+        (["--no_such_flag", "1"], "no_such_flag"),
+        (["--preset", "huge"], "--preset huge"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--model", "no/such"], "no/such"),
+        (["--model", "nowhere"], "nowhere"),
+        (["--group", "1"], "--group 1"),
+        (["--hri", "sometimes"], "--hri sometimes"),
+        (["--deviation", "2"], "--deviation 2"),
+        (["--prompts", "999"], "needs 999"),
+        (["--resume", "gone/step_000001"], "gone/step_000001"),
+        (["--lora_rank", "4", "--parallel", "fsdp"], "--parallel ddp"),
+        (["--judge", "api", "--judge_url", "", "--judge_model", ""], "JUDGE_URL"),
+        (["--updates_per_batch", "0"], "--updates_per_batch 0"),
+        (["--judge", "api", "--judge_url", "http://127.0.0.1:9/v1", "--judge_model", "m"], "127.0.0.1:9"),
+        (["--loss_mean", "median"], "median"),
+        (["--temperature", "0"], "--temperature 0"),
+        (["--top_p", "0"], "--top_p 0"),
+    ],
+)
 def test_refuses_in_one_sentence_and_writes_nothing(model, tmp_path, monkeypatch, capsys, args, sentence):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(judging, "Judge", partial(judging.Judge, retries=0))
@@ -481,8 +576,22 @@ def test_world_size_must_divide_the_batch():
 
 def test_polaris_preset_has_the_papers_numbers_and_wants_a_judge(monkeypatch):
     c = train.parse(["--preset", "polaris-9b", "--judge_url", "", "--judge_model", ""])
-    assert (c.prompts, c.group, c.lr, c.clip_low, c.clip_high, c.hri_peak, c.hri_warmup) == (8, 5, 1e-6, 0.20, 0.28, 0.4, 15)
-    assert (c.max_new_tokens, c.max_prompt_tokens, c.top_p, c.top_k, c.repetition_penalty) == (8192, 256, 0.95, 20, 1.10)
+    assert (c.prompts, c.group, c.lr, c.clip_low, c.clip_high, c.hri_peak, c.hri_warmup) == (
+        8,
+        5,
+        1e-6,
+        0.20,
+        0.28,
+        0.4,
+        15,
+    )
+    assert (c.max_new_tokens, c.max_prompt_tokens, c.top_p, c.top_k, c.repetition_penalty) == (
+        8192,
+        256,
+        0.95,
+        20,
+        1.10,
+    )
     with pytest.raises(ValueError, match="JUDGE_URL and JUDGE_MODEL"):
         train.check(c, 4)
 
@@ -491,14 +600,26 @@ def test_states_that_cannot_fit_are_refused_before_any_weight_is_read(tmp_path, 
     """A folder with the 70B-sized config and no weights at all."""
     folder = base(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
-    config |= dict(hidden_size=8192, intermediate_size=24576, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, head_dim=128)
+    config |= {
+        "hidden_size": 8192,
+        "intermediate_size": 24576,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").unlink()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         train.main([*FLAGS, "--model", str(folder)])
     err = capsys.readouterr().err
-    assert end.value.code == 2 and "python -m scripts.plan" in err and "GB" in err and not (tmp_path / "out").exists()
+    assert (
+        end.value.code == 2
+        and "python -m scripts.plan" in err
+        and "GB" in err
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_resume_says_what_differs(go, tmp_path, capsys, model):
@@ -512,7 +633,11 @@ def test_resume_says_what_differs(go, tmp_path, capsys, model):
     go("--lr", "1e-9", "--steps", 2, "--resume", "auto")
     assert "--lr 1e-09 (was 0.001)" in capsys.readouterr().out
     before, after = state(run / "checkpoints/step_000001"), state(run / "checkpoints/step_000002")
-    moved = max((after[k] - before[k]).abs().max().item() for k in before if k.startswith("model.") and before[k].is_floating_point())
+    moved = max(
+        (after[k] - before[k]).abs().max().item()
+        for k in before
+        if k.startswith("model.") and before[k].is_floating_point()
+    )
     assert 0 < moved < 1e-6  # the flag is what counts, not the rate in the checkpoint
     (run / "checkpoints/step_000002/state").rename(tmp_path / "state")
     go("--resume", "auto", code=2)
