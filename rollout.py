@@ -34,7 +34,7 @@ from lib import huggingface, lora, onednn, processes
 from lib.flags import exits_cleanly
 from lib.packed import send
 from lib.processes import choose_threads, free_bytes
-from lib.sampling import Sampling, block_size, gumbel, keys_of, pick
+from lib.sampling import Sampling, block_size, check_request, gumbel, keys_of, pick
 from model import Cache, Qwen35
 
 EXTENT = 512  # tokens by which the part of the caches that a CUDA graph reads grows
@@ -44,8 +44,7 @@ CHECK_EVERY = 8  # steps between looks at the tokens: a look makes a GPU wait, a
 @dataclass
 class Completion:
     """One story as it was sampled. logprobs are those of the sampled tokens at the sampling temperature over
-    the whole vocabulary, which is what `model.token_logprobs` recomputes at that temperature (greedy: at
-    temperature 1)."""
+    the whole vocabulary, which `model.token_logprobs` recomputes at that temperature (greedy: at 1)."""
 
     ids: list[int] = field(default_factory=list)  # a stop token that ended it is kept
     logprobs: list[float] = field(default_factory=list)
@@ -82,8 +81,7 @@ def refresh(copy: Qwen35, model: Qwen35) -> Qwen35:
 
 
 def pack(copy: Qwen35) -> Qwen35:
-    """Lets a replica multiply by weights in oneDNN's order, on a CPU that can. Elsewhere this does
-    nothing."""
+    """Lets a replica multiply by weights in oneDNN's order, on a CPU that can; elsewhere a no-op."""
     if onednn.usable(copy.embed_tokens.weight):
         if copy.lm_head is None:
             copy.lm_head = onednn.PackedLinear(copy.embed_tokens.weight)
@@ -138,8 +136,11 @@ class Slots:
         self.cache.lengths[slot] = 0
 
     def run(self, steps: int):
-        """Decodes `steps` tokens in every slot -> ids and log-probs, each a list [n][steps].
-        The last line is the only one that waits for a GPU."""
+        """Decodes `steps` tokens in every slot -> ids and log-probs [n][steps]: the one wait for a GPU."""
+        return [x.tolist() for x in self.decode(steps)]
+
+    def decode(self, steps: int):
+        """As `run`, with the results still on their device [n, steps]."""
         positions = (self.written[None] + torch.arange(steps, device=self.device)[:, None]).flatten()
         noise = gumbel(self.keys.repeat(steps), positions, self.noise.shape[1]).view(steps, *self.noise.shape)
         out = []
@@ -153,7 +154,7 @@ class Slots:
             self.filled = [f + 1 for f in self.filled]
             out.append((self.token.clone(), self.logp.clone()))
         self.written += steps
-        return [torch.stack(x, 1).tolist() for x in zip(*out)]
+        return [torch.stack(x, 1) for x in zip(*out)]
 
     def step(self, extent: int):
         """One token in every slot; attention reads the first `extent` places of the caches."""
@@ -167,8 +168,7 @@ class Slots:
 
     def replay(self, extent: int):
         """`step` as a CUDA graph. The first step at an extent runs as it is, which warms up every kernel on
-        the stream of the capture; the second is captured (which computes nothing) and replayed, as are all
-        that follow."""
+        the stream of the capture; the second is captured (computing nothing), then replayed like the rest."""
         if extent not in self.graphs:
             self.graphs[extent] = None
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -218,7 +218,7 @@ def stream(
 ):
     """As `generate`, but yields (index, its Completion so far, whether it ended) whenever stories grow."""
     sampling = Sampling(**sampling)
-    prompts, stop, seeds = check_request(model, prompts, max_new_tokens, stop_ids, seed, slots)
+    prompts, stop, seeds = check_request(model.config, prompts, max_new_tokens, stop_ids, seed, slots)
     if not prompts:
         return
     if not model.fused:
@@ -263,39 +263,6 @@ def extend(story: Completion, index: int, ids: list[int], logps: list[float], st
     story.finished = end is not None
 
 
-def check_request(model, prompts, max_new_tokens, stop_ids, seed, slots):
-    """Everything that can be wrong with a request, said before anything is computed."""
-    vocab, reach = model.config.vocab_size, model.config.max_position_embeddings
-    prompts = [tuple(int(t) for t in p) for p in prompts]
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; a story needs at least 1 token")
-    if slots is not None and slots < 1:
-        raise ValueError(f"slots is {slots}; at least 1 is needed (None plans them from memory)")
-    alien = f"outside the vocabulary of {vocab}; it belongs to another tokenizer"
-    for token in stop_ids:
-        if not 0 <= token < vocab:
-            raise ValueError(f"stop token {token} lies {alien}")
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompt {i} is empty; a story starts from at least 1 token")
-        for token in (min(prompt), max(prompt)):
-            if not 0 <= token < vocab:
-                raise ValueError(f"prompt {i} holds token {token}, {alien}")
-        if len(prompt) + max_new_tokens > reach:
-            raise ValueError(
-                f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} more are asked for, but the model "
-                f"reaches {reach}; shorten the prompt or lower max_new_tokens"
-            )
-    if isinstance(seed, int):
-        seed = [seed * 1_000_003 + i for i in range(len(prompts))]
-    seeds = [int(s) for s in seed]
-    if len(seeds) != len(prompts):
-        raise ValueError(
-            f"{len(seeds)} seeds for {len(prompts)} prompts; give one per prompt, or a single number"
-        )
-    return prompts, frozenset(stop_ids), seeds
-
-
 def generate(model: Qwen35, prompts, *, on_finish=None, **request) -> list[Completion]:
     """Stories for prompts (lists of token ids), in the order of the prompts; equal prompts are read once.
 
@@ -315,6 +282,29 @@ def generate(model: Qwen35, prompts, *, on_finish=None, **request) -> list[Compl
         if ended and on_finish is not None:
             on_finish(i, story)
     return stories
+
+
+def write_rows(model, rows, tokenizer, seeds, stopping, *, thinking: bool, slots: int, **how):
+    """Writes the completions of `rows` (Episodes with prompt_ids) into them; yields the index of each
+    finished one. seeds: one per row. stopping: a list; when something is in it the writing ends. how: as for
+    `stream`."""
+    prompts = [row.prompt_ids for row in rows]
+    with tqdm(
+        total=len(rows), desc="  stories", disable=not processes.MAIN, leave=False, mininterval=1
+    ) as bar:
+        for i, done, ended in stream(model, prompts, seed=seeds, slots=slots or None, **how):
+            if stopping:
+                return
+            if ended:
+                row, text = rows[i], tokenizer.decode(done.ids)
+                row.completion_ids, row.sampler_logprobs, row.finished = (
+                    done.ids,
+                    done.logprobs,
+                    done.finished,
+                )
+                row.story = data.split_thinking("<think>" + text if thinking else text)[1]
+                bar.update()
+                yield i
 
 
 def stop_ids(folder, tokenizer) -> tuple[int, ...]:

@@ -40,10 +40,10 @@ import judge as judging
 import model as qwen
 import rollout
 from data import Episode, Example
-from lib import batches, checkpoint, files, flags, lora, metrics, optim, parallel, processes, stats
+from lib import batches, checkpoint, files, flags, lora, metrics, optim, parallel, processes
 from lib.flags import opt
 from lib.processes import say
-from lib.stats import mean
+from lib.stats import jumped, mean
 
 ROOT = Path(__file__).resolve().parent
 
@@ -95,7 +95,7 @@ class Config:
     judge: Literal["api", "offline"] = opt("api", "offline measures form, for demos and tests", "judge")
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "default $JUDGE_URL; its key is JUDGE_API_KEY")
     judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "default $JUDGE_MODEL")
-    judge_mode: Literal["story", "group"] = opt("story", "group: one call ranks all stories of a group")
+    judge_mode: Literal["story", "pair", "group"] = opt("story", "alone, beside the reference, or ranked")
     judge_samples: int = opt(1, "verdicts averaged per story", low=1)
     judge_settings: dict[str, str] = opt({}, "of the calls: in_flight=32 budget=500 ..., see docs/judge.md")
     watch_url: str = opt("", "a second judge, never trained on (key: WATCH_API_KEY), logged as watch/*")
@@ -107,7 +107,6 @@ class Config:
     lora_alpha: float = opt(32.0, "LoRA's scale is alpha / rank", above=0)
     checkpointing: bool = opt(True, "recompute each block in the backward pass")
     autocast: bool = opt(False, "bf16 products on fp32 weights where nothing is sharded: less exact")
-    compile: bool = opt(False, "torch.compile the blocks; minutes of start-up")
     micro_batch_tokens: int = opt(16384, "padded tokens per forward and backward pass", low=1)
     keep_replica: bool = opt(False, "keep the sampling replica in memory during the update")
 
@@ -138,8 +137,7 @@ def parse(argv=None) -> Config:
 
 
 def check(c: Config, world: int):
-    """Every impossible combination, before anything is loaded or written. ValueError: one sentence on the
-    cure."""
+    """Every impossible combination, before anything is loaded or written. ValueError: what, and the cure."""
     flags.check_ranges(c)
     wrong = {
         f"--prompts {c.prompts} does not divide over {world} processes; use a multiple": c.prompts % world,
@@ -153,32 +151,27 @@ def check(c: Config, world: int):
         raise ValueError(sentence)
     deviation.distances(["a"], c.similarity)  # ValueError: an unknown name or a missing package
     judging.check(c)  # ValueError: flags that no judge can follow
+    if c.resume not in ("", "auto"):
+        checkpoint.read_about(Path(c.resume))  # FileNotFoundError, ValueError: nothing to go on from
 
 
 # ---- set up ------------------------------------------------------------
 
 
 def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
-    """Examples whose prompts fit, and the reference rows of those with a story, by uid. ValueError: too
-    few."""
-    examples, most = data.read_examples(c.data), c.max_prompt_tokens + data.FRAME
-    fits = [e for e in examples if len(tokenizer.chat(e.prompt, c.thinking)) <= most]
-    if len(fits) < len(examples):
-        say(
-            f"{len(examples) - len(fits)} of {len(examples)} prompts exceed --max_prompt_tokens and are left out"
-        )
-    if len(fits) < c.prompts:
-        raise ValueError(
-            f"{c.data} has {len(fits)} usable prompts, a step needs {c.prompts}; lower --prompts"
-        )
-    references = hri.references(fits, tokenizer, c.thinking, c.max_new_tokens)
+    """Examples whose prompts fit, and reference rows of those with a story, by uid. ValueError: too few."""
+    examples = data.read_fitting(c.data, tokenizer, c.thinking, c.max_prompt_tokens, at_least=c.prompts)
+    references = hri.references(examples, tokenizer, c.thinking, c.max_new_tokens)
     if not references and c.hri != "off":
         raise ValueError(f"no example in {c.data} has a human story; add them, or pass --hri off")
+    alone = sum(not example.story for example in examples) if c.judge_mode == "pair" else 0
+    if alone:
+        raise ValueError(f"--judge_mode pair: {alone} of {len(examples)} examples have no human story")
     whole = [r for r in references.values() if r.finished]
     per_word = mean(len(r.completion_ids) / data.words(r.story) for r in whole) or 1.3
-    targets, band = [e.target_words for e in fits], judging.bounds(c.bands)
-    say(judging.check_room(targets, per_word, c.max_new_tokens, band))
-    return fits, references
+    targets = [e.target_words for e in examples]
+    say(judging.check_room(targets, per_word, c.max_new_tokens, judging.bounds(c.bands)))
+    return examples, references
 
 
 def build(c: Config, device):
@@ -194,9 +187,6 @@ def build(c: Config, device):
     model.checkpointing = c.checkpointing
     if c.lora_rank:
         lora.add_lora(model, c.lora_rank, c.lora_alpha, c.seed)
-    if c.compile:
-        for block in model.layers:
-            block.compile()
     if kind.endswith("sdp"):
         qwen.shard(model, on_gpu, shards)
     return model, parallel.scorer_of(model, kind, c.autocast)
@@ -206,8 +196,7 @@ def build(c: Config, device):
 
 
 def sample(c: Config, step, batch, examples, references, replica, tokenizer, judge, stopping):
-    """This process's groups of the step: policy rows, then the reference where there is one, with their
-    rewards.
+    """This process's groups of the step: policy rows, then the reference if there is one, all with rewards.
 
     batch: indices of the step's examples. references: {uid: Episode}, empty where none joins. A story goes to
     the judge when it is finished, while others are still being written. A signal (`stopping`) ends it early.
@@ -217,29 +206,25 @@ def sample(c: Config, step, batch, examples, references, replica, tokenizer, jud
     for example in (examples[e] for _, e in mine):
         ids = tokenizer.chat(example.prompt, c.thinking)
         rows = [Episode(example, ids, [], None, False, False, "") for _ in range(c.group)]
-        groups.append(rows + [replace(references[example.uid])] * (example.uid in references))
+        groups.append(rows + [replace(row) for row in [references.get(example.uid)] if row])
     policy = [row for group in groups for row in group if not row.is_human]
     asked = [judging.Asked(judge, c.judge_mode, group) for group in groups]
-    # The seed of a story names its place in the run, not its process: any number of processes writes the
-    # same.
-    seeds = [
-        random.Random(f"{c.seed}/{step}/{p}/{g}").getrandbits(62) for p, _ in mine for g in range(c.group)
-    ]
+    # The seed of a story names its place in the run: any number of processes writes the same stories.
+    places = [f"{c.seed}/{step}/{p}/{g}" for p, _ in mine for g in range(c.group)]
+    seeds = [random.Random(place).getrandbits(62) for place in places]
     how = ("thinking", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "slots")
-    how = {name: getattr(c, name) for name in how} | {"stop_ids": rollout.stop_ids(c.model, tokenizer)}
+    how = {name: getattr(c, name) for name in how} | {"stop_ids": rollout.stop_ids(replica.source, tokenizer)}
     for i in rollout.write_rows(replica, policy, tokenizer, seeds, stopping, **how):
         asked[i // c.group].finished(i % c.group)
     if stopping:
         return []
-    for verdicts in asked:
-        verdicts.settle(judging.bounds(c.bands))
+    judging.settle(asked, judging.bounds(c.bands))
     return groups
 
 
 def judge_again(c: Config, judge, groups):
-    """Asks for the verdicts that are missing; what was bought before comes from the judge's store."""
-    for verdicts in [judging.Asked(judge, c.judge_mode, group) for group in groups]:
-        verdicts.settle(judging.bounds(c.bands))
+    """Asks for verdicts once more; what was bought before comes from the judge's store."""
+    judging.settle([judging.Asked(judge, c.judge_mode, group) for group in groups], judging.bounds(c.bands))
 
 
 class Stop(Exception):
@@ -263,19 +248,8 @@ def meet(c: Config, groups, judge, stopping):
 
 def story_settings(c: Config, origin: str) -> dict:
     """What the stories of a step depend on: those of a killed step are used again only where all is equal."""
-    free = {
-        "preset",
-        "out",
-        "name",
-        "steps",
-        "slots",
-        "keep_replica",
-        "bands",
-        "save_every",
-        "keep",
-        "resume",
-    }
-    free |= {name for name in vars(c) if name.startswith(("judge", "watch", "wandb"))}
+    free = {*"preset out name steps slots keep_replica bands save_every keep resume wandb".split()}
+    free |= {name for name in vars(c) if name.startswith(("judge", "watch"))}
     settings = {name: value for name, value in asdict(c).items() if name not in free}
     return settings | {"last step": c.lr_decay and c.steps, "origin": origin, "file": files.digest(c.data)}
 
@@ -355,9 +329,8 @@ def score(scorer, batch: list[Episode], temperature: float):
 def batch_loss(c: Config, logp, old_logp, batch: list[Episode], count: float, ref_logp=None):
     """`policy_loss` of a micro-batch whose completion tokens have these log-probabilities [N]."""
     counts, device = [len(row.completion_ids) for row in batch], logp.device
-    weight = [
-        0.0 if row is IDLE else 1 / n if c.loss_mean == "sequence" else 1.0 for row, n in zip(batch, counts)
-    ]
+    share = [1 / n if c.loss_mean == "sequence" else 1.0 for n in counts]
+    weight = [0.0 if row is IDLE else x for row, x in zip(batch, share)]
     rows = ([row.advantage for row in batch], [row.is_human for row in batch], weight)
     advantage, human, weight = (batches.per_token(values, counts, device) for values in rows)
     sampler = [x for row, n in zip(batch, counts) for x in row.sampler_logprobs or [0.0] * n]
@@ -366,12 +339,10 @@ def batch_loss(c: Config, logp, old_logp, batch: list[Episode], count: float, re
 
 
 def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=None) -> dict:
-    """`c.updates_per_batch` optimiser steps on this process's groups -> statistics of the last one, of all
-    processes.
+    """`c.updates_per_batch` optimiser steps on this process's groups -> statistics of the last, over all.
 
-    DDP and FSDP average gradients over ranks; the loss is divided by the global count and multiplied by the
-    world size, so that the gradient is that of one sum over the whole batch. {"loss": None}: nothing to learn
-    from.
+    DDP and FSDP average gradients over ranks; the loss is divided by the count of all ranks and multiplied by
+    their number, so that the gradient is that of one sum over the whole batch. {"loss": None}: nothing to do.
     """
     began = time.time()
     rows = [row for group in groups for row in group if row.reward is not None and row.completion_ids]
@@ -385,25 +356,27 @@ def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=
     olds = [None] * len(chunks)
     for _ in range(c.updates_per_batch):
         optimiser.zero_grad(set_to_none=True)
-        total, worst = {}, []
+        totals = processes.Totals()
         bar = tqdm(chunks, "  micro-batches", disable=not processes.MAIN, leave=False, delay=5)
         for i, batch in enumerate(bar):
             last = i + 1 == len(chunks)  # DDP sums gradients over processes once, at the last
             with nullcontext() if last or not hasattr(scorer, "no_sync") else scorer.no_sync():
                 logp, entropy = score(scorer, batch, c.temperature)
-                olds[i] = (
-                    logp.detach() if olds[i] is None else olds[i]
-                )  # the first pass: ratio 1 by construction
+                if olds[i] is None:
+                    olds[i] = logp.detach()  # the first pass over this batch: ratio 1 by construction
                 loss, sums = batch_loss(c, logp, olds[i], batch, count, refs[i])
                 (loss * processes.WORLD).backward()
-            worst.append(sums.pop("mismatch/max"))
-            sums["entropy"] = entropy.sum() * (batch[0] is not IDLE)
-            total = {name: total.get(name, 0) + x.double() for name, x in sums.items()}
+            totals.add(sums | {"entropy": entropy.sum() * (batch[0] is not IDLE)})
         norm, stepped = optim.descend(optimiser, c.grad_clip)
-    total, worst = processes.reduce_all(total), processes.reduce(torch.stack(worst).max(), processes.MAX)
+    total = totals.of_all()
     of = {name: total["tokens" if name in ("nll", "entropy") else "sampled"] for name in MEANS}
     means = {name: total[name] / max(of[name], 1.0) for name in MEANS}
-    means |= {"loss": total["loss"], "grad_norm": norm, "stepped": stepped, "mismatch/max": worst}
+    means |= {
+        "grad_norm": norm,
+        "stepped": stepped,
+        "loss": total["loss"],
+        "mismatch/max": total["mismatch/max"],
+    }
     return means | {"train/tokens_per_second": tokens / (time.time() - began)}
 
 
@@ -411,8 +384,7 @@ def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=
 
 
 def measure(groups: list[list[Episode]], seconds: float, weight: float) -> dict:
-    """What one step's stories (of all processes) show, under names that never change. None: nothing to
-    average."""
+    """What a step's stories show, under names that never change. None: nothing to average."""
     policy = [row for group in groups for row in group if not row.is_human]
     people = [row for group in groups for row in group if row.is_human]
     line = {f"reward/{name}": mean(r.rewards.get(name) for r in policy) for name in judging.PARTS}
@@ -428,17 +400,15 @@ def measure(groups: list[list[Episode]], seconds: float, weight: float) -> dict:
 
 
 def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode]]) -> bool:
-    """metrics.jsonl, rollouts/, the bar and its alarms -> whether sampler and trainer disagree as never
-    before."""
+    """metrics.jsonl, rollouts/, bar, alarms -> whether sampler and trainer disagree as never before."""
     step, rows = line["step"], [row for group in groups for row in group]
-    judged = [
-        (r.example.prompt, r.story, 100 * r.rewards["quality"]) for r in rows if r.rewards and not r.is_human
-    ]
+    judged = [row for row in rows if row.rewards and not row.is_human]
+    judged = [(row.example.prompt, row.story, 100 * row.rewards["quality"]) for row in judged]
     seen = judging.watch(watcher, judged) if step % c.watch_every == 0 else {}
-    log.write(line | judging.evidence_metrics([row.verdict for row in rows]) | seen)
+    log.write(line | judging.verdict_metrics([row.verdict for row in rows]) | seen)
     data.write_episodes(log.path.with_name("rollouts") / f"step_{step:06d}.jsonl", rows)
     gaps = [m["mismatch/mean"] for m in log.recent(20) if "mismatch/mean" in m]
-    broken = bool(gaps) and stats.jumped(gaps, start=0.1, times=20, least=1e-3)
+    broken = bool(gaps) and jumped(gaps, start=0.1, times=20, least=1e-3)
     alarms = ["sampler and trainer disagree, see mismatch/mean: is the replica refreshed?"] if broken else []
     for text in alarms + (judging.alarms(log.recent(20)) if step % 10 == 9 else []):
         bar.write(f"step {step}: {text}")
@@ -447,18 +417,13 @@ def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode
     return broken
 
 
-CURVES = {
-    "reward/mean": "reward",
-    "length/in_band": "share in length band",
-    "reward/quality": "rubric score / 100",
-}
+CURVES = {"reward/mean": "reward", "length/in_band": "share in length band", "reward/quality": "score / 100"}
 CURVES |= {"reward/repetition": "repetition penalty", "hri/reward": "reward of the reference"}
 CURVES |= {"deviation/mean": "deviation"}
 
 
 def save_checkpoint(c: Config, model, optimiser, tokenizer, step: int, position: int):
-    """out/<run>/checkpoints/step_N: a folder that transformers loads, and under state/ what --resume
-    loads."""
+    """out/<run>/checkpoints/step_N: a folder that transformers loads, and in state/ what --resume loads."""
     with checkpoint.new(Path(c.out, c.name, "checkpoints"), step, c.keep) as partial:
         qwen.save(model, partial, torch.bfloat16, write=processes.MAIN)
         if processes.MAIN:
@@ -474,13 +439,9 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> tuple[int, int
     about = checkpoint.read_about(folder)
     was = about["config"]
     if was["lora_rank"] != c.lora_rank:
-        raise ValueError(
-            f"{folder} has --lora_rank {was['lora_rank']}, this run {c.lora_rank}; make them equal"
-        )
+        raise ValueError(f"{folder} has --lora_rank {was['lora_rank']}, not {c.lora_rank}; make them equal")
     if c.lora_rank and c.model != was["model"] and Path(c.model, "trainer.json").exists():
-        raise ValueError(
-            f"--model {c.model} holds what LoRA learned already; resume with --model {was['model']}"
-        )
+        raise ValueError(f"--model {c.model} holds the LoRA pairs already; resume with {was['model']}")
     if differs := flags.differences(was, asdict(c), but=("resume", "steps")):
         say(f"resuming with other settings: {differs}")
     checkpoint.load_state(folder, model, optimiser)
@@ -494,22 +455,20 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> tuple[int, int
 def run(c: Config):
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
     examples, references = prepare(c, tokenizer)
-    learned = processes.from_main(judging.try_out, c) if c.steps else {}
+    server = processes.from_main(judging.try_out, c) if c.steps else {}
     model, scorer = build(c, device)
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
     folder, start, position = Path(c.out, c.name), 0, 0
     if at := checkpoint.open_run(folder, c.resume):
         start, position = load_checkpoint(c, at, model, optimiser)
     settings = story_settings(c, "" if c.resume in ("", "auto") else str(at))
-    judge, watcher = judging.make(c, learned=learned), judging.make_watch(c)
+    judge, watcher = judging.make(c, learned=server), judging.make_watch(c)
     log = metrics.Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
     reference = build(c, device)[1].requires_grad_(False) if c.kl else None
     steps = c.steps if c.steps >= 0 else len(examples) // c.prompts
     stopping = processes.catch_signals()  # from here on there is a state worth saving
     replica, step, bad_updates, bad_samples, began = None, start, 0, 0, time.time()
-    bar = tqdm(
-        range(start, steps), c.name, steps, initial=start, disable=not processes.MAIN, dynamic_ncols=True
-    )
+    bar = tqdm(range(start, steps), c.name, steps, initial=start, disable=not processes.MAIN)
     try:
         for step in bar:
             # ---- sample, and judge finished stories while others are being written
@@ -517,16 +476,9 @@ def run(c: Config):
             batch, after = data.next_batch(len(examples), position, c.prompts, c.seed)
             weight = hri.weight(step, c.hri_peak, c.hri_warmup) if c.hri != "off" else 0.0
             pending = folder / f"rollouts/.step_{step:06d}.rank{processes.RANK}of{processes.WORLD}.jsonl"
-            groups, differs = data.read_groups(
-                pending, settings
-            )  # a killed run may have written them already
-            if differs:
-                say(
-                    f"stories of a killed step have other settings ({', '.join(differs)}) and are written again"
-                )
-            if processes.reduce(
-                groups is None
-            ):  # some process samples; gathering the weights takes all of them
+            # A killed run may have written the stories of this step already: nothing is bought twice.
+            groups = data.read_groups(pending, settings)
+            if processes.reduce(groups is None):  # some process samples; gathering weights takes all of them
                 half = torch.bfloat16 if device.type == "cuda" else None
                 replica = rollout.refresh(replica, model) if replica else rollout.replica(model, half)
             if groups is None:
@@ -548,8 +500,8 @@ def run(c: Config):
             # ---- update
             decay = 1 - step / steps if c.lr_decay else 1.0
             optim.set_lr(optimiser, c.lr * min(1.0, (step + 1) / max(1, c.lr_warmup), decay))
-            stats = update(c, scorer, optimiser, ranked, reference)
-            bad_updates = 0 if stats.pop("stepped", True) else bad_updates + 1
+            learned = update(c, scorer, optimiser, ranked, reference)
+            bad_updates = 0 if learned.pop("stepped", True) else bad_updates + 1
             position = after
 
             # ---- log
@@ -559,7 +511,7 @@ def run(c: Config):
                     "step": step,
                     **measure(everyone, seconds, weight),
                     "groups/dropped": dropped,
-                    **stats,
+                    **learned,
                 }
                 line |= {"bad_updates": bad_updates, **judge.metrics(), "seconds": time.time() - clock}
                 bad_samples = bad_samples + 1 if log_step(c, log, watcher, bar, line, everyone) else 0
@@ -568,10 +520,10 @@ def run(c: Config):
             # ---- save
             if bad_updates == 3:
                 raise Stop(
-                    "gradients were NaN or infinite three times in a row; look at grad_norm and mismatch/*"
+                    "gradients were NaN or infinite three times in a row, see grad_norm and mismatch/*"
                 )
             if processes.reduce(bad_samples) == 3:
-                raise Stop("sampler and trainer disagreed three times in a row; look at mismatch/*")
+                raise Stop("sampler and trainer disagreed three times in a row, see mismatch/*")
             if step + 1 == steps or (c.save_every and (step + 1) % c.save_every == 0):
                 save_checkpoint(c, model, optimiser, tokenizer, step + 1, position)
                 if processes.MAIN:
@@ -583,15 +535,25 @@ def run(c: Config):
         raise SystemExit(1) from None
     finally:
         judge.close()
-    if processes.MAIN:
         bar.close()
-        ends = (mean(m.get("reward/mean") for m in part) or 0 for part in (log.metrics[:5], log.metrics[-5:]))
-        say(
-            "{} steps in {:.0f} s; mean reward {:+.3f} in the first 5 steps, {:+.3f} in the last 5".format(
-                steps - start, time.time() - began, *ends
-            )
-        )
+    if processes.MAIN:
+        say(summary(log.metrics, steps - start, time.time() - began))
         say(f"wrote {folder}/: curves.png, metrics.jsonl, rollouts/, checkpoints/")
+
+
+def summary(lines: list[dict], steps: int, seconds: float) -> str:
+    """What changed from the first to the last five steps."""
+    names = {"mean reward": "reward/mean", "share in band": "length/in_band", "quality": "reward/quality"}
+    ends = [
+        {name: mean(m.get(of) for m in part) for name, of in names.items()}
+        for part in (lines[:5], lines[-5:])
+    ]
+    moved = (
+        [f"{name} {x:.3f} -> {ends[1][name]:.3f}" for name, x in ends[0].items() if x is not None]
+        if steps
+        else []
+    )
+    return f"{steps} steps in {seconds:.0f} s; first against last five: {', '.join(moved)}" if moved else ""
 
 
 @flags.exits_cleanly
@@ -607,6 +569,7 @@ def main(argv=None):
         raise
     finally:
         processes.disconnect()
+        checkpoint.release()
 
 
 if __name__ == "__main__":

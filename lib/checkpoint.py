@@ -79,7 +79,12 @@ def open_run(folder: Path, resume: str) -> Path | None:
     return newest_one if resume in ("", "auto") else Path(resume)
 
 
-LOCKS = []  # held until the process ends
+LOCKS = []  # held until `release`, or the end of the process
+
+
+def release():
+    while LOCKS:
+        LOCKS.pop().close()
 
 
 def read_about(folder: Path) -> dict:

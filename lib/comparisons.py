@@ -1,12 +1,117 @@
-"""Texts compared by a rubric: a ranking of several in one call."""
+"""Texts compared by a rubric: two beside each other, in both orders, or a ranking of several in one call."""
 
 from __future__ import annotations
 
 import json
 import random
+from statistics import fmean
 
 from lib.answers import Fault, closed, messages
-from lib.rubric import Rubric
+from lib.rubric import Rubric, Verdict, cited, entry, fold, number
+
+MOST = 3  # how much better one of two texts can be, under one heading
+
+PAIR = f"""Two stories answer one request. Compare them heading by heading: which is better there, and by how
+much. Under a strength (P, BONUS) the better story has more of it, under a fault (N, PENALTY) less. Neither
+their order nor their length is a reason. Answer with one JSON object and nothing else. For every heading: why
+(1-2 sentences), quotes_1 and quotes_2 (0-2 exact quotes from each story, at most 12 words each), then better,
+a whole number from {MOST} (story 1 is far better) over 0 (they are alike) to -{MOST} (story 2 is far better).
+No total.
+"""
+
+
+def pair_task(rubric: Rubric, request: str, first: str, second: str):
+    """Messages, schema and reader of one comparison in one order."""
+    shape = '"{}": {{"why": "...", "quotes_1": ["..."], "quotes_2": ["..."], "better": -3..3}}'
+    shapes = ", ".join(shape.format(d.key) for d in rubric.dimensions)
+    texts = {"REQUEST": request, "STORY 1": first, "STORY 2": second}
+    why, quote = {"type": "string", "maxLength": 300}, {"type": "string", "maxLength": 120}
+    quotes = {"type": "array", "maxItems": 2, "items": quote}
+    better = {"type": "integer", "minimum": -MOST, "maximum": MOST}
+    one = closed({"why": why, "quotes_1": quotes, "quotes_2": quotes, "better": better})
+    schema = closed({d.key: one for d in rubric.dimensions})
+
+    def read(answer: dict) -> dict:
+        kept = {"scores": {}, "why": {}, "quotes_1": {}, "quotes_2": {}}
+        for d in rubric.dimensions:
+            item = entry(answer, d.key)
+            kept["scores"][d.key] = number(item, "better", d.key, -MOST, MOST)
+            kept["why"][d.key] = str(item.get("why", ""))
+            for name in ("quotes_1", "quotes_2"):
+                kept[name][d.key] = cited(item, name, d.key)
+        found = _found(kept["scores"], kept["quotes_1"], first) + _found(
+            kept["scores"], kept["quotes_2"], second
+        )
+        return kept | {
+            "score": pair_score(kept["scores"], rubric),
+            "evidence": fmean(found) if found else None,
+        }
+
+    return messages([rubric.preamble, *rubric.headings(), f"{PAIR}{{{shapes}}}"], texts), schema, read
+
+
+def _found(scores: dict[str, float], quotes: dict[str, list[str]], text: str) -> list[bool]:
+    """Per quote whether it is in the text. A difference claimed without a quote counts as one not found."""
+    page, found = fold(text), []
+    for key, score in scores.items():
+        found += [bool(fold(quote)) and fold(quote) in page for quote in quotes[key]]
+        found += [False] if score and not quotes[key] else []
+    return found
+
+
+def pair_score(marks: dict[str, float], rubric: Rubric) -> float:
+    """Marks of the first text, -3..3 per heading -> [-1, 1], weighed by the rubric's points (or weights)."""
+    weights = {d.key: d.high if rubric.rule == "points" else d.weight for d in rubric.dimensions}
+    total = sum(weights[key] * mark for key, mark in marks.items()) / MOST / sum(weights.values())
+    return max(-1.0, min(1.0, total))
+
+
+def beside(rubric: Rubric, judge: str, answers: list[dict | None]) -> Verdict | None:
+    """Answers about one text shown first and second, in turn (two per sample) -> its verdict, the mean of
+    both orders. Score in [-100, 100]; swapping the texts negates it exactly. One order alone is no verdict:
+    None."""
+    both = [(a, b) for a, b in zip(answers[::2], answers[1::2]) if a and b]
+    if not both:
+        return None
+    orders = [fmean(a["score"] for a, _ in both), fmean(-b["score"] for _, b in both)]
+    marks = {
+        d.key: fmean((a["scores"][d.key] - b["scores"][d.key]) / 2 for a, b in both)
+        for d in rubric.dimensions
+    }
+    shares = [answer["evidence"] for pair in both for answer in pair if answer["evidence"] is not None]
+    found, first = fmean(shares) if shares else None, both[0][0]
+    quotes = {key: [*first["quotes_1"][key], *both[0][1]["quotes_2"][key]] for key in marks}
+    return Verdict(
+        marks,
+        50 * (orders[0] + orders[1]),
+        first["why"],
+        quotes,
+        found,
+        rubric.version,
+        judge,
+        len(both),
+        orders,
+    )
+
+
+def level(rubric: Rubric, judge: str, share: float, why: str) -> Verdict:
+    """The verdict of a comparison that needs no judge: `share` in [-1, 1] under every heading. At 0 it is not
+    counted as a pair."""
+    marks = {d.key: MOST * share for d in rubric.dimensions}
+    reasons = dict.fromkeys(marks, why)
+    return Verdict(
+        marks, 100 * share, reasons, rubric=rubric.version, judge=judge, orders=[share] * 2 if share else None
+    )
+
+
+def by_points(rubric: Rubric, one: Verdict, other: Verdict) -> Verdict:
+    """Two verdicts of one judge -> the first text beside the second: differences of their points."""
+    marks = {}
+    for d in rubric.dimensions:
+        gain = (one.scores[d.key] - other.scores[d.key]) / (d.high - d.low)
+        marks[d.key] = MOST * (-gain if d.key[0] == "N" or d.key == "PENALTY" else gain)
+    score = pair_score(marks, rubric)
+    return Verdict(marks, 100 * score, rubric=rubric.version, judge=one.judge, orders=[score, score])
 
 
 def rank_task(rubric: Rubric, request: str, stories: list[str], order: list[int]):

@@ -17,8 +17,7 @@ def l2norm(x):
 
 
 def causal_conv(padded, taps):
-    """Depthwise: padded [B, width - 1 + T, C], taps [width, C] -> [B, T, C]. On a CPU faster than
-    F.conv1d."""
+    """Depthwise: padded [B, width - 1 + T, C], taps [width, C] -> [B, T, C]. Faster than F.conv1d."""
     T = padded.shape[1] - len(taps) + 1
     y = padded[:, :T] * taps[0]
     for j in range(1, len(taps)):

@@ -182,7 +182,6 @@ class Endpoint:
             self.tasks.put(task)
         return task.future
 
-    @property
     def learned(self) -> dict:
         """What calls have found out about the server, to be set on another endpoint of the same one."""
         return {"schema_mode": self.schema_mode, "token_field": self.token_field}
@@ -314,7 +313,9 @@ class Endpoint:
 
     def _body(self, task: Task) -> dict:
         body = {"model": self.name, "messages": task.messages, **self.params, **task.params}
-        body = {name: value for name, value in body.items() if name not in self.spared}
+        body = {
+            name: value for name, value in body.items() if name not in self.spared or name not in task.spare
+        }
         if "max_tokens" in body:
             room = body.pop("max_tokens")
             body[self.token_field] = room * (1 + task.asked)  # an answer that was cut gets more room

@@ -13,11 +13,10 @@ from functools import wraps
 from lib.processes import say
 
 
-def opt(default, help: str, group: str = "", *, low=None, high=None, above=None):
-    """A field of a configuration. `group` starts a new section of --help with this field; low, high
-    (inclusive) and above (exclusive) are what `check_ranges` allows. A field of the type Literal allows its
-    words."""
-    meta = {"help": help, "group": group, "low": low, "high": high, "above": above}
+def opt(default, help: str, group: str = "", *, low=None, high=None, above=None, choices: tuple = ()):
+    """A field of a configuration. `group` starts a new section of --help with this field; low, high (inclusive),
+    above (exclusive) and choices are what `check_ranges` allows. A field of the type Literal allows its words."""
+    meta = {"help": help, "group": group, "low": low, "high": high, "above": above, "choices": choices}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -74,16 +73,9 @@ def add_fields(parser, kind, values: dict):
         default = values.get(f.name, f.default_factory() if f.default is MISSING else f.default)
         hint = hints[f.name]
         one = typing.get_args(hint)[0] if typing.get_origin(hint) is list else hint
-        words = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
-        how = {
-            "type": boolean
-            if one is bool
-            else setting
-            if typing.get_origin(hint) is dict
-            else str
-            if words
-            else one
-        }
+        words = choices_of(f, hint)
+        readers = {bool: boolean, dict: setting, typing.Literal: str}
+        how = {"type": readers.get(typing.get_origin(hint) or one, readers.get(one, one))}
         if typing.get_origin(hint) is list:
             how |= {"nargs": len(default) if default and one is float else "*"}
         elif typing.get_origin(hint) is dict:
@@ -133,8 +125,14 @@ def check_ranges(config):
             raise ValueError(f"--{f.name} {value}: must be above {m['above']}")
         if m["high"] is not None and value > m["high"]:
             raise ValueError(f"--{f.name} {value}: must be at most {m['high']}")
-        if typing.get_origin(hints[f.name]) is typing.Literal and value not in typing.get_args(hints[f.name]):
-            raise ValueError(f"--{f.name} {value}: choose one of {', '.join(typing.get_args(hints[f.name]))}")
+        words = choices_of(f, hints[f.name])
+        for word in (value if isinstance(value, list) else [value]) if words else ():
+            if word not in words:
+                raise ValueError(f"--{f.name} {word}: choose one of {', '.join(words)}")
+
+
+def choices_of(f, hint) -> tuple:
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else f.metadata["choices"]
 
 
 def differences(was: dict, now: dict, but: tuple = ()) -> str:

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from lib.files import replace_folder
@@ -59,8 +60,7 @@ def read_config(folder: Path) -> dict:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """Tensor name -> file name, for one safetensors file or for shards with an index. FileNotFoundError,
-    ValueError."""
+    """Tensor name -> file name, for one safetensors file or for shards with an index. FileNotFoundError."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
         return read_json(index)["weight_map"]
@@ -80,8 +80,7 @@ def names_in(file: Path) -> list[str]:
 
 
 def check_names(folder: Path, index: dict[str, str], names, within: str):
-    """ValueError: the files lack one of `names`, or hold more below `within` than config.json has a place
-    for."""
+    """ValueError: the files lack one of `names`, or more below `within` than config.json has a place for."""
     missing = next((name for name in names if name not in index), None)
     if missing:
         raise ValueError(
@@ -95,9 +94,19 @@ def check_names(folder: Path, index: dict[str, str], names, within: str):
         )
 
 
+def check_shared(folder: Path, index: dict[str, str], twin: str, name: str):
+    """ValueError: config.json says that `twin` is the tensor `name`, but the files hold another."""
+    if twin in index:
+        first, second = (tensor for _, tensor in read_tensors(folder, index, (twin, name)))
+        if not torch.equal(first, second):
+            raise ValueError(
+                f"config.json in {folder} says tie_word_embeddings, but {twin} differs from {name}; "
+                "set tie_word_embeddings to false there"
+            )
+
+
 def read_tensors(folder: Path, index: dict[str, str], names):
-    """Yields (name, tensor on the CPU) in the order of `names`, one at a time. ValueError: a file is damaged
-    or gone."""
+    """Yields (name, tensor on the CPU) in the order of `names`. ValueError: a file is damaged."""
     opened = {}
     for name in names:
         file = folder / index[name]
@@ -134,8 +143,7 @@ def write(path, tensors: dict, config: dict, source: Path | None = None, shard_b
 
 
 def with_dtype(config: dict, dtype) -> dict:
-    """A copy of a config.json that says the weights are stored in `dtype`, in each place where it says so
-    already."""
+    """A copy of a config.json that names `dtype` wherever it names a dtype."""
     config = json.loads(json.dumps(config))
     for part in (config, config.get("text_config", {})):
         for key in {"dtype", "torch_dtype"} & set(part):

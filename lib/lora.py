@@ -16,8 +16,7 @@ from lib.sharding import whole
 
 
 class LoRALinear(nn.Module):
-    """y = x W^T + scale * x A^T B^T. W [n_out, n_in] is the parameter of the layer it replaces and keeps its
-    name."""
+    """y = x W^T + scale * x A^T B^T. W [n_out, n_in] is the replaced layer's parameter and keeps its name."""
 
     def __init__(self, weight: nn.Parameter, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()

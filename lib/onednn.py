@@ -14,8 +14,7 @@ import torch.nn as nn
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T for inference. `weight` stays as it was, with its name and address; call `pack` after it
-    changes."""
+    """y = x W^T for inference. `weight` stays as it was, name and address; `pack` again when it changes."""
 
     def __init__(self, weight: nn.Parameter):
         super().__init__()
@@ -45,7 +44,8 @@ LIBRARY.impl("linear", lambda x, weight: x.new_empty(*x.shape[:-1], len(weight))
 
 def usable(weight) -> bool:
     """Whether this build and this processor can pack a weight like this one and multiply by it."""
-    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and works_with(weight.dtype)
+    real = type(weight.data) is torch.Tensor and weight.device.type == "cpu"  # not sharded, not a fake tensor
+    return real and torch.backends.mkldnn.is_available() and works_with(weight.dtype)
 
 
 @cache
@@ -61,8 +61,7 @@ def works_with(dtype: torch.dtype) -> bool:
 
 @torch.no_grad()
 def pack(module):
-    """Puts a PackedLinear in place of every bias-free nn.Linear below `module`, and packs again those that
-    are there."""
+    """Replaces every bias-free nn.Linear below `module` by a PackedLinear, and packs those again."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, PackedLinear):

@@ -42,7 +42,7 @@ def connect() -> torch.device:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ValueError(
             f"process {RANK} of {WORLD} could not reach the others at {where} "
-            f"({str(error).splitlines()[0]}); check address, firewall, and that all nodes were started"
+            f"({str(error).splitlines()[0]}); check that address, the firewall, and that all nodes run"
         ) from None
     return device
 
@@ -65,12 +65,27 @@ def reduce(x, op=dist.ReduceOp.SUM) -> float:
     return t.item()
 
 
-def reduce_all(sums: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Numbers on any device, under the same names on every process, summed over all: one wait, one
-    message."""
-    t = torch.stack([x.double() for x in sums.values()]).cpu()
-    dist.all_reduce(t)
-    return dict(zip(sums, t.tolist()))
+class Totals:
+    """Sums of tensors by name (the largest, where a name ends in "max"), kept on their device until
+    `of_all`."""
+
+    def __init__(self):
+        self.values = {}
+
+    def add(self, sums: dict[str, torch.Tensor]):
+        for name, x in sums.items():
+            before = self.values.setdefault(name, torch.zeros_like(x, dtype=torch.float64))
+            self.values[name] = torch.maximum(before, x.double()) if name.endswith("max") else before + x
+
+    def of_all(self) -> dict[str, float]:
+        """Over all processes, which have the same names: one wait for the device, two messages."""
+        values = dict(zip(self.values, torch.stack(list(self.values.values())).tolist()))
+        for op in (dist.ReduceOp.SUM, MAX):
+            names = [name for name in values if name.endswith("max") == (op == MAX)]
+            t = torch.tensor([values[name] for name in names], dtype=torch.float64)
+            dist.all_reduce(t, op)
+            values |= dict(zip(names, t.tolist()))
+        return values
 
 
 def from_main(function, *args):

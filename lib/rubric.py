@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from lib.answers import Fault, closed
+from lib.form import words
 from lib.stats import mean
 
 
@@ -45,7 +46,9 @@ class Dimension:
 @dataclass(frozen=True)
 class Rubric:
     version: str  # name, number and hash of the file: part of every cache key and every saved verdict
-    rule: str  # how points become a score: "points", "mean" or "range"
+    rule: (
+        str  # how points become a score: "points", "mean", "range", or "rate": proved faults per 1,000 words
+    )
     preamble: str
     dimensions: tuple[Dimension, ...]
 
@@ -53,23 +56,29 @@ class Rubric:
         """JSON schema of a verdict: per dimension the reason and the quotes first, so that the number
         follows."""
         why, quote = {"type": "string", "maxLength": 400}, {"type": "string", "maxLength": 120}
-        quotes = {"type": "array", "maxItems": 2, "items": quote}
         entries = {}
         for d in self.dimensions:
+            most = 2 * int(d.high) if self.rule == "rate" else 2
+            quotes = {"type": "array", "maxItems": most, "items": quote}
             score = {"type": "integer", "minimum": int(d.low), "maximum": int(d.high)}
             entries[d.key] = closed({"why": why, "quotes": quotes, "score": score})
         return closed(entries)
 
+    def headings(self) -> list[str]:
+        return [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in self.dimensions]
+
     def instructions(self) -> str:
         """What the judge is told, the same for each call, so that providers can cache it."""
-        lines = [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in self.dimensions]
         entry = '"{}": {{"why": "...", "quotes": ["..."], "score": {:g}-{:g}}}'
         shape = ", ".join(entry.format(d.key, d.low, d.high) for d in self.dimensions)
+        quotes = "0-2 exact quotes from the story, at most 12 words each"
+        if self.rule == "rate":
+            quotes = "two exact quotes from the story for each fault counted, in turn, at most 12 words each"
         rules = (
             "Answer with one JSON object and nothing else. For every dimension: why (1-3 sentences), quotes "
-            f"(0-2 exact quotes from the story, at most 12 words each), then score. No total.\n{{{shape}}}"
+            f"({quotes}), then score. No total.\n{{{shape}}}"
         )
-        return "\n\n".join([self.preamble, *lines, rules])
+        return "\n\n".join([self.preamble, *self.headings(), rules])
 
     def read(self, answer: dict, text: str, judge: str) -> Verdict:
         """An answer, checked. Keys that the rubric does not have, such as totals, are dropped. Raises
@@ -79,12 +88,17 @@ class Rubric:
             item = entry(answer, d.key)
             scores[d.key] = number(item, "score", d.key, d.low, d.high)
             why[d.key], quotes[d.key] = str(item.get("why", "")), cited(item, "quotes", d.key)
-        found = evidence(scores, quotes, text)
-        return Verdict(scores, self.score(scores), why, quotes, found, self.version, judge)
+        found, score = evidence(scores, quotes, text), 0.0
+        if self.rule == "rate":  # only what both quotes prove counts
+            scores = {key: min(count, proved(quotes[key], text)) for key, count in scores.items()}
+            score = 1000 * sum(scores.values()) / max(1, words(text))
+        return Verdict(scores, score or self.score(scores), why, quotes, found, self.version, judge)
 
     def score(self, scores: dict[str, float]) -> float:
-        """Points per dimension -> points: S = P - N + B' - Pen' in [-159, 108] (POLARIS); mean, range:
-        0..100."""
+        """Points per dimension -> points: S = P - N + B' - Pen' in [-159, 108] (POLARIS); mean, range: 0..100;
+        rate: 0, since it depends on the text (see `read`)."""
+        if self.rule == "rate":
+            return 0.0
         if self.rule == "points":
             P = sum(scores[d.key] for d in self.dimensions if d.key[0] == "P" and d.key != "PENALTY")
             N = sum(scores[d.key] for d in self.dimensions if d.key[0] == "N")
@@ -104,7 +118,8 @@ class Rubric:
         if len(verdicts) < 2:
             return verdicts[0] if verdicts else None
         scores = {d.key: statistics.fmean(v.scores[d.key] for v in verdicts) for d in self.dimensions}
-        found, score = mean(v.evidence for v in verdicts), self.score(scores)
+        found = mean(v.evidence for v in verdicts)
+        score = mean(v.score for v in verdicts) if self.rule == "rate" else self.score(scores)
         return replace(verdicts[0], scores=scores, score=score, samples=len(verdicts), evidence=found)
 
     def empty(self, judge: str) -> Verdict:
@@ -134,9 +149,14 @@ def read_rubric(path: Path, criteria: list[dict] | None = None) -> Rubric:
         raise FileNotFoundError(f"no rubric {path}; there are {there}")
     head, *sections = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.M)
     fields = dict(re.findall(r"^(version|aggregate): *(\S+)$", head, flags=re.M))
-    if set(fields) != {"version", "aggregate"} or fields["aggregate"] not in ("points", "mean", "range"):
+    if set(fields) != {"version", "aggregate"} or fields["aggregate"] not in (
+        "points",
+        "mean",
+        "range",
+        "rate",
+    ):
         raise ValueError(
-            f"{path}: the head needs the lines 'version: NAME-1' and 'aggregate: points|mean|range'"
+            f"{path}: the head needs the lines 'version: NAME-1' and 'aggregate: points|mean|range|rate'"
         )
     dimensions = [_dimension(section, path) for section in sections]
     if criteria:
@@ -205,6 +225,13 @@ def evidence(scores: dict[str, float], quotes: dict[str, list[str]], text: str) 
         if score > 0 and not quotes.get(key) and (key[0] == "N" or key in ("BONUS", "PENALTY")):
             found.append(False)
     return sum(found) / len(found) if found else None
+
+
+def proved(quotes: list[str], text: str) -> float:
+    """How many pairs of neighbours among the quotes are different passages that both stand in the text."""
+    page, folded = fold(text), [fold(q) for q in quotes]
+    pairs = set(zip(folded[::2], folded[1::2]))
+    return float(sum(a != b and bool(a) and bool(b) and a in page and b in page for a, b in pairs))
 
 
 def fold(text: str) -> str:

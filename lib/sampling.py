@@ -71,8 +71,7 @@ def block_size(vocab: int) -> int:
 
 def draw(z_BV, noise):
     """Samples softmax(z) exactly, with noise for a block and for a token within it instead of one for each of
-    V tokens. Returns token [B] and logsumexp [B], which the block sums give for nothing. noise: [B, V / b +
-    b]."""
+    V tokens. Returns token [B] and logsumexp [B], a by-product of the blocks. noise: [B, V / b + b]."""
     B, V = z_BV.shape
     b = block_size(V)
     blocks = z_BV.view(B, V // b, b)
@@ -116,3 +115,37 @@ def pick(logits_BV, noise, s: Sampling, seen_BV=None):
     if s.penalises or s.truncates:
         lse = raw.logsumexp(-1)
     return token, raw.gather(-1, token[:, None])[:, 0] - lse
+
+
+def check_request(config, prompts, max_new_tokens: int, stop_ids, seed, slots: int | None):
+    """Prompts as tuples, stop tokens as a set, one seed per prompt. ValueError: a request that cannot be met
+    by a model with config.vocab_size tokens and config.max_position_embeddings positions."""
+    vocab, reach = config.vocab_size, config.max_position_embeddings
+    prompts = [tuple(int(t) for t in p) for p in prompts]
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; a story needs at least 1 token")
+    if slots is not None and slots < 1:
+        raise ValueError(f"slots is {slots}; at least 1 is needed (None plans them from memory)")
+    alien = f"outside the vocabulary of {vocab}; it belongs to another tokenizer"
+    for token in stop_ids:
+        if not 0 <= token < vocab:
+            raise ValueError(f"stop token {token} lies {alien}")
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {i} is empty; a story starts from at least 1 token")
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < vocab:
+                raise ValueError(f"prompt {i} holds token {token}, {alien}")
+        if len(prompt) + max_new_tokens > reach:
+            raise ValueError(
+                f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} more are asked for, but the model "
+                f"reaches {reach}; shorten the prompt or lower max_new_tokens"
+            )
+    if isinstance(seed, int):
+        seed = [seed * 1_000_003 + i for i in range(len(prompts))]
+    seeds = [int(s) for s in seed]
+    if len(seeds) != len(prompts):
+        raise ValueError(
+            f"{len(seeds)} seeds for {len(prompts)} prompts; give one per prompt, or a single number"
+        )
+    return prompts, frozenset(stop_ids), seeds

@@ -44,8 +44,7 @@ def whole(tensor):
 
 
 def average_replicated(params):
-    """Averages over processes the gradients that FSDP leaves alone (see `shard`); no-op where nothing is
-    sharded."""
+    """Averages over processes the gradients that FSDP leaves alone (see `shard`); else a no-op."""
     if any(is_sharded(p) for p in params):
         for p in params:
             if not is_sharded(p) and p.grad is not None:

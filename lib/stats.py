@@ -38,11 +38,14 @@ def student(values: list[float]) -> tuple[float, float | None]:
 
 
 def jumped(history: list[float], start: float, times: float, least: float) -> bool:
-    """Whether the last value is far above its own history: `times` the median of those before it and above
-    `least`; the first value of all must not exceed `start`."""
-    *before, last = history
-    limit = max(least, times * statistics.median(before)) if before else start
-    return last > limit
+    """Whether the last value is far above what was usual before it: above `least` and above `times` the median
+    of the values that had not jumped themselves; with none of these, above `start`."""
+    usual, far = [], False
+    for value in history:
+        far = value > (max(least, times * statistics.median(usual)) if usual else start)
+        if not far:
+            usual.append(value)
+    return far
 
 
 def rise(old: list[float], new: list[float]) -> float:

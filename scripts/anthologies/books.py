@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
+from html.entities import html5
 from urllib.parse import unquote
 
 from lxml import etree, html
@@ -145,6 +146,13 @@ def _enter(el, context, counter) -> dict:
         inside["level"] = int(el.tag[1])
     if el.tag == "pre":
         inside["pre"] = True
+    if el.tag in ("p", "div", "center", "blockquote"):
+        leaning = [c for c in el if c.tag in ("i", "em")]
+        inside["apart"] = (
+            len(leaning) == len(el) == 1
+            and not (el.text or "").strip()
+            and not (leaning[0].tail or "").strip()
+        )
     if "se:short-story" in kind or "se:novel" in kind:
         counter[0] += 1
         inside["story"] = counter[0]
@@ -164,10 +172,32 @@ def _enter(el, context, counter) -> dict:
     return inside
 
 
+def _cells(line: str) -> str:
+    """A line without extra spaces; a tab stands between the cells of a table and where several hard spaces were."""
+    parts = re.split(r"\t|[ \u2003]*[\u00a0\u2003]{2,}[ \u2003]*", line)
+    return "\t".join(text for part in parts if (text := " ".join(part.split())))
+
+
+def _without_dtd(text: str) -> str:
+    """A page without its document type; what an internal subset declares is not expanded and leaves nothing."""
+    start = re.match(r"\s*(<!--.*?-->\s*)*<!DOCTYPE\b[^>\[]*", text, re.S | re.I)
+    if not start:
+        return text
+    if text[start.end() : start.end() + 1] != "[":
+        return text[start.end() + 1 :]
+    quoted = r"<!--.*?-->|\"[^\"]*\"|'[^']*'|[^\]\"'<]|<(?!!--)"
+    subset = re.compile(rf"\[(?:{quoted})*\]\s*>", re.S).match(text, start.end()) or re.compile(
+        r"\[.*?(\]\s*>|(?=<html\b)|$)", re.S | re.I
+    ).match(text, start.end())
+    for name in set(re.findall(r"<!ENTITY\s+([\w.-]+)\s", subset[0])) - {e.strip(";") for e in html5}:
+        text = text.replace(f"&{name};", "")
+    return text[: start.start()] + text[subset.end() :]
+
+
 def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> list[Block]:
     """One HTML page as blocks. `counter[0]` numbers the stories that Standard Ebooks' markup names."""
     counter = [0] if counter is None else counter
-    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
+    text = _without_dtd(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
     if not text.strip():
         return []
     root = html.document_fromstring(text, parser=html.HTMLParser(no_network=True, remove_comments=True))
@@ -182,11 +212,13 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
         new = (
             text_blocks(raw.strip("\n"))
             if context["pre"]
-            else [Block("\n".join(" ".join(l.split()) for l in raw.split("\n") if l.strip()))]
+            else [Block("\n".join(_cells(line) for line in raw.split("\n") if line.strip()))]
         )
         for b in new:
             b.gap, b.level, b.kind = max(1, b.gap), context["level"], context["kind"]
             b.story, b.foreword = context["story"], context["foreword"]
+            if context["apart"] and not b.level and not b.story and "_" not in b.text:
+                b.text = f"_{b.text}_"
         new[0].gap, new[0].ids, new[0].links = gap[0], ids[:], links[:]
         gap[0] = 1
         ids.clear(), links.clear()
@@ -211,7 +243,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
                 blocks.append(Block("* * *", 1, 0, "break", story=context["story"]))
             gap[0] += 2
         elif el.tag in ("td", "th"):
-            buf.append(" ")
+            buf.append("\t")
         for piece, child in [(el.text, None)] + [(c.tail, c) for c in el]:
             if child is not None:
                 walk(child, inside)
@@ -222,7 +254,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
         if is_block:
             flush(inside)
 
-    start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False}
+    start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False, "apart": False}
     walk(root, start)
     flush(start)
     return blocks

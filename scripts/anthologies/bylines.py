@@ -44,6 +44,7 @@ NO_NAME = set(
 
 def is_byline(text: str) -> bool:
     """ "By John Writer", "Translated by Ann Author"; not "By nine all was still." """
+    text = text.replace("_", " ").strip()
     words = re.findall(r"[^\W\d_]{3,}", text)
     return bool(BYLINE.fullmatch(text)) and sum(w[0].isupper() for w in words) >= 0.5 * len(words)
 
@@ -59,7 +60,7 @@ def person(text: str) -> str:
     text = " ".join(DATES.sub("", text.replace("_", " ")).split())
     if LABEL.fullmatch(text) and not is_byline(text):
         text = LABEL.fullmatch(text)["name"]
-    text = BY.sub("", text).strip(" ,;:*")
+    text = re.sub(r"\b(Jr|Esq)$", r"\1.", BY.sub("", text).strip(" ,;:*"))
     return text[:-1] if re.search(r"\w{3,}\.$", text) and not re.search(r"\b(Jr|Esq)\.$", text) else text
 
 
@@ -69,7 +70,7 @@ def name_like(text: str) -> bool:
     if not 2 <= len(words) <= 7 or re.search(r"[!?;:]|\d|\w{3,}\.$", person(text)):
         return False
     plain = [w.strip(".\"'\u2018\u2019\u201c\u201d()").casefold().replace(".", "") for w in words]
-    if NO_NAME & set(plain):
+    if any(bare in NO_NAME for w, bare in zip(words, plain) if not re.fullmatch(r"[A-Z]\.", w)):
         return False
     named = [w for w, bare in zip(words, plain) if bare not in PARTICLE | RANK]
     return bool(named) and all(
@@ -85,13 +86,16 @@ def label_name(text: str) -> str:
 
 def cells(line: str) -> list[str]:
     """The columns of a line, without page numbers: wide spaces, tabs and leaders part them."""
-    parts = [p.strip(" .\u2026_") for p in re.split(r"\s{3,}|\t|(?:\s?[.\u2026]){3,}", line.strip())]
+    parts = [
+        re.sub(r"(?<!\bJr)(?<!\bEsq)[\s.\u2026_]+$", "", p).lstrip(" ._\u2026")
+        for p in re.split(r"\s{3,}|\t|(?:\s?[.\u2026]){3,}", line.strip())
+    ]
     return [p for p in parts if re.search(r"[^\W\d]", p) and not re.fullmatch(r"[xvil]{1,6}|[IVXLC]{1,7}", p)]
 
 
 def halves(text: str) -> list[str]:
     """The two halves of a heading that has title and author on one line, or fewer or more parts."""
-    parts = re.split(r"\s{2,}|\s*(?:--|\u2014|\u2013)\s*|\s-\s", text.strip())
+    parts = re.split(r"\s{2,}|\t|\s*(?:--|\u2014|\u2013)\s*|\s-\s", text.strip())
     return [p.strip() for p in parts if p.strip()]
 
 
@@ -99,7 +103,9 @@ def names_column(pairs: list[tuple[str, str]]) -> int | None:
     """Which of two columns holds people: 0, 1, or None where neither reads like names."""
     if len(pairs) < 3:
         return None
-    score = [sum(name_like(p[c]) + 2 * bool(BY.match(p[c])) for p in pairs) / len(pairs) for c in (0, 1)]
+    score = [
+        sum(name_like(p[c]) * (1 + 2 * bool(BY.match(p[c]))) for p in pairs) / len(pairs) for c in (0, 1)
+    ]
     if max(score) < 0.6:
         return None
     if score[0] == score[1]:  # initials are in names, hardly ever in titles

@@ -28,8 +28,11 @@ from scripts.anthologies.titles import MATTER, SPEECH, fold, heading_like, one_l
 HEADING = re.compile(r"\W*(table of )?contents( of .*)?\W*(page)?\W*", re.I)
 ILLUSTRATIONS = re.compile(r"\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$", re.I | re.M)
 BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
-PAGE = re.compile(r"(\s{3,}|\.{3,}\s*)\d+\s*$")
+PAGE = re.compile(r"(\s{3,}|(\.\s?){3,}\s*)\d+\s*$")
 LETTERED = re.compile(r"[a-e]\.\s")
+VERB = re.compile(
+    r"\W*((as )?(re)?\w+(ed|told|ten)|from the \w+)?\W*", re.I
+)  # what may be before "by" and is no title
 BY_AUTHOR = re.compile(r"(?<=\S)[\s,.]+_?by\s+(?P<name>[^\d]{3,60}?)_?[\s.]*\d*\s*$", re.I)
 
 
@@ -83,12 +86,15 @@ def contents(blocks: list[Block]) -> Contents:
         ]  # lettered: part of the story above
         lines += [new[n] for n in kept]
         raw += [source[n] for n in kept]
+        seen |= {fold(cell) for n in kept for cell in cells(source[n])}
         seen |= {fold(new[n]) for n in kept} | {fold(BARE_NUMBER.sub("", new[n])) for n in kept}
         end = i + 1
     half_title = _half_title(blocks, first, end)
     if half_title < end:
         extra = _count(blocks[half_title:end])
         del lines[len(lines) - extra :], raw[len(raw) - extra :]
+    if len(lines) < 5 and not HEADING.match(blocks[first].text):
+        return Contents()  # a few short lines are not contents
     authors = _authors(lines, raw)
     return Contents(range(first, half_title), _places(lines), anchors, authors, lines)
 
@@ -126,7 +132,8 @@ def _bare_list(blocks: list[Block]) -> int | None:
     """Contents without a heading: eight short lines or more in a row, before any prose."""
     start, lines = None, 0
     for i, b in enumerate(blocks + [Block("x " * 50)]):
-        if _is_prose(b) or SPEECH.match(b.text.strip()) or b.gap > 4 or b.level and not b.links:
+        sentence = b.text.rstrip()[-1:] == "." and len(b.text.split()) > 14 and not b.links
+        if _is_prose(b) or sentence or SPEECH.match(b.text.strip()) or b.gap > 4 or b.level and not b.links:
             if lines >= 8 and start is not None:
                 return start
             start, lines = (None, 0) if not (b.gap > 4 or b.level) else (i, b.text.count("\n") + 1)
@@ -143,6 +150,9 @@ def _again(block: Block, new: list[str], lines: list[str], seen: set[str]) -> bo
         return False  # an author with two stories
     if len(whole) > 3 and whole in seen:
         return True
+    parts = (halves(block.text) if len(new) == 1 else new) if block.gap > 2 else []
+    if len(parts) == 2 and any(len(fold(part)) > 3 and fold(part) in seen for part in parts):
+        return True  # author and title in one block
     return block.level > 0 and len(whole) > 5 and any(fold(line).startswith(whole) for line in lines)
 
 
@@ -162,7 +172,8 @@ def _is_prose(block: Block) -> bool:
     lines, words = block.text.split("\n"), block.text.split()
     if len(lines) == 1:
         return len(words) > 22
-    if sum(bool(PAGE.search(line)) for line in lines) > 0.5 * len(lines) or PAGE.search(lines[0]):
+    rows = sum(bool(PAGE.search(line)) or len(cells(line)) > 1 for line in lines)
+    if rows > 0.5 * len(lines) or PAGE.search(lines[0]):
         return False
     return sum(len(line.strip()) > 55 for line in lines[:-1]) >= 0.7 * (len(lines) - 1) and len(words) > 22
 
@@ -186,6 +197,8 @@ def _count(blocks: list[Block]) -> int:
 
 def _entry(line: str) -> str:
     """A line of the contents without its page number and its author."""
+    if "\t" in line:
+        line = (cells(line) or [""])[0]
     line = one_line(line) if "_" in line else line
     line = re.sub(r"[\s,.-]+(?:[A-Z]\.\s*){1,3}[A-Z][\w'-]+$", "", line.strip()) or line
     line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
@@ -208,7 +221,7 @@ def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
         ):
             for k, parts in pairs.items():
                 found[k], lines[k] = person(parts[who]), _entry(parts[1 - who])
-    credited = {k: by for k, text in enumerate(raw) if (by := BY_AUTHOR.search(text)) and not is_byline(text)}
+    credited = {k: by for k, text in enumerate(raw) if (by := BY_AUTHOR.search(text))}
     for k, by in credited.items():
         text = raw[k]
         if (
@@ -232,7 +245,7 @@ def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[
     in_turn = len(alone) > 0.4 * len(raw) and not any(k + 1 in alone for k in alone)
     if len(marked) > 2:
         alone = marked
-    elif len(alone) < 2 or not (in_turn or paged > 0.3 * len(raw)):
+    elif len(alone) < 3 or not (in_turn or paged > 0.3 * len(raw)):
         return {}
     first = next((k for k, line in enumerate(lines) if len(fold(line)) > 1 and not _no_entry(line)), 0)
     own: dict[int, str] = {}

@@ -58,9 +58,10 @@ def trim(parts: list[Paragraph], numbered: bool = False, author: str = "", tease
     """The story's own paragraphs. `numbered`: the number of its first part is gone with the heading, so that the
     numbers of the others become scene breaks. `teased`: this book sets a teaser above each story."""
     start = above(parts, author)
-    if teased and teaser(parts, start):
+    chaptered = any(ORDINAL.fullmatch(p.text) for p in parts[:start])
+    if teased and not chaptered and teaser(parts, start):
         start = above(parts, author, start + 1)
-    numbered = numbered or any(ORDINAL.fullmatch(p.text) for p in parts[:start])
+    numbered = numbered or chaptered
     texts = [SCENE_BREAK if numbered and _is_number(p.text) else p.text for p in parts[start:]]
     return texts[: _below(texts)]
 
@@ -97,6 +98,10 @@ def _apparatus(parts: list[Paragraph], n: int, credited: bool) -> int:
         bool(HEAD_NOTE.fullmatch(text) and words < 250)
         or text == SCENE_BREAK
         or bool(ORDINAL.fullmatch(text))
+        or n
+        and bool(ORDINAL.fullmatch(parts[n - 1].text))
+        and words <= 10
+        and title_form(text)  # the title of the first chapter
         or is_byline(text)
         or is_source(text)
         or text.startswith("From ")
@@ -133,18 +138,26 @@ def teaser(parts: list[Paragraph], n: int) -> bool:
         return False
     p, below = parts[n], parts[n + 1]
     sentences = len(re.findall(r"[.!?\u2026][\"\u201d')]*(?=\s|$)", p.text))
-    apart = p.apart or below.gap > 1 and below.gap > max((q.gap for q in parts[n + 2 : n + 8]), default=1)
-    return apart and 5 < len(p.text.split()) <= 90 and sentences <= 3 and p.text != SCENE_BREAK
-
-
-def serial(texts: list[str], heading: str) -> bool:
-    """Is this a part of a story whose other parts are elsewhere?"""
-    tail = [t for t in texts[-4:] if len(t.split()) < 30]
-    return (
-        any(CONTINUED.fullmatch(t) for t in tail)
-        or bool(INSTALMENT.search(heading))
-        or bool(SYNOPSIS.match(texts[0]))
+    apart = (
+        p.apart
+        or FIRST_PART.fullmatch(below.text)
+        or below.gap > 1
+        and below.gap > max((q.gap for q in parts[n + 2 : n + 8]), default=1)
     )
+    return bool(apart) and 5 < len(p.text.split()) <= 90 and sentences <= 3 and p.text != SCENE_BREAK
+
+
+def has_teaser(parts: list[Paragraph], author: str) -> bool:
+    """Is a teaser between the heading and the story, or its first part?"""
+    start = above(parts, author)
+    before = [n for n in range(start) if FIRST_PART.fullmatch(parts[n + 1].text)]
+    return any(teaser(parts, n) and not _about_author(parts, n, author) for n in [start, *before])
+
+
+def serial(last: list[str], heading: str, first: str) -> bool:
+    """Is this a part of a story whose other parts are elsewhere? `last`: the section's last paragraphs."""
+    continued = any(CONTINUED.fullmatch(t.strip()) for t in last)
+    return continued or bool(INSTALMENT.search(heading) or SYNOPSIS.match(first))
 
 
 def _note_in_brackets(parts: list[Paragraph], n: int) -> int:

@@ -28,6 +28,7 @@ from scripts.anthologies.bylines import (
 )
 from scripts.anthologies.contents import Contents
 from scripts.anthologies.titles import (
+    DEPARTMENT,
     MATTER,
     MIN_WORDS,
     NO_STORIES,
@@ -41,8 +42,11 @@ from scripts.anthologies.titles import (
 )
 
 FILLER = (
-    500  # words; what has a heading of its own, no author, and stands last before the next story is a filler
+    500  # words: a filler has a heading of its own, no author, and is the last thing before the next story
 )
+EDITED = re.compile(
+    r"\W*(edited|compiled|selected|collected|chosen|arranged)( and \w+)? by\b", re.I
+)  # a title page
 MANY_HANDS = 0.6  # share of the sections that name an author, above which one that names none is not a story
 
 
@@ -132,7 +136,7 @@ def _part_halves(blocks: list[Block], toc: Contents) -> list[Block]:
         first, second = pairs.get(i, ("", ""))
         if i in pairs and (name_like(pairs[i][who]) or BY.match(pairs[i][who])):
             out.append(replace(b, text=first, words=len(first.split())))
-            out.append(replace(b, text=second, words=len(second.split()), gap=1, ids=[], links=[]))
+            out.append(replace(b, text=second, words=len(second.split()), gap=2, ids=[], links=[]))
         else:
             out.append(b)
     return out
@@ -150,9 +154,7 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
             i += 1
             continue
         j = i + 1
-        while (
-            j < len(blocks) and j - i < 9 and len(blocks[j].text.split()) <= 40 and _continues(blocks, j, toc)
-        ):
+        while j < min(len(blocks), i + 9) and _continues(blocks, i, j, toc):
             j += 1
         runs.append((i, j))
         i = j
@@ -168,9 +170,25 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
     return found
 
 
-def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
-    """Does block j still belong to the heading above it (title under a number, author, note in brackets)?"""
+def _new_page(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
+    """Does block j begin a heading of its own, below the heading that block i begins?"""
+    if ORDINAL.fullmatch(blocks[j - 1].text.strip()) or ORDINAL.fullmatch(blocks[j].text.strip()):
+        return False
+    texts = [one_line(b.text) for b in blocks[i:j]]
+    whole = j > i + 1 and any(
+        is_byline(t) or fold(person(t)) in toc.names for t in texts
+    )  # has title and author
+    apart = whole and blocks[j].gap > 3
+    lower = 0 < blocks[j].level < blocks[i].level  # a signature above a title
+    title_page = EDITED.match(one_line(blocks[j - 1].text)) and listed(blocks[i], toc) is None
+    return bool(apart or lower or title_page)
+
+
+def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
+    """Does block j still belong to the heading that block i begins (title, author, source, note in brackets)?"""
     text, above = blocks[j].text.strip(), blocks[j - 1].text.strip()
+    if len(text.split()) > 40 or _new_page(blocks, i, j, toc):
+        return False
     if (
         heading_like(blocks[j])
         or text.isupper()
@@ -185,7 +203,12 @@ def _continues(blocks: list[Block], j: int, toc: Contents) -> bool:
         return blocks[j].kind not in ("list", "break")
     if listed(blocks[j], toc, near=True) is not None:
         return True
-    alone = "\n" not in text and len(text.split()) < 6 and name_like(text) and text[-1:] not in ".!?:\"'"
+    alone = (
+        "\n" not in text
+        and len(text.split()) < 6
+        and name_like(text)
+        and not re.search(r"(?<!\bJr)[.!?:\"']$", text)
+    )
     return bool(ORDINAL.fullmatch(above)) and title_form(text) and not blocks[j].level or alone
 
 
@@ -229,16 +252,9 @@ def _names_first(blocks: list[Block], runs: list[tuple[int, int]], toc: Contents
     """Do headings name the author above the title (True), below it (False), or nowhere without "by" (None)?"""
     pairs = []
     for i, j in runs:
-        texts = [one_line(blocks[k].text) for k in range(i, j)]
-        texts = [
-            t
-            for t in texts
-            if not (
-                _is_note(t) or ORDINAL.fullmatch(t) or is_byline(t) and BY.match(t) or MATTER.fullmatch(t)
-            )
-        ]
-        if len(texts) > 1 and fold(texts[0]) != fold(texts[1]):
-            pairs.append((texts[0], texts[1]))
+        texts = {fold(t): t for k in range(i, j) if not _no_name(t := one_line(blocks[k].text))}
+        if len(texts) > 1:
+            pairs.append(tuple(texts.values())[:2])
     in_toc = [
         fold(person(p[0])) in toc.names for p in pairs if {fold(person(p[0])), fold(person(p[1]))} & toc.names
     ]
@@ -246,6 +262,11 @@ def _names_first(blocks: list[Block], runs: list[tuple[int, int]], toc: Contents
         return sum(in_toc) > 0.5 * len(in_toc)
     column = names_column(pairs)
     return None if column is None else column == 0
+
+
+def _no_name(text: str) -> bool:
+    plain = _is_note(text) or ORDINAL.fullmatch(text) or MATTER.fullmatch(text)
+    return bool(plain or is_byline(text) and name_like(text))
 
 
 def _is_note(text: str) -> bool:
@@ -268,11 +289,18 @@ def _roles(
         plain
     ):  # THE titles "Anonymous", "By the Sea": the first line that is not a person's
         first = next((k for k in plain if k not in known and not name_like(texts[k])), plain[0])
-        authors -= {first}
+        authors -= {k for k in plain if fold(texts[k]) == fold(texts[first])}
+    different = [k for n, k in enumerate(plain) if fold(texts[k]) not in {fold(texts[o]) for o in plain[:n]}]
     if not authors and names_first is not None:
-        rest = [k for k in plain if k not in exact]
-        guess = [k for k in (plain[:1] if names_first else plain[1:2]) if k in rest and name_like(texts[k])]
-        authors = set(guess)
+        guess = different[:1] if names_first else different[1:2]
+        authors = {k for k in guess if k not in exact and name_like(texts[k])}
+    weak = {k for k in by if not name_like(texts[k]) and not label_name(texts[k])}
+    rest = [k for k in plain if k not in authors]
+    if (
+        weak and not known and rest and all(name_like(texts[k]) for k in rest)
+    ):  # TOLD BY THE FIRE, by Captain Meek
+        if names_first and max(weak) > rest[0] or not names_first and min(weak) < rest[0]:
+            authors = set(rest)
     return [k for k in plain if k not in authors], sorted(authors)
 
 
@@ -291,8 +319,11 @@ def _head(
     letters = [c for c in b.text if c.isalpha()]
     caps = sum(c.isupper() for c in letters) > 0.7 * len(letters)
     style = ("h", b.level) if b.level else ("t", min(max(blocks[k].gap for k in range(i, key + 1)), 4), caps)
-    matter = bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key])) or any(
-        MATTER.fullmatch(text[k]) and "note" in text[k].lower() for k in text
+    edited = key not in sure and any(EDITED.match(t) for t in text.values())
+    matter = (
+        edited
+        or bool(MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key]))
+        or any(MATTER.fullmatch(text[k]) and "note" in text[k].lower() for k in text)
     )
     poems = any(NO_STORIES.fullmatch(text[k]) for k in titles)
     named = next((person(text[k]) for k in authors), "")
@@ -368,8 +399,8 @@ def choose(found: list[Head], toc: Contents) -> list[Head]:
         chosen = _once(known, toc) + [h for h in found if h.matter and h.entry is not None]
         return sorted(chosen, key=lambda h: h.start)
     if len({h.entry for h in known}) < 3:
-        return _by_many(_choose_by_form(found), toc)
-    return _by_many(_choose_by_contents(found, plain, known, toc), toc)
+        return _by_many(_choose_by_form(found), found, toc)
+    return _by_many(_choose_by_contents(found, plain, known, toc), found, toc)
 
 
 def _once(known: list[Head], toc: Contents) -> list[Head]:
@@ -448,7 +479,7 @@ def _without_poems(chosen: list[Head], style: tuple) -> list[Head]:
     return chosen
 
 
-def _by_many(chosen: list[Head], toc: Contents) -> list[Head]:
+def _by_many(chosen: list[Head], found: list[Head], toc: Contents) -> list[Head]:
     """In a book by many hands: sections without an author end a story or belong to it, they are none themselves."""
     plain = [h for h in chosen if not h.matter and h.words >= MIN_WORDS]
     signed = [h for h in plain if h.author]
@@ -474,4 +505,31 @@ def _by_many(chosen: list[Head], toc: Contents) -> list[Head]:
         if not (alike and h.words > FILLER):  # a story that the printer left unsigned
             h.matter, h.why = True, "names no author, where the other sections do"
         kept.append(h)
-    return kept
+    return sorted(kept + _fillers(kept, found), key=_start)
+
+
+def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
+    """Headings within a story that end it: letters, advertisements, short pieces without an author before the next story."""
+    plain = [h for h in found if not (h.ordinal or h.numbered or h.author or h.verse)]
+    names = Counter(fold(h.title) for h in plain)
+    fillers = []
+    for s, after in zip(chosen, [*chosen[1:], None]):
+        inner = [h for h in plain if s.start < h.start and (after is None or h.start < after.start)]
+        if s.matter or not inner:
+            continue
+        h, single = inner[-1], len(inner) == 1 and after is not None
+        short = single and h.near <= FILLER and 4 * h.near < s.words + s.near
+        page = single and h.style[:2] >= s.style[:2] and h.style[0] == "t"
+        again = next((o for o in inner if names[fold(o.title)] > 1 or DEPARTMENT.fullmatch(o.title)), None)
+        if again or short or page:
+            h = again or h
+            h.matter, h.why = (
+                True,
+                "a filler, letters or an advertisement: no author, and before the next story",
+            )
+            fillers.append(h)
+    return fillers
+
+
+def _start(h: Head) -> int:
+    return h.start

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from data import Example, read_examples, words, write_examples
 from lib.answers import Fault
 from lib.endpoint import Endpoint
+from lib.text import FLAGGED
 
 SPAN = 8  # so many words in a row from the story make a request a quotation
 STORY_WORDS = 6000  # what the model is shown of a story; the beginning is what a request is about
@@ -70,13 +71,6 @@ def leaks(prompt: str, story: str, span: int = SPAN) -> str | None:
 
 # ------------------------------------------------------------------ offline
 
-# Words that wound today and were common in print then. The list names words, it does not judge stories.
-FLAGGED = re.compile(
-    r"\b(nigg(er|ah|uh)s?|darke?(y|ie)s?|coons?|pickaninn(y|ies)|piccaninn(y|ies)|sambo|mulatto(es)?|quadroons?|"
-    r"octoroons?|half-?breeds?|half-?castes?|squaws?|redskins?|injuns?|chinam[ae]n|chinks?|japs?|coolies?|dagoe?s?|"
-    r"kikes?|sheen(y|ies)|kaffirs?|hottentots?|wops?|negress(es)?)\b",
-    re.I,
-)
 NOT_ASKED = re.compile(
     rf"{FLAGGED.pattern}|\b(negr\w+|savages?|jew(s|ess|esses)?|heathens?|cannibals?|gyps(y|ies))\b", re.I
 )

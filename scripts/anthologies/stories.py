@@ -29,7 +29,7 @@ from scripts.anthologies.books import (
     unframe,
 )
 from scripts.anthologies.contents import Contents, contents, given
-from scripts.anthologies.edges import above, serial, teaser, trim
+from scripts.anthologies.edges import has_teaser, serial, trim
 from scripts.anthologies.headings import Head, choose, heads, split_headings
 from scripts.anthologies.titles import MIN_WORDS, fold, one_line
 
@@ -212,20 +212,22 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, list
     starts = choose(found, toc)
     marks = any(re.match(r"\(\d{1,3}\)\s", b.text) for b in blocks)
     last = next((h for h in reversed(starts) if not h.matter), None)
-    whole = []
+    whole, tails = [], []
     for h, after in zip(starts, starts[1:] + [None]):
         parts = []
         if not h.matter:
             parts = paragraphs(_body(blocks, h, after, h is last and not toc.settled), wrapped, marks)
         whole.append((h, parts))
+        tail = blocks[h.end : after.end if after else len(blocks)]
+        tails.append([b.text for b in tail[-8:] if b.words < 30])
     told = [(h, parts) for h, parts in whole if len(parts) > 2]
-    teased = sum(teaser(parts, above(parts, h.author)) for h, parts in told) >= max(3, 0.6 * len(told))
+    teased = sum(has_teaser(parts, h.author) for h, parts in told) >= max(3, 0.6 * len(told))
     sections = []
-    for h, parts in whole:
+    for (h, parts), last_lines in zip(whole, tails):
         numbered = _numbered(blocks[h.start : h.end])
         texts = trim(parts, numbered, h.author, teased) if parts else [""]
         text = "\n\n".join(texts)
-        why = h.why or _left_out(h, texts, text, author)
+        why = h.why or _left_out(h, last_lines, text, author)
         credit = one_line(h.credit).strip(" ()[].*")
         sections.append(Story(_title(h.title), one_line(h.author) or author, text, source, credit, why))
     how = "the contents file" if toc.settled else "contents and headings" if toc.titles else "headings alone"
@@ -243,7 +245,7 @@ def _body(blocks: list[Block], h: Head, after: Head | None, last: bool) -> list[
     return _without_divider(body)
 
 
-def _left_out(h: Head, texts: list[str], text: str, author: str) -> str:
+def _left_out(h: Head, last: list[str], text: str, author: str) -> str:
     """Why a section is not a story, or an empty string."""
     if h.matter:
         return "front or back matter"
@@ -251,7 +253,7 @@ def _left_out(h: Head, texts: list[str], text: str, author: str) -> str:
         return "its heading is the author's name"
     if len(text.split()) < MIN_WORDS:
         return f"shorter than {MIN_WORDS} words"
-    if serial(texts, h.label):
+    if serial(last, h.label, text[:80]):
         return "part of a serial: the rest is not in this book"
     if is_verse(text):
         return "verse"

@@ -21,10 +21,14 @@ MATTER = re.compile(
     r"references|sources\b.*|parallels|remarks|vocabulary|a word (to|about|from)\b.*|to (the|my)( \w+)? readers?|copyright.*|"
     r"(bio|biblio)graphical .*|publishers?'? .*|transcrib\w+'? .*|imprint|colophon|uncopyright|title ?page|halftitle.*|"
     r"about the author.*|the full project.*|(.* )?press notices.*|opinions of the press.*|editorial|"
-    r"(the |our )?readers?'? (corner|column|page|letters|speaks?|forum|departments?)|letters (from|to) (the |our )?(readers?|editor)|"
     r"(the |a )?(\w+ )?roll of hono.*|(the |a )?year ?book of .*|magazine averages.*|addresses of .*)\W*",
     re.I,
 )
+DEPARTMENT = re.compile(
+    r"(the |our )?readers?'? (corner|column|page|letters|speaks?|forum|departments?)|(the )?editor'?s? (page|desk|letters)|"
+    r"(our )?(letters|correspondence|advertisements?)( (from|to) (the |our )?(readers?|editor)s?)?",
+    re.I,
+)  # fmt: skip
 NO_STORIES = re.compile(r"\W*(\w+\W)?(essays|studies|poems|verses|plays|speeches|articles)\W*", re.I)
 PART = re.compile(rf"\W*(chapter|part)\s+(the\s+)?{NUMBER}\W*", re.I)
 NOTES = re.compile(r"\W*(foot|end)?notes?\W*|glossary\W*|notes and references\W*", re.I)

@@ -1,0 +1,211 @@
+"""Does a judge agree with another judge, or with people? Started as `python judge.py agree`.
+
+    python judge.py agree a.jsonl b.jsonl              # two files of verdicts: rank correlation, mean
+    difference
+    python judge.py agree --pairs pairs.jsonl          # a judge and people's preferences between two stories
+    python judge.py agree --pairs report.json base=base.jsonl trained=trained.jsonl    # a blinded study of
+    ours
+
+Pairs are JSON Lines with prompt, story_1, story_2 and preferred: "1", "2" or "tie". The judge is asked in
+each mode: each story alone, both beside each other in both orders, both in one ranking. Accuracy is the share
+of pairs in which it prefers what people preferred, half a point where it sees no difference; people's ties
+are left out and counted. Intervals resample prompts. What was asked before comes from the cache.
+
+Left out: a judge's agreement with each annotator (scripts/blind.py has that of the annotators).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from tqdm import tqdm
+
+import judge as judging
+from lib import files, flags, pages, stats
+from lib.endpoint import then
+
+NEEDS = 'an object with prompt, story_1, story_2 and preferred ("1", "2" or "tie")'
+ALIKE = 1.25  # stories are of like length where the longer has at most so many times the words of the other
+
+# ------------------------------------------------------------------------------------------------------------
+# Two files of verdicts
+
+
+def read_verdicts(path: str) -> dict[str, judging.Verdict | None]:
+    needs = "files written by `python judge.py score FILE --out ...`"
+    rows = {}
+    for number, row in files.read_lines(path, needs):
+        try:
+            rows[row["uid"]] = row["verdict"] and judging.Verdict(**row["verdict"])
+        except (KeyError, TypeError):
+            raise ValueError(f"{path} line {number} holds no verdict; give {needs}") from None
+    return rows
+
+
+def agreement(a: dict, b: dict) -> str:
+    """A table of two judges (or two runs of one) over the same stories, per dimension."""
+    both = [uid for uid in a if a[uid] and b.get(uid)]
+    if len(both) < 2:
+        raise ValueError("the two files share fewer than two judged stories; their uids must match")
+    rows = []
+    for key in ["score", *a[both[0]].scores]:
+        one, two = (
+            [v.score if key == "score" else v.scores.get(key) for v in map(x.get, both)] for x in (a, b)
+        )
+        if None not in two:  # another rubric has other dimensions
+            gaps = [q - p for p, q in zip(one, two)]
+            distance = stats.mean(map(abs, gaps))
+            rows.append([key, len(both), stats.rank_correlation(one, two), stats.mean(gaps), distance])
+    return pages.markdown_table(
+        ["dimension", "stories", "rank correlation", "mean B - A", "mean distance"], rows
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A judge and people
+
+
+def read_pairs(path: str, stories: list[str]) -> list[dict]:
+    """Rows of prompt, story_1, story_2, preferred. ValueError: which line, and why."""
+    if path.endswith(".json"):
+        return list(study_pairs(path, stories))
+    return [checked(row, f"{path} line {number}") for number, row in files.read_lines(path, NEEDS)]
+
+
+def checked(row: dict, where: str) -> dict:
+    for key in ("prompt", "story_1", "story_2"):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise ValueError(f"{where} has no {key}; expected {NEEDS}")
+    if row["story_1"].strip() == row["story_2"].strip():
+        raise ValueError(f"{where}: the two stories are the same; remove the line")
+    preferred = str(row.get("preferred"))
+    if preferred not in ("1", "2", "tie"):
+        raise ValueError(f'{where}: preferred is {preferred[:40]!r}, not "1", "2" or "tie"')
+    return row | {"preferred": preferred}
+
+
+def study_pairs(path: str, stories: list[str]):
+    """The judgements of a blinded study (report.json of scripts/blind.py), with the stories of its models."""
+    texts = {}
+    for name, _, file in (story.partition("=") for story in stories):
+        texts[name] = {row["uid"]: row for _, row in files.read_lines(file, "prompt, uid and story")}
+    for number, said in enumerate(json.loads(Path(path).read_text(encoding="utf-8"))["judgements"], 1):
+        try:
+            one, two = (texts[model][said["uid"]] for model in said["models"])
+        except KeyError as missing:
+            raise ValueError(
+                f"{path}: no stories of {missing}; add NAME=FILE for each model of the study"
+            ) from None
+        winner = "tie" if said["winner"] is None else str(1 + said["models"].index(said["winner"]))
+        row = {"prompt": one["prompt"], "story_1": one["story"], "story_2": two["story"], "preferred": winner}
+        yield checked(row, f"{path} judgement {number}")
+
+
+def ask(judge, mode: str, row: dict):
+    """Future of (how much better story 1 is, whether the winner changed with the order), or of None."""
+    prompt, one, two = row["prompt"], row["story_1"], row["story_2"]
+    if mode == "pair":
+        pair = [judge.beside(prompt, one, two)]
+        return then(pair, lambda v: v[0] and (v[0].score, v[0].orders[0] * v[0].orders[1] < 0))
+    if mode == "group":
+        both = judge.submit_group(prompt, [one, two])
+    else:
+        both = [judge.submit(prompt, one), judge.submit(prompt, two)]
+    return then(both, lambda v: (v[0].score - v[1].score, None) if all(v) else None)
+
+
+def outcome(row: dict, answer: tuple) -> dict:
+    """What one answer says: right (1, 0.5 or 0), flipped, whether people preferred the longer story."""
+    gap = answer[0] if row["preferred"] == "1" else -answer[0]
+    first, second = (judging.count_words(row[name]) for name in ("story_1", "story_2"))
+    better, worse = (first, second) if row["preferred"] == "1" else (second, first)
+    alike = max(better, worse) <= ALIKE * min(better, worse)
+    length = (
+        "of like length" if alike else "the longer preferred" if better > worse else "the shorter preferred"
+    )
+    return {
+        "unit": judging.strip_length(row["prompt"]),
+        "right": (gap > 0) + 0.5 * (gap == 0),
+        "flipped": answer[1],
+        "length": length,
+    }
+
+
+def accuracy(outcomes: list[dict]) -> str:
+    by_prompt = {}
+    for o in outcomes:
+        by_prompt.setdefault(o["unit"], []).append(o["right"])
+    found = stats.bootstrap(by_prompt)
+    return pages.estimate(found["mean"], found["interval"], 2)
+
+
+def with_people(args, judge) -> str:
+    rows = read_pairs(args.pairs, args.files)
+    decided = [row for row in rows if row["preferred"] != "tie"]
+    if not decided:
+        raise ValueError(f"{args.pairs} holds no pair in which people preferred a story")
+    asked = {mode: [ask(judge, mode, row) for row in decided] for mode in args.modes}
+    table, flips = [], {}
+    for mode, futures in asked.items():
+        answers = [future.result() for future in tqdm(futures, desc=mode, disable=None)]
+        found = [outcome(row, answer) for row, answer in zip(decided, answers) if answer]
+        cells = [f"{mode}, {len(found)} of {len(decided)} pairs", accuracy(found)]
+        for kind in ("the longer preferred", "the shorter preferred", "of like length"):
+            part = [o for o in found if o["length"] == kind]
+            cells.append(f"{accuracy(part)} (n={len(part)})")
+        flips[mode] = stats.mean(o["flipped"] for o in found)
+        table.append([*cells, "-" if flips[mode] is None else f"{flips[mode]:.0%}"])
+    prompts = len({judging.strip_length(row["prompt"]) for row in decided})
+    head = f"{judge.name}, rubric {judge.rubric.version}: {len(decided)} pairs of {prompts} prompts"
+    ties = f"{len(rows) - len(decided)} ties of people left out"
+    names = ["mode", "accuracy", "longer preferred", "shorter preferred", "like length", "order flips"]
+    return f"{head}; {ties}. In brackets: 95 % over prompts.\n\n" + pages.markdown_table(names, table)
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+@flags.exits_cleanly
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="judge.py agree", description=__doc__.split("\n\n")[0])
+    parser.add_argument("command", choices=["agree"])
+    parser.add_argument(
+        "files", nargs="*", help="two files of verdicts; with a study's report, NAME=FILE per model"
+    )
+    parser.add_argument("--pairs", help="JSON Lines of pairs, or report.json of a blinded study")
+    parser.add_argument(
+        "--modes", nargs="+", choices=("story", "pair", "group"), default=["story", "pair", "group"]
+    )
+    parser.add_argument(
+        "--rubric", default="story_quality", help="a name in rubrics/ or a path [story_quality]"
+    )
+    parser.add_argument(
+        "--cache", default="out/judge.sqlite", help="answers already paid for [out/judge.sqlite]"
+    )
+    parser.add_argument("--out", help="where to write the table")
+    flags.add_fields(parser, judging.Flags, {})
+    args = parser.parse_args(argv)
+    args.name = "agree"
+    if not args.pairs:
+        if len(args.files) != 2:
+            raise ValueError("agree needs two files of verdicts, or --pairs FILE")
+        text = agreement(*map(read_verdicts, args.files))
+    else:
+        read_pairs(args.pairs, args.files)  # before any judge is asked
+        with closing(judging.make(args, judging.load_rubric(args.rubric), Path(args.cache))) as judge:
+            judge.check()
+            text = with_people(args, judge)
+            bill = judge.ledger
+            text += f"\n{bill.calls} calls, {bill.cached} answers from the cache, ${bill.dollars:.4f}\n"
+    if args.out:
+        files.write_text(args.out, text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

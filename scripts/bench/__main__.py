@@ -1,0 +1,361 @@
+"""Side by side with transformers and TRL, in one run, on this machine: one table, each row ours / peer /
+ratio.
+
+Pairs are interleaved (ours, peer, ours, peer, ...) and the ratio is the median over pairs, so that a machine
+that slows down slows both. Before a row is timed, its answer is compared with the peer's; a row whose check
+fails is void. Denormal numbers are flushed to zero on both sides: strong decays of the delta rule make them,
+and they cost the peer more than us.
+
+    python -m scripts.bench                            # the table, into out/bench/; ten minutes on two quiet
+    cores python -m scripts.bench --only decode_8 --pairs 9  # one row (also: agreement, memory, growth, gpu)
+    python -m scripts.bench --clock cpu --threads 1    # CPU time of one thread: for a machine that is shared
+    python -m scripts.bench --page docs/performance.md # the figures of that page, and growth.png beside it
+
+TRL is optional (requirements-bench.txt). On a GPU the copy bandwidth and the rate of matrix products are
+measured first; decoding and training of random weights, at the shapes of the 9B and the 2B, are then shares
+of them. Left out: vLLM and other servers. Suffixes: B rows, T tokens."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import model as qwen
+import rollout
+from lib import delta, processes
+from lib.files import lock, replace_between, write_json, write_text
+from lib.flags import check_ranges, exits_cleanly, opt, read
+from lib.lora import add_lora
+from lib.packed import Packed
+from lib.pages import figure, save_figure
+from scripts.bench import peers
+from scripts.bench.peers import ROPE, TINY, slots_at
+
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+NINE_B = TINY | {"vocab_size": 248320, "hidden_size": 4096, "intermediate_size": 12288}
+NINE_B |= {"num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 256}
+NINE_B |= {"linear_num_key_heads": 16, "linear_num_value_heads": 32, "tie_word_embeddings": False}
+NINE_B |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
+NINE_B |= {"rope_parameters": ROPE | {"rope_theta": 1e7, "partial_rotary_factor": 0.25}}
+TWO_B = NINE_B | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24}
+TWO_B |= {"num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_heads": 16}
+TWO_B |= {"tie_word_embeddings": True}
+
+
+STORY = 17000  # tokens: a story of 12,000 words
+
+
+@dataclass
+class Report:
+    """What is printed, and the same as rows for bench.json."""
+
+    lines: list[str] = field(default_factory=list)
+    rows: list[dict] = field(default_factory=list)
+
+    def say(self, line: str, **row):
+        print(line, flush=True)
+        self.lines.append(line)
+        if row:
+            self.rows.append(row)
+
+
+# ---- growth ------------------------------------------------------------------------------------------------
+
+
+def step_bytes(model, B: int, context: int, itemsize: int) -> tuple[int, int]:
+    """(bytes of keys and values, bytes in all) that a decode step reads and writes: weights without the table
+    of embeddings where the head has its own, caches once, states twice."""
+    c = model.config
+    weights = sum(p.nbytes for p in model.parameters())
+    weights -= 0 if c.tie_word_embeddings else model.embed_tokens.weight.nbytes
+    heads = c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim
+    states = 4 * heads * sum(kind != "full_attention" for kind in c.layer_types)
+    per_token = rollout.slot_bytes(c, 1, itemsize) - rollout.slot_bytes(c, 0, itemsize)
+    cache = B * per_token * context
+    return cache, weights + cache + 2 * B * states
+
+
+def growth(report: Report, clock, picture: Path, contexts=(256, 1024, 4096, 16384), batches=(1, 8, 64)):
+    """Time of a decode step by context and batch beside the bytes it reads, and one whole story."""
+    model, cells = rollout.replica(qwen.new(TINY)), []
+    report.say("")
+    for B, context in [(B, context) for B in batches for context in contexts]:
+        slots, times = slots_at(model, B, context, 128), []
+        with torch.inference_mode():
+            slots.run(4)
+            for _ in range(4):
+                start = clock()
+                slots.run(8)
+                times.append((clock() - start) / 8)
+        each, (cache, read) = min(times), step_bytes(model, B, context, 4)
+        cells.append((B, context, each))
+        line = (
+            f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms per step; reads {cache / 1e6:8.1f} MB "
+        )
+        line += f"of cache, {read / 1e6:8.1f} MB in all ({read / each / 1e9:5.1f} GB/s)"
+        report.say(line, row="growth", batch=B, context=context, ms=each * 1e3, cache_bytes=cache, bytes=read)
+    marks, start = {}, clock()
+    for _, written, _ in rollout.stream(model, [[1, 2, 3]], max_new_tokens=STORY):
+        marks[len(written.ids)] = clock() - start
+    at = [n for n in (1024, 4096, 16384) if n + 256 in marks]
+    parts = [f"at {n:,}: {(marks[n + 256] - marks[n - 256]) / 512 * 1e3:.2f} ms per token" for n in at]
+    line = f"one story of {STORY:,} tokens in {marks[STORY]:.0f} s; {', '.join(parts)}"
+    report.say(line, row="story", tokens=STORY, seconds=marks[STORY])
+    draw(cells, picture)
+
+
+def draw(cells: list[tuple[int, int, float]], path: Path):
+    fig, ((left, right),) = figure(1, 2, size=(10, 3.8))
+    for B in sorted({B for B, _, _ in cells}):
+        line = [(context, 1e3 * each) for b, context, each in cells if b == B]
+        left.plot(*zip(*line), "o-", label=f"{B} rows")
+    for context in sorted({context for _, context, _ in cells}):
+        line = [(B, B / each) for B, c, each in cells if c == context]
+        right.plot(*zip(*line), "o-", label=f"{context:,} tokens")
+    left.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="ms per decode step")
+    right.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel="tokens per second")
+    left.legend()
+    right.legend()
+    save_figure(fig, path)
+
+
+# ---- a GPU, as a share of its own limits -------------------------------------------------------------------
+
+
+def timed(work, n: int = 10) -> float:
+    """Seconds of one call on the GPU, after one to warm up."""
+    work()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(n):
+        work()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / n
+
+
+@torch.no_grad()
+def random_model(hf: dict, dtype, fused: bool = False):
+    model = qwen.empty(qwen.ModelConfig.from_hf(hf), dtype, torch.device("cuda"), fused)
+    for name, p in model.named_parameters():
+        if p.dim() > 1:
+            p.normal_(0, 0.02)
+        else:
+            p.fill_(1.0 if "dt_bias" in name or "linear_attn.norm" in name else 0.0)
+    return model
+
+
+def copy_bandwidth() -> float:
+    a, b = (torch.empty(1 << 30, dtype=torch.int16, device="cuda") for _ in range(2))
+    return 2 * a.nbytes / timed(lambda: b.copy_(a))
+
+
+def matmul_rate() -> float:
+    x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * 8192**3 / timed(lambda: x @ y)
+
+
+def gpu(report: Report):
+    bandwidth, rate = copy_bandwidth(), matmul_rate()
+    line = f"copy {bandwidth / 1e12:.2f} TB/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s"
+    report.say(f"{torch.cuda.get_device_name()}: {line}", row="gpu_limits", bandwidth=bandwidth, matmul=rate)
+    gpu_decode(report, bandwidth)
+    gpu_train(report, "LoRA 9B", NINE_B, 32, rate)
+    gpu_train(report, "full 2B", TWO_B, 0, rate)
+
+
+def gpu_decode(report: Report, bandwidth: float):
+    """Steps of a random 9B with full caches, as a share of the time that reading and writing takes alone."""
+    model = random_model(NINE_B, torch.bfloat16, fused=True).requires_grad_(False)
+    for B, context, bar in ((1, 6144, 60), (16, 6144, 60), (64, 6144, 55), (64, 16384, 50)):
+        torch.cuda.reset_peak_memory_stats()
+        slots = slots_at(model, B, context, 128)
+        with torch.inference_mode():
+            each = timed(lambda slots=slots: slots.run(8), 8) / 8
+        share = step_bytes(model, B, context, 2)[1] / bandwidth / each
+        most = torch.cuda.max_memory_allocated()
+        line = (
+            f"decode 9B, B = {B:2d}, {context:6,d}: {each * 1e3:7.2f} ms per step, {B / each:8.0f} tokens/s, "
+        )
+        line += f"{100 * share:.0f} % of the limit (bar {bar}), peak {most / 1e9:.1f} GB"
+        report.say(line, row="gpu_decode", batch=B, context=context, ms=each * 1e3, share=share, peak=most)
+        del slots
+        torch.cuda.empty_cache()
+
+
+def gpu_train(report: Report, name: str, hf: dict, lora_rank: int, rate: float, tokens: int = 6144):
+    """Forward and backward of one 6k story with checkpointing. Full: 8 FLOP per weight and token; LoRA has no
+    gradient of the base's weights, which leaves 6."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    model = random_model(hf, torch.bfloat16 if lora_rank else torch.float32)
+    model.checkpointing = True
+    weights = sum(p.numel() for p in model.parameters())
+    weights -= 0 if model.lm_head is None else model.embed_tokens.weight.numel()
+    params = add_lora(model, lora_rank, 32.0) if lora_rank else list(model.parameters())
+    optimiser = torch.optim.AdamW(params, lr=1e-6, fused=True)
+    row = torch.randint(0, model.config.vocab_size, (tokens,)).tolist()
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16, enabled=not lora_rank):
+            logp, _ = model.token_logprobs(Packed([row]))
+        (-logp.mean()).backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    each = timed(step, 3)
+    share = (6 if lora_rank else 8) * weights * tokens / each / rate
+    layers = sum(kind != "full_attention" for kind in model.config.layer_types)
+    part, most = layers * delta_seconds(model.config, tokens) / each, torch.cuda.max_memory_allocated()
+    line = f"training step {name}, {tokens:,} tokens: {each:.2f} s, {100 * share:.0f} % of the matmul rate "
+    line += f"(bar 35), the delta rule {100 * part:.0f} % of it, peak {most / 1e9:.1f} GB"
+    report.say(line, row="gpu_train", name=name, seconds=each, share=share, delta=part, peak=most)
+
+
+def delta_seconds(c, tokens: int) -> float:
+    """The delta rule of one layer in a training step with checkpointing: forward twice, backward once."""
+    dims = [(c.linear_num_key_heads, c.linear_key_head_dim)] * 2
+    dims += [(c.linear_num_value_heads, c.linear_value_head_dim)]
+    q, k, v = (torch.randn(1, tokens, h, d, device="cuda", requires_grad=True) for h, d in dims)
+    g = -torch.rand(1, tokens, c.linear_num_value_heads, device="cuda")
+
+    def rule():
+        return delta.delta_chunked(delta.l2norm(q), delta.l2norm(k), v, g, g.exp())[0]
+
+    with torch.no_grad():
+        once = timed(rule, 3)
+    return once + timed(lambda: rule().sum().backward(), 3)
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+# name: (what, setup, bar, goal)
+ROWS = {
+    "forward": ("forward, 1 x 2048", peers.forward, None, None),
+    "backward": ("forward + backward, 1 x 2048", peers.backward, 1.2, 2.0),
+    "delta": ("delta rule forward + backward, 9B shape, 2048", peers.delta_rule, 1.6, 3.0),
+    "logprobs": ("log-probs of 2048 tokens over 32k words, time", peers.logprobs, 1 / 1.8, 1 / 1.4),
+    "decode_1": ("decode 256 tokens, B = 1", peers.decode(1), None, None),
+    "decode_8": ("decode 256 tokens, B = 8", peers.decode(8), 2.5, 4.0),
+    "decode_32": ("decode 256 tokens, B = 32", peers.decode(32), 1.7, 3.0),
+    "eager_8": (
+        "decode 256 tokens, B = 8, our step not compiled",
+        peers.decode(8, compiled=False),
+        None,
+        None,
+    ),
+    "group": ("group of 8 from one 512-token prompt, 64 tokens", peers.decode(8, 512, 64), 3.0, 6.0),
+    "prefill": ("prefill of 4096", peers.prefill, None, None),
+    "grpo": ("one GRPO step, 8 stories x 256 tokens, against TRL", peers.grpo, 1.5, 3.0),
+}
+EXTRA = ("agreement", "memory", "growth", "gpu")
+
+
+def compare(report: Report, name: str, pair, pairs: int, clock):
+    what, setup, bar, goal = ROWS[name]
+    try:
+        ours, peer, wrong = setup(pair)
+    except ImportError as error:
+        missing = f"{error.name} is not installed (pip install -r requirements-bench.txt)"
+        report.say(f"{what:52s} skipped: {missing}", row=name, skipped=missing)
+        return
+    if wrong:
+        report.say(f"{what:52s} VOID: {wrong}", row=name, void=wrong)
+        return
+    ours()
+    peer()
+    times = []
+    for _ in range(pairs):
+        start = clock()
+        ours()
+        middle = clock()
+        peer()
+        times.append((middle - start, clock() - middle))
+    a, b = (statistics.median(side) for side in zip(*times))
+    ratios = sorted(theirs / own for own, theirs in times)
+    ratio = statistics.median(ratios)
+    told = "" if bar is None else f"bar {bar:.2f} {'met' if ratio >= bar else 'MISSED'}, goal {goal:.2f}"
+    spread = f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    line = f"{what:52s} {a * 1e3:10.1f} {b * 1e3:10.1f} {ratio:7.2f} x  {spread}  {told}".rstrip()
+    report.say(line, row=name, ours=a, peer=b, ratio=ratio, low=ratios[0], high=ratios[-1], bar=bar)
+
+
+@dataclass
+class Settings:
+    only: list[str] = opt(
+        [], "some rows: " + ", ".join((*ROWS, *EXTRA)) + "; default: all but gpu without one"
+    )
+    pairs: int = opt(5, "interleaved pairs per row", low=1)
+    clock: Literal["wall", "cpu"] = opt("wall", "cpu: time of this process alone, for a shared machine")
+    threads: int = opt(os.cpu_count() or 1, "of both sides", low=1)
+    out: str = opt("out/bench", "folder of bench.md, bench.json and growth.png")
+    page: str = opt("", "a page that also gets the figures, between its two marks, and growth.png beside it")
+
+
+def check(a: Settings) -> list[str]:
+    """The rows that are asked for. ValueError: one sentence, before ten minutes are spent."""
+    check_ranges(a)
+    wanted = a.only or [*ROWS, *(x for x in EXTRA if x != "gpu" or torch.cuda.is_available())]
+    if unknown := sorted(set(wanted) - {*ROWS, *EXTRA}):
+        raise ValueError(f"--only {unknown[0]}: choose some of {', '.join((*ROWS, *EXTRA))}")
+    if "gpu" in wanted and not torch.cuda.is_available():
+        raise ValueError("--only gpu: there is no CUDA device here; the other rows need none")
+    if a.page:
+        replace_between(Path(a.page).read_text(encoding="utf-8"), BEGIN, END, "")
+    return wanted
+
+
+def measure(a: Settings, wanted: list[str], picture: Path) -> Report:
+    report, clock = Report(), time.process_time if a.clock == "cpu" else time.perf_counter
+    rows = [name for name in wanted if name in ROWS]
+    pair = peers.Pair() if rows or "agreement" in wanted else None
+    if rows:
+        size = sum(p.numel() for p in pair.ours.parameters()) / 1e6
+        report.say(
+            f"tiny Qwen3.5 ({size:.1f} M parameters, fp32), torch {torch.__version__}, {a.threads} thread(s),"
+        )
+        report.say(f"{a.clock} time, denormals flushed on both sides, median of {a.pairs} interleaved pairs")
+        report.say(f"{'':52s} {'ours, ms':>10s} {'peer, ms':>10s} {'ratio':>9s}  (spread)")
+    for name in rows:
+        compare(report, name, pair, a.pairs, clock)
+    if "agreement" in wanted:
+        peers.agreement(report, pair)
+    if "memory" in wanted:
+        peers.memory(report)
+    if "growth" in wanted:
+        growth(report, clock, picture)
+    if "gpu" in wanted:
+        gpu(report)
+    return report
+
+
+@exits_cleanly
+def main(argv=None) -> int:
+    a = read(Settings, argv, prog="python -m scripts.bench", description=__doc__.split("\n")[0])
+    wanted = check(a)
+    # Before the first parallel operation: worker threads inherit it. It holds for our side and for the
+    # peer's.
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(a.threads)
+    out = Path(a.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with lock(out):
+        report = measure(a, wanted, (Path(a.page).parent if a.page else out) / "growth.png")
+        text = "```\n" + "\n".join(report.lines) + "\n```\n"
+        write_text(out / "bench.md", text)
+        about = {"torch": torch.__version__, "threads": a.threads, "clock": a.clock}
+        write_json(out / "bench.json", about | {"rows": report.rows})
+        if a.page:
+            write_text(a.page, replace_between(Path(a.page).read_text(encoding="utf-8"), BEGIN, END, text))
+    processes.disconnect()
+    return 1 if any("void" in row for row in report.rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

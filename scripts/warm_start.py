@@ -1,0 +1,94 @@
+"""Supervised warm start: a model learns the reference stories of a data file, before any judge is asked.
+
+It is the trainer's own update on groups that hold one reference each, with advantage 1: its gradient is that
+It is the trainer's own update on groups that hold one reference each, with advantage 1. Its gradient is that
+
+    python -m scripts.warm_start --preset tiny --model out/base/model --data out/base/lengths.jsonl \\
+        --steps 550 --rows 32 --lr 1.5e-3 --autocast True --name base
+    torchrun --nproc_per_node=4 -m scripts.warm_start --data out/stories.jsonl --steps 100 --lr 1e-5
+
+All flags of train.py are understood; those of sampling, reward and judge change nothing here.
+It leaves out/<name>/ like a training run: metrics.jsonl and a checkpoint, which train.py takes as --model.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import data
+import train
+from lib import checkpoint, flags, metrics, optim, processes
+from lib.flags import opt
+
+
+@dataclass
+class Config(train.Config):
+    steps: int = opt(100, "optimiser steps", low=1)
+    rows: int = opt(32, "reference stories per step, over all processes", low=1)
+
+
+def parse(argv=None) -> Config:
+    presets = {
+        name: {k: v for k, v in preset.items() if k != "steps"} for name, preset in train.PRESETS.items()
+    }
+    auto = ("polaris-9b", "GPUs found") if torch.cuda.is_available() else ("tiny", "no GPU found")
+    c = flags.parse(Config, presets, __doc__, argv, *auto)
+    return replace(c, name=c.name or "warm-start", judge="offline", hri="positive", prompts=processes.WORLD)
+
+
+def pick(n: int, start: int, count: int, seed: int) -> list[int]:
+    """`count` indices from position `start` of an endless sequence of shuffled epochs of n."""
+    epochs = range(start // n, (start + count - 1) // n + 1)
+    endless = [i for epoch in epochs for i in data.order(n, epoch, seed)]
+    return endless[start % n : start % n + count]
+
+
+def run(c: Config):
+    device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
+    stories = list(train.prepare(c, tokenizer)[1].values())
+    model, scorer = train.build(c, device)
+    optimiser = optim.adamw(scorer, c.lr, c.weight_decay, betas=(0.9, 0.95))
+    folder = Path(c.out, c.name)
+    checkpoint.open_run(folder, "")
+    log = metrics.Log(folder, 0, asdict(c), c.wandb) if processes.MAIN else None
+    bar = tqdm(range(c.steps), c.name, disable=not processes.MAIN, mininterval=2)
+    for step in bar:
+        clock = time.time()
+        optim.set_lr(optimiser, c.lr * min((step + 1) / (0.05 * c.steps + 1), 1 - step / c.steps))
+        mine = pick(len(stories), step * c.rows, c.rows, c.seed)[processes.RANK :: processes.WORLD]
+        stats = train.update(
+            c, scorer, optimiser, [[replace(stories[i], reward=0.0, advantage=1.0)] for i in mine]
+        )
+        if processes.MAIN:
+            kept = ("nll", "grad_norm", "entropy", "train/tokens_per_second")
+            log.write(
+                {"step": step} | {name: stats[name] for name in kept} | {"seconds": time.time() - clock}
+            )
+        bar.set_postfix(
+            nll=f"{stats['nll']:.3f}", tokens_per_second=f"{stats['train/tokens_per_second']:.0f}"
+        )
+    train.save_checkpoint(c, model, optimiser, tokenizer, c.steps, 0)
+    processes.say(f"wrote {folder}/checkpoints/step_{c.steps:06d}; train.py --model takes it")
+
+
+@flags.exits_cleanly
+def main(argv=None):
+    torch.set_flush_denormal(True)  # before the first parallel operation
+    c = parse(argv)
+    try:
+        train.check(c, processes.WORLD)
+        if c.rows < processes.WORLD:
+            raise ValueError(f"--rows {c.rows}: at least one per process, so {processes.WORLD}")
+        run(c)
+    finally:
+        processes.disconnect()
+        checkpoint.release()
+
+
+if __name__ == "__main__":
+    main()

