@@ -24,7 +24,6 @@ from lib import pages
 from scripts import report as shown
 from scripts import watch
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 TITLES = {d.key: d.title for d in judging.RUBRIC.dimensions}
 
 
@@ -229,8 +228,8 @@ def test_the_words_of_the_verdict_are_those_of_the_intervals(tmp_path):
     assert shown.sentences(report) == [
         "At 900 words, 3 x the shortest length, a writes 0.72 [0.60, 0.80] of what is asked and loses 13.0 "
         "[9.0, 17.0] points of quality against 300 words.",
-        "At 900 words, 3 x the shortest length, b writes 0.72 [0.60, 0.80] of what is asked; its quality does "
-        "not clearly change against 300 words (3.0 [-2.0, 8.0]).",
+        "At 900 words, 3 x the shortest length, b writes 0.72 [0.60, 0.80] of what is asked; its quality "
+        "does not clearly change against 300 words (3.0 [-2.0, 8.0]).",
     ]
 
 
