@@ -34,7 +34,10 @@ def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "",
     preset = first.parse_known_args(argv)[0].preset
     chosen = auto if preset == "auto" else preset
     parser = argparse.ArgumentParser(
-        description=about, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s [--flag value ...]",
+        description=about,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if chosen not in presets:
         parser.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
