@@ -13,8 +13,8 @@
     python train.py --hri off --deviation 0                      # plain GRPO
 
 GRPO is arXiv 2402.03300; clip-higher and the token mean are DAPO's (2503.14476); a truncated importance
-weight corrects what sampler and trainer disagree on. Left out: value model, reward model, replay. A run leaves
-out/<run>/: config.json, metrics.jsonl, rollouts/, checkpoints/, curves.png.
+weight corrects what sampler and trainer disagree on. Left out: value model, reward model, replay.
+A run leaves out/<run>/: config.json, metrics.jsonl, rollouts/, checkpoints/, curves.png.
 Shapes: [N] is one value per completion token of a micro-batch, its rows one after another.
 """
 
