@@ -123,9 +123,7 @@ class Slots:
         self.filled = [0] * n  # tokens in each slot's cache, known to the host
         self.prefilled = (None, None)  # the last prompt read, for its group's other members
         self.asked = None  # the request they were planned for (see `slots_of`)
-        self.graphs, self.stream, self.pool = {}, None, None
-        if device.type == "cuda":
-            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.graphs, self.stream, self.pool = {}, None, None  # see `replay`
 
     def reset(self):
         """All slots empty, nothing read: the weights may have changed."""
@@ -189,6 +187,8 @@ class Slots:
     def replay(self, extent: int):
         """`step` as a CUDA graph. The first step at an extent runs as it is, which warms up every kernel on
         the stream of the capture; the second is captured (computing nothing), then replayed like the rest."""
+        if not self.graphs:
+            self.stream, self.pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
         if extent not in self.graphs:
             self.graphs[extent] = None
             self.stream.wait_stream(torch.cuda.current_stream())

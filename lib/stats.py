@@ -14,7 +14,7 @@ from collections import Counter
 import numpy as np
 
 RESAMPLES = 2000
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t for 1 to 9 freedoms
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees
 
 
 def mean(values) -> float | None:
