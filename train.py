@@ -502,6 +502,7 @@ def run(c: Config):
             decay = 1 - step / steps if c.lr_decay else 1.0
             optim.set_lr(optimiser, c.lr * min(1.0, (step + 1) / max(1, c.lr_warmup), decay))
             learned = update(c, scorer, optimiser, ranked, reference)
+            optimiser.zero_grad(set_to_none=True)  # sampling needs their memory
             bad_updates = 0 if learned.pop("stepped", True) else bad_updates + 1
             position = after
 

@@ -30,7 +30,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         y = F.linear(x, self.weight)
-        # The pair is kept in fp32 and multiplied in the base's dtype: to cast it costs nothing beside casting x.
+        # The pair is kept in fp32 and multiplied in the base's dtype: to cast it costs nothing beside casting
+        # x.
         low = F.linear(x, self.lora_A.to(x.dtype)) * self.scale
         return y.add_(F.linear(low, self.lora_B.to(x.dtype)))
 

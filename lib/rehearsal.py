@@ -1,9 +1,9 @@
 """A program rehearsed on fake tensors as rank 0 of N processes: every operation is dispatched, none computed.
 
 Shapes, dtypes and devices are those of a real run, so a tensor on the wrong device, or a shape that depends
-on data, raises. Meanwhile the ledger adds up the storages that live (memory by kind), the times the host reads a
-value back (each is a wait for a GPU), and the floating point operations of matrix products. Not seen: speed,
-workspaces inside kernels, fragmentation, and whatever a CUDA graph keeps.
+on data, raises. Meanwhile the ledger adds up the storages that live (memory by kind), the times the host
+reads a value back (each is a wait for a GPU), and the floating point operations of matrix products. Not seen:
+speed, workspaces inside kernels, fragmentation, and whatever a CUDA graph keeps.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def rehearsal(world: int = 1, local_world: int | None = None):
             stack.enter_context(patch.multiple(processes, reduce=reduce, **ranks))
             stack.enter_context(patch.object(torch.UntypedStorage, "resize_", resized))
             stack.enter_context(patch.object(dist, "init_device_mesh", real_mesh))
-            stack.enter_context(patch.object(FakeTensor, "tolist", ledger.wait))
+            stack.enter_context(patch.object(FakeTensor, "tolist", lambda x: ledger.wait(x)))
             for name in ("unshard", "wait_for_unshard", "post_backward"):
                 booked = ledger.books("gathered", getattr(FSDPParamGroup, name))
                 stack.enter_context(patch.object(FSDPParamGroup, name, booked))
