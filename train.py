@@ -43,7 +43,9 @@ import rollout
 from data import Episode, Example
 from lib import batches, checkpoint, files, flags, lora, metrics, optim, parallel, processes
 from lib.flags import opt
+from lib.huggingface import fetch, read_config
 from lib.processes import say
+from lib.sharding import shard
 from lib.stats import jumped, mean
 
 ROOT = Path(__file__).resolve().parent
@@ -179,8 +181,8 @@ def build(c: Config, device):
     """The policy, and the module that scores tokens with it, placed on this machine's processes."""
     on_gpu = device.type == "cuda"
     kind, shards = parallel.choose(c.parallel, shard=on_gpu and not c.lora_rank)
-    processes.first_on_each_node(qwen.fetch, c.model)  # the others find the files in the cache
-    counts = qwen.count(qwen.read_config(qwen.fetch(c.model)), c.lora_rank)
+    processes.first_on_each_node(fetch, c.model)  # the others find the files in the cache
+    counts = qwen.count(read_config(fetch(c.model)), c.lora_rank)
     need = optim.state_bytes(*counts, shards, c.lora_rank > 0, 2 if on_gpu else 4, c.keep_replica)["peak"]
     processes.need_memory(need, device, "more processes with --parallel fsdp or --lora_rank 32 help")
     processes.choose_threads(counts[0])
@@ -189,7 +191,8 @@ def build(c: Config, device):
     if c.lora_rank:
         lora.add_lora(model, c.lora_rank, c.lora_alpha, c.seed)
     if kind.endswith("sdp"):
-        qwen.shard(model, on_gpu, shards)
+        whole, methods = qwen.KEEP_FP32, ("token_logprobs",)
+        shard(model, model.layers, bf16=on_gpu, shards=shards, whole=whole, methods=methods)
     return model, parallel.scorer_of(model, kind, c.autocast)
 
 

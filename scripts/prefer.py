@@ -34,7 +34,7 @@ import deviation
 import model as qwen
 import train
 from data import Episode, Example
-from lib import checkpoint, files, optim, processes
+from lib import checkpoint, files, huggingface, optim, processes
 from lib.batches import equal_count, micro_batches
 from lib.flags import check_ranges, exits_cleanly, opt, parse
 from lib.form import strip_length
@@ -329,7 +329,7 @@ CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen_token
 def run(c: Config):
     # ---- read, pair, weigh
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
-    config = qwen.ModelConfig.from_hf(qwen.read_config(qwen.fetch(c.model)))
+    config = qwen.ModelConfig.from_hf(huggingface.read_config(huggingface.fetch(c.model)))
     c.max_tokens = min(c.max_tokens, config.max_position_embeddings)
     pairs, held_out = prepare(c, tokenizer)
 

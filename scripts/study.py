@@ -33,8 +33,8 @@ import data
 import deviation
 import eval as evaluation
 import judge as judging
-import model as qwen
 import train
+from lib import huggingface
 from lib.files import lock, read_lines, replace_between, write_json, write_text
 from lib.flags import check_ranges, exits_cleanly, opt, parse
 from lib.form import strip_length
@@ -124,7 +124,7 @@ def check(a: Config):
         raise ValueError(f"{len(both)} prompts of {a.prompts}, such as {both[0]}, are trained on in {a.data}")
     deviation.distances(["a"], a.measure)
     replace_between(page_of(a)[1], BEGIN, END, "")  # a page without the marks is refused now
-    qwen.read_config(qwen.fetch(a.model))
+    huggingface.read_config(huggingface.fetch(a.model))
     if a.judge == "api" and not (os.environ.get("JUDGE_URL") and os.environ.get("JUDGE_MODEL")):
         raise ValueError("--judge api needs JUDGE_URL and JUDGE_MODEL; --judge offline measures form")
 
