@@ -14,8 +14,9 @@ from lib.processes import say
 
 
 def opt(default, help: str, group: str = "", *, low=None, high=None, above=None, choices: tuple = ()):
-    """A field of a configuration. `group` starts a new section of --help with this field; low, high (inclusive),
-    above (exclusive) and choices are what `check_ranges` allows. A field of the type Literal allows its words."""
+    """A field of a configuration. `group` starts a new section of --help with this field; low, high
+    (inclusive), above (exclusive) and choices are what `check_ranges` allows. A field of the type Literal
+    allows its words."""
     meta = {"help": help, "group": group, "low": low, "high": high, "above": above, "choices": choices}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
@@ -33,7 +34,10 @@ def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "",
     preset = first.parse_known_args(argv)[0].preset
     chosen = auto if preset == "auto" else preset
     parser = argparse.ArgumentParser(
-        description=about, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s [--flag value ...]",
+        description=about,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if chosen not in presets:
         parser.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")

@@ -10,9 +10,8 @@
     torchrun --nproc_per_node=4 -m scripts.prefer --data votes.jsonl --method dorpo --model Qwen/Qwen3.5-9B
 
 A JSON Lines file holds one response per line: {"prompt": ..., "story": ..., "score": 1.5}; "response" and
-"upvotes" are other names of "story" and "score", a score of null leaves the response out. Rollouts are
-trained as the tokens that were sampled, human rows too. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO
-2501.18101. Model, LoRA, sharding, checkpoint and log are the trainer's. Left out: online pairs.
+"upvotes" are other names, a score of null leaves the response out. Rollouts are trained as the tokens that
+were sampled. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO 2501.18101. Left out: online pairs.
 """
 
 from __future__ import annotations
@@ -295,7 +294,7 @@ def margins(values: list[list[float]], before: list[list[float]], c: Config) -> 
 
 def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
     """One optimiser step on `pairs`, shared among processes; the loss is the mean over all of them."""
-    began, total = time.time(), {"loss": torch.zeros(()), "margin_sum": torch.zeros(())}
+    began, totals = time.time(), processes.Totals()
     optimiser.zero_grad(set_to_none=True)
     mine = pairs[processes.RANK :: processes.WORLD]
     batches = equal_count(micro_batches(mine, c.micro_batch_tokens, length), IDLE)
@@ -306,13 +305,13 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
             # Each pair is weighed before the one global mean; DDP and FSDP average gradients over ranks.
             loss = used * losses(c, batch, sums, means).sum() / len(pairs)
             (loss * processes.WORLD).backward()
-        total["loss"] = total["loss"] + loss.detach()
-        total["margin_sum"] = total["margin_sum"] + used * (sums[0] - sums[1]).detach().sum() / len(pairs)
+        margin = used * (sums[0] - sums[1]).detach().sum() / len(pairs)
+        totals.add({"loss": loss.detach(), "margin_sum": margin})
     norm, stepped = optim.descend(optimiser, c.grad_clip)
     speed = sum(train.length(p.chosen) + train.length(p.rejected) for p in pairs) / (time.time() - began)
     stats = {"grad_norm": norm, "stepped": stepped, "train/tokens_per_second": speed}
     stats |= {"delta/mean": mean(p.delta for p in pairs), "gap/mean": mean(p.gap for p in pairs)}
-    return stats | processes.reduce_all(total)
+    return stats | totals.of_all()
 
 
 def batch_of(pairs: list[Pair], step: int, c: Config) -> list[Pair]:
@@ -348,10 +347,7 @@ def run(c: Config):
     folder, start = Path(c.out, c.name), 0
     if at := checkpoint.open_run(folder, c.resume):
         start, _ = train.load_checkpoint(c, at, model, optimiser)
-    if processes.MAIN:
-        files.write_json(folder / "config.json", asdict(c))
-        log = Log(folder / "metrics.jsonl", start, {"name": c.name, "config": asdict(c)} if c.wandb else None)
-    processes.barrier()
+    log = Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
     stopping, bad_updates, step = processes.catch_signals(), 0, start
     bar = tqdm(range(start, steps + 1), c.name, disable=not processes.MAIN, dynamic_ncols=True)
     try:
@@ -374,9 +370,7 @@ def run(c: Config):
                 train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0)
     except train.Stop as why:
         train.save_checkpoint(c, model, optimiser, tokenizer, step, 0)
-        processes.say(
-            f"stopped after {step} steps: {why}; the state is saved in {folder}/checkpoints", sys.stderr
-        )
+        processes.say(f"stopped after {step} steps: {why}; the state is saved", sys.stderr)
         raise SystemExit(1) from None
     if processes.MAIN:
         plot({c.name: log.metrics}, folder / "curves.png", CURVES)
@@ -397,6 +391,7 @@ def main(argv=None):
         check(c, processes.WORLD)
         run(c)
     finally:
+        checkpoint.release()
         processes.disconnect()
 
 

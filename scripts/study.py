@@ -107,9 +107,9 @@ def read_flags(argv) -> Config:
 def check(a: Config):
     """ValueError or FileNotFoundError, before an hour is spent."""
     check_ranges(a)
-    if unknown := sorted(set(a.only) - set(METHODS)):
-        raise ValueError(f"--only {unknown[0]}: choose some of {', '.join(METHODS)}")
-    if not a.lengths or not a.steps:
+    if not set(a.only) <= set(METHODS):
+        raise ValueError(f"--only {' '.join(a.only)}: choose some of {', '.join(METHODS)}")
+    if not (a.lengths and a.steps):
         raise ValueError("--lengths needs a length, and --steps at least 1 (or -1)")
     if not Path(a.data).is_file():
         how = f"make it with python -m scripts.anthologies build BOOKS... --out {a.data}"
@@ -210,7 +210,6 @@ def run_cells(a: Config, argv: list[str]):
     """Every cell that is not finished, in a process of its own: one that fails does not stop the others."""
     seeds, gpus = range(a.seeds), torch.cuda.device_count()
     jobs = a.jobs or gpus or os.cpu_count()
-    # The offline methods learn from what `collect` writes.
     collected = [("collect", s) for s in seeds if set(a.only) & set(OFFLINE)]
     slots, failed = queue.SimpleQueue(), []
     for slot in range(jobs):
@@ -234,8 +233,7 @@ def run_cells(a: Config, argv: list[str]):
         with tqdm(total=len(cells), initial=there, desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
             list(pool.map(one, todo))
         if failed:
-            names = ", ".join(sorted(failed))
-            raise ValueError(f"{names} failed: see {a.out}/*.log; then start the same command again")
+            raise ValueError(f"{', '.join(sorted(failed))} failed: see {a.out}/*.log, then start again")
 
 
 # ---- what it shows -----------------------------------------------------------------------------------------

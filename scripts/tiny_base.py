@@ -9,8 +9,8 @@ Qwen3.5 of a few million parameters that has read some anthologies once. SPLIT i
     python -m scripts.tiny_base corpus SPLIT      -> pretrain.bin (token ids), lengths.jsonl (prompt, passage)
     python -m scripts.tiny_base pretrain out/base/pretrain.bin     -> model/: next-token prediction
 
-All of it goes to out/base (--out). The supervised warm start on lengths.jsonl, which teaches the chat format,
-where to stop and roughly how long, follows. The tokenizer and the words under stories/ come from whole books,
+All of it goes to out/base (--out). scripts.warm_start on lengths.jsonl follows, which teaches the chat
+format, where to stop and roughly how long. The tokenizer and the words under stories/ come from whole books,
 so a new run differs from them in rare words. Left out: any choice by quality beyond dropping verse and plays.
 """
 
