@@ -1,20 +1,21 @@
 """Teach a small language model to write long stories: GRPO with a judge, human references, and deviation.
 
     for each step:
-        sample    a group of stories for each of a few prompts, from the policy itself judge     each story by
-        a rubric, while others are being written; subtract penalties for length and loops anchor    a story
-        written by a person joins each group, judged alike            (POLARIS, 2606.04095) deviate   good
-        stories that differ from their siblings count for more           (2503.17126) update
-        advantage-weighted log-likelihood, clipped, averaged over all tokens of the batch log, save
+        sample    a group of stories for each of a few prompts, from the policy itself
+        judge     each story by a rubric, while others are being written; subtract penalties for length, loops
+        anchor    a story written by a person joins each group, judged alike        (POLARIS, 2606.04095)
+        deviate   good stories that differ from their siblings count for more       (2503.17126)
+        update    advantage-weighted log-likelihood, clipped, averaged over all tokens of the batch
+        log, save
 
-    python train.py                                              # no GPU: the `tiny` preset, minutes on two
-    cores torchrun --nproc_per_node=4 train.py --data stories.jsonl    # GPUs: `polaris-9b`, needs JUDGE_URL
+    python train.py                                              # no GPU: `tiny`, minutes on two CPU cores
+    torchrun --nproc_per_node=4 train.py --data stories.jsonl    # GPUs: `polaris-9b`, needs JUDGE_URL
     python train.py --hri off --deviation 0                      # plain GRPO
 
 GRPO is arXiv 2402.03300; clip-higher and the token mean are DAPO's (2503.14476); a truncated importance
-weight corrects what sampler and trainer disagree on. Left out: value model, reward model, replay. A run
-leaves out/<run>/: config.json, metrics.jsonl, rollouts/, checkpoints/, curves.png. Shapes: [N] is one value
-per completion token of a micro-batch, its rows one after another.
+weight corrects what sampler and trainer disagree on. Left out: value model, reward model, replay.
+A run leaves out/<run>/: config.json, metrics.jsonl, rollouts/, checkpoints/, curves.png.
+Shapes: [N] is one value per completion token of a micro-batch, its rows one after another.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
-import runpy
 import sys
 import typing
 from dataclasses import MISSING, field, fields
@@ -34,7 +34,10 @@ def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "",
     preset = first.parse_known_args(argv)[0].preset
     chosen = auto if preset == "auto" else preset
     parser = argparse.ArgumentParser(
-        description=about, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s [--flag value ...]",
+        description=about,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if chosen not in presets:
         parser.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
@@ -53,16 +56,8 @@ def read(kind, argv=None, **about):
 
 
 def start(module: str, *arguments: str) -> int:
-    """Runs a module as `python -m` does -> 0, or SystemExit with the code it ends with."""
-    before, sys.argv = sys.argv, [module, *arguments]
-    try:
-        runpy.run_module(module, run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            raise
-    finally:
-        sys.argv = before
-    return 0
+    """Runs the main of a program that is named, not imported: the floor below knows of no program."""
+    return importlib.import_module(module).main(list(arguments))
 
 
 def add_fields(parser, kind, values: dict):
