@@ -34,7 +34,7 @@ import deviation
 import model as qwen
 import train
 from data import Episode, Example
-from lib import checkpoint, files, optim, processes
+from lib import checkpoint, files, huggingface, optim, processes
 from lib.batches import equal_count, micro_batches
 from lib.flags import check_ranges, exits_cleanly, opt, parse
 from lib.form import strip_length
@@ -225,7 +225,8 @@ def make_pairs(groups: dict[str, list[Episode]], c: Config, method: str) -> list
 def prepare(c: Config, tokenizer) -> tuple[list[Pair], list[Pair]]:
     """(training pairs, held-out pairs). The latter are paired by gap, the same for every method.
     ValueError: nothing to train on, or a prompt on both sides."""
-    reach = qwen.ModelConfig.from_hf(qwen.read_config(qwen.fetch(c.model))).max_position_embeddings
+    config = qwen.ModelConfig.from_hf(huggingface.read_config(huggingface.fetch(c.model)))
+    reach = config.max_position_embeddings
     c.max_tokens = min(c.max_tokens, reach)
     groups, left = read_groups(c.data, tokenizer, c)
     if c.test:
