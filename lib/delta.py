@@ -1,4 +1,4 @@
-"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464): whole sequences in chunks, and one token at a time.
+"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464): whole sequences in chunks, or token by token.
 
 Within a chunk, with G the running sum of g and S the state before it, the written values solve
     (I + A) U = beta V - (beta K e^G) S,     A_ij = beta_i e^(G_i - G_j) k_i.k_j  for j < i
