@@ -9,6 +9,7 @@ Used by contents.py and headings.py. Left out: lists of known authors.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from scripts.anthologies.titles import title_form
 
@@ -42,6 +43,7 @@ NO_NAME = set(
 )
 
 
+@lru_cache(1 << 16)
 def is_byline(text: str) -> bool:
     """ "By John Writer", "Translated by Ann Author"; not "By nine all was still." """
     text = text.replace("_", " ").strip()
@@ -49,12 +51,14 @@ def is_byline(text: str) -> bool:
     return bool(BYLINE.fullmatch(text)) and sum(w[0].isupper() for w in words) >= 0.5 * len(words)
 
 
+@lru_cache(1 << 16)
 def is_source(text: str) -> bool:
     """ "From Harper's Magazine", "(The Something Review, 1921)"; not "From the hill he looked down." """
     text = " ".join(text.replace("_", " ").split())
     return bool(SOURCE.fullmatch(text)) and len(text.split()) < 16 and title_form(text.strip(" ()[].*"))
 
 
+@lru_cache(1 << 16)
 def person(text: str) -> str:
     """The author's name out of a byline: no "By", no dates, no italics, no full stop after the surname."""
     text = " ".join(DATES.sub("", text.replace("_", " ")).split())
@@ -64,6 +68,7 @@ def person(text: str) -> str:
     return text[:-1] if re.search(r"\w{3,}\.$", text) and not re.search(r"\b(Jr|Esq)\.$", text) else text
 
 
+@lru_cache(1 << 16)
 def name_like(text: str) -> bool:
     """Two to six words that may be a person's name: capitals, initials, ranks, particles, no word of a sentence."""
     words = re.findall(r"[^\s,]+", person(text))

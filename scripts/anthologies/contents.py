@@ -29,6 +29,7 @@ HEADING = re.compile(r"\W*(table of )?contents( of .*)?\W*(page)?\W*", re.I)
 ILLUSTRATIONS = re.compile(r"\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$", re.I | re.M)
 BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
 PAGE = re.compile(r"(\s{3,}|(\.\s?){3,}\s*)\d+\s*$")
+LONGEST = 2000  # lines: what is longer is no page of contents
 LETTERED = re.compile(r"[a-e]\.\s")
 VERB = re.compile(
     r"\W*((as )?(re)?\w+(ed|told|ten)|from the \w+)?\W*", re.I
@@ -49,11 +50,9 @@ class Contents:
     settled: bool = False  # a reader wrote it: nothing else begins a story
 
     def __post_init__(self):
+        self.tries = 0  # near matches looked for, see headings.py
         self.names = {fold(a) for a in self.authors.values()} - {""}
-        self.by_start, self.by_end = (
-            {},
-            {},
-        )  # titles by their first two and last three letters, for near matches
+        self.by_start, self.by_end, self.tries = {}, {}, 0  # for near matches: headings.py, _nearly
         for key in self.titles:
             self.by_start.setdefault(key[:2], []).append(key)
             self.by_end.setdefault(key[-3:], []).append(key)
@@ -89,6 +88,8 @@ def contents(blocks: list[Block]) -> Contents:
         seen |= {fold(cell) for n in kept for cell in cells(source[n])}
         seen |= {fold(new[n]) for n in kept} | {fold(BARE_NUMBER.sub("", new[n])) for n in kept}
         end = i + 1
+        if len(lines) > LONGEST:
+            return Contents()
     half_title = _half_title(blocks, first, end)
     if half_title < end:
         extra = _count(blocks[half_title:end])

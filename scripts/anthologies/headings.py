@@ -41,6 +41,7 @@ from scripts.anthologies.titles import (
     title_form,
 )
 
+TRIES = 20_000  # near matches with the contents; of the catalogue no book needs a thousand
 FILLER = (
     500  # words: a filler has a heading of its own, no author, and is the last thing before the next story
 )
@@ -174,14 +175,14 @@ def _new_page(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
     """Does block j begin a heading of its own, below the heading that block i begins?"""
     if ORDINAL.fullmatch(blocks[j - 1].text.strip()) or ORDINAL.fullmatch(blocks[j].text.strip()):
         return False
-    texts = [one_line(b.text) for b in blocks[i:j]]
-    whole = j > i + 1 and any(
-        is_byline(t) or fold(person(t)) in toc.names for t in texts
-    )  # has title and author
-    apart = whole and blocks[j].gap > 3
+    apart = blocks[j].gap > 3 and j > i + 1 and any(_is_author(b.text, toc) for b in blocks[i:j])
     lower = 0 < blocks[j].level < blocks[i].level  # a signature above a title
-    title_page = EDITED.match(one_line(blocks[j - 1].text)) and listed(blocks[i], toc) is None
+    title_page = EDITED.match(blocks[j - 1].text) and listed(blocks[i], toc) is None
     return bool(apart or lower or title_page)
+
+
+def _is_author(text: str, toc: Contents) -> bool:
+    return is_byline(one_line(text)) or fold(person(text)) in toc.names
 
 
 def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
@@ -238,11 +239,15 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
 
 def _nearly(key: str, toc: Contents) -> tuple[int, int] | None:
     """A title that the contents shorten, lengthen or spell otherwise."""
-    for other in toc.by_start.get(key[:2], []):
+    start, end = toc.by_start.get(key[:2], []), toc.by_end.get(key[-3:], [])
+    toc.tries += len(start) + len(end)
+    if toc.tries > TRIES:
+        return None
+    for other in start:
         longer, shorter = (other, key) if len(other) > len(key) else (key, other)
         if len(shorter) > 6 and longer.startswith(shorter) and len(shorter) > 0.45 * len(longer):
             return 1, toc.titles[other][0]
-    for other in toc.by_start.get(key[:2], []) + toc.by_end.get(key[-3:], []):
+    for other in start + end:
         if abs(len(other) - len(key)) < 8 and SequenceMatcher(None, other, key).ratio() > 0.85:
             return 1, toc.titles[other][0]
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from scripts.anthologies.books import LEADING, NUMBER, Block
 
@@ -36,6 +37,7 @@ SPEECH = re.compile(r"[\"\u201c\u2018'].*[.,!?-][\"\u201d\u2019']+(\[\w{1,3}\])?
 MONTH = r"\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b"
 
 
+@lru_cache(1 << 16)
 def fold(text: str) -> str:
     """Letters and digits only, so that titles compare across spelling of accents, case and stops."""
     text = re.sub(r"\(\d{1,3}\)|\[.*?(\]|$)", " ", text, flags=re.S)
@@ -58,6 +60,7 @@ def heading_like(block: Block) -> bool:
     return title_form(block.text) and not (stop and block.gap < 3 and not len(block.text.split()) < 5)
 
 
+@lru_cache(1 << 16)
 def title_form(text: str) -> bool:
     text = text.strip()
     if re.search(rf"{MONTH}.{{0,12}}\b1[5-9]\d\d\b", text, re.I) or SPEECH.match(text):
