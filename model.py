@@ -237,7 +237,7 @@ class Attention(nn.Module):
         q, k, v = (rows.unpack(t).transpose(1, 2) for t in (q, k, v))
         if memory is not None:
             memory[0][:, :, : k.shape[2]], memory[1][:, :, : k.shape[2]] = k, v
-        # Padding stands right of every real token, so the causal mask hides it already.
+        # Padding is right of every real token, so the causal mask hides it already.
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return rows.pack(o.transpose(1, 2))
 

@@ -413,14 +413,14 @@ def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode
     alarms = ["sampler and trainer disagree, see mismatch/mean: is the replica refreshed?"] if broken else []
     for text in alarms + (judging.alarms(log.recent(20)) if step % 10 == 9 else []):
         bar.write(f"step {step}: {text}")
-    shown = {"reward": "reward/mean", "in_band": "length/in_band", "words": "length/words"}
-    bar.set_postfix({name: f"{line[of]:.3g}" for name, of in shown.items() if line[of] is not None})
+    bar.set_postfix({name: f"{line[of]:.3g}" for name, of in TOLD.items() if line[of] is not None})
     return broken
 
 
 CURVES = {"reward/mean": "reward", "length/in_band": "share in length band", "reward/quality": "score / 100"}
 CURVES |= {"reward/repetition": "repetition penalty", "hri/reward": "reward of the reference"}
 CURVES |= {"deviation/mean": "deviation"}
+TOLD = {"reward": "reward/mean", "in_band": "length/in_band", "words": "length/words"}
 
 
 def save_checkpoint(c: Config, model, optimiser, tokenizer, step: int, position: int):
@@ -509,21 +509,18 @@ def run(c: Config):
             # ---- log
             everyone, dropped = processes.gather(groups), processes.reduce(len(groups) - len(ranked))
             if processes.MAIN:
-                line = {
-                    "step": step,
-                    **measure(everyone, seconds, weight),
+                line = {"step": step} | measure(everyone, seconds, weight) | learned | judge.metrics()
+                line |= {
                     "groups/dropped": dropped,
-                    **learned,
+                    "bad_updates": bad_updates,
+                    "seconds": time.time() - clock,
                 }
-                line |= {"bad_updates": bad_updates, **judge.metrics(), "seconds": time.time() - clock}
                 bad_samples = bad_samples + 1 if log_step(c, log, watcher, bar, line, everyone) else 0
             pending.unlink()
 
             # ---- save
             if bad_updates == 3:
-                raise Stop(
-                    "gradients were NaN or infinite three times in a row, see grad_norm and mismatch/*"
-                )
+                raise Stop("gradients were NaN or infinite three times in a row, see grad_norm")
             if processes.reduce(bad_samples) == 3:
                 raise Stop("sampler and trainer disagreed three times in a row, see mismatch/*")
             if step + 1 == steps or (c.save_every and (step + 1) % c.save_every == 0):
@@ -539,23 +536,8 @@ def run(c: Config):
         judge.close()
         bar.close()
     if processes.MAIN:
-        say(summary(log.metrics, steps - start, time.time() - began))
+        say(f"{steps - start} steps in {time.time() - began:.0f} s; {log.change(TOLD)}")
         say(f"wrote {folder}/: curves.png, metrics.jsonl, rollouts/, checkpoints/")
-
-
-def summary(lines: list[dict], steps: int, seconds: float) -> str:
-    """What changed from the first to the last five steps."""
-    names = {"mean reward": "reward/mean", "share in band": "length/in_band", "quality": "reward/quality"}
-    ends = [
-        {name: mean(m.get(of) for m in part) for name, of in names.items()}
-        for part in (lines[:5], lines[-5:])
-    ]
-    moved = (
-        [f"{name} {x:.3f} -> {ends[1][name]:.3f}" for name, x in ends[0].items() if x is not None]
-        if steps
-        else []
-    )
-    return f"{steps} steps in {seconds:.0f} s; first against last five: {', '.join(moved)}" if moved else ""
 
 
 @flags.exits_cleanly

@@ -54,7 +54,8 @@ def longest_span(
 
 def memorised(
     model, tokenizer, examples: list[data.Example], stop_ids: tuple[int, ...] = (),
-    prefixes=(0, 50, 100, 200), limit: int = 64, tokens: int = 256, threshold: int = 50, temperature: float = 0.0, seed: int = 0,
+    prefixes=(0, 50, 100, 200), limit: int = 64, tokens: int = 256, threshold: int = 50,
+    temperature: float = 0.0, seed: int = 0,
 ) -> dict:  # fmt: skip
     """Continuations of `limit` stories from their prompts plus their first `prefixes` tokens, against all."""
     with_story = [e for e in examples if e.story and e.story.strip()]

@@ -337,7 +337,9 @@ def model_config(name: str) -> dict:
     """config.json of a folder or hub id, its weights left where they are; the 9B's stands here."""
     if Path(name).exists():
         return huggingface.read_config(Path(name))
-    return NINE_B if name == train.Config.model else huggingface.read_config(huggingface.fetch(name, ["*.json"]))
+    return (
+        NINE_B if name == train.Config.model else huggingface.read_config(huggingface.fetch(name, ["*.json"]))
+    )
 
 
 def flags() -> argparse.ArgumentParser:
@@ -362,7 +364,13 @@ def flags() -> argparse.ArgumentParser:
     add("--judged_tokens", type=int, default=4000, help="tokens of a story as the judge reads it")
     add("--verdict_tokens", type=int, default=1500, help="tokens of the judge's answer")
     add("--gpu_price", type=float, default=0.0, help="dollars per GPU hour")
-    add("--judge_price", type=float, nargs=2, default=(0.0, 0.0), help="dollars per million tokens, in and out")
+    add(
+        "--judge_price",
+        type=float,
+        nargs=2,
+        default=(0.0, 0.0),
+        help="dollars per million tokens, in and out",
+    )
     return p
 
 

@@ -54,9 +54,7 @@ class Config:
     """Every number of a run; a flag of the same name wins over the preset, which wins over the default."""
 
     preset: str = same("preset")
-    method: Literal["dpo", "ddpo", "orpo", "dorpo", "divpo", "sft"] = opt(
-        "ddpo", "ddpo, dorpo: weighed by deviation"
-    )
+    method: Literal["dpo", "ddpo", "orpo", "dorpo", "divpo", "sft"] = opt("ddpo", "sft: the chosen alone")
     model: str = same("model")
     data: list[str] = opt([], "what to learn from: runs, their rollouts/ folders, JSON Lines files")
     test: list[str] = opt([], "the same for held-out pairs; empty: --held_out of the prompts of --data")
@@ -131,8 +129,7 @@ class Pair:
 IDLE = Pair(train.IDLE, train.IDLE, delta=0.0)  # fills a micro-batch
 
 
-def length(pair: Pair) -> int:
-    """Padded tokens of both."""
+def length(pair: Pair) -> int:  # padded tokens of both
     return 2 * max(train.length(pair.chosen), train.length(pair.rejected))
 
 
@@ -228,6 +225,9 @@ def make_pairs(groups: dict[str, list[Episode]], c: Config, method: str) -> list
 def prepare(c: Config, tokenizer) -> tuple[list[Pair], list[Pair]]:
     """(training pairs, held-out pairs). The latter are paired by gap, the same for every method.
     ValueError: nothing to train on, or a prompt on both sides."""
+    config = qwen.ModelConfig.from_hf(huggingface.read_config(huggingface.fetch(c.model)))
+    reach = config.max_position_embeddings
+    c.max_tokens = min(c.max_tokens, reach)
     groups, left = read_groups(c.data, tokenizer, c)
     if c.test:
         test, left_test = read_groups(c.test, tokenizer, c)
@@ -321,6 +321,13 @@ def batch_of(pairs: list[Pair], step: int, c: Config) -> list[Pair]:
     return [pairs[i] for i in data.next_batch(len(pairs), position, c.pairs, c.seed)[0]]
 
 
+def keep_reference(scorer, pairs: list[Pair], steps: int, c: Config):
+    """Fills in `ref` of the pairs that these steps train."""
+    used = {id(pair): pair for step in range(steps) for pair in batch_of(pairs, step, c)}.values()
+    for pair, values in zip(used, score(scorer, list(used), c)):
+        pair.ref = (values[0], values[1])
+
+
 CURVES = {"held_out/margin": "held-out margin, as the loss sees it", "loss": "loss"}
 CURVES |= {"held_out/margin_token": "held-out margin per token", "grad_norm": "gradient norm"}
 CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen_token": "log p per token, chosen"}
@@ -329,24 +336,19 @@ CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen_token
 def run(c: Config):
     # ---- read, pair, weigh
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
-    config = qwen.ModelConfig.from_hf(huggingface.read_config(huggingface.fetch(c.model)))
-    c.max_tokens = min(c.max_tokens, config.max_position_embeddings)
     pairs, held_out = prepare(c, tokenizer)
-
-    # ---- score under the starting model: all that is kept of the reference
+    # ---- score under the starting model
     model, scorer = train.build(as_trainer(c), device)
     steps = c.steps if c.steps >= 0 else len(pairs) // c.pairs
     before = score(scorer, held_out, c)
     if c.method in ("dpo", "ddpo", "divpo"):
-        used = {id(pair): pair for step in range(steps) for pair in batch_of(pairs, step, c)}.values()
-        for pair, values in zip(used, score(scorer, list(used), c)):
-            pair.ref = (values[0], values[1])
+        keep_reference(scorer, pairs, steps, c)
 
     # ---- train
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-    folder, start = Path(c.out, c.name), 0
-    if at := checkpoint.open_run(folder, c.resume):
-        start, _ = train.load_checkpoint(c, at, model, optimiser)
+    folder = Path(c.out, c.name)
+    at = checkpoint.open_run(folder, c.resume)
+    start = train.load_checkpoint(c, at, model, optimiser)[0] if at else 0
     log = Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
     stopping, bad_updates, step = processes.catch_signals(), 0, start
     bar = tqdm(range(start, steps + 1), c.name, disable=not processes.MAIN, dynamic_ncols=True)
@@ -358,7 +360,7 @@ def run(c: Config):
             if step < steps:
                 line |= update(scorer, optimiser, batch_of(pairs, step, c), c)
                 bad_updates = 0 if line.pop("stepped") else bad_updates + 1
-            if processes.MAIN:
+            if log:
                 log.write(line)
             bar.set_postfix({k: f"{line[k]:+.3f}" for k in ("loss", "held_out/margin") if k in line})
             if bad_updates == 3:
@@ -374,13 +376,13 @@ def run(c: Config):
         raise SystemExit(1) from None
     if processes.MAIN:
         plot({c.name: log.metrics}, folder / "curves.png", CURVES)
-        seen = [m["held_out/margin"] for m in log.metrics if "held_out/margin" in m]
-        processes.say(f"held-out margin {seen[0]:+.4f} before, {seen[-1]:+.4f} after; wrote {folder}/")
+        first, last = (log.metrics[i]["held_out/margin"] for i in (0, -1))
+        processes.say(f"held-out margin {first:+.4f} before, {last:+.4f} after; wrote {folder}/")
 
 
 def read_flags(argv=None) -> Config:
-    auto = ("polaris-9b", "a GPU found") if torch.cuda.is_available() else ("tiny", "no GPU found")
-    return parse(Config, PRESETS, __doc__, argv, *auto)
+    auto = "polaris-9b" if torch.cuda.is_available() else "tiny"
+    return parse(Config, PRESETS, __doc__, argv, auto, "by the GPUs found here")
 
 
 @exits_cleanly

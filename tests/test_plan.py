@@ -108,7 +108,13 @@ def test_the_peak_is_what_a_real_process_takes(folders, flags, world):
     real = measured(folders, flags, world)
     c = train.parse([*FLAGS, *LENGTHS, "--model", str(folders[1]), *flags])
     rehearsed = plan.rehearse(c, SMALL | MIDDLE, world, 8, half=False)
-    print("\nXX", flags, world, {"writing": rehearsed.writing.total(), "learning": rehearsed.learning.total()}, real)
+    print(
+        "\nXX",
+        flags,
+        world,
+        {"writing": rehearsed.writing.total(), "learning": rehearsed.learning.total()},
+        real,
+    )
     print(rehearsed)
     assert rehearsed.learning.total() == pytest.approx(real["learning"], rel=0.10)
     assert rehearsed.writing.total() == pytest.approx(real["writing"], rel=0.10)
