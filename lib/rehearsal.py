@@ -57,7 +57,7 @@ class Ledger(TorchDispatchMode):
         if op.overloadpacket is aten.linalg_solve_triangular:
             self.flops += out.numel() * args[0].shape[-1]
         for x in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(x, torch.Tensor):
+            if isinstance(x, torch.Tensor) and not x.is_meta:
                 self.book(x.untyped_storage())
         return out
 

@@ -17,7 +17,6 @@ for the last story of a step, the vision tower.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -60,7 +59,8 @@ class Memory:
     """What one process takes, in bytes by kind at the highest moment of each phase, and its work.
 
     writing: with one slot. slot: for each further one. learning: without replica and slots. flops: of an
-    update, per token of the longest row. tokens: of the micro-batches rehearsed.
+    update, per token of the longest row. tokens: of the micro-batches rehearsed. waits: of the host for a
+    device, in the second update and in a few decode steps (0 where the CPU serves as device).
     """
 
     writing: Counter
@@ -68,6 +68,7 @@ class Memory:
     learning: Counter
     flops: float
     tokens: int
+    waits: tuple[int, int] = (0, 0)
 
     def line(self, other: Memory, layers: int, n: int, m: int) -> Memory:
         """The straight line through self with n layers and other with m layers, at `layers`."""
@@ -100,7 +101,7 @@ def as_on_a_gpu(half: bool):
         yield
 
 
-def build(c: train.Config, hf_config: dict, half: bool, ledger, kind: str):
+def build(c: train.Config, hf_config: dict, half: bool, ledger, kind: str, device):
     """train.build without files: what it allocates is booked under `kind`."""
     with ExitStack() as stack:
         for module, name, result in (
@@ -112,7 +113,7 @@ def build(c: train.Config, hf_config: dict, half: bool, ledger, kind: str):
         ):
             stack.enter_context(patch.object(module, name, result))
         with ledger.booking(kind):
-            return train.build(c, torch.device("cpu"), half)
+            return train.build(c, device, half)
 
 
 def episodes(tokens: int, completion: int, n: int) -> list[list[Episode]]:
@@ -138,8 +139,8 @@ def keep_books(ledger, scorer, optimiser):
     return before
 
 
-def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float]:
-    """Refresh and decode -> (peak with one slot, bytes of each further one)."""
+def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float, int]:
+    """Refresh and decode -> (peak with one slot, bytes of each further one, waits of a few steps)."""
     with ledger.booking("replica"):
         writer = rollout.writer(model, torch.bfloat16 if half else None, None)
     sampling = Sampling(c.temperature, c.top_p, c.top_k, 0.0, c.repetition_penalty)
@@ -149,36 +150,43 @@ def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float]:
             slots = rollout.Slots(writer, n, prompt + c.max_new_tokens, sampling)
         with ledger.booking("temporary"):
             slots.fill(list(range(n)), tuple([0] * prompt), [0] * n)
+            waits = ledger.waits
             slots.decode(rollout.CHECK_EVERY)
+            waits = ledger.waits - waits
         del slots
     one, three = ledger.peaks["writing 1"], ledger.peaks["writing 3"]
-    return one, (three.total() - one.total()) / 2
+    return one, (three.total() - one.total()) / 2, waits
 
 
-def rehearse(c: train.Config, hf_config: dict, world: int, node: int, half: bool = True) -> Memory:
-    """One process of `world` (`node` in a machine) from its start to its second update."""
+def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, device: str = "cpu") -> Memory:
+    """One process of `world` (`node` in a machine) from its start to its second update. half: what a GPU
+    gets. device: the CPU serves where torch has no CUDA; its fake tensors are as large."""
+    device = torch.device(device)
     prompt = c.max_prompt_tokens + 16  # the words around it, see data.Tokenizer.chat
     longest = prompt + c.max_new_tokens
     rows = 2 * max(1, c.micro_batch_tokens // longest)  # two micro-batches: the second adds to gradients
     is_ddp = parallel.choose(c.parallel, shard=half and not c.lora_rank)[0] == "ddp" and world > 1
     c = replace(c, parallel="none" if is_ddp else c.parallel)
     with rehearsal(world, min(world, node)) as ledger, as_on_a_gpu(half):
-        model, scorer = build(c, hf_config, half, ledger, "weights")
+        model, scorer = build(c, hf_config, half, ledger, "weights", device)
         optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-        reference = sharding.freeze(build(c, hf_config, half, ledger, "reference")[1]) if c.kl else None
+        reference = (
+            sharding.freeze(build(c, hf_config, half, ledger, "reference", device)[1]) if c.kl else None
+        )
         with ledger.booking("gathered"):  # DDP's buckets are as large as the gradients
             buckets = [torch.empty_like(p) for p in scorer.parameters() if p.requires_grad and is_ddp]
         settle = keep_books(ledger, scorer, optimiser)
         train.update(c, scorer, optimiser, episodes(32, 16, 1), reference)  # AdamW's state is made here
         settle()
         with torch.no_grad():
-            writing, slot = write(c, model, half, ledger, prompt)
-        flops = ledger.flops
+            writing, slot, decoding = write(c, model, half, ledger, prompt)
+        flops, waits = ledger.flops, ledger.waits
         ledger.enter("learning")
         train.update(c, scorer, optimiser, episodes(longest, c.max_new_tokens, rows), reference)
         flops = (ledger.flops - flops) / (rows * longest)
+        waits = (ledger.waits - waits, decoding)
         del buckets
-    return Memory(writing, slot, ledger.peaks["learning"], flops, rows // 2 * longest)
+    return Memory(writing, slot, ledger.peaks["learning"], flops, rows // 2 * longest, waits)
 
 
 def memory(c: train.Config, hf_config: dict, world: int, node: int, half: bool = True) -> Memory:
