@@ -392,6 +392,13 @@ class Cache:
         self.extent = max(self.extent, n)
 
 
+def slot_bytes(config, max_len: int, itemsize: int) -> int:
+    """What one slot holds: its part of the cache at max_len tokens, and its logits while sampling."""
+    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
+    layers = Cache(config, 1, max_len, dtype, torch.device("meta")).layers
+    return sum(t.nbytes for layer in layers for t in layer) + 4 * 4 * config.vocab_size
+
+
 # ---------------------------------------------------------------------------------------------------------
 # The model
 

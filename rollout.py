@@ -35,7 +35,7 @@ from lib.flags import exits_cleanly
 from lib.packed import send
 from lib.processes import choose_threads, free_bytes
 from lib.sampling import Sampling, block_size, check_request, gumbel, keys_of, pick
-from model import Cache, Qwen35
+from model import Qwen35, slot_bytes
 
 EXTENT = 512  # tokens by which the part of the caches that a CUDA graph reads grows
 CHECK_EVERY = 8  # steps between looks at the tokens: a look makes a GPU wait, a step past an end is wasted
@@ -55,14 +55,16 @@ class Completion:
 # The replica: what generation runs on
 
 
-def replica(model: Qwen35, dtype=None, compile: bool = False) -> Qwen35:
+def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | None = None) -> Qwen35:
     """A copy of the model for generation only: fused projections, no gradients, one lasting address per
     weight.
 
     dtype: of its weights (None: the model's own). compile: decode through torch.compile on a CPU (a GPU has
-    its graphs); a minute or more at the first story. Where the model is sharded every process must call it,
-    as with `refresh`.
+    its graphs); a minute or more at the first story. last: an earlier replica, refreshed instead. Where the
+    model is sharded every process must call it, as with `refresh`.
     """
+    if last:
+        return refresh(last, model)
     weight = model.embed_tokens.weight
     copy = qwen.empty(model.config, dtype or weight.dtype, weight.device, fused=True).requires_grad_(False)
     copy.hf_config, copy.source, copy.prefix = model.hf_config, model.source, model.prefix
@@ -78,20 +80,6 @@ def refresh(copy: Qwen35, model: Qwen35) -> Qwen35:
     for name, tensor in lora.merged_tensors(model, lambda name: copy.place(name).dtype):
         copy.place(name).copy_(tensor)
     return pack(copy)
-
-
-def writer(model: Qwen35, dtype, last: Qwen35 | None) -> Qwen35:
-    """What writes with the model's present weights: a replica of it, `last` brought up to date where there is
-    one. With LoRA the model itself, its pairs not merged: no second copy, and no step too small for bf16."""
-    if lora.has_pairs(model):
-        return model
-    return refresh(last, model) if last else replica(model, dtype)
-
-
-def release(model: Qwen35 | None):
-    """Gives back the memory of the slots and graphs of a writer that is not needed for now."""
-    if model is not None:
-        model.slots = None
 
 
 def pack(copy: Qwen35) -> Qwen35:
@@ -203,17 +191,6 @@ class Slots:
         self.graphs[extent].replay()
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Memory, planned before anything starts
-
-
-def slot_bytes(config, max_len: int, itemsize: int) -> int:
-    """What one slot holds: its part of the cache at max_len tokens, and its logits while sampling."""
-    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
-    layers = Cache(config, 1, max_len, dtype, torch.device("meta")).layers
-    return sum(t.nbytes for layer in layers for t in layer) + 4 * 4 * config.vocab_size
-
-
 def plan_slots(model: Qwen35, stories: int, max_len: int, wanted: int | None) -> int:
     """How many slots to open. ValueError: not one fits, or fewer than asked for."""
     weight = model.embed_tokens.weight
@@ -246,9 +223,8 @@ def slots_of(model: Qwen35, stories: int, max_len: int, wanted: int | None, samp
 
 
 @torch.inference_mode()
-def stream(
-    model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=None, check_every=CHECK_EVERY, **sampling
-):
+def stream(model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=None, keep_slots=False,
+           check_every=CHECK_EVERY, **sampling):  # fmt: skip
     """As `generate`, but yields (index, its Completion so far, whether it ended) whenever stories grow."""
     sampling = Sampling(**sampling)
     prompts, stop, seeds = check_request(model.config, prompts, max_new_tokens, stop_ids, seed, slots)
@@ -280,7 +256,7 @@ def stream(
                 del live[slot]
                 decoder.empty(slot)
             yield i, stories[i], ended
-    model.slots = decoder
+    model.slots = decoder if keep_slots else None
 
 
 def extend(story: Completion, index: int, ids: list[int], logps: list[float], stop):
@@ -303,8 +279,8 @@ def generate(model: Qwen35, prompts, *, on_finish=None, **request) -> list[Compl
     required. temperature 1.0 (0: greedy), top_p 1.0, top_k 0, min_p 0.0, repetition_penalty 1.0: the last
     four are off. stop_ids: tokens that end a story and stay in it. seed: one per prompt, on which alone its
     story depends, or an int from which each gets its own. slots: stories written at the same time (None: what
-    memory allows, at most 64). on_finish(index, completion) is called as each story ends, so that it can be
-    judged while others are written.
+    memory allows, at most 64), kept with their graphs for the next call where keep_slots. on_finish(index,
+    completion) is called as each story ends, so that it can be judged while others are written.
 
     No collective operation is used: processes may have different prompts and end at different times.
     ValueError: an impossible request, too little memory for one slot, NaN logits.

@@ -181,8 +181,7 @@ def build(c: Config, device, half: bool | None = None):
     half = device.type == "cuda" if half is None else half
     kind, shards = parallel.choose(c.parallel, shard=half and not c.lora_rank)
     processes.first_on_each_node(huggingface.fetch, c.model)  # the others find the files in the cache
-    folder = huggingface.fetch(c.model)
-    config = huggingface.read_config(folder)
+    config = huggingface.read_config(folder := huggingface.fetch(c.model))
     frozen, trained = qwen.count(config, c.lora_rank)
     need = optim.least_bytes(frozen, trained, shards, 2 if half else 4, c.keep_replica)
     processes.need_memory(need, device, "more processes with --parallel fsdp or --lora_rank 32 help")
@@ -214,7 +213,8 @@ def sample(c: Config, step, batch, examples, references, replica, tokenizer, jud
     places = [f"{c.seed}/{step}/{p}/{g}" for p, _ in mine for g in range(c.group)]
     seeds = [random.Random(place).getrandbits(62) for place in places]
     how = ("thinking", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "slots")
-    how = {name: getattr(c, name) for name in how} | {"stop_ids": rollout.stop_ids(replica.source, tokenizer)}
+    how = {name: getattr(c, name) for name in how}
+    how |= {"stop_ids": rollout.stop_ids(replica.source, tokenizer), "keep_slots": c.keep_replica}
     for i in rollout.write_rows(replica, policy, tokenizer, seeds, stopping, **how):
         asked[i // c.group].finished(i % c.group)
     if stopping:
@@ -481,7 +481,7 @@ def run(c: Config):
             groups = data.read_groups(pending, settings)
             if processes.reduce(groups is None):  # some process samples; gathering weights takes all of them
                 half = torch.bfloat16 if device.type == "cuda" else None
-                replica = rollout.writer(model, half, replica)
+                replica = model if c.lora_rank else rollout.replica(model, half, last=replica)
             if groups is None:
                 joining = references if weight else {}
                 groups = sample(c, step, batch, examples, joining, replica, tokenizer, judge, stopping)
@@ -489,7 +489,7 @@ def run(c: Config):
                 judge_again(c, judge, groups)
             if groups:
                 data.write_groups(pending, settings, groups)
-            replica = replica if c.keep_replica else rollout.release(replica)
+            replica = replica if c.keep_replica else None
             meet(c, groups, judge, stopping)
             seconds = time.time() - clock
 

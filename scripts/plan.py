@@ -142,7 +142,7 @@ def keep_books(ledger, scorer, optimiser):
 def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float, int]:
     """Refresh and decode -> (peak with one slot, bytes of each further one, waits of a few steps)."""
     with ledger.booking("replica"):
-        writer = rollout.writer(model, torch.bfloat16 if half else None, None)
+        writer = model if c.lora_rank else rollout.replica(model, torch.bfloat16 if half else None)
     sampling = Sampling(c.temperature, c.top_p, c.top_k, 0.0, c.repetition_penalty)
     for n in (1, 3):
         ledger.enter(f"writing {n}")
@@ -232,16 +232,16 @@ def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
     return Fit(slots, writing, learning, fits)
 
 
-def advice(c: train.Config, a, hf_config: dict) -> str:
+def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
     """Which single change would make the plan fit: each is rehearsed, none is guessed."""
     half_length, card = f"--max_new_tokens {c.max_new_tokens // 2}", usable(a)
     tries = [(f"--gpus {n} (then --prompts must divide by it)", c, n, card) for n in (2 * a.gpus, 4 * a.gpus)]
-    tries += [("--lora_rank 32", replace(c, lora_rank=32), a.gpus, card)] if not c.lora_rank else []
+    lora = replace(c, lora_rank=32, parallel="auto")
+    tries += [("--lora_rank 32", lora, a.gpus, card)] if not c.lora_rank else []
     tries += [(half_length, replace(c, max_new_tokens=c.max_new_tokens // 2), a.gpus, card)]
     tries += [("--checkpointing True", replace(c, checkpointing=True), a.gpus, card)] * (not c.checkpointing)
     tries += [("--keep_replica False", replace(c, keep_replica=False), a.gpus, card)] * c.keep_replica
-    tries += [("cards of twice the memory", c, a.gpus, 2 * card)]
-    good = []
+    good = ["cards of twice the memory"] if fit(c, m, a.gpus, 2 * card).fits else []
     for name, changed, gpus, room in tries:
         if fit(changed, memory(changed, hf_config, gpus, a.gpus_per_node), gpus, room).fits:
             good.append(name)
@@ -311,10 +311,10 @@ def report(c: train.Config, a, hf_config: dict, m: Memory, f: Fit, steps: int) -
         + (f"; with {FEW} and {2 * FEW} layers, then a straight line" if deep(hf_config) else ""),
         "",
         *table(f),
-        f"peak {f.peak / 1e9:.1f} GB of {usable(a) / 1e9:.1f} usable; {f.slots} slots of {m.slot / 1e6:.0f} MB",
+        f"peak {f.peak / 1e9:.1f} GB of {usable(a) / 1e9:.1f}; {f.slots} slots of {m.slot / 1e6:.0f} MB",
     ]
     if not f.fits:
-        return "\n".join([*lines, f"does not fit; what helps: {advice(c, a, hf_config)}"])
+        return "\n".join([*lines, f"does not fit; what helps: {advice(c, a, hf_config, m)}"])
     w = work(c, a, hf_config, m, f, steps)
     gpu = f", {w['gpu_dollars']:.0f} dollars of GPU" if a.gpu_price else ""
     paid = f", {w['judge_dollars']:.0f} dollars" if any(a.judge_price) else "; give --judge_price IN OUT"

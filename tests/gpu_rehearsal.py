@@ -112,7 +112,7 @@ def test_a_sharded_model_is_gathered_in_bf16_and_saved(monkeypatch, tmp_path):
         ledger.peaks.clear()
         before = ledger.held.total()
         ledger.enter("refresh")
-        copy = rollout.writer(model, torch.bfloat16, None)
+        copy = rollout.replica(model, torch.bfloat16)
         replica = sum(p.nbytes for p in copy.parameters())
         # The largest tensor in bf16: its shard, the gathered parts, and the whole made of them.
         assert ledger.peaks["refresh"].total() - before - replica <= 2.3 * 2 * biggest

@@ -1,9 +1,9 @@
 """Fake CUDA tensors in a build of torch without CUDA: `pytest -p pretend_gpu tests/gpu_rehearsal.py`.
 
-FakeTensorMode knows shapes, dtypes and devices of CUDA tensors, and raises where two devices meet. The autograd
-engine and indexing also ask CUDA for its current device and stream; pretend_gpu.cpp answers. torch looks for
-one of the answers while it is imported, so this module comes first. Nothing is computed: speed, CUDA graphs,
-kernels and fragmentation are not seen.
+FakeTensorMode knows shapes, dtypes and devices of CUDA tensors, and raises where two devices meet. The
+autograd engine and indexing also ask CUDA for its current device and stream; pretend_gpu.cpp answers. torch
+looks for one of the answers while it is imported, so this module comes first. Nothing is computed: speed,
+CUDA graphs, kernels and fragmentation are not seen.
 """
 
 import ctypes

@@ -43,7 +43,9 @@ def work(folder, flags, kept) -> dict[str, int]:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
         if phase == "writing":
             with torch.no_grad():
-                slots = rollout.Slots(rollout.writer(model, None, None), 1, PROMPT + 984, Sampling())
+                slots = rollout.Slots(
+                    model if c.lora_rank else rollout.replica(model), 1, PROMPT + 984, Sampling()
+                )
                 slots.fill([0], (0,) * PROMPT, [0])
                 slots.decode(8)
             del slots
