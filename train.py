@@ -41,11 +41,10 @@ import judge as judging
 import model as qwen
 import rollout
 from data import Episode, Example
-from lib import batches, checkpoint, files, flags, lora, metrics, optim, parallel, processes
+from lib import batches, checkpoint, files, flags, lora, metrics, optim, parallel, processes, sharding
 from lib.flags import opt
 from lib.huggingface import fetch, read_config
 from lib.processes import say
-from lib.sharding import shard
 from lib.stats import jumped, mean
 
 ROOT = Path(__file__).resolve().parent
@@ -192,7 +191,7 @@ def build(c: Config, device):
         lora.add_lora(model, c.lora_rank, c.lora_alpha, c.seed)
     if kind.endswith("sdp"):
         whole, methods = qwen.KEEP_FP32, ("token_logprobs",)
-        shard(model, model.layers, bf16=on_gpu, shards=shards, whole=whole, methods=methods)
+        sharding.shard(model, model.layers, bf16=on_gpu, shards=shards, whole=whole, methods=methods)
     return model, parallel.scorer_of(model, kind, c.autocast)
 
 
