@@ -226,8 +226,7 @@ def prepare(c: Config, tokenizer) -> tuple[list[Pair], list[Pair]]:
     """(training pairs, held-out pairs). The latter are paired by gap, the same for every method.
     ValueError: nothing to train on, or a prompt on both sides."""
     config = qwen.ModelConfig.from_hf(huggingface.read_config(huggingface.fetch(c.model)))
-    reach = config.max_position_embeddings
-    c.max_tokens = min(c.max_tokens, reach)
+    c.max_tokens = min(c.max_tokens, config.max_position_embeddings)
     groups, left = read_groups(c.data, tokenizer, c)
     if c.test:
         test, left_test = read_groups(c.test, tokenizer, c)
