@@ -165,9 +165,9 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
     prompt = c.max_prompt_tokens + 16  # the words around it, see data.Tokenizer.chat
     longest = prompt + c.max_new_tokens
     rows = 2 * max(1, c.micro_batch_tokens // longest)  # two micro-batches: the second adds to gradients
-    is_ddp = parallel.choose(c.parallel, shard=half and not c.lora_rank)[0] == "ddp" and world > 1
-    c = replace(c, parallel="none" if is_ddp else c.parallel)
     with rehearsal(world, min(world, node)) as ledger, as_on_a_gpu(half):
+        is_ddp = parallel.choose(c.parallel, shard=half and not c.lora_rank)[0] == "ddp"
+        c = replace(c, parallel="none" if is_ddp else c.parallel)
         model, scorer = build(c, hf_config, half, ledger, "weights", device)
         optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
         reference = (
@@ -178,6 +178,7 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
         settle = keep_books(ledger, scorer, optimiser)
         train.update(c, scorer, optimiser, episodes(32, 16, 1), reference)  # AdamW's state is made here
         settle()
+        optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             writing, slot, decoding = write(c, model, half, ledger, prompt)
         flops, waits = ledger.flops, ledger.waits

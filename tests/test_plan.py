@@ -39,6 +39,7 @@ def work(folder, flags, kept) -> dict[str, int]:
     model, scorer = train.build(c, torch.device("cpu"))
     optimiser = optim.adamw(scorer, 1e-4, 0.01)
     train.update(c, scorer, optimiser, plan.episodes(32, 16, 1))
+    optimiser.zero_grad(set_to_none=True)
     for phase in ("writing", "learning"):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
         if phase == "writing":
