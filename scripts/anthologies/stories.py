@@ -66,6 +66,7 @@ class Reading:
     blocks: list[Block] = field(default_factory=list)
     toc: Contents = field(default_factory=Contents)
     found: list[Head] = field(default_factory=list)
+    starts: list[Head] = field(default_factory=list)  # those that begin or end a section
     sections: list[Story] = field(default_factory=list)  # those with `why` are left out
 
     @property
@@ -231,7 +232,7 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, list
         credit = one_line(h.credit).strip(" ()[].*")
         sections.append(Story(_title(h.title), one_line(h.author) or author, text, source, credit, why))
     how = "the contents file" if toc.settled else "contents and headings" if toc.titles else "headings alone"
-    return Reading(how, author, blocks, toc, found, sections)
+    return Reading(how, author, blocks, toc, found, starts, sections)
 
 
 def _body(blocks: list[Block], h: Head, after: Head | None, last: bool) -> list[Block]:
