@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from data import Example, read_examples, words, write_examples
-from scripts.anthologies import Story, books, choosing, fetch, prompts, split_anthology
+from scripts.anthologies import Story, books, choosing, offline, prompts, split_anthology
+from scripts.anthologies import prose as prose_of
 from scripts.anthologies.__main__ import main
 from scripts.anthologies.edges import trim
 
@@ -213,7 +214,7 @@ def test_marks_notes_and_pictures_are_cleaned():
         "[Illustration: A mill]\n\nHe _never_ came[3] back,[A] he said.(2) [Footnote: so\nit is [really]\ntold] \u2014 so.\n\n"
         "[3] A note about him.\n\n    Row, brothers,\n    Row to the sea\n    For the night\n\n* * * * *\n\nThe end of\nit all was here.\n\nTHE END"
     )
-    cleaned = "\n\n".join(trim(books.paragraphs(books.text_blocks(text), wrapped=True)))
+    cleaned = "\n\n".join(trim(prose_of.paragraphs(books.text_blocks(text), wrapped=True)))
     for noise in ("Illustration", "Footnote", "_", "[3]", "[A]", "(2)", "A note", "THE END"):
         assert noise not in cleaned
     assert cleaned.split("\n\n")[-1] == "The end of it all was here." and cleaned.startswith(
@@ -631,6 +632,30 @@ def test_books_that_evaluation_asks_about_are_held_out_under_any_name_and_the_re
         assert mine.text == theirs.text, "the choice does not hang on what files are called"
 
 
+def test_few_books_keep_one_back_or_say_why_not(tmp_path, capsys):
+    def books(names):
+        return [
+            Story(f"Title {n} {i}", "A", prose(5 * n + i), name)
+            for n, name in enumerate(names)
+            for i in range(2)
+        ]
+
+    for count in (2, 3, 5):
+        train, test, _ = choosing.choose(books([f"b{n}.txt" for n in range(count)]), settings(test_out="t"))
+        assert len({s.source for s in test}) == 1 and len({s.source for s in train}) == count - 1
+    for names, says in (
+        (["one.txt"], "only one.txt has stories"),
+        (["pg1312.txt", "pg4357.txt"], "asks about every book"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            choosing.choose(books(names), settings(test_out="t"))
+    good, out = put(tmp_path, "good.txt", plain_book()), str(tmp_path / "a.jsonl")
+    with pytest.raises(SystemExit) as stop:
+        main(["build", str(good), "--out", out, "--test_out", str(tmp_path / "b.jsonl")])
+    assert stop.value.code == 2 and "no book can be kept back" in capsys.readouterr().err
+    assert not Path(out).exists()
+
+
 def test_cap_limit_language_flags_and_order(tmp_path):
     stories = [story(f"T{n}", prose(n), "big.txt") for n in range(20)] + [
         story(f"S{n}", prose(30 + n), f"small{n}.txt") for n in range(3)
@@ -753,6 +778,18 @@ def test_who_is_named_in_one_passage_or_by_halves_is_nobody_of_the_cast():
     gossip = "In the inn Mac said that Mac had gone, and then Mac laughed. "
     assert len(offline.cast(told + gossip + told)[0]) == 1, "one name of one pig, and no Mac"
     assert "Mac" in offline.cast((told[:400] + gossip) * 4)[0]
+
+
+def test_nouns_that_name_nothing_are_no_things():
+    text = (
+        "There was a something, a bit of a lamp, a lot, a sort of nothing. He saw the something and the bit. "
+        * 3
+    )
+    found = offline.things(text, offline.background([text, prose(1)]))
+    assert not {"a something", "the something", "a bit", "the bit", "a lot", "a sort"} & set(found)
+    for n in range(20):
+        asked = offline.offline_prompt(f"Tale {n}", text, 120, offline.background([text]))
+        assert not re.search(r"\b(something|nothing|bit|lot|sort)\b", asked)
 
 
 def test_adjectives_are_no_things():
@@ -959,99 +996,6 @@ def test_a_busy_server_is_waited_for_and_a_dead_one_stops_with_its_answers_kept(
     with pytest.raises(SystemExit):
         main(["prompts", examples_file(tmp_path), "--out", out])
     assert "no endpoint" in capsys.readouterr().err
-
-
-# ------------------------------------------------------------------ fetch
-
-
-class Mirror(BaseHTTPRequestHandler):
-    def do_GET(self):
-        server = self.server
-        server.seen.append((self.path, self.headers.get("Range")))
-        data = server.files.get(self.path.split("?")[0])
-        if data is None:
-            self.send_error(404)
-            return
-        start = int(re.search(r"\d+", self.headers["Range"])[0]) if self.headers.get("Range") else 0
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        part = data[start:]
-        if self.path in server.cut:  # the line breaks in the middle, once
-            server.cut.discard(self.path)
-            part = part[: len(part) // 2]
-        self.wfile.write(part)
-
-    def log_message(self, *args):
-        pass
-
-
-def test_fetch_resumes_checks_and_skips(tmp_path, capsys):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    text, book = plain_book().encode(), epub({"a.xhtml": page(paragraphs(1))})
-    server.files = {
-        "/4/2/4/4242/4242-8.txt": text,
-        "/ebooks/ann-author/tales/downloads/ann-author_tales.epub": book,
-        "/7/77/77-0.txt": text,
-        "/8/88/88.txt": gutenberg("x", 88).split("End of")[0].encode(),
-    }
-    server.cut, server.seen = {"/4/2/4/4242/4242-8.txt"}, []
-    table = tmp_path / "catalogue.tsv"
-    table.write_text(
-        "name\ttitle\tauthor\npg4242.txt\tTales\tA\nse_ann-author_tales.epub\tTales\tA\npg77.txt\tWrong\tA\npg88.txt\tTorn\tA\n"
-    )
-    base = f"http://127.0.0.1:{server.server_address[1]}"
-    argv = [
-        "fetch",
-        "--out_dir",
-        str(tmp_path / "books"),
-        "--gutenberg",
-        base,
-        "--standard_ebooks",
-        base,
-        "--catalogue",
-        str(table),
-        "--pause",
-        "0",
-    ]
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    said = capsys.readouterr()
-    assert stop.value.code == 2 and "2 books fetched now, 2 of 4" in said.out
-    assert "not Project Gutenberg's number 77" in said.out and "cut short" in said.out
-    assert (tmp_path / "books/pg4242.txt").read_bytes() == text and (
-        tmp_path / "books/se_ann-author_tales.epub"
-    ).read_bytes() == book
-    again = [int(r[6:-1]) for p, r in server.seen if p == "/4/2/4/4242/4242-8.txt" and r]
-    assert len(again) == 1 and len(text) // 2 - 1024 <= again[0] <= len(text) // 2, (
-        "it went on where the line broke"
-    )
-    assert sorted(p.name for p in (tmp_path / "books").iterdir()) == [
-        "pg4242.txt",
-        "se_ann-author_tales.epub",
-    ]
-    server.seen.clear()
-    with pytest.raises(SystemExit):
-        main(argv)
-    assert not any("4242" in path or "ebooks" in path for path, _ in server.seen), (
-        "what is there and sound is not fetched again"
-    )
-    with pytest.raises(SystemExit):
-        main(["fetch", "--out_dir", str(tmp_path / "books")])
-    assert "no mirror" in capsys.readouterr().err
-    server.shutdown()
-    server.server_close()
-
-
-def test_the_catalogue_is_whole():
-    rows = fetch.catalogue()
-    assert len(rows) == 100 == len({r["name"] for r in rows})
-    assert all(fetch.addresses(r["name"], "http://a", "http://b") for r in rows)
-    assert fetch.addresses("pg2814.txt", "http://a/", None)[0] == "http://a/2/8/1/2814/2814-0.txt"
-    assert fetch.addresses("se_saki_short-fiction.epub", None, "http://b")[0].startswith(
-        "http://b/ebooks/saki/short-fiction/downloads/saki_short-fiction.epub"
-    )
 
 
 # ------------------------------------------------------------------ a look, and the requests shipped

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data import read_examples, words
-from scripts.anthologies.prompts import FLAGGED
+from lib.text import FLAGGED
 from scripts.anthologies.stories import Story
 
 EVALUATION = Path(__file__).resolve().parents[2] / "stories" / "eval.jsonl"

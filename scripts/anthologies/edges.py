@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 
-from scripts.anthologies.books import END_MARK, ORDINAL, SCENE_BREAK, Paragraph
+from scripts.anthologies.books import END_MARK, ORDINAL
 from scripts.anthologies.bylines import is_byline, is_source
+from scripts.anthologies.prose import SCENE_BREAK, Paragraph
 from scripts.anthologies.titles import fold, title_form
 
 EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)

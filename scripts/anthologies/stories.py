@@ -23,14 +23,14 @@ from scripts.anthologies.books import (
     decode,
     epub_blocks,
     html_blocks,
-    is_verse,
-    paragraphs,
     text_blocks,
     unframe,
 )
 from scripts.anthologies.contents import Contents, contents, given
 from scripts.anthologies.edges import has_teaser, serial, trim
-from scripts.anthologies.headings import Head, choose, heads, split_headings
+from scripts.anthologies.headings import Head, heads, split_headings
+from scripts.anthologies.prose import is_verse, paragraphs
+from scripts.anthologies.starts import choose
 from scripts.anthologies.titles import MIN_WORDS, fold, one_line
 
 BACK_PAGE = re.compile(
