@@ -8,16 +8,13 @@ Left out: footnotes, pictures, page numbers. Poems keep their lines, tables do n
 
 from __future__ import annotations
 
-import io
 import posixpath
 import re
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from html.entities import html5
 from urllib.parse import unquote
 
-from lxml import etree, html
+from lxml import html
 
 MAX_BYTES = 40 << 20  # a book of 40 MB is no book; also the limit for what an epub may unpack to
 
@@ -195,160 +192,81 @@ def _without_dtd(text: str) -> str:
 
 def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> list[Block]:
     """One HTML page as blocks. `counter[0]` numbers the stories that Standard Ebooks' markup names."""
-    counter = [0] if counter is None else counter
     text = _without_dtd(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
     if not text.strip():
         return []
     root = html.document_fromstring(text, parser=html.HTMLParser(no_network=True, remove_comments=True))
-    blocks, buf, ids, links, gap, cap = [], [], [name] if name else [], [], [1], [""]
+    page = _Page(name, [0] if counter is None else counter)
+    start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False, "apart": False}
+    page.walk(root, start)
+    page.flush(start)
+    return page.blocks
 
-    def flush(context):
-        raw = "".join(buf)
-        buf.clear()
+
+class _Page:
+    """The blocks of one page so far, and what belongs to the next: text, anchors, links, gap, a first letter."""
+
+    def __init__(self, name: str, counter: list[int]):
+        self.blocks, self.counter = [], counter
+        self.text, self.ids, self.links = [], [name] if name else [], []
+        self.gap, self.cap = 1, ""
+
+    def flush(self, context: dict) -> None:
+        raw = "".join(self.text)
+        self.text.clear()
         if not raw.strip():
-            gap[0] += raw.count("\n")
+            self.gap += raw.count("\n")
             return
-        new = (
-            text_blocks(raw.strip("\n"))
-            if context["pre"]
-            else [Block("\n".join(_cells(line) for line in raw.split("\n") if line.strip()))]
-        )
+        if context["pre"]:
+            new = text_blocks(raw.strip("\n"))
+        else:
+            new = [Block("\n".join(_cells(line) for line in raw.split("\n") if line.strip()))]
         for b in new:
             b.gap, b.level, b.kind = max(1, b.gap), context["level"], context["kind"]
             b.story, b.foreword = context["story"], context["foreword"]
             if context["apart"] and not b.level and not b.story and "_" not in b.text:
                 b.text = f"_{b.text}_"
-        new[0].gap, new[0].ids, new[0].links = gap[0], ids[:], links[:]
-        gap[0] = 1
-        ids.clear(), links.clear()
-        blocks.extend(new)
+        new[0].gap, new[0].ids, new[0].links = self.gap, self.ids, self.links
+        self.gap, self.ids, self.links = 1, [], []
+        self.blocks += new
 
-    def walk(el, context):
+    def walk(self, el, context: dict) -> None:
         if isinstance(el.tag, str):
-            ids.extend(x for x in (el.get("id"), el.get("name")) if x)
+            self.ids += [x for x in (el.get("id"), el.get("name")) if x]
         if _skipped(el, context):
-            cap[0] = _drop_cap(el) or cap[0]
+            self.cap = _drop_cap(el) or self.cap
             return
-        inside, is_block = _enter(el, context, counter), el.tag in BLOCK_TAGS
+        inside, is_block = _enter(el, context, self.counter), el.tag in BLOCK_TAGS
         if is_block:
-            flush(context)
-        if el.tag == "a" and el.get("href"):
-            links.append((_anchor(el.get("href")), " ".join(el.itertext())))
-        if el.tag == "br":
-            buf.append("\n")
-        elif el.tag == "hr":
-            flush(context)
-            if context["story"]:
-                blocks.append(Block("* * *", 1, 0, "break", story=context["story"]))
-            gap[0] += 2
-        elif el.tag in ("td", "th"):
-            buf.append("\t")
+            self.flush(context)
+        self.enter(el, context)
         for piece, child in [(el.text, None)] + [(c.tail, c) for c in el]:
             if child is not None:
-                walk(child, inside)
+                self.walk(child, inside)
             if piece:
-                if cap[0] and piece.strip():
-                    piece, cap[0] = cap[0] + piece, ""
-                buf.append(piece if inside["pre"] else piece.replace("\n", " "))
+                if self.cap and piece.strip():
+                    piece, self.cap = self.cap + piece, ""
+                self.text.append(piece if inside["pre"] else piece.replace("\n", " "))
         if is_block:
-            flush(inside)
+            self.flush(inside)
 
-    start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False, "apart": False}
-    walk(root, start)
-    flush(start)
-    return blocks
-
-
-def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
-    """Its table of contents, its blocks in reading order, its author. Raises ValueError: no epub, hostile, incomplete."""
-    try:
-        book = zipfile.ZipFile(io.BytesIO(raw))
-    except zipfile.BadZipFile:
-        raise ValueError("is a damaged zip archive: fetch it again") from None
-    names, left = {i.filename: i for i in book.infolist()}, [MAX_BYTES]
-
-    def read(path: str) -> bytes:
-        path = posixpath.normpath(path)
-        if path.startswith(("/", "..")) or "\\" in path:
-            raise ValueError(f"names a path outside itself ({path[:60]!r}): not a book to trust")
-        if path not in names:
-            raise ValueError(f"names a file it does not hold ({path[:60]!r}): fetch it again")
-        left[0] -= names[path].file_size
-        if left[0] < 0:
-            raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
-        try:
-            with book.open(names[path]) as f:
-                return f.read(names[path].file_size)
-        except (
-            zipfile.BadZipFile,
-            RuntimeError,
-            NotImplementedError,
-            EOFError,
-            OSError,
-            zlib.error,
-        ) as error:
-            raise ValueError(f"cannot be unpacked ({error}): fetch it again") from None
-
-    if "META-INF/container.xml" not in names:
-        raise ValueError("is a zip archive without META-INF/container.xml: no epub")
-    opf_path = next(
-        iter(_xml(read("META-INF/container.xml")).xpath("//*[local-name()='rootfile']/@full-path")), ""
-    )
-    opf = _xml(read(opf_path))
-    items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
-    for item in items.values():
-        where = posixpath.normpath(posixpath.join(posixpath.dirname(opf_path), unquote(item.get("href", ""))))
-        if where.startswith(("/", "..")):
-            raise ValueError(f"names a path outside itself ({where[:60]!r}): not a book to trust")
-    counter, blocks = [0], []
-    for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref"):
-        if ref not in items:
-            raise ValueError(f"has a spine that names an unknown item ({ref[:60]!r}): fetch it again")
-        path = posixpath.join(posixpath.dirname(opf_path), unquote(items[ref].get("href", "")))
-        if "html" in items[ref].get("media-type", "html"):
-            page = html_blocks(decode(read(path)), posixpath.basename(path), counter)
-            if page:
-                page[0].gap = 5  # a new file is a new page
-            blocks += page
-    nav = _navigation(
-        items.values(), lambda href: read(posixpath.join(posixpath.dirname(opf_path), unquote(href)))
-    )
-    return nav, blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
+    def enter(self, el, context: dict) -> None:
+        """What a tag adds by itself: a link, a new line, a rule, a column."""
+        if el.tag == "a" and el.get("href"):
+            self.links.append((anchor(el.get("href")), " ".join(el.itertext())))
+        if el.tag == "br":
+            self.text.append("\n")
+        elif el.tag == "hr":
+            self.flush(context)
+            if context["story"]:
+                self.blocks.append(Block("* * *", 1, 0, "break", story=context["story"]))
+            self.gap += 2
+        elif el.tag in ("td", "th"):
+            self.text.append("\t")
 
 
-def _navigation(items, read) -> list[Block]:
-    """The table of contents that every epub carries beside its text, as a page of contents; numbered parts left out."""
-    nav = next((i for i in items if "nav" in i.get("properties", "").split()), None)
-    ncx = next((i for i in items if "ncx" in i.get("media-type", "")), None)
-    entries = []
-    if nav is not None:
-        page = html_blocks(decode(read(nav.get("href"))))
-        entries = [link for b in page for link in b.links]
-    elif ncx is not None:
-        for point in _xml(read(ncx.get("href"))).iter("{*}navPoint"):
-            source = point.findtext("{*}navLabel/{*}text", ""), point.find("{*}content")
-            if source[1] is not None:
-                entries.append((_anchor(source[1].get("src", "")), source[0]))
-    entries = [(target, " ".join(text.split())) for target, text in entries]
-    entries = [
-        (t, text)
-        for t, text in entries
-        if text and not ORDINAL.fullmatch(text) and LEADING.sub("", text) == text
-    ]
-    return [Block("Contents", 5)] * bool(entries) + [
-        Block(text, 1, kind="list", links=[(t, text)]) for t, text in entries
-    ]
-
-
-def _anchor(href: str) -> str:
+def anchor(href: str) -> str:
     return unquote(href.rpartition("#")[2] if "#" in href else posixpath.basename(href))
-
-
-def _xml(raw: bytes):
-    try:
-        return etree.fromstring(raw, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
-    except etree.XMLSyntaxError as error:
-        raise ValueError(f"has package data that is not XML ({error}): fetch it again") from None
 
 
 # ------------------------------------------------------------------ the frame around a book

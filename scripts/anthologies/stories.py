@@ -21,13 +21,13 @@ from scripts.anthologies.books import (
     THE_END,
     Block,
     decode,
-    epub_blocks,
     html_blocks,
     text_blocks,
     unframe,
 )
 from scripts.anthologies.contents import Contents, contents, given
 from scripts.anthologies.edges import has_teaser, serial, trim
+from scripts.anthologies.epub import epub_blocks
 from scripts.anthologies.headings import Head, heads, split_headings
 from scripts.anthologies.prose import is_verse, paragraphs
 from scripts.anthologies.starts import choose
