@@ -1,4 +1,5 @@
-"""Books split, stories chosen, requests written, books fetched: against books made here and servers on loopback."""
+"""Books split, stories chosen, requests written, books fetched: against books made here and servers on
+loopback."""
 
 import io
 import json
@@ -92,9 +93,12 @@ def prose(seed: int, paragraphs: int = 6) -> str:
 
 def gutenberg(body: str, number: int = 4242) -> str:
     return (
-        f"The Project Gutenberg EBook of Tales, by Ann Author\n\nTitle: Tales\n\nAuthor: Ann Author\n\nRelease Date: 2001 [EBook #{number}]\n\n"
-        f"*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nProduced by Some Volunteer\n\n\n\n\n{body}\n\n\n\n\n"
-        "End of the Project Gutenberg EBook of Tales, by Ann Author\n\n*** END OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nlicence\n"
+        f"The Project Gutenberg EBook of Tales, by Ann Author\n\nTitle: Tales\n\nAuthor: Ann "
+        f"Author\n\nRelease Date: 2001 [EBook #{number}]\n\n"
+        f"*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nProduced by Some "
+        f"Volunteer\n\n\n\n\n{body}\n\n\n\n\n"
+        "End of the Project Gutenberg EBook of Tales, by Ann Author\n\n*** END OF THIS PROJECT GUTENBERG "
+        "EBOOK TALES ***\n\nlicence\n"
     )
 
 
@@ -185,7 +189,8 @@ def test_parts_stay_in_their_story_and_a_title_the_contents_forgot_begins_one(tm
 
 def test_numbers_above_titles_authors_below_and_notes_after(tmp_path):
     body = "\n\n\n\n\n".join(
-        f"TALE {n + 1}\n\n{t.upper()}.\n\n\nBY JOHN WRITER{n}\n\n\n{prose(n)}\n\n\nNotes.\n\n\nSee also Opening99 of Benfey."
+        f"TALE {n + 1}\n\n{t.upper()}.\n\n\nBY JOHN WRITER{n}\n\n\n{prose(n)}\n\n\nNotes.\n\n\nSee also "
+        f"Opening99 of Benfey."
         for n, t in enumerate(TITLES)
     )
     stories = split_anthology(put(tmp_path, "t.txt", gutenberg(contents_page(TITLES) + body)))
@@ -211,8 +216,10 @@ def test_without_contents_the_headings_decide(tmp_path):
 
 def test_marks_notes_and_pictures_are_cleaned():
     text = (
-        "[Illustration: A mill]\n\nHe _never_ came[3] back,[A] he said.(2) [Footnote: so\nit is [really]\ntold] \u2014 so.\n\n"
-        "[3] A note about him.\n\n    Row, brothers,\n    Row to the sea\n    For the night\n\n* * * * *\n\nThe end of\nit all was here.\n\nTHE END"
+        "[Illustration: A mill]\n\nHe _never_ came[3] back,[A] he said.(2) [Footnote: so\nit is "
+        "[really]\ntold] \u2014 so.\n\n"
+        "[3] A note about him.\n\n    Row, brothers,\n    Row to the sea\n    For the night\n\n* * * * "
+        "*\n\nThe end of\nit all was here.\n\nTHE END"
     )
     cleaned = "\n\n".join(trim(prose_of.paragraphs(books.text_blocks(text), wrapped=True)))
     for noise in ("Illustration", "Footnote", "_", "[3]", "[A]", "(2)", "A note", "THE END"):
@@ -236,8 +243,10 @@ def html_page() -> str:
         + "</table>"
     )
     return (
-        f"<html><head><title>Tales</title></head><body><pre>*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***</pre><h1>TALES</h1>{toc}"
-        f"<h2>PREFACE</h2><p>{prose(90)}</p>{body}<pre>*** END OF THIS PROJECT GUTENBERG EBOOK TALES ***</pre></body></html>"
+        f"<html><head><title>Tales</title></head><body><pre>*** START OF THIS PROJECT GUTENBERG EBOOK "
+        f"TALES ***</pre><h1>TALES</h1>{toc}"
+        f"<h2>PREFACE</h2><p>{prose(90)}</p>{body}<pre>*** END OF THIS PROJECT GUTENBERG EBOOK TALES "
+        f"***</pre></body></html>"
     )
 
 
@@ -245,7 +254,8 @@ def test_half_titles_belong_to_the_story_they_announce(tmp_path):
     text = gutenberg(
         contents_page(TITLES)
         + "\n\n\n\n\n".join(
-            f"{t.upper()}\n\n\n\n\n{t}\n\nBY JOHN WRITER\n\nFrom The Sun. By permission of the editor.\n\n\n{prose(n)}"
+            f"{t.upper()}\n\n\n\n\n{t}\n\nBY JOHN WRITER\n\nFrom The Sun. By permission of the "
+            f"editor.\n\n\n{prose(n)}"
             for n, t in enumerate(TITLES)
         )
     )
@@ -342,7 +352,8 @@ def epub(pages: dict[str, str], spine=None, opf_extra: str = "") -> bytes:
         z.writestr(
             "epub/content.opf",
             '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata>'
-            f"<dc:title>Tales</dc:title><dc:creator>Ann Author</dc:creator></metadata><manifest>{items}{opf_extra}</manifest>"
+            f"<dc:title>Tales</dc:title><dc:creator>Ann "
+            f"Author</dc:creator></metadata><manifest>{items}{opf_extra}</manifest>"
             f"<spine>{refs}</spine></package>",
         )
         for name, page in pages.items():
@@ -370,7 +381,8 @@ def test_epub_whose_markup_names_the_stories_several_in_one_file(tmp_path):
         "one.xhtml": page(article(0)),
         "group.xhtml": page("<section><h2>Fables</h2>" + article(1) + article(2) + "</section>"),
         "play.xhtml": page(
-            f'<article epub:type="se:short-story z3998:drama"><h2 epub:type="title">A Play</h2>{paragraphs(71)}</article>'
+            '<article epub:type="se:short-story z3998:drama"><h2 epub:type="title">A Play</h2>'
+            f"{paragraphs(71)}</article>"
         ),
     }
     stories = split_anthology(put(tmp_path, "t.epub", epub(pages)))
@@ -533,21 +545,8 @@ def story(title: str, text: str, source: str) -> Story:
 
 
 def settings(**changed) -> Namespace:
-    return Namespace(
-        **{
-            **dict(
-                min_words=20,
-                max_words=4000,
-                per_anthology=25,
-                limit=1400,
-                exclude_flagged=False,
-                seed=0,
-                test_out=None,
-                test_share=0.1,
-            ),
-            **changed,
-        }
-    )
+    usual = {"min_words": 20, "max_words": 4000, "per_anthology": 25, "limit": 1400, "exclude_flagged": False}
+    return Namespace(**{**usual, "seed": 0, "test_out": None, "test_share": 0.1, **changed})
 
 
 def test_shared_runs_agree_with_a_brute_search():
@@ -720,9 +719,10 @@ def test_round_words_and_leaks():
 
 def test_offline_prompt_names_people_places_and_things():
     text = (
-        "In the morning old Marta walked down to Ostend with the lantern. \u201cWhere is the lantern?\u201d asked Marta. They went to Ostend, "
-        "and Joost followed Marta; the heron, the heron stood there. In Ostend the lantern shone. But Joost laughed at the heron. "
-        * 2
+        "In the morning old Marta walked down to Ostend with the lantern. \u201cWhere is the "
+        "lantern?\u201d asked Marta. They went to Ostend, "
+        "and Joost followed Marta; the heron, the heron stood there. In Ostend the lantern shone. But "
+        "Joost laughed at the heron. " * 2
     )
     people, places = offline.cast(text)
     assert people[:2] == ["Marta", "Joost"] and places == ["Ostend"]
@@ -732,8 +732,10 @@ def test_offline_prompt_names_people_places_and_things():
 
 def test_offline_prompt_asks_for_what_a_person_would_ask():
     text = (
-        "In Rome the Bear met Anna. To Rome the Bear went, and Anna said that a darkie sat in Rome with a lantern of tin, a way "
-        "and tools. The lantern was lit, the darkie laughed, the Bear was sad, his tools were lost, the way was long. "
+        "In Rome the Bear met Anna. To Rome the Bear went, and Anna said that a darkie sat in Rome with "
+        "a lantern of tin, a way "
+        "and tools. The lantern was lit, the darkie laughed, the Bear was sad, his tools were lost, the "
+        "way was long. "
     ) * 3
     seen_in = offline.background([text])
     people, places = offline.cast(text)
@@ -802,7 +804,8 @@ def test_adjectives_are_no_things():
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """A chat endpoint that answers from a list of functions of the request number; counts what it was asked."""
+    """A chat endpoint that answers from a list of functions of the request number; counts what it was
+    asked."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -837,7 +840,8 @@ def endpoint():
 
 GOOD = json.dumps(
     {
-        "request": "Write about a miller who fears the dark water and a girl who does not. It should be 99 words long. Keep it hushed.",
+        "request": "Write about a miller who fears the dark water and a girl who does not. It should be "
+        "99 words long. Keep it hushed.",
         "reasoning": "Whose story: the girl. Order: mill, river, house.",
     }
 )

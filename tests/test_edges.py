@@ -12,7 +12,10 @@ from scripts.anthologies.stories import _read
 
 MORE = ["A Piece of Bread", "The Mirror", "Tonton"]
 BODY = "The miller rose before the sun.\n\nHe had no bread in the house."
-VERSE = "     Turn, wheel, and grind the corn,\n     The miller's hands are white,\n     And no one has been born to-day"
+VERSE = (
+    "     Turn, wheel, and grind the corn,\n     The miller's hands are white,\n"
+    "     And no one has been born to-day"
+)
 
 
 def story_of(section: str) -> str:
@@ -31,7 +34,8 @@ def story_of(section: str) -> str:
         '"A change from clouds to sunshine."\n\n_From Ernest Newman\'s criticism of Tschaikowsky_.',
         "[The following story, translated by Miss Bruce, tells much of mills.\n\nThe wheel is of wood.]",
         "--[Some years ago, when this was first published, few believed it.]",
-        "     There is an admirable foundation for a story in the\n     history of this mill, as every reader will see.",
+        "     There is an admirable foundation for a story in the\n     history of this mill, as every "
+        "reader will see.",
         "A Tale intended to be after the Fact\n\nI",  # a subtitle above the first part
         "(_The Sun_, Saturday, December 19, 1874.)",
         "This story was first published in the Companion, vol. 82.\n\nJAMES WEBER LINN",
@@ -51,7 +55,8 @@ def test_what_stands_above_a_story_is_left_out(above):
         '"Oh, George, I do love you!"\n\n"Bless your dear heart, Mary."\n\nCHAPTER II\n\nThey went to Rome.',
         "By nine o'clock all was still.",
         "     My dear Lucy,--I have no news to tell you of this place,\n     where it has rained for a week.",
-        "From the oval-shaped bed there rose a hundred stalks, translated by the light of noon into gold, and by the "
+        "From the oval-shaped bed there rose a hundred stalks, translated by the light of noon into "
+        "gold, and by the "
         "wind into waves, until the eye was tired of so much colour and turned to the wall.",
     ],
 )
@@ -69,15 +74,16 @@ def test_a_word_broken_at_its_hyphen_is_joined():
 def test_mottoes_of_html_books_have_no_margin():
     motto = "<p>Turn, wheel, and grind,<br>The miller is white,</p><p>The Mill Song.</p>"
     told = "<p>Turn, wheel, and grind,<br>The miller is white,</p><p>That was his song.</p>"
-    for page, first in ((motto, "The miller rose"), (told, "Turn, wheel,")):
-        blocks = books.html_blocks(page + "".join(f"<p>{p}</p>" for p in BODY.split("\n\n")))
+    for markup, first in ((motto, "The miller rose"), (told, "Turn, wheel,")):
+        blocks = books.html_blocks(markup + "".join(f"<p>{p}</p>" for p in BODY.split("\n\n")))
         assert "\n\n".join(trim(prose_of.paragraphs(blocks))).startswith(first)
 
 
 @pytest.mark.parametrize(
     "below",
     [
-        '    Note. Salix: the name is Chinese.\n\n    "Zephyr": a wind.\n\n    So is Fong.\n\n    And the rest.',
+        '    Note. Salix: the name is Chinese.\n\n    "Zephyr": a wind.\n\n'
+        "    So is Fong.\n\n    And the rest.",
         "notes.--l. The song is from a book of birds.",
         "1.[Mr. Disraeli, at that time Prime Minister, had made a speech.]",
         "[Traditions populaires (Asie Mineure)].",
@@ -150,7 +156,8 @@ def test_contents_whose_lines_are_long_lettered_or_abbreviated(tmp_path):
     listed = "CONTENTS\n\n" + "\n\n".join(
         f"{t.upper() if n else t}{' ' * 50}{n}" for n, t in enumerate(titles[:-1])
     )
-    listed += f"\n\n{titles[-1].upper():64}277\n   a. THE VISION OF VICTORY{' ' * 38}277\n   b. THE LAND OF DARKNESS{' ' * 39}282\n\n\n\n\n"
+    listed += f"\n\n{titles[-1].upper():64}277\n   a. THE VISION OF VICTORY{' ' * 38}277\n"
+    listed += f"   b. THE LAND OF DARKNESS{' ' * 39}282\n\n\n\n\n"
     parts = prose(6).split("\n\n")
     told = (
         "I. THE VISION OF VICTORY\n\n"
@@ -194,7 +201,8 @@ def test_forewords_of_editors_go_and_forewords_of_storytellers_stay(tmp_path):
     def article(n: int, heading: str, signed: str) -> str:
         return (
             f'<article id="s{n}" epub:type="se:short-story"><h2 epub:type="title">{TITLES[n]}</h2>'
-            f'<section id="f{n}" epub:type="preface"><h3 epub:type="title">{heading}</h3><p>Foreword of {n}.</p>'
+            f'<section id="f{n}" epub:type="preface"><h3 epub:type="title">{heading}</h3>'
+            f"<p>Foreword of {n}.</p>"
             f'<footer><p>{signed}</p></footer></section><section><h3 epub:type="title">The Tale</h3>'
             + "".join(f"<p>{p}</p>" for p in prose(n).split("\n\n"))
             + "</section></article>"
@@ -221,7 +229,8 @@ def test_a_talk_inside_a_tale_is_no_play(tmp_path):
     )
     told = "".join(f"<p>{p}</p>" for p in prose(0).split("\n\n"))
     made = [
-        f'<article id="s{n}" epub:type="se:short-story"><h2 epub:type="title">{TITLES[n]}</h2>{body}</article>'
+        f'<article id="s{n}" epub:type="se:short-story"><h2 epub:type="title">{TITLES[n]}</h2>'
+        f"{body}</article>"
         for n, body in enumerate((told + talk + "<p>He was dead.</p>", talk + talk, told))
     ]
     assert [

@@ -1,4 +1,5 @@
-"""Collections by many hands: two books whose boundaries were drawn by reading, and titles that look like bylines."""
+"""Collections by many hands: two books whose boundaries were drawn by reading, and titles that look like
+bylines."""
 
 import os
 import random
@@ -24,7 +25,8 @@ LIKE_BYLINES = [
     "The Author", "Translated",
 ]  # fmt: skip
 BYLINES = [
-    "By Nine Fingers Jack", "From the Danish of A. Writer", "Told by an Old Sailor of Whitby", "Translated by the Editor",
+    "By Nine Fingers Jack", "From the Danish of A. Writer", "Told by an Old Sailor of Whitby",
+    "Translated by the Editor",
 ]  # fmt: skip
 
 
@@ -87,7 +89,8 @@ def test_bylines_below_titles_are_no_part_of_the_story(tmp_path, byline, loud):
 
 
 def test_two_hundred_collections_of_all_forms_combined():
-    """F1 of stories whose title, author, first and last words are right; the forms of what fails are printed."""
+    """F1 of stories whose title, author, first and last words are right; the forms of what fails are
+    printed."""
     there = found = right = 0
     failures: dict[str, Counter] = {}
     for seed in range(200):

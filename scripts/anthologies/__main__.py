@@ -4,13 +4,14 @@ The published recipe (POLARIS, arXiv 2606.04095) withholds its stories; these co
 fetch.py downloads, stories.py splits, choosing.py chooses, offline.py and prompts.py write requests.
 
     python -m scripts.anthologies fetch --out_dir out/books
-    python -m scripts.anthologies split out/books/* --out split.jsonl      every story found, before any choosing
+    python -m scripts.anthologies split out/books/* --out split.jsonl      every story found
     python -m scripts.anthologies split mine.txt --explain                 what was taken for what in one book
     python -m scripts.anthologies build out/books/* --out out/stories.jsonl --max_words 4000 --limit 1400
-    python -m scripts.anthologies prompts out/stories.jsonl --out asked.jsonl --url http://localhost:8080/v1 --model NAME
+    python -m scripts.anthologies prompts out/stories.jsonl --out asked.jsonl --url URL --model NAME
     python -m scripts.anthologies stats out/stories.jsonl --sample 5
 
-`make stories` runs fetch, build and stats. Left out: judging whether a story is good; retellings in other words.
+`make stories` runs fetch, build and stats. Left out: judging whether a story is good; retellings in other
+words.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def books_of(files) -> list[str]:
 
 
 def contents_files(args) -> dict[str, str]:
-    """{book: contents that a reader wrote}. With one book any file, with more the file that has the book's name."""
+    """{book: contents that a reader wrote}. With one book any file, with more the file that has the book's
+    name."""
     found, books = {}, books_of(args.files)
     for file in args.contents or []:
         mine = [b for b in books if len(books) == 1 or Path(b).stem == Path(file).stem]
@@ -196,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
     _add_books(p)
     p.add_argument("--out", required=True, help="examples for training (all of them, without --test_out)")
     p.add_argument("--test_out", help="keep whole anthologies back and write their examples here")
-    share = "share of the anthologies kept back (default 0.1): those that stories/eval.jsonl asks about, then by seed"
+    share = "share of the books kept back (default 0.1): those stories/eval.jsonl asks about, then by seed"
     p.add_argument("--test_share", type=float, default=0.1, help=share)
     p.add_argument("--min_words", type=int, default=100, help="leave shorter stories out (default 100)")
     p.add_argument("--max_words", type=int, default=4000, help="leave longer stories out (default 4000)")

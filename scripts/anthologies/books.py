@@ -1,7 +1,8 @@
 """A book as it is published (txt, html, epub) -> a list of blocks (paragraph, heading, line) -> paragraphs.
 
 Bytes are decoded by what they are, the publisher's frame falls away, and whatever the format was, headings.py
-sees the same blocks. `paragraphs` turns the blocks of one section into prose: wraps, marks, notes, pictures undone.
+sees the same blocks. `paragraphs` turns the blocks of one section into prose: wraps, marks, notes, pictures
+undone.
 lxml parses HTML and XML, offline and with entities off; nothing is ever unpacked to disk.
 Left out: footnotes, pictures, page numbers. Poems keep their lines, tables do not keep their columns.
 """
@@ -20,7 +21,10 @@ MAX_BYTES = 40 << 20  # a book of 40 MB is no book; also the limit for what an e
 
 # how numbers, authors and ends of stories are written
 ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
-NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth)"
+NUMBER = (
+    rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|"
+    r"first|second|third|fourth)"
+)
 ORDINAL = re.compile(
     rf"(?:(?:chapter|chap\.|part|book|section|canto|letter|stave|story the|tale|no\.?|number)\s+)?"
     rf"(?:the\s+)?(?:\d{{1,2}}\.)?{NUMBER}\s*[.:)\]]*",
@@ -54,7 +58,8 @@ class Block:
 
 
 def decode(raw: bytes) -> str:
-    """Bytes to text by what they are, line by line, because old books mix encodings. Raises ValueError on binary."""
+    """Bytes to text by what they are, line by line, because old books mix encodings. Raises ValueError on
+    binary."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16", errors="replace")
     if b"\0" in raw[: 1 << 16] or sum(b < 9 or 13 < b < 32 for b in raw[:4096]) > 40:
@@ -136,7 +141,8 @@ def _drop_cap(el) -> str:
 
 
 def _enter(el, context, counter) -> dict:
-    """What the walk knows inside `el`: heading level, kind of block, number of the story, preformatted or not."""
+    """What the walk knows inside `el`: heading level, kind of block, number of the story, preformatted or
+    not."""
     kind, inside = el.get("epub:type", ""), dict(context)
     if re.fullmatch(r"h[1-6]", el.tag):
         inside["level"] = int(el.tag[1])
@@ -169,13 +175,15 @@ def _enter(el, context, counter) -> dict:
 
 
 def _cells(line: str) -> str:
-    """A line without extra spaces; a tab stands between the cells of a table and where several hard spaces were."""
+    """A line without extra spaces; a tab stands between the cells of a table and where several hard spaces
+    were."""
     parts = re.split(r"\t|[ \u2003]*[\u00a0\u2003]{2,}[ \u2003]*", line)
     return "\t".join(text for part in parts if (text := " ".join(part.split())))
 
 
 def _without_dtd(text: str) -> str:
-    """A page without its document type; what an internal subset declares is not expanded and leaves nothing."""
+    """A page without its document type; what an internal subset declares is not expanded and leaves
+    nothing."""
     start = re.match(r"\s*(<!--.*?-->\s*)*<!DOCTYPE\b[^>\[]*", text, re.S | re.I)
     if not start:
         return text
@@ -204,7 +212,8 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
 
 
 class _Page:
-    """The blocks of one page so far, and what belongs to the next: text, anchors, links, gap, a first letter."""
+    """The blocks of one page so far, and what belongs to the next: text, anchors, links, gap, a first
+    letter."""
 
     def __init__(self, name: str, counter: list[int]):
         self.blocks, self.counter = [], counter
@@ -278,7 +287,8 @@ FRAME_END = re.compile(
     r"\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg", re.I
 )
 CREDIT = re.compile(
-    r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|from)|"
+    r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|"
+    r"from)|"
     r"this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b",
     re.I,
 )

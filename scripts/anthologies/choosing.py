@@ -1,4 +1,5 @@
-"""Which stories become examples: length, language, one copy of each tale, a cap per book, train and test apart.
+"""Which stories become examples: length, language, one copy of each tale, a cap per book, train and test
+apart.
 
 Used by __main__.py. Left out: judging whether a story is good; retellings in quite different words.
 """
@@ -30,18 +31,21 @@ ENGLISH = re.compile(
 
 
 def key(*parts: str) -> str:
-    """A name and an order that depend on content alone, so that a book more changes nothing about the others."""
+    """A name and an order that depend on content alone, so that a book more changes nothing about the
+    others."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def book_id(source: str) -> str:
-    """What a book is called whatever its file is called: Project Gutenberg's number, else the name without its ending."""
+    """What a book is called whatever its file is called: Project Gutenberg's number, else the name without
+    its ending."""
     number = re.match(r"pg\d+", source)
     return number[0] if number else Path(source).stem
 
 
 def asked_for() -> set[str]:
-    """The books from whose stories requests of stories/eval.jsonl were made: never in training when books are held out."""
+    """The books from whose stories requests of stories/eval.jsonl were made: never in training when books
+    are held out."""
     sources = (e.source for e in read_examples(EVALUATION) if e.source.startswith("made from a story: "))
     return {book_id(source.split(" | ")[-1]) for source in sources}
 
@@ -53,8 +57,10 @@ def title_key(title: str) -> str:
 def shared_runs(texts: list[str], run: int = RUN) -> set[tuple[int, int]]:
     """Pairs (earlier, later) of texts that share words in a row.
 
-    Every text is cut into blocks of `run` words; wherever such a block stands in another text, the two share it.
-    Any common run of 2 * run - 1 words holds a whole block, so runs of 99 words and more are found for certain.
+    Every text is cut into blocks of `run` words; wherever such a block stands in another text, the two share
+    it.
+    Any common run of 2 * run - 1 words holds a whole block, so runs of 99 words and more are found for
+    certain.
     """
     ids, base = {}, np.uint64(0x9E3779B97F4A7C15)  # odd, so powers have inverses modulo 2^64
     inverse = np.uint64(pow(int(base), -1, 1 << 64))
@@ -176,7 +182,8 @@ def _copies(fit: list[Story], held: set[str], why: Counter) -> set[int]:
 
 
 def _cap(stories: list[Story], per_anthology: int, limit: int, why: Counter) -> list[Story]:
-    """At most `per_anthology` of each book and `limit` in all, the books in turn, so that small books keep theirs."""
+    """At most `per_anthology` of each book and `limit` in all, the books in turn, so that small books keep
+    theirs."""
     rank, turns = Counter(), []
     for s in stories:
         turns.append((rank[s.source], s))

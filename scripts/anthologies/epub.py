@@ -51,7 +51,8 @@ def _inside(path: str) -> str:
 
 
 def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
-    """-> (table of contents, blocks in reading order, author). ValueError: not an epub, hostile, incomplete."""
+    """-> (table of contents, blocks in reading order, author). ValueError: not an epub, hostile,
+    incomplete."""
     archive = _Archive(raw)
     if "META-INF/container.xml" not in archive.names:
         raise ValueError("is a zip archive without META-INF/container.xml: no epub")
@@ -74,7 +75,8 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
 
 
 def _navigation(items, read) -> list[Block]:
-    """The table of contents that every epub carries beside its text, as a page of contents; numbered parts left out."""
+    """The table of contents that every epub carries beside its text, as a page of contents; numbered parts
+    left out."""
     nav = next((i for i in items if "nav" in i.get("properties", "").split()), None)
     ncx = next((i for i in items if "ncx" in i.get("media-type", "")), None)
     entries = []

@@ -1,7 +1,9 @@
 """Books of the catalogue, from mirrors that welcome programs: one at a time, with pauses, resumed, checked.
 
-`stories/catalogue.tsv` lists 100 anthologies: Project Gutenberg numbers and Standard Ebooks names, and for Project
-Gutenberg the checksum of the edition that docs/data.md measures. Project Gutenberg asks programs to use a mirror
+`stories/catalogue.tsv` lists 100 anthologies: Project Gutenberg numbers and Standard Ebooks names, and for
+Project
+Gutenberg the checksum of the edition that docs/data.md measures. Project Gutenberg asks programs to use a
+mirror
 (gutenberg.org/policy/robot_access.html); the default below is one of its list, gutenberg.org/MIRRORS.ALL.
 
     python -m scripts.anthologies fetch --out_dir out/books
@@ -117,7 +119,8 @@ def download(url: str, part: Path, attempts: int, pause: float, timeout: float) 
 
 
 def _save(reply: requests.Response, part: Path, have: int) -> str | int | None:
-    """Writes a reply's body. A busy status as a number, another trouble in words, None when the body is whole."""
+    """Writes a reply's body. A busy status as a number, another trouble in words, None when the body is
+    whole."""
     if reply.status_code == 416:  # what is here is longer than the file: begin anew
         part.unlink(missing_ok=True)
         return "more than the file has"

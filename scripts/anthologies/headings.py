@@ -1,6 +1,8 @@
-"""The headings of a book: runs of short lines set apart, with the title, author and source line told from each other.
+"""The headings of a book: runs of short lines set apart, with the title, author and source line told from
+each other.
 
-A heading is looked at by its form, against the page of contents (contents.py), and against the other headings of the
+A heading is looked at by its form, against the page of contents (contents.py), and against the other
+headings of the
 book: whether names stand above titles or below them is decided once for all.
 
 Used by starts.py and stories.py. Left out: which headings begin stories.
@@ -177,7 +179,8 @@ def _is_author(text: str, toc: Contents) -> bool:
 
 
 def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
-    """Does block j still belong to the heading that block i begins (title, author, source, note in brackets)?"""
+    """Does block j still belong to the heading that block i begins (title, author, source, note in
+    brackets)?"""
     text, above = blocks[j].text.strip(), blocks[j - 1].text.strip()
     if len(text.split()) > 40 or _new_page(blocks, i, j, toc):
         return False
@@ -205,7 +208,8 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
 
 
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
-    """(certainty, place in the contents) if the block's text or anchor is there; `near`: right under a heading."""
+    """(certainty, place in the contents) if the block's text or anchor is there; `near`: right under a
+    heading."""
     text = one_line(block.text)
     if len(text) > 160 or len(text.split()) > 30 or block.kind in ("list", "break") or not toc.titles:
         return None
@@ -245,7 +249,7 @@ def _nearly(key: str, toc: Contents) -> tuple[int, int] | None:
 
 
 def _names_first(blocks: list[Block], runs: list[tuple[int, int]], toc: Contents) -> bool | None:
-    """Do headings name the author above the title (True), below it (False), or nowhere without "by" (None)?"""
+    """Is the author named above the title (True), below it (False), or only after "by" (None)?"""
     pairs = []
     for i, j in runs:
         texts = {fold(t): t for k in range(i, j) if not _no_name(t := one_line(blocks[k].text))}
@@ -272,7 +276,8 @@ def _is_note(text: str) -> bool:
 def _roles(
     texts: dict[int, str], sure: dict, toc: Contents, names_first: bool | None
 ) -> tuple[list[int], list[int]]:
-    """(blocks that may be titles, blocks that name an author) of one run; a lone line is a title whatever it looks like."""
+    """(blocks that may be titles, blocks that name an author) of one run; a lone line is a title whatever
+    it looks like."""
     plain = [k for k in texts if not (_is_note(texts[k]) or ORDINAL.fullmatch(texts[k]))]
     plain = plain or [k for k in texts if is_source(texts[k]) and texts[k][:1] not in "[("][:1]
     exact = {k for k in sure if sure[k][0] == 3}
@@ -292,11 +297,9 @@ def _roles(
         authors = {k for k in guess if k not in exact and name_like(texts[k])}
     weak = {k for k in by if not name_like(texts[k]) and not label_name(texts[k])}
     rest = [k for k in plain if k not in authors]
-    if (
-        weak and not known and rest and all(name_like(texts[k]) for k in rest)
-    ):  # TOLD BY THE FIRE, by Captain Meek
-        if names_first and max(weak) > rest[0] or not names_first and min(weak) < rest[0]:
-            authors = set(rest)
+    swapped = weak and rest and (max(weak) > rest[0] if names_first else min(weak) < rest[0])
+    if swapped and not known and all(name_like(texts[k]) for k in rest):
+        authors = set(rest)  # TOLD BY THE FIRE, by Captain Meek
     return [k for k in plain if k not in authors], sorted(authors)
 
 
@@ -346,7 +349,8 @@ def _head(
 
 
 def _measure(found: list[Head], blocks: list[Block]) -> None:
-    """How many words follow each head, up to the next and up to the next as strong. A part's heading ends no story."""
+    """How many words follow each head, up to the next and up to the next as strong. A part's heading ends
+    no story."""
     total = [0]
     for b in blocks:
         total.append(total[-1] + b.words)

@@ -1,6 +1,7 @@
 """A plain request for a story, made offline of its own title, names, places and keywords.
 
-The same story gives the same request each time. It ends in "N words long", and never uses a word that is flagged as
+The same story gives the same request each time. It ends in "N words long", and never uses a word that is
+flagged as
 a slur. Used by __main__.py and prompts.py. Left out: understanding the story.
 """
 
@@ -25,31 +26,41 @@ def round_words(n: int) -> int:
 NOT_ASKED = re.compile(
     rf"{FLAGGED.pattern}|\b(negr\w+|savages?|jew(s|ess|esses)?|heathens?|cannibals?|gyps(y|ies))\b", re.I
 )
-NOT_NAMES = """i o oh ah mr mrs miss ms dr sir madam lord lady god heaven christmas sunday monday tuesday wednesday thursday
-    friday saturday january february march april may june july august september october november december english
-    french german russian american indian chinese japanese italian spanish yes no the and but then well what why how
-    when where there here this that they she he it you we his her my your our their one two three old little poor good
-    great dear never now so if as at in on majesty excellency highness providence spring summer autumn fall winter
-    bible virgin christ jesus"""
+NOT_NAMES = """
+    i o oh ah mr mrs miss ms dr sir madam lord lady god heaven christmas sunday monday tuesday wednesday
+    thursday friday saturday january february march april may june july august september october november
+    december english french german russian american indian chinese japanese italian spanish yes no the and
+    but then well what why how when where there here this that they she he it you we his her my your our
+    their one two three old little poor good great dear never now so if as at in on majesty excellency
+    highness providence spring summer autumn fall winter bible virgin christ jesus
+"""
 NOT_NAMES = frozenset(NOT_NAMES.split())
 TITLES = (
-    r"(?:Mr|Mrs|Miss|Mme|Mlle|Madame|Monsieur|Herr|Frau|Dr|Sir|Lady|Lord|King|Queen|Prince|Princess|Father|Brother|Sister|Captain|Colonel|Uncle|Aunt|"
+    r"(?:Mr|Mrs|Miss|Mme|Mlle|Madame|Monsieur|Herr|Frau|Dr|Sir|Lady|Lord|King|Queen|Prince|Princess|"
+    r"Father|Brother|Sister|Captain|Colonel|Uncle|Aunt|"
     r"Old|Little|Saint|St)\.?"
 )
 PROPER = r"[A-Z][a-z\u00df-\u00ff]{2,}"
 NAME = re.compile(rf"(?<=[a-z,;] )((?:{TITLES} )?{PROPER}(?:[ -]{PROPER}){{0,3}}(?:-[a-z]+)?)\b")
-ACT = r"(?:said|was|had|did|could|would|went|came|saw|took|gave|knew|thought|felt|stood|sat|ran|told|made|got|\w+ed)"
-VAGUE = """something anything nothing everything somebody anybody nobody everybody someone anyone everyone none
-    another same whit bit bits deal lot lots couple plenty trifle shade touch turn stuff affairs while bunch series share
-    size period benefit change line look kinds sorts half back backs beginning bend body bottom case course day days end ends edge fact first gross half hand hands head
-    heart heap idea kind last latter lot manner matter middle moment more most name number other others part parts
-    place piece point rest same second side sides sight sort thing things time times top tops truth two use way ways
-    while whole word words world year years affair ages sake sense instant remains west east north south one ones few
-    many pair right trace life fault reason desire view wish sound moments minute minutes hour hours little man men
-    woman women people feet foot eye eyes face air person own"""  # nouns that nobody asks for
+ACT = (
+    r"(?:said|was|had|did|could|would|went|came|saw|took|gave|knew|thought|felt|stood|sat|ran|told|made|got|"
+    r"\w+ed)"
+)
+VAGUE = """
+    something anything nothing everything somebody anybody nobody everybody someone anyone everyone none
+    another same whit bit bits deal lot lots couple plenty trifle shade touch turn stuff affairs while bunch
+    series share size period benefit change line look kinds sorts half back backs beginning bend body bottom
+    case course day days end ends edge fact first gross half hand hands head heart heap idea kind last
+    latter lot manner matter middle moment more most name number other others part parts place piece point
+    rest same second side sides sight sort thing things time times top tops truth two use way ways while
+    whole word words world year years affair ages sake sense instant remains west east north south one ones
+    few many pair right trace life fault reason desire view wish sound moments minute minutes hour hours
+    little man men woman women people feet foot eye eyes face air person own
+"""  # nouns that nobody asks for
 VAGUE = frozenset(VAGUE.split())
 AFTER_NOUN = (
-    r"(?=[,.;:!?]|\s+(?:of|and|was|were|in|to|that|with|had|is|who|which|on|at|for|from|but|as|or|he|she|they|would|"
+    r"(?=[,.;:!?]|\s+(?:of|and|was|were|in|to|that|with|had|is|who|which|on|at|for|from|but|as|or|he|she|"
+    r"they|would|"
     r"could)\b)"
 )
 SPEECH = re.compile(
@@ -79,7 +90,8 @@ def _count(text: str, name: str, pattern: str) -> int:
 def cast(text: str) -> tuple[list[str], list[str]]:
     """Names of people and names of places, the most frequent first.
 
-    A person does something somewhere in the story; a place is mostly what follows in, at, to, from, and does nothing.
+    A person does something somewhere in the story; a place is mostly what follows in, at, to, from, and does
+    nothing.
     What is neither for certain (a people, a feast, a language) is left out. Names with an article keep it.
     """
     text, length = " ".join(text.split()), words(text)
@@ -137,7 +149,8 @@ def things(text: str, seen_in: Counter) -> list[str]:
 
 
 def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
-    """A request made of the story's title, names, places and keywords: the same for the same story each time."""
+    """A request made of the story's title, names, places and keywords: the same for the same story each
+    time."""
     rng = random.Random(hashlib.sha256((title + "\0" + text).encode()).hexdigest())
     people, places = cast(text)
     keywords = [w for w in things(text, seen_in) if w.split()[-1] not in title.lower()][
@@ -194,7 +207,8 @@ def ending(target: int, rng: random.Random | None = None) -> str:
 
 
 def _title(title: str) -> str:
-    """A title as one writes it in running text: no capitals throughout, no quotation marks or stop of its own."""
+    """A title as one writes it in running text: no capitals throughout, no quotation marks or stop of its
+    own."""
     title = re.sub(r"^[\"\u201c](.*?)\.?[\"\u201d]$", r"\1", " ".join(title.split())).strip(" .,")
     title = re.sub(r"[\"\u201c](.*?)[\"\u201d]", "\u2018\\1\u2019", title)
     loud = title.isupper() or sum(c.isupper() for c in title) >= 0.6 * sum(c.isalpha() for c in title)

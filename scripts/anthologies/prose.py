@@ -1,6 +1,7 @@
 """The blocks of one section -> paragraphs of prose: wraps, marks, notes and pictures undone.
 
-Used by edges.py and stories.py. Left out: footnotes, pictures, page numbers. Poems keep their lines, tables do not
+Used by edges.py and stories.py. Left out: footnotes, pictures, page numbers. Poems keep their lines, tables
+do not
 keep their columns.
 """
 
@@ -28,7 +29,8 @@ SCENE_BREAK = "* * *"
 
 @dataclass
 class Paragraph:
-    """Prose on one line, or verse line by line. `indent`: columns right of the margin; `gap`: blank lines above."""
+    """Prose on one line, or verse line by line. `indent`: columns right of the margin; `gap`: blank lines
+    above."""
 
     text: str
     indent: int = 0
@@ -40,9 +42,12 @@ class Paragraph:
 def paragraphs(
     blocks: list[Block], wrapped: bool = False, marks: bool = False, marked_up: bool = False
 ) -> list[Paragraph]:
-    """Hard wraps, marks, notes and pictures undone. `wrapped`: plain text, whose lines end at a margin, not where
-    the author ended them. `marks`: the book has notes that begin with (1), so a (1) after a space points to one too.
-    `marked_up`: notes and italics are markup already dealt with, so brackets and underscores are the author's.
+    """Hard wraps, marks, notes and pictures undone. `wrapped`: plain text, whose lines end at a margin, not
+    where
+    the author ended them. `marks`: the book has notes that begin with (1), so a (1) after a space points to
+    one too.
+    `marked_up`: notes and italics are markup already dealt with, so brackets and underscores are the
+    author's.
     """
     found = []
     widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))

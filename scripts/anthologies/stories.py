@@ -1,6 +1,7 @@
 """One book -> its stories, whole and clean: reading (books.py) and headings (headings.py) put together.
 
-Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents and headings.
+Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents
+and headings.
 
     from scripts.anthologies import split_anthology
     for story in split_anthology("pg2814.txt"): print(story.title, len(story.text.split()))
@@ -113,7 +114,8 @@ def _numbered(heading: list[Block]) -> bool:
 
 
 def _without_back_pages(body: list[Block]) -> list[Block]:
-    """The last story without advertisements: from the headings and lists on that stand above their first sign."""
+    """The last story without advertisements: from the headings and lists on that stand above their first
+    sign."""
     end = next((i for i, b in enumerate(body) if i > len(body) // 5 and BACK_PAGE.search(b.text)), len(body))
     if end == len(body):
         return body
@@ -147,12 +149,14 @@ def _heads_part(block: Block) -> bool:
 
 
 def split_anthology(path: str | Path, listed: str = "") -> list[Story]:
-    """Every story of one book, in order. Raises ValueError (with a sentence) for what is no book or holds no story."""
+    """Every story of one book, in order. Raises ValueError (with a sentence) for what is no book or holds
+    no story."""
     return read_anthology(path, listed).stories
 
 
 def read_anthology(path: str | Path, listed: str = "") -> Reading:
-    """One book with all that was found in it. `listed`: contents written by a reader (contents.py, `given`)."""
+    """One book with all that was found in it. `listed`: contents written by a reader (contents.py,
+    `given`)."""
     path = Path(path)
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(
@@ -208,7 +212,8 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, list
     }
     if toc.settled and missing:
         raise ValueError(
-            f"has no line that says {min(missing)!r}, which the contents file names: write it as the book does"
+            f"has no line that says {min(missing)!r}, which the contents file names: write it as the book "
+            f"does"
         )
     starts = choose(found, toc)
     marks = any(re.match(r"\(\d{1,3}\)\s", b.text) for b in blocks)
