@@ -218,8 +218,8 @@ class Asked:
 
 
 def settle(groups: list[Asked], bounds: LengthBounds):
-    """Waits for the verdicts of these groups, and sets each row's verdict, rewards (named parts) and reward. A
-    verdict that cannot be had leaves the reward None: no number stands for a failure."""
+    """Waits for the verdicts of these groups, and sets each row's verdict, rewards (named parts) and reward.
+    A verdict that cannot be had leaves the reward None: no number stands for a failure."""
     for row, future in ((r, f) for asked in groups for r, f in zip(asked.group, asked.futures)):
         verdict = future.result()
         row.verdict, row.rewards = verdict.to_dict() if verdict else None, {}

@@ -236,7 +236,7 @@ class Attention(nn.Module):
         q, k, v = (rows.unpack(t).transpose(1, 2) for t in (q, k, v))
         if memory is not None:
             memory[0][:, :, : k.shape[2]], memory[1][:, :, : k.shape[2]] = k, v
-        # Padding stands right of every real token, so the causal mask hides it already.
+        # Padding is right of every real token, so the causal mask hides it already.
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return rows.pack(o.transpose(1, 2))
 
@@ -575,33 +575,3 @@ def save_adapter(model: Qwen35, path, base: str):
     multimodal = "text_config" in model.hf_config
     name = (model.hf_config.get("architectures") or ["Qwen3_5ForConditionalGeneration"])[0]
     lora.save_adapter(model, path, base, model.prefix, name if multimodal else None)
-
-
-# Until callers move.
-from lib.files import replace_folder  # noqa: E402, F401
-from lib.huggingface import fetch, read_config  # noqa: E402, F401
-from lib.lora import add_lora  # noqa: E402, F401
-from lib.sharding import average_replicated, clip_gradients, is_sharded  # noqa: E402, F401
-
-
-def shard(model, bf16: bool, shards: int):
-    from lib import sharding
-
-    sharding.shard(
-        model, model.layers, bf16=bf16, shards=shards, whole=KEEP_FP32, methods=("token_logprobs",)
-    )
-
-
-def padded_logprobs(self, ids_BT, lengths=None, temperature: float = 1.0, return_entropy: bool = False):
-    B, T = ids_BT.shape
-    lengths = [T] * B if lengths is None else lengths.tolist()
-    batch = Packed([row[:n] for row, n in zip(ids_BT.tolist(), lengths)])
-    parts = zip(*(x.split(batch.counts) for x in packed_logprobs(self, batch, temperature)))
-    logp, entropy = (torch.stack([F.pad(row, (0, T - 1 - len(row))) for row in part]) for part in zip(*parts))
-    return (logp, entropy) if return_entropy else logp
-
-
-packed_logprobs = Qwen35.token_logprobs
-Qwen35.token_logprobs = lambda self, batch, *a, **k: (
-    packed_logprobs if isinstance(batch, Packed) else padded_logprobs
-)(self, batch, *a, **k)

@@ -108,9 +108,7 @@ class Slots:
         self.seen = torch.zeros(n, vocab, dtype=torch.bool, device=device) if sampling.penalises else None
         self.filled = [0] * n  # tokens in each slot's cache, known to the host
         self.prefilled = (None, None)  # the last prompt read, for its group's other members
-        self.graphs, self.stream, self.pool = {}, None, None
-        if device.type == "cuda":
-            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.graphs, self.stream, self.pool = {}, None, None  # see `replay`
 
     def fill(self, slots: list[int], prompt: tuple[int, ...], seeds: list[int]):
         """Starts stories in these slots, all from one prompt. The first decode step reads its last token."""
@@ -169,6 +167,8 @@ class Slots:
     def replay(self, extent: int):
         """`step` as a CUDA graph. The first step at an extent runs as it is, which warms up every kernel on
         the stream of the capture; the second is captured (computing nothing), then replayed like the rest."""
+        if not self.graphs:
+            self.stream, self.pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
         if extent not in self.graphs:
             self.graphs[extent] = None
             self.stream.wait_stream(torch.cuda.current_stream())

@@ -1,20 +1,21 @@
 """Teach a small language model to write long stories: GRPO with a judge, human references, and deviation.
 
     for each step:
-        sample    a group of stories for each of a few prompts, from the policy itself judge     each story by
-        a rubric, while others are being written; subtract penalties for length and loops anchor    a story
-        written by a person joins each group, judged alike            (POLARIS, 2606.04095) deviate   good
-        stories that differ from their siblings count for more           (2503.17126) update
-        advantage-weighted log-likelihood, clipped, averaged over all tokens of the batch log, save
+        sample    a group of stories for each of a few prompts, from the policy itself
+        judge     each story by a rubric, while others are being written; subtract penalties for length, loops
+        anchor    a story written by a person joins each group, judged alike        (POLARIS, 2606.04095)
+        deviate   good stories that differ from their siblings count for more       (2503.17126)
+        update    advantage-weighted log-likelihood, clipped, averaged over all tokens of the batch
+        log, save
 
-    python train.py                                              # no GPU: the `tiny` preset, minutes on two
-    cores torchrun --nproc_per_node=4 train.py --data stories.jsonl    # GPUs: `polaris-9b`, needs JUDGE_URL
+    python train.py                                              # no GPU: `tiny`, minutes on two CPU cores
+    torchrun --nproc_per_node=4 train.py --data stories.jsonl    # GPUs: `polaris-9b`, needs JUDGE_URL
     python train.py --hri off --deviation 0                      # plain GRPO
 
 GRPO is arXiv 2402.03300; clip-higher and the token mean are DAPO's (2503.14476); a truncated importance
-weight corrects what sampler and trainer disagree on. Left out: value model, reward model, replay. A run
-leaves out/<run>/: config.json, metrics.jsonl, rollouts/, checkpoints/, curves.png. Shapes: [N] is one value
-per completion token of a micro-batch, its rows one after another.
+weight corrects what sampler and trainer disagree on. Left out: value model, reward model, replay.
+A run leaves out/<run>/: config.json, metrics.jsonl, rollouts/, checkpoints/, curves.png.
+Shapes: [N] is one value per completion token of a micro-batch, its rows one after another.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ import judge as judging
 import model as qwen
 import rollout
 from data import Episode, Example
-from lib import batches, checkpoint, files, flags, lora, metrics, optim, parallel, processes
+from lib import batches, checkpoint, files, flags, lora, metrics, optim, parallel, processes, sharding
 from lib.flags import opt
+from lib.huggingface import fetch, read_config
 from lib.processes import say
 from lib.stats import jumped, mean
 
@@ -178,8 +180,8 @@ def build(c: Config, device):
     """The policy, and the module that scores tokens with it, placed on this machine's processes."""
     on_gpu = device.type == "cuda"
     kind, shards = parallel.choose(c.parallel, shard=on_gpu and not c.lora_rank)
-    processes.first_on_each_node(qwen.fetch, c.model)  # the others find the files in the cache
-    counts = qwen.count(qwen.read_config(qwen.fetch(c.model)), c.lora_rank)
+    processes.first_on_each_node(fetch, c.model)  # the others find the files in the cache
+    counts = qwen.count(read_config(fetch(c.model)), c.lora_rank)
     need = optim.state_bytes(*counts, shards, c.lora_rank > 0, 2 if on_gpu else 4, c.keep_replica)["peak"]
     processes.need_memory(need, device, "more processes with --parallel fsdp or --lora_rank 32 help")
     processes.choose_threads(counts[0])
@@ -188,7 +190,8 @@ def build(c: Config, device):
     if c.lora_rank:
         lora.add_lora(model, c.lora_rank, c.lora_alpha, c.seed)
     if kind.endswith("sdp"):
-        qwen.shard(model, on_gpu, shards)
+        whole, methods = qwen.KEEP_FP32, ("token_logprobs",)
+        sharding.shard(model, model.layers, bf16=on_gpu, shards=shards, whole=whole, methods=methods)
     return model, parallel.scorer_of(model, kind, c.autocast)
 
 
@@ -412,14 +415,14 @@ def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode
     alarms = ["sampler and trainer disagree, see mismatch/mean: is the replica refreshed?"] if broken else []
     for text in alarms + (judging.alarms(log.recent(20)) if step % 10 == 9 else []):
         bar.write(f"step {step}: {text}")
-    shown = {"reward": "reward/mean", "in_band": "length/in_band", "words": "length/words"}
-    bar.set_postfix({name: f"{line[of]:.3g}" for name, of in shown.items() if line[of] is not None})
+    bar.set_postfix({name: f"{line[of]:.3g}" for name, of in TOLD.items() if line[of] is not None})
     return broken
 
 
 CURVES = {"reward/mean": "reward", "length/in_band": "share in length band", "reward/quality": "score / 100"}
 CURVES |= {"reward/repetition": "repetition penalty", "hri/reward": "reward of the reference"}
 CURVES |= {"deviation/mean": "deviation"}
+TOLD = {"reward": "reward/mean", "in_band": "length/in_band", "words": "length/words"}
 
 
 def save_checkpoint(c: Config, model, optimiser, tokenizer, step: int, position: int):
@@ -445,7 +448,7 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> tuple[int, int
     if differs := flags.differences(was, asdict(c), but=("resume", "steps")):
         say(f"resuming with other settings: {differs}")
     checkpoint.load_state(folder, model, optimiser)
-    position = about.get("position", about["step"] * was["prompts"])
+    position = about.get("position", about["step"] * was.get("prompts", 0))
     return about["step"], position if c.data == was["data"] else 0  # a place in another file means nothing
 
 
@@ -507,21 +510,18 @@ def run(c: Config):
             # ---- log
             everyone, dropped = processes.gather(groups), processes.reduce(len(groups) - len(ranked))
             if processes.MAIN:
-                line = {
-                    "step": step,
-                    **measure(everyone, seconds, weight),
+                line = {"step": step} | measure(everyone, seconds, weight) | learned | judge.metrics()
+                line |= {
                     "groups/dropped": dropped,
-                    **learned,
+                    "bad_updates": bad_updates,
+                    "seconds": time.time() - clock,
                 }
-                line |= {"bad_updates": bad_updates, **judge.metrics(), "seconds": time.time() - clock}
                 bad_samples = bad_samples + 1 if log_step(c, log, watcher, bar, line, everyone) else 0
             pending.unlink()
 
             # ---- save
             if bad_updates == 3:
-                raise Stop(
-                    "gradients were NaN or infinite three times in a row, see grad_norm and mismatch/*"
-                )
+                raise Stop("gradients were NaN or infinite three times in a row, see grad_norm")
             if processes.reduce(bad_samples) == 3:
                 raise Stop("sampler and trainer disagreed three times in a row, see mismatch/*")
             if step + 1 == steps or (c.save_every and (step + 1) % c.save_every == 0):
@@ -537,23 +537,8 @@ def run(c: Config):
         judge.close()
         bar.close()
     if processes.MAIN:
-        say(summary(log.metrics, steps - start, time.time() - began))
+        say(f"{steps - start} steps in {time.time() - began:.0f} s; {log.change(TOLD)}")
         say(f"wrote {folder}/: curves.png, metrics.jsonl, rollouts/, checkpoints/")
-
-
-def summary(lines: list[dict], steps: int, seconds: float) -> str:
-    """What changed from the first to the last five steps."""
-    names = {"mean reward": "reward/mean", "share in band": "length/in_band", "quality": "reward/quality"}
-    ends = [
-        {name: mean(m.get(of) for m in part) for name, of in names.items()}
-        for part in (lines[:5], lines[-5:])
-    ]
-    moved = (
-        [f"{name} {x:.3f} -> {ends[1][name]:.3f}" for name, x in ends[0].items() if x is not None]
-        if steps
-        else []
-    )
-    return f"{steps} steps in {seconds:.0f} s; first against last five: {', '.join(moved)}" if moved else ""
 
 
 @flags.exits_cleanly

@@ -1,5 +1,12 @@
-"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464): whole sequences in chunks, and one token at a
-time."""
+"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464): whole sequences in chunks, or token by token.
+
+Within a chunk, with G the running sum of g and S the state before it, the written values solve
+    (I + A) U = beta V - (beta K e^G) S,     A_ij = beta_i e^(G_i - G_j) k_i.k_j  for j < i
+so one triangular solve on [beta V | beta K e^G] gives U0 and W with U = U0 - W S, and
+    S' = (e^(G_C) I - Kd^T W) S + Kd^T U0,   Kd = K e^(G_C - G)
+is one affine map per chunk: the only sequential part. Key heads are never repeated: r = Hv / Hk value heads
+share one.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +35,9 @@ def causal_conv(padded, taps):
 def delta_chunked(q, k, v, g, beta, state=None):
     """The gated delta rule over whole sequences, a chunk at a time, in fp32 (arXiv 2412.06464, section 3.3).
 
-    q, k: [B, T, Hk, dk], unit length, q already scaled; v: [B, T, Hv, dv]; g (log decay, <= 0), beta: [B, T,
-    Hv]. state: [B, Hv, dk, dv] or None (zeros). Returns o [B, T, Hv, dv] and the state after the last token.
-    A padded position with g = beta = 0 leaves the state untouched, which makes right padding exact.
-
-    Within a chunk, with G the running sum of g and S the state before it, the written values solve
-        (I + A) U = beta V - (beta K e^G) S,     A_ij = beta_i e^(G_i - G_j) k_i.k_j  for j < i
-    so one triangular solve on [beta V | beta K e^G] gives U0 and W with U = U0 - W S, and
-        S' = (e^(G_C) I - Kd^T W) S + Kd^T U0,   Kd = K e^(G_C - G)
-    is one affine map per chunk: the only sequential part. Key heads are never repeated: r = Hv / Hk value
-    heads share one.
+    q, k: [B, T, Hk, dk], unit length, q already scaled; v: [B, T, Hv, dv]; g (log decay, <= 0), beta:
+    [B, T, Hv]. state: [B, Hv, dk, dv] or None (zeros). Returns o [B, T, Hv, dv] and the state after the last
+    token. A padded position with g = beta = 0 leaves the state untouched: right padding is exact.
     """
     B, T, Hk, dk = k.shape
     Hv, dv, r = v.shape[2], v.shape[3], v.shape[2] // k.shape[2]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
-import runpy
 import sys
 import typing
 from dataclasses import MISSING, field, fields
@@ -14,8 +14,9 @@ from lib.processes import say
 
 
 def opt(default, help: str, group: str = "", *, low=None, high=None, above=None, choices: tuple = ()):
-    """A field of a configuration. `group` starts a new section of --help with this field; low, high (inclusive),
-    above (exclusive) and choices are what `check_ranges` allows. A field of the type Literal allows its words."""
+    """A field of a configuration. `group` starts a new section of --help with this field; low, high
+    (inclusive), above (exclusive) and choices are what `check_ranges` allows. A field of the type Literal
+    allows its words."""
     meta = {"help": help, "group": group, "low": low, "high": high, "above": above, "choices": choices}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
@@ -33,7 +34,10 @@ def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "",
     preset = first.parse_known_args(argv)[0].preset
     chosen = auto if preset == "auto" else preset
     parser = argparse.ArgumentParser(
-        description=about, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s [--flag value ...]",
+        description=about,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if chosen not in presets:
         parser.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
@@ -52,16 +56,8 @@ def read(kind, argv=None, **about):
 
 
 def start(module: str, *arguments: str) -> int:
-    """Runs a module as `python -m` does -> 0, or SystemExit with the code it ends with."""
-    before, sys.argv = sys.argv, [module, *arguments]
-    try:
-        runpy.run_module(module, run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            raise
-    finally:
-        sys.argv = before
-    return 0
+    """Runs the main of a program that is named, not imported: the floor below knows of no program."""
+    return importlib.import_module(module).main(list(arguments))
 
 
 def add_fields(parser, kind, values: dict):

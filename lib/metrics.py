@@ -8,6 +8,7 @@ from statistics import fmean
 
 from lib.files import write_json, write_lines
 from lib.pages import figure, save_figure
+from lib.stats import mean
 
 COLOURS = ("#1f4e79", "#c0562c", "#4a7c3a", "#7a4a8a", "#a8892c", "#3b8f8c")
 
@@ -42,6 +43,13 @@ class Log:
     def recent(self, n: int) -> list[dict]:
         """The last n lines without the values that are None."""
         return [{k: v for k, v in m.items() if v is not None} for m in self.metrics[-n:]]
+
+    def change(self, names: dict[str, str]) -> str:
+        """How the metrics behind these names moved from the first five steps to the last five."""
+        ends = [self.metrics[:5], self.metrics[-5:]]
+        means = {name: [mean(m.get(of) for m in part) for part in ends] for name, of in names.items()}
+        moved = [f"{name} {a:.3f} -> {b:.3f}" for name, (a, b) in means.items() if a is not None]
+        return "first against last five steps: " + ", ".join(moved) if len(self.metrics) >= 10 else ""
 
 
 def read(path: Path) -> list[dict]:

@@ -36,7 +36,8 @@ class Packed:
 
 
 def send(tensor, device):
-    """A tensor of the host on its way to `device`, without waiting for it (CUDA: from pinned memory)."""
-    if device.type == "cuda" and torch.cuda.is_available():
+    """A tensor of the host on its way to `device`; the host does not wait (CUDA: from pinned memory)."""
+    real = type(tensor) is torch.Tensor  # fake tensors (a rehearsal without a GPU) have no memory to pin
+    if device.type == "cuda" and real and torch.cuda.is_available():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -84,7 +84,7 @@ def point(x: float, y: float, interval: list[float] | None = None) -> dict:
 
 def draw_chart(path: Path, c: dict):
     """A `chart` as a picture."""
-    fig, [[ax]] = figure(size=(5, 3.4))
+    fig, [[ax]] = figure(size=(6.4, 3.4))
     for colour, series in zip(COLOURS * 9, c["series"]):
         points = series["points"]
         x, y = ([p[key] for p in points] for key in "xy")
@@ -99,7 +99,7 @@ def draw_chart(path: Path, c: dict):
     ax.minorticks_off()
     ax.set(xlabel=c["x"], title=c["title"])
     ax.grid(alpha=0.25)
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)  # beside the lines
     save_figure(fig, path, dpi=200)
 
 

@@ -95,8 +95,8 @@ class Rubric:
         return Verdict(scores, score or self.score(scores), why, quotes, found, self.version, judge)
 
     def score(self, scores: dict[str, float]) -> float:
-        """Points per dimension -> points: S = P - N + B' - Pen' in [-159, 108] (POLARIS); mean, range: 0..100;
-        rate: 0, since it depends on the text (see `read`)."""
+        """Points per dimension -> a score. points: S = P - N + B' - Pen' in [-159, 108] (POLARIS); mean and
+        range: 0..100; rate: 0, since it depends on the text (see `read`)."""
         if self.rule == "rate":
             return 0.0
         if self.rule == "points":

@@ -14,7 +14,7 @@ from collections import Counter
 import numpy as np
 
 RESAMPLES = 2000
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t for 1 to 9 freedoms
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees
 
 
 def mean(values) -> float | None:
@@ -38,8 +38,8 @@ def student(values: list[float]) -> tuple[float, float | None]:
 
 
 def jumped(history: list[float], start: float, times: float, least: float) -> bool:
-    """Whether the last value is far above what was usual before it: above `least` and above `times` the median
-    of the values that had not jumped themselves; with none of these, above `start`."""
+    """Whether the last value is far above what was usual before it: above `least` and above `times` the
+    median of the values that had not jumped themselves; with none of these, above `start`."""
     usual, far = [], False
     for value in history:
         far = value > (max(least, times * statistics.median(usual)) if usual else start)

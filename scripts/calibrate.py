@@ -1,11 +1,11 @@
 """Test bench for a judge, before it is trusted with a reward: `python judge.py score` and `calibrate`.
 
     python judge.py score stories/tiny.jsonl --out a.jsonl       # a verdict for each story
-    python judge.py calibrate stories/tiny.jsonl --limit 40      # noise, and what altered versions of a story get
+    python judge.py calibrate stories/tiny.jsonl --limit 40      # noise, and how altered stories fare
 
 The judge is the offline one, or, where JUDGE_URL and JUDGE_MODEL (or the flags) name one, an endpoint.
-`calibrate` ends with one line per probe, passed or failed against a stated bar, and with exit code 1 where one
-failed: a judge that gives a truncated, looped or bribed story more than the whole one teaches a policy to
+`calibrate` ends with one line per probe, passed or failed against a stated bar, and with exit code 1 where
+one failed: a judge that gives a truncated, looped or bribed story more than the whole one teaches a policy to
 truncate, loop and bribe.
 
 Left out: agreement with people and between judges (scripts/agree.py), significance tests.
@@ -147,7 +147,7 @@ def calibrate(args, judge) -> int:
         )
 
     failed = sum(v is None for part in [*draws, *altered.values(), pairs] for v in part)
-    head = f"Judge: {judge.name}; rubric {judge.rubric.version}; {len(examples)} stories, {args.draws} draws each"
+    head = f"Judge: {judge.name}; rubric {judge.rubric.version}; {len(examples)} stories, {args.draws} draws"
     verdicts = probes(draws, altered, pairs)
     parts = [f"{head}; {failed} verdicts failed.\n", noise_table(draws, examples, pairs)]
     parts.append(version_table(draws[0], altered))

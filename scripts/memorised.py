@@ -53,17 +53,10 @@ def longest_span(
 
 
 def memorised(
-    model,
-    tokenizer,
-    examples: list[data.Example],
-    stop_ids: tuple[int, ...] = (),
-    prefixes=(0, 50, 100, 200),
-    limit: int = 64,
-    tokens: int = 256,
-    threshold: int = 50,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> dict:
+    model, tokenizer, examples: list[data.Example], stop_ids: tuple[int, ...] = (),
+    prefixes=(0, 50, 100, 200), limit: int = 64, tokens: int = 256, threshold: int = 50,
+    temperature: float = 0.0, seed: int = 0,
+) -> dict:  # fmt: skip
     """Continuations of `limit` stories from their prompts plus their first `prefixes` tokens, against all."""
     with_story = [e for e in examples if e.story and e.story.strip()]
     if not with_story:
@@ -81,25 +74,16 @@ def memorised(
         written = rollout.generate(model, prompts, **how)
         spans = [longest_span(w.ids, stories, index) for w in written]
         lengths = [n for n, _ in spans]
-        by_prefix[prefix] = {
-            "stories": len(asked),
-            "median": float(median(lengths)) if asked else None,
-            "longest": max(lengths, default=0),
-            "over_threshold": sum(n > threshold for n in lengths),
-        }
+        row = {"stories": len(asked), "median": float(median(lengths)) if asked else None}
+        row |= {"longest": max(lengths, default=0), "over_threshold": sum(n > threshold for n in lengths)}
+        by_prefix[prefix] = row
         for s, w, (n, at) in zip(asked, written, spans):
             if n > threshold:
                 text = tokenizer.decode(w.ids[at : at + n])
                 found.append({"uid": with_story[s].uid, "prefix": prefix, "tokens": n, "text": text})
-    return {
-        "stories": len(stories),
-        "asked": len(picked),
-        "threshold": threshold,
-        "exact_from": 2 * K - 1,
-        "prefixes": by_prefix,
-        "found": sorted(found, key=lambda f: -f["tokens"]),
-        "between_stories": {"median": float(median(chance)), "longest": max(chance)},
-    }
+    result = {"stories": len(stories), "asked": len(picked), "threshold": threshold, "exact_from": 2 * K - 1}
+    result |= {"prefixes": by_prefix, "found": sorted(found, key=lambda f: -f["tokens"])}
+    return result | {"between_stories": {"median": float(median(chance)), "longest": max(chance)}}
 
 
 def show(result: dict) -> str:

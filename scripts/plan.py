@@ -30,6 +30,7 @@ import judge as judging
 import model as qwen
 import rollout
 import train
+from lib import huggingface, lora
 from lib.logprobs import LOGIT_CHUNK
 
 # Qwen/Qwen3.5-9B, text part of its released config.json.
@@ -92,7 +93,7 @@ def block_peak(hf_config: str, kind: str, tokens: int, lora_rank: int) -> float:
         holder.layers = torch.nn.ModuleList([qwen.Block(config, config.layer_types.index(kind), fused=False)])
         qwen.cast(holder, torch.bfloat16)
         if lora_rank:
-            qwen.add_lora(holder, lora_rank, 1.0)
+            lora.add_lora(holder, lora_rank, 1.0)
         rows = qwen.Rows([tokens], config, torch.device("cpu"))
         x = torch.zeros(tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
         attend, F.scaled_dot_product_attention = F.scaled_dot_product_attention, lambda q, k, v, **_: FlashAttention.apply(q, k, v)
@@ -226,7 +227,7 @@ def report(c: train.Config, a, m: dict, w: dict, world: int, card: float, hf_con
 def model_config(name: str) -> dict:
     """config.json of a folder or hub id, its weights left where they are; the 9B's stands here."""
     if Path(name).exists():
-        return qwen.read_config(Path(name))
+        return huggingface.read_config(Path(name))
     if name == "Qwen/Qwen3.5-9B":
         return NINE_B
     from huggingface_hub import hf_hub_download

@@ -10,9 +10,8 @@
     torchrun --nproc_per_node=4 -m scripts.prefer --data votes.jsonl --method dorpo --model Qwen/Qwen3.5-9B
 
 A JSON Lines file holds one response per line: {"prompt": ..., "story": ..., "score": 1.5}; "response" and
-"upvotes" are other names of "story" and "score", a score of null leaves the response out. Rollouts are
-trained as the tokens that were sampled, human rows too. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO
-2501.18101. Model, LoRA, sharding, checkpoint and log are the trainer's. Left out: online pairs.
+"upvotes" are other names, a score of null leaves the response out. Rollouts are trained as the tokens that
+were sampled. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO 2501.18101. Left out: online pairs.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ import deviation
 import model as qwen
 import train
 from data import Episode, Example
-from lib import checkpoint, files, optim, processes
+from lib import checkpoint, files, huggingface, optim, processes
 from lib.batches import equal_count, micro_batches
 from lib.flags import check_ranges, exits_cleanly, opt, parse
 from lib.form import strip_length
@@ -55,9 +54,7 @@ class Config:
     """Every number of a run; a flag of the same name wins over the preset, which wins over the default."""
 
     preset: str = same("preset")
-    method: Literal["dpo", "ddpo", "orpo", "dorpo", "divpo", "sft"] = opt(
-        "ddpo", "ddpo, dorpo: weighed by deviation"
-    )
+    method: Literal["dpo", "ddpo", "orpo", "dorpo", "divpo", "sft"] = opt("ddpo", "sft: the chosen alone")
     model: str = same("model")
     data: list[str] = opt([], "what to learn from: runs, their rollouts/ folders, JSON Lines files")
     test: list[str] = opt([], "the same for held-out pairs; empty: --held_out of the prompts of --data")
@@ -132,8 +129,7 @@ class Pair:
 IDLE = Pair(train.IDLE, train.IDLE, delta=0.0)  # fills a micro-batch
 
 
-def length(pair: Pair) -> int:
-    """Padded tokens of both."""
+def length(pair: Pair) -> int:  # padded tokens of both
     return 2 * max(train.length(pair.chosen), train.length(pair.rejected))
 
 
@@ -229,6 +225,8 @@ def make_pairs(groups: dict[str, list[Episode]], c: Config, method: str) -> list
 def prepare(c: Config, tokenizer) -> tuple[list[Pair], list[Pair]]:
     """(training pairs, held-out pairs). The latter are paired by gap, the same for every method.
     ValueError: nothing to train on, or a prompt on both sides."""
+    config = qwen.ModelConfig.from_hf(huggingface.read_config(huggingface.fetch(c.model)))
+    c.max_tokens = min(c.max_tokens, config.max_position_embeddings)
     groups, left = read_groups(c.data, tokenizer, c)
     if c.test:
         test, left_test = read_groups(c.test, tokenizer, c)
@@ -295,7 +293,7 @@ def margins(values: list[list[float]], before: list[list[float]], c: Config) -> 
 
 def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
     """One optimiser step on `pairs`, shared among processes; the loss is the mean over all of them."""
-    began, total = time.time(), {"loss": torch.zeros(()), "margin_sum": torch.zeros(())}
+    began, totals = time.time(), processes.Totals()
     optimiser.zero_grad(set_to_none=True)
     mine = pairs[processes.RANK :: processes.WORLD]
     batches = equal_count(micro_batches(mine, c.micro_batch_tokens, length), IDLE)
@@ -306,13 +304,13 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
             # Each pair is weighed before the one global mean; DDP and FSDP average gradients over ranks.
             loss = used * losses(c, batch, sums, means).sum() / len(pairs)
             (loss * processes.WORLD).backward()
-        total["loss"] = total["loss"] + loss.detach()
-        total["margin_sum"] = total["margin_sum"] + used * (sums[0] - sums[1]).detach().sum() / len(pairs)
+        margin = used * (sums[0] - sums[1]).detach().sum() / len(pairs)
+        totals.add({"loss": loss.detach(), "margin_sum": margin})
     norm, stepped = optim.descend(optimiser, c.grad_clip)
     speed = sum(train.length(p.chosen) + train.length(p.rejected) for p in pairs) / (time.time() - began)
     stats = {"grad_norm": norm, "stepped": stepped, "train/tokens_per_second": speed}
     stats |= {"delta/mean": mean(p.delta for p in pairs), "gap/mean": mean(p.gap for p in pairs)}
-    return stats | processes.reduce_all(total)
+    return stats | totals.of_all()
 
 
 def batch_of(pairs: list[Pair], step: int, c: Config) -> list[Pair]:
@@ -320,6 +318,13 @@ def batch_of(pairs: list[Pair], step: int, c: Config) -> list[Pair]:
     per_epoch = len(pairs) // c.pairs
     position = step // per_epoch * len(pairs) + step % per_epoch * c.pairs
     return [pairs[i] for i in data.next_batch(len(pairs), position, c.pairs, c.seed)[0]]
+
+
+def keep_reference(scorer, pairs: list[Pair], steps: int, c: Config):
+    """Fills in `ref` of the pairs that these steps train."""
+    used = {id(pair): pair for step in range(steps) for pair in batch_of(pairs, step, c)}.values()
+    for pair, values in zip(used, score(scorer, list(used), c)):
+        pair.ref = (values[0], values[1])
 
 
 CURVES = {"held_out/margin": "held-out margin, as the loss sees it", "loss": "loss"}
@@ -330,28 +335,20 @@ CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen_token
 def run(c: Config):
     # ---- read, pair, weigh
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
-    config = qwen.ModelConfig.from_hf(qwen.read_config(qwen.fetch(c.model)))
-    c.max_tokens = min(c.max_tokens, config.max_position_embeddings)
     pairs, held_out = prepare(c, tokenizer)
-
-    # ---- score under the starting model: all that is kept of the reference
+    # ---- score under the starting model
     model, scorer = train.build(as_trainer(c), device)
     steps = c.steps if c.steps >= 0 else len(pairs) // c.pairs
     before = score(scorer, held_out, c)
     if c.method in ("dpo", "ddpo", "divpo"):
-        used = {id(pair): pair for step in range(steps) for pair in batch_of(pairs, step, c)}.values()
-        for pair, values in zip(used, score(scorer, list(used), c)):
-            pair.ref = (values[0], values[1])
+        keep_reference(scorer, pairs, steps, c)
 
     # ---- train
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-    folder, start = Path(c.out, c.name), 0
-    if at := checkpoint.open_run(folder, c.resume):
-        start, _ = train.load_checkpoint(c, at, model, optimiser)
-    if processes.MAIN:
-        files.write_json(folder / "config.json", asdict(c))
-        log = Log(folder / "metrics.jsonl", start, {"name": c.name, "config": asdict(c)} if c.wandb else None)
-    processes.barrier()
+    folder = Path(c.out, c.name)
+    at = checkpoint.open_run(folder, c.resume)
+    start = train.load_checkpoint(c, at, model, optimiser)[0] if at else 0
+    log = Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
     stopping, bad_updates, step = processes.catch_signals(), 0, start
     bar = tqdm(range(start, steps + 1), c.name, disable=not processes.MAIN, dynamic_ncols=True)
     try:
@@ -362,7 +359,7 @@ def run(c: Config):
             if step < steps:
                 line |= update(scorer, optimiser, batch_of(pairs, step, c), c)
                 bad_updates = 0 if line.pop("stepped") else bad_updates + 1
-            if processes.MAIN:
+            if log:
                 log.write(line)
             bar.set_postfix({k: f"{line[k]:+.3f}" for k in ("loss", "held_out/margin") if k in line})
             if bad_updates == 3:
@@ -374,19 +371,17 @@ def run(c: Config):
                 train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0)
     except train.Stop as why:
         train.save_checkpoint(c, model, optimiser, tokenizer, step, 0)
-        processes.say(
-            f"stopped after {step} steps: {why}; the state is saved in {folder}/checkpoints", sys.stderr
-        )
+        processes.say(f"stopped after {step} steps: {why}; the state is saved", sys.stderr)
         raise SystemExit(1) from None
     if processes.MAIN:
         plot({c.name: log.metrics}, folder / "curves.png", CURVES)
-        seen = [m["held_out/margin"] for m in log.metrics if "held_out/margin" in m]
-        processes.say(f"held-out margin {seen[0]:+.4f} before, {seen[-1]:+.4f} after; wrote {folder}/")
+        first, last = (log.metrics[i]["held_out/margin"] for i in (0, -1))
+        processes.say(f"held-out margin {first:+.4f} before, {last:+.4f} after; wrote {folder}/")
 
 
 def read_flags(argv=None) -> Config:
-    auto = ("polaris-9b", "a GPU found") if torch.cuda.is_available() else ("tiny", "no GPU found")
-    return parse(Config, PRESETS, __doc__, argv, *auto)
+    auto = "polaris-9b" if torch.cuda.is_available() else "tiny"
+    return parse(Config, PRESETS, __doc__, argv, auto, "by the GPUs found here")
 
 
 @exits_cleanly
@@ -397,6 +392,7 @@ def main(argv=None):
         check(c, processes.WORLD)
         run(c)
     finally:
+        checkpoint.release()
         processes.disconnect()
 
 

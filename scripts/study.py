@@ -33,8 +33,8 @@ import data
 import deviation
 import eval as evaluation
 import judge as judging
-import model as qwen
 import train
+from lib import huggingface
 from lib.files import lock, read_lines, replace_between, write_json, write_text
 from lib.flags import check_ranges, exits_cleanly, opt, parse
 from lib.form import strip_length
@@ -107,9 +107,9 @@ def read_flags(argv) -> Config:
 def check(a: Config):
     """ValueError or FileNotFoundError, before an hour is spent."""
     check_ranges(a)
-    if unknown := sorted(set(a.only) - set(METHODS)):
-        raise ValueError(f"--only {unknown[0]}: choose some of {', '.join(METHODS)}")
-    if not a.lengths or not a.steps:
+    if not set(a.only) <= set(METHODS):
+        raise ValueError(f"--only {' '.join(a.only)}: choose some of {', '.join(METHODS)}")
+    if not (a.lengths and a.steps):
         raise ValueError("--lengths needs a length, and --steps at least 1 (or -1)")
     if not Path(a.data).is_file():
         how = f"make it with python -m scripts.anthologies build BOOKS... --out {a.data}"
@@ -124,7 +124,7 @@ def check(a: Config):
         raise ValueError(f"{len(both)} prompts of {a.prompts}, such as {both[0]}, are trained on in {a.data}")
     deviation.distances(["a"], a.measure)
     replace_between(page_of(a)[1], BEGIN, END, "")  # a page without the marks is refused now
-    qwen.read_config(qwen.fetch(a.model))
+    huggingface.read_config(huggingface.fetch(a.model))
     if a.judge == "api" and not (os.environ.get("JUDGE_URL") and os.environ.get("JUDGE_MODEL")):
         raise ValueError("--judge api needs JUDGE_URL and JUDGE_MODEL; --judge offline measures form")
 
@@ -210,7 +210,6 @@ def run_cells(a: Config, argv: list[str]):
     """Every cell that is not finished, in a process of its own: one that fails does not stop the others."""
     seeds, gpus = range(a.seeds), torch.cuda.device_count()
     jobs = a.jobs or gpus or os.cpu_count()
-    # The offline methods learn from what `collect` writes.
     collected = [("collect", s) for s in seeds if set(a.only) & set(OFFLINE)]
     slots, failed = queue.SimpleQueue(), []
     for slot in range(jobs):
@@ -234,8 +233,7 @@ def run_cells(a: Config, argv: list[str]):
         with tqdm(total=len(cells), initial=there, desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
             list(pool.map(one, todo))
         if failed:
-            names = ", ".join(sorted(failed))
-            raise ValueError(f"{names} failed: see {a.out}/*.log; then start the same command again")
+            raise ValueError(f"{', '.join(sorted(failed))} failed: see {a.out}/*.log, then start again")
 
 
 # ---- what it shows -----------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ Qwen3.5 of a few million parameters that has read some anthologies once. SPLIT i
     python -m scripts.tiny_base corpus SPLIT      -> pretrain.bin (token ids), lengths.jsonl (prompt, passage)
     python -m scripts.tiny_base pretrain out/base/pretrain.bin     -> model/: next-token prediction
 
-All of it goes to out/base (--out). The supervised warm start on lengths.jsonl, which teaches the chat format,
-where to stop and roughly how long, follows. The tokenizer and the words under stories/ come from whole books,
+All of it goes to out/base (--out). scripts.warm_start on lengths.jsonl follows, which teaches the chat
+format, where to stop and roughly how long. The tokenizer and the words under stories/ come from whole books,
 so a new run differs from them in rare words. Left out: any choice by quality beyond dropping verse and plays.
 """
 
@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 import data
 import model as qwen
+from lib import huggingface
 from lib.files import atomic, lock, read_lines, write_text
 from lib.flags import exits_cleanly
 from lib.text import FLAGGED
@@ -334,7 +335,7 @@ def pretrain(tokens: Path, out: Path, steps: int, rows: int = 24, length: int = 
     """Next-token prediction on uint16 ids: AdamW, warm-up, constant, down to a quarter; bf16 products."""
     torch.set_flush_denormal(True)
     text = torch.from_numpy(np.fromfile(tokens, dtype=np.uint16).astype(np.int64))
-    model = qwen.new(qwen.read_config(BASE), seed=0)  # a Qwen3.5 in everything but size
+    model = qwen.new(huggingface.read_config(BASE), seed=0)  # a Qwen3.5 in everything but size
     matrices = [p for name, p in model.layers.named_parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]

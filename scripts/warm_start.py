@@ -1,7 +1,7 @@
 """Supervised warm start: a model learns the reference stories of a data file, before any judge is asked.
 
 It is the trainer's own update on groups that hold one reference each, with advantage 1: its gradient is that
-It is the trainer's own update on groups that hold one reference each, with advantage 1. Its gradient is that
+of the negative log-likelihood. The learning rate rises for the first twentieth of the steps, then falls to 0.
 
     python -m scripts.warm_start --preset tiny --model out/base/model --data out/base/lengths.jsonl \\
         --steps 550 --rows 32 --lr 1.5e-3 --autocast True --name base

@@ -1,8 +1,10 @@
 """A judge on loopback that behaves as it is told: used by the fault tests, also as a process of its own."""
+
 import json
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from judge import RUBRIC
@@ -13,7 +15,9 @@ STORY = "It was late and the lamp went out. She lit it again."
 
 def answer(change=None, rubric=RUBRIC) -> str:
     """A verdict in good form: half of everything, each with a quote that STORY has."""
-    verdict = {d.key: {"why": "so", "quotes": [QUOTE], "score": (d.low + d.high) // 2} for d in rubric.dimensions}
+    verdict = {
+        d.key: {"why": "so", "quotes": [QUOTE], "score": (d.low + d.high) // 2} for d in rubric.dimensions
+    }
     if change:
         change(verdict)
     return json.dumps(verdict)
@@ -21,8 +25,14 @@ def answer(change=None, rubric=RUBRIC) -> str:
 
 def say(text, finish="stop", **message):
     """Behaviour: a chat completion whose content is `text`."""
-    body = json.dumps({"choices": [{"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}],
-                       "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}).encode()
+    body = json.dumps(
+        {
+            "choices": [
+                {"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
+            ],
+            "usage": {"prompt_tokens": 1000, "completion_tokens": 500},
+        }
+    ).encode()
     return lambda handler: raw(handler, 200, body)
 
 
@@ -38,14 +48,19 @@ def reset(handler):
 
 def raw(handler, code, body, **headers):
     handler.send_response(code)
-    for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+    for name, value in {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        **headers,
+    }.items():
         handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(body)
 
 
 class Server:
-    """behave(body, number of the call) -> a function that answers on the handler. Keeps every body and header."""
+    """behave(body, number of the call) -> a function that answers on the handler. Keeps every body and
+    header."""
 
     def __init__(self, behave, latency=0.0):
         self.calls, self.headers, self.lock, outer = [], [], threading.Lock(), self
@@ -63,10 +78,8 @@ class Server:
                     outer.headers.append(dict(self.headers))
                     number = len(outer.calls)
                 time.sleep(latency)
-                try:
+                with suppress(OSError):  # the client is gone
                     behave(body, number)(self)
-                except OSError:
-                    pass    # the client is gone
 
             do_GET = do_POST
 

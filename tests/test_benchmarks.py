@@ -13,6 +13,7 @@ import data
 import judge as judging
 import model as qwen
 from lib import stats
+from lib.packed import Packed
 from scripts import benchmarks, memorised, pairwise
 
 # ---- Bradley-Terry
@@ -292,17 +293,14 @@ def test_an_overtrained_model_is_found_out_and_another_is_cleared():
     ][:3]
     model = qwen.new({**TINY, "hidden_size": 96, "intermediate_size": 192}, 0)
     rows = [tokenizer.chat(e.prompt, False) + tokenizer.completion(e.story) for e in examples]
-    width = max(map(len, rows))
-    ids = torch.tensor([r + [0] * (width - len(r)) for r in rows])
-    lengths = torch.tensor([len(r) for r in rows])
-    mask = torch.arange(width - 1)[None] < lengths[:, None] - 1
+    batch = Packed(rows)
     clean = memorised.memorised(model, tokenizer, examples, (tokenizer.end_id,), tokens=120)
     assert not clean["found"] and all(p["over_threshold"] == 0 for p in clean["prefixes"].values())
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(150):
         for group in optimiser.param_groups:
             group["lr"] = 1e-2 * min(1, step / 10) * (1 - step / 160)
-        loss = -(model.token_logprobs(ids, lengths) * mask).sum() / mask.sum()
+        loss = -model.token_logprobs(batch)[0].mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

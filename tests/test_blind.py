@@ -51,30 +51,24 @@ def stories(path, prompts=14, per_prompt=1, text="", target=lambda i: (300, 900,
 def study(tmp_path):
     """study(...) -> (folder, key), made through the command line."""
 
-    def build(pairs=12, checks=2, per_prompt=1, text=""):
+    def build(pairs=12, checks=2, per_prompt=1, text="", more=()):
         files = [
             str(stories(tmp_path / f"{name}.jsonl", per_prompt=per_prompt, text=text))
             for name in (BASE, TUNED)
         ]
         out = tmp_path / "study"
-        assert (
-            run(
-                [
-                    "make",
-                    *files,
-                    "--out",
-                    str(out),
-                    "--annotators",
-                    "ann1",
-                    "ann2",
-                    "--pairs",
-                    str(pairs),
-                    "--checks",
-                    str(checks),
-                ]
-            )
-            == 0
-        )
+        flags = [
+            "--out",
+            str(out),
+            "--annotators",
+            "ann1",
+            "ann2",
+            "--pairs",
+            str(pairs),
+            "--checks",
+            str(checks),
+        ]
+        assert run(["make", *files, *flags, *more]) == 0
         return out, json.loads((out / "key.json").read_text())
 
     return build
@@ -605,6 +599,49 @@ def test_sets_are_rated_by_keyboard_and_an_open_pair_stays_open(study, browser):
         and report["annotators"]["ann1"]["answered"] == 2
         and any("2 of 3 pairs" in w for w in report["warnings"])
     )
+    quiet(browser)
+
+
+def test_consent_comes_first_and_enter_alone_is_no_consent(study, tmp_path, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    text = tmp_path / "consent.txt"
+    text.write_text("You may stop at any time.\n" + TRAP + " word" * 600)
+    out, key = study(pairs=2, checks=0, more=["--consent", str(text)])
+    assert key["consent"].startswith("You may stop")
+    phone = {"width": 390, "height": 664, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        browser.get((out / "ann1.html").as_uri())
+        begin = browser.find_element("id", "begin")
+        assert begin.rect["y"] + begin.rect["height"] <= 664  # above the fold
+        assert TRAP in browser.find_element("id", "consent").get_property("textContent")
+        press(browser, Keys.ENTER)
+        assert (
+            shown(browser, "where") == "Reading study" and begin.text == "I have read this and agree: begin"
+        )
+        press(browser, Keys.TAB, Keys.TAB, Keys.ENTER)  # the text, then the button
+        assert shown(browser, "where") == "Pair 1 of 2"
+        assert browser.execute_script("return window.trapped") is None
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    quiet(browser)
+
+
+def test_results_have_a_page(study, browser):
+    out, key = study(pairs=12, text=TRAP)
+    one = answer(out / "1.json", key, "ann1", prefer(TUNED))
+    two = answer(out / "2.json", key, "ann2", prefer(TUNED))
+    assert reported(out, one, two)[0] == 0
+    browser.get((out / "report.html").as_uri())
+    text = browser.find_element("id", "main").text
+    assert (
+        f"{BASE} against {TUNED}, win rate in %: 0.0 [0.0, 0.0], n = 12 prompts; readers prefer {TUNED}."
+        in text
+    )
+    assert "1-500" in text and "Cohen's kappa" in text and "2 of 2" in text
+    assert browser.find_elements("css selector", "figure svg circle")
+    assert browser.execute_script("return window.trapped") is None
     quiet(browser)
 
 

@@ -1,4 +1,5 @@
-"""Before a judge is trusted: the probes and their bars, agreement with people, contradictions proved by quotes."""
+"""Before a judge is trusted: the probes and their bars, agreement with people, contradictions proved by
+quotes."""
 
 import json
 import random
@@ -8,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from judge_server import Server, say
 
 import judge as judging
+from judge_server import Server, say
 from lib.answers import Fault
 from lib.rubric import proved
 from scripts import agree, calibrate
@@ -37,8 +38,12 @@ def judge_by(worth, rank="honest"):
         stories = shown(body)
         if len(stories) == 1:
             share = max(0.0, min(1.0, worth(stories[0]) / 100))
-            entry = {d.key: round(share * d.high) if d.key[0] == "P" else 0 for d in judging.RUBRIC.dimensions}
-            return say(json.dumps({key: {"why": "", "quotes": [], "score": points} for key, points in entry.items()}))
+            entry = {
+                d.key: round(share * d.high) if d.key[0] == "P" else 0 for d in judging.RUBRIC.dimensions
+            }
+            return say(
+                json.dumps({key: {"why": "", "quotes": [], "score": points} for key, points in entry.items()})
+            )
         if "Rank the" in body["messages"][0]["content"]:
             order = sorted(range(len(stories)), key=lambda i: -worth(stories[i]))
             return say(json.dumps({"why": "", "order": [i + 1 for i in order]}))
@@ -84,7 +89,19 @@ def test_a_sound_judge_passes_every_probe_and_a_bad_one_fails_its_own(tmp_path, 
 
     def run(behave, *flags):
         with Server(behave) as server:
-            code = calibrate.main(["calibrate", few, "--judge_url", server.url, "--judge_model", "m", "--cache", str(tmp_path / f"{chance.random()}"), *flags])
+            code = calibrate.main(
+                [
+                    "calibrate",
+                    few,
+                    "--judge_url",
+                    server.url,
+                    "--judge_model",
+                    "m",
+                    "--cache",
+                    str(tmp_path / f"{chance.random()}"),
+                    *flags,
+                ]
+            )
         return code, verdicts_of(capsys.readouterr().out)
 
     code, found = run(judge_by(sound))
@@ -98,8 +115,14 @@ def test_a_sound_judge_passes_every_probe_and_a_bad_one_fails_its_own(tmp_path, 
 
 
 def test_probes_by_hand():
-    assert calibrate.probe("x", -1.0, 2.0, -0.5, "gain")[3] == "passed" and calibrate.probe("x", -0.9, 2.0, -0.5, "gain")[3] == "FAILED"
-    assert calibrate.probe("x", None, 2.0, 0.1, "gain")[3] == "not measured" and calibrate.probe("x", 0.0, 0.0, 0.1, "gain")[3] == "FAILED"
+    assert (
+        calibrate.probe("x", -1.0, 2.0, -0.5, "gain")[3] == "passed"
+        and calibrate.probe("x", -0.9, 2.0, -0.5, "gain")[3] == "FAILED"
+    )
+    assert (
+        calibrate.probe("x", None, 2.0, 0.1, "gain")[3] == "not measured"
+        and calibrate.probe("x", 0.0, 0.0, 0.1, "gain")[3] == "FAILED"
+    )
 
 
 def test_groups_are_ranked_where_asked(tmp_path, capsys):
@@ -115,22 +138,50 @@ def test_groups_are_ranked_where_asked(tmp_path, capsys):
 def pairs(n=60, people=lambda i: "1"):
     rows = []
     for i in range(n):
-        one, two = f"A good story number {i}. " + "It goes on. " * (i % 7), f"A poor story number {i}. " + "It goes on. " * (i % 5)
-        stories, preferred = ([one, two], people(i)) if i % 2 else ([two, one], {"1": "2", "2": "1"}.get(people(i), people(i)))
-        rows.append({"prompt": f"Write of a lamp {i // 2}. It should be {50 + i} words long.", "story_1": stories[0], "story_2": stories[1], "preferred": preferred})
+        one, two = (
+            f"A good story number {i}. " + "It goes on. " * (i % 7),
+            f"A poor story number {i}. " + "It goes on. " * (i % 5),
+        )
+        stories, preferred = (
+            ([one, two], people(i)) if i % 2 else ([two, one], {"1": "2", "2": "1"}.get(people(i), people(i)))
+        )
+        rows.append(
+            {
+                "prompt": f"Write of a lamp {i // 2}. It should be {50 + i} words long.",
+                "story_1": stories[0],
+                "story_2": stories[1],
+                "preferred": preferred,
+            }
+        )
     return rows
 
 
 def table(text: str) -> dict[str, list[str]]:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
     return {row[0].split(",")[0]: row for row in rows}
 
 
 def test_agreement_with_people_in_each_mode_paid_once(tmp_path, capsys):
-    file = write(tmp_path / "p.jsonl", pairs(people=lambda i: "tie" if i % 10 == 0 else "2" if i % 10 == 1 else "1"))
+    file = write(
+        tmp_path / "p.jsonl", pairs(people=lambda i: "tie" if i % 10 == 0 else "2" if i % 10 == 1 else "1")
+    )
     worth = lambda story: 80 if "good" in story else 20  # noqa: E731
     with Server(judge_by(worth)) as server:
-        flags = ["agree", "--pairs", file, "--judge_url", server.url, "--judge_model", "m", "--cache", str(tmp_path / "c.sqlite")]
+        flags = [
+            "agree",
+            "--pairs",
+            file,
+            "--judge_url",
+            server.url,
+            "--judge_model",
+            "m",
+            "--cache",
+            str(tmp_path / "c.sqlite"),
+        ]
         agree.main(flags)
         first, calls = capsys.readouterr().out, len(server.calls)
         agree.main(flags)
@@ -139,39 +190,89 @@ def test_agreement_with_people_in_each_mode_paid_once(tmp_path, capsys):
     found = table(first)
     assert "54 pairs of 30 prompts; 6 ties of people left out" in first
     for mode in ("story", "pair", "group"):
-        assert found[mode][1].startswith("0.80 [") and f"{mode}, 54 of 54 pairs" in first  # right in 24 of 30 prompts
+        assert (
+            found[mode][1].startswith("0.80 [") and f"{mode}, 54 of 54 pairs" in first
+        )  # right in 24 of 30 prompts
     assert found["pair"][5] == "0%" and found["story"][5] == "-" and table(again) == found
 
 
 def test_a_judge_that_counts_words_is_told_by_the_lengths(tmp_path, capsys):
-    file = write(tmp_path / "p.jsonl", [row for row in pairs(people=lambda i: "1")])
+    file = write(tmp_path / "p.jsonl", list(pairs(people=lambda i: "1")))
     with Server(judge_by(lambda story: len(story.split()), rank="first")) as server:
-        agree.main(["agree", "--pairs", file, "--judge_url", server.url, "--judge_model", "m", "--cache", str(tmp_path / "c.sqlite"), "--modes", "story", "pair"])
+        agree.main(
+            [
+                "agree",
+                "--pairs",
+                file,
+                "--judge_url",
+                server.url,
+                "--judge_model",
+                "m",
+                "--cache",
+                str(tmp_path / "c.sqlite"),
+                "--modes",
+                "story",
+                "pair",
+            ]
+        )
     found = table(capsys.readouterr().out)
     assert found["story"][2].startswith("1.00 ") and found["story"][3].startswith("0.00 ")
-    assert found["pair"][1].startswith("0.50") and found["pair"][5] == "100%"  # always the first: no difference, all flipped
+    assert (
+        found["pair"][1].startswith("0.50") and found["pair"][5] == "100%"
+    )  # always the first: no difference, all flipped
 
 
 def test_the_offline_judge_on_references_against_damaged_stories(tmp_path, capsys):
-    rows = [{"prompt": e["prompt"], "story_1": e["story"], "story_2": e["story"][: len(e["story"]) // 3] * 3, "preferred": 1} for e in STORIES[:20]]
+    rows = [
+        {
+            "prompt": e["prompt"],
+            "story_1": e["story"],
+            "story_2": e["story"][: len(e["story"]) // 3] * 3,
+            "preferred": 1,
+        }
+        for e in STORIES[:20]
+    ]
     agree.main(["agree", "--pairs", write(tmp_path / "p.jsonl", rows)])
     assert table(capsys.readouterr().out)["pair"][1].startswith("1.00")
 
 
-@pytest.mark.parametrize("change, sentence", [
-    ({"story_2": ""}, "line 2 has no story_2"), ({"story_1": None}, "line 2 has no story_1"), ({"preferred": "left"}, "preferred is 'left'"),
-    ({"preferred": None}, "preferred is 'None'"), ({"story_1": "same", "story_2": "same "}, "the two stories are the same")])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"story_2": ""}, "line 2 has no story_2"),
+        ({"story_1": None}, "line 2 has no story_1"),
+        ({"preferred": "left"}, "preferred is 'left'"),
+        ({"preferred": None}, "preferred is 'None'"),
+        ({"story_1": "same", "story_2": "same "}, "the two stories are the same"),
+    ],
+)
 def test_bad_pairs_are_one_sentence_before_any_call(tmp_path, capsys, change, sentence):
     rows = pairs(3)
     rows[1] |= change
     with pytest.raises(SystemExit) as end:
-        agree.main(["agree", "--pairs", write(tmp_path / "p.jsonl", rows), "--judge_url", "http://127.0.0.1:9/v1", "--judge_model", "m"])
+        agree.main(
+            [
+                "agree",
+                "--pairs",
+                write(tmp_path / "p.jsonl", rows),
+                "--judge_url",
+                "http://127.0.0.1:9/v1",
+                "--judge_model",
+                "m",
+            ]
+        )
     error = capsys.readouterr().err
-    assert end.value.code == 2 and sentence in error and error.startswith("error: ") and error.count("\n") == 1
+    assert (
+        end.value.code == 2 and sentence in error and error.startswith("error: ") and error.count("\n") == 1
+    )
 
 
 def test_pairs_of_ties_alone_and_missing_files_are_refused(tmp_path, capsys):
-    for argv in (["agree", "--pairs", write(tmp_path / "p.jsonl", pairs(3, lambda i: "tie"))], ["agree", "one"], ["agree", "--pairs", "no.jsonl"]):
+    for argv in (
+        ["agree", "--pairs", write(tmp_path / "p.jsonl", pairs(3, lambda i: "tie"))],
+        ["agree", "one"],
+        ["agree", "--pairs", "no.jsonl"],
+    ):
         with pytest.raises(SystemExit) as end:
             agree.main(argv)
         assert end.value.code == 2 and capsys.readouterr().err.startswith("error: ")
@@ -180,13 +281,21 @@ def test_pairs_of_ties_alone_and_missing_files_are_refused(tmp_path, capsys):
 def test_a_blinded_study_feeds_it_directly(tmp_path, capsys):
     files = {}
     for name in ("base", "trained"):
-        rows = [{"uid": f"u{i}", "prompt": f"Write of a lamp {i}.", "story": f"A {name} story {i}."} for i in range(4)]
+        rows = [
+            {"uid": f"u{i}", "prompt": f"Write of a lamp {i}.", "story": f"A {name} story {i}."}
+            for i in range(4)
+        ]
         files[name] = write(tmp_path / f"{name}.jsonl", rows)
-    said = [{"uid": f"u{i}", "models": ["base", "trained"], "winner": ["trained", "base", None, "trained"][i]} for i in range(4)]
+    said = [
+        {"uid": f"u{i}", "models": ["base", "trained"], "winner": ["trained", "base", None, "trained"][i]}
+        for i in range(4)
+    ]
     (tmp_path / "report.json").write_text(json.dumps({"judgements": said}))
     stories = [f"{name}={file}" for name, file in files.items()]
     rows = agree.read_pairs(str(tmp_path / "report.json"), stories)
-    assert [row["preferred"] for row in rows] == ["2", "1", "tie", "2"] and rows[0]["story_2"] == "A trained story 0."
+    assert [row["preferred"] for row in rows] == ["2", "1", "tie", "2"] and rows[0][
+        "story_2"
+    ] == "A trained story 0."
     with pytest.raises(ValueError, match="no stories of 'trained'"):
         agree.read_pairs(str(tmp_path / "report.json"), stories[:1])
 
@@ -196,18 +305,28 @@ def test_a_blinded_study_feeds_it_directly(tmp_path, capsys):
 
 def test_a_contradiction_counts_only_with_two_quotes_that_stand_in_the_story():
     rubric = judging.load_rubric("consistency")
-    story = f"Her coat was blue. {FIVE} He hung up her red coat. {FIVE} It was Tuesday. The day before, Tuesday, it rained."
+    story = f"Her coat was blue. {FIVE} He hung up her red coat. {FIVE} "
+    story += "It was Tuesday. The day before, Tuesday, it rained."
     words = judging.count_words(story)
 
     def read(**quotes):
-        answer = {d.key: {"why": "", "quotes": quotes.get(d.key, []), "score": len(quotes.get(d.key, [])) // 2} for d in rubric.dimensions}
+        answer = {
+            d.key: {"why": "", "quotes": quotes.get(d.key, []), "score": len(quotes.get(d.key, [])) // 2}
+            for d in rubric.dimensions
+        }
         return rubric.read(answer, story, "m")
 
     real, late = ["her coat was blue", "hung up her RED coat"], ["It was Tuesday", "The day before, Tuesday"]
     assert read().score == 0 and read().evidence is None
     both = read(N1=real, N3=late)
-    assert both.scores["N1"] == both.scores["N3"] == 1 and both.score == pytest.approx(2000 / words) and both.evidence == 1
-    assert read(N1=[real[0], "never written"]).score == 0 and read(N1=real + real).scores["N1"] == 1  # twice the same is one
+    assert (
+        both.scores["N1"] == both.scores["N3"] == 1
+        and both.score == pytest.approx(2000 / words)
+        and both.evidence == 1
+    )
+    assert (
+        read(N1=[real[0], "never written"]).score == 0 and read(N1=real + real).scores["N1"] == 1
+    )  # twice the same is one
     assert read(N1=[real[0], real[0]]).score == 0  # one passage does not contradict itself
     assert proved([*real, *late, "odd one"], story) == 2
     with pytest.raises(Fault):
@@ -219,7 +338,16 @@ def test_a_contradiction_counts_only_with_two_quotes_that_stand_in_the_story():
 
 def test_the_commands_of_judge_py(tmp_path):
     few = write(tmp_path / "few.jsonl", STORIES[:4])
-    done = subprocess.run([sys.executable, str(ROOT / "judge.py"), "calibrate", few], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "judge.py"), "calibrate", few], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1 and "| padded |" in done.stdout, done.stderr
-    done = subprocess.run([sys.executable, str(ROOT / "judge.py"), "score", few, "--judge_settings", "temprature=1"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and re.fullmatch(r"error: --judge_settings: there is no setting 'temprature'; .*\n", done.stderr)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "judge.py"), "score", few, "--judge_settings", "temprature=1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and re.fullmatch(
+        r"error: --judge_settings: there is no setting 'temprature'; .*\n", done.stderr
+    )

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from judge_server import STORY, Server, answer, say, status
 
 from judge import RUBRIC, Judge
+from judge_server import STORY, Server, answer, say, status
 from lib import answers, endpoint
 from lib.answers import SCHEMA_MODES, Fault, find_json, read_completion, scrubber
 from lib.endpoint import Endpoint, settings
@@ -38,8 +38,10 @@ def read(body: dict):
 
 
 @pytest.mark.parametrize(
-    "case", [json.loads(line) for line in (ROOT / "tests/judge_answers.jsonl").read_text().splitlines()],
-    ids=lambda case: case["why"][:40])  # fmt: skip
+    "case",
+    [json.loads(line) for line in (ROOT / "tests/judge_answers.jsonl").read_text().splitlines()],
+    ids=lambda case: case["why"][:40],
+)
 def test_answers_that_servers_gave(case):
     if case["right"] != "fault":
         assert read(case["body"]) == case["right"]
@@ -53,17 +55,41 @@ def test_answers_that_servers_gave(case):
 ONE = '{"a": 1}'
 
 
-@pytest.mark.parametrize("text", [
-    f"<think>{ONE}</think>{ONE}", f'{{"a": 5}} no, wait</think>\n{ONE}', f"<think>a {{ draft</think> ```json\n{ONE}\n```",
-    f"<think>one</think><think>two {{\"a\": 9}}</think>{ONE}", f"{{x}} {{}} {{ y: 2 }} {ONE} {{z", f"[{ONE}]", f'so "{{" it is: {ONE}',
-    f'half {{"a": </think>{ONE}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>{ONE}</think>{ONE}",
+        f'{{"a": 5}} no, wait</think>\n{ONE}',
+        f"<think>a {{ draft</think> ```json\n{ONE}\n```",
+        f'<think>one</think><think>two {{"a": 9}}</think>{ONE}',
+        f"{{x}} {{}} {{ y: 2 }} {ONE} {{z",
+        f"[{ONE}]",
+        f'so "{{" it is: {ONE}',
+        f'half {{"a": </think>{ONE}',
+    ],
+)
 def test_one_object_is_found_among_words_and_thoughts(text):
     assert find_json(text) == {"a": 1}
 
 
-@pytest.mark.parametrize("text", [
-    "", "no braces", "{x}", "[1, 2]", '{"a": 1', '{"a": NaN}', '{"a": -Infinity}', f"{ONE}, or rather {ONE}", f"<think>{ONE}",
-    '{"a": {"b": 1, "b": 2}}', '{"a": 1, "a": 1}', f'{ONE} {{"b": oops}}', '{"a":' * 5000 + "1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no braces",
+        "{x}",
+        "[1, 2]",
+        '{"a": 1',
+        '{"a": NaN}',
+        '{"a": -Infinity}',
+        f"{ONE}, or rather {ONE}",
+        f"<think>{ONE}",
+        '{"a": {"b": 1, "b": 2}}',
+        '{"a": 1, "a": 1}',
+        f'{ONE} {{"b": oops}}',
+        '{"a":' * 5000 + "1",
+    ],
+)
 def test_a_doubtful_answer_is_a_fault(text):
     with pytest.raises(Fault, match="bad_json"):
         find_json(text)
@@ -74,9 +100,16 @@ def test_a_quotation_may_hold_the_marks_of_thinking():
     assert find_json("Here: " + json.dumps(quoted)) == quoted
 
 
-@pytest.mark.parametrize("content, text", [
-    ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"), ([], ""), ("x", "x"), (None, ""),
-    ([{"type": "thinking", "thinking": "hm"}, {"type": "output_text", "text": "b"}], "b")])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"),
+        ([], ""),
+        ("x", "x"),
+        (None, ""),
+        ([{"type": "thinking", "thinking": "hm"}, {"type": "output_text", "text": "b"}], "b"),
+    ],
+)
 def test_content_in_parts_is_joined(content, text):
     body = {"choices": [{"message": {"content": content}, "finish_reason": "length"}]}
     assert read_completion(json.dumps(body).encode()).text == text
@@ -93,7 +126,9 @@ def test_content_of_another_kind_is_not_an_answer(content):
 
 def parts_of(key: str, text: str, size: int = 8) -> list[str]:
     """Every part of the key of `size` characters that the text holds, by looking for each."""
-    return [key[i : i + size] for i in range(len(key) - size + 1) if key[i : i + size].lower() in text.lower()]
+    return [
+        key[i : i + size] for i in range(len(key) - size + 1) if key[i : i + size].lower() in text.lower()
+    ]
 
 
 def test_no_part_of_a_key_survives_the_scrubber():
@@ -101,19 +136,35 @@ def test_no_part_of_a_key_survives_the_scrubber():
     for _ in range(300):
         key = "".join(chance.choices(letters, k=chance.choice([1, 5, 8, 9, 20, 51])))
         at = sorted(chance.sample(range(len(key) + 1), 2)) if len(key) > 1 else [0, 1]
-        text = "Incorrect key: " + key[at[0] : at[1]] + chance.choice(["", ".", key.upper(), key[::-1], key * 2]) + " end"
+        text = (
+            "Incorrect key: "
+            + key[at[0] : at[1]]
+            + chance.choice(["", ".", key.upper(), key[::-1], key * 2])
+            + " end"
+        )
         clean = scrubber(key)(text)
         assert not parts_of(key, clean) if len(key) >= 8 else key not in clean.replace("[key]", "")
         assert clean.startswith("Incorrect key: ") and clean.endswith(" end") or len(key) < 8
     assert scrubber("")("as it was") == "as it was" and scrubber(KEY)("as it was") == "as it was"
 
 
-@pytest.mark.parametrize("behave", [
-    status(401, b"x" * 150 + f" Incorrect API key provided: {KEY}. ".encode() * 3),    # cut in the middle of the key
-    status(401, f"bad key {KEY[:20]}****".encode()), status(400, json.dumps({"key": KEY}).replace("/", "\\/").encode()),
-    status(307, Location=f"http://other.host/{KEY}"), status(200, f"<html>{KEY}".encode()), status(503, KEY.encode(), Retry_After=KEY),
-    say(None, refusal=f"not for {KEY}"), say(f"the key {KEY} is good"), say(answer(lambda v: v["P1"].update(score=KEY))),
-    say(answer(lambda v: v["P1"].update(why=f"signed {KEY}", quotes=[KEY])))])  # fmt: skip
+@pytest.mark.parametrize(
+    "behave",
+    [
+        status(
+            401, b"x" * 150 + f" Incorrect API key provided: {KEY}. ".encode() * 3
+        ),  # cut in the middle of the key
+        status(401, f"bad key {KEY[:20]}****".encode()),
+        status(400, json.dumps({"key": KEY}).replace("/", "\\/").encode()),
+        status(307, Location=f"http://other.host/{KEY}"),
+        status(200, f"<html>{KEY}".encode()),
+        status(503, KEY.encode(), Retry_After=KEY),
+        say(None, refusal=f"not for {KEY}"),
+        say(f"the key {KEY} is good"),
+        say(answer(lambda v: v["P1"].update(score=KEY))),
+        say(answer(lambda v: v["P1"].update(why=f"signed {KEY}", quotes=[KEY]))),
+    ],
+)
 def test_an_echoed_key_reaches_no_output_log_or_file(behave, tmp_path, caplog, capfd):
     with Server(lambda *_: behave) as server:
         client = Judge(server.url, "m", KEY, cache=tmp_path / "c.sqlite", retries=1)
@@ -124,7 +175,14 @@ def test_an_echoed_key_reaches_no_output_log_or_file(behave, tmp_path, caplog, c
             told = str(error)
         assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
         client.close()
-    seen = "".join(capfd.readouterr()) + caplog.text + told + client.last_error + repr(vars(client)) + repr(verdict)
+    seen = (
+        "".join(capfd.readouterr())
+        + caplog.text
+        + told
+        + client.last_error
+        + repr(vars(client))
+        + repr(verdict)
+    )
     kept = "".join(path.read_bytes().decode("latin-1") for path in tmp_path.iterdir())
     assert not parts_of(KEY, seen) and not parts_of(KEY, kept)
     assert verdict is not None or client.last_error
@@ -140,7 +198,9 @@ def modes_asked(server) -> list[str]:
 def test_a_story_that_is_refused_with_400_says_nothing_about_the_schema_mode():
     """The first story meets 400, with and without a check before: the run keeps its schema mode."""
     for checked in (True, False):
-        with Server(lambda body, n: status(400, b"flagged") if "flagged" in body["messages"][1]["content"] else OK) as server:
+        with Server(
+            lambda body, n: status(400, b"flagged") if "flagged" in body["messages"][1]["content"] else OK
+        ) as server:
             client = Judge(server.url, "m", retries=1)
             if checked:
                 client.check()
@@ -165,7 +225,11 @@ def test_a_check_that_fails_in_every_mode_leaves_the_mode_as_it_was():
 def test_what_a_check_learned_serves_another_endpoint():
     def behave(body, _):
         wrong = "response_format" in body or "max_tokens" in body
-        return status(400, b"use max_completion_tokens" if "max_tokens" in body else b"no response_format") if wrong else OK
+        return (
+            status(400, b"use max_completion_tokens" if "max_tokens" in body else b"no response_format")
+            if wrong
+            else OK
+        )
 
     with Server(behave) as server:
         first, second = Judge(server.url, "m"), Judge(server.url, "m")
@@ -178,7 +242,11 @@ def test_what_a_check_learned_serves_another_endpoint():
 
 def test_many_calls_under_way_all_learn_the_newer_token_field():
     def behave(body, _):
-        return OK if "max_completion_tokens" in body else status(400, b"Unsupported: use 'max_completion_tokens'")
+        return (
+            OK
+            if "max_completion_tokens" in body
+            else status(400, b"Unsupported: use 'max_completion_tokens'")
+        )
 
     with Server(behave, latency=0.1) as server:
         client = Judge(server.url, "m", in_flight=8)
@@ -198,17 +266,31 @@ def ask_text(server, params=None, spare=(), **how):
 
 
 def test_a_plain_completion_with_its_thought_and_its_tokens():
-    with Server(lambda *_: say([{"type": "text", "text": "It "}, {"type": "text", "text": "rained."}], reasoning="a plan")) as server:
-        done, line = ask_text(server, {"temperature": 0.8, "seed": 3, "chat_template_kwargs": {"enable_thinking": False}})
+    with Server(
+        lambda *_: say(
+            [{"type": "text", "text": "It "}, {"type": "text", "text": "rained."}], reasoning="a plan"
+        )
+    ) as server:
+        done, line = ask_text(
+            server, {"temperature": 0.8, "seed": 3, "chat_template_kwargs": {"enable_thinking": False}}
+        )
     assert (done.text, done.finish, done.tokens, done.thought) == ("It rained.", "stop", 500, "a plan")
     body = server.calls[0]
     assert body["chat_template_kwargs"] == {"enable_thinking": False} and body["seed"] == 3
     assert "response_format" not in body and "top_p" not in body and line.ledger.calls == 1
 
 
-@pytest.mark.parametrize("behave, reason", [
-    (say(None), "empty_answer"), (say(None, reasoning_content="the story"), "empty_answer"), (say("", reasoning="the story"), "empty_answer"),
-    (say("", finish="content_filter"), "refusal"), (status(503), "http_503"), (status(404), "http_404")])  # fmt: skip
+@pytest.mark.parametrize(
+    "behave, reason",
+    [
+        (say(None), "empty_answer"),
+        (say(None, reasoning_content="the story"), "empty_answer"),
+        (say("", reasoning="the story"), "empty_answer"),
+        (say("", finish="content_filter"), "refusal"),
+        (status(503), "http_503"),
+        (status(404), "http_404"),
+    ],
+)
 def test_a_null_answer_that_ended_is_a_fault_in_plain_text_too(behave, reason):
     with Server(lambda *_: behave) as server:
         done, line = ask_text(server)
@@ -224,19 +306,28 @@ def test_a_text_that_was_cut_is_an_answer(content):
 
 def test_a_server_that_does_not_know_a_parameter_is_spared_it_once_for_all():
     def behave(body, _):
-        return status(400, b"Unrecognized request argument supplied: top_k") if "top_k" in body else say("Well.")
+        return (
+            status(400, b"Unrecognized request argument supplied: top_k") if "top_k" in body else say("Well.")
+        )
 
     with Server(behave, latency=0.05) as server:
         line = Endpoint(server.url, "m", in_flight=4)
         params = {"top_k": -1, "min_p": 0.0}
-        texts = [line.complete([{"role": "user", "content": f"{i}"}], params, ("top_k", "min_p")) for i in range(8)]
+        texts = [
+            line.complete([{"role": "user", "content": f"{i}"}], params, ("top_k", "min_p")) for i in range(8)
+        ]
         assert all(f.result().text == "Well." for f in texts) and len(server.calls) <= 12
-        assert line.complete([{"role": "user", "content": "x"}], {"top_k": 20}).result() is None  # asked for in earnest
+        assert (
+            line.complete([{"role": "user", "content": "x"}], {"top_k": 20}).result() is None
+        )  # asked for in earnest
         line.close()
 
 
 def test_a_local_http_endpoint_is_not_asked_through_a_proxy(monkeypatch):
-    with Server(lambda *_: say("from the proxy")) as proxy, Server(lambda *_: say("from the server")) as server:
+    with (
+        Server(lambda *_: say("from the proxy")) as proxy,
+        Server(lambda *_: say("from the server")) as server,
+    ):
         for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
         done, _ = ask_text(server)
@@ -247,8 +338,20 @@ def test_a_local_http_endpoint_is_not_asked_through_a_proxy(monkeypatch):
 
 
 def test_settings_are_read_from_text_and_reach_the_wire():
-    text = {"temperature": "0.5", "top_p": "none", "seed": "7", "reasoning_effort": "low", "in_flight": "3", "max_tokens": "99",
-            "per_minute": "60000,9e9", "timeouts": "5,60", "deadline": "90", "price": "2,20", "budget": "50", "retries": "1"}  # fmt: skip
+    text = {
+        "temperature": "0.5",
+        "top_p": "none",
+        "seed": "7",
+        "reasoning_effort": "low",
+        "in_flight": "3",
+        "max_tokens": "99",
+        "per_minute": "60000,9e9",
+        "timeouts": "5,60",
+        "deadline": "90",
+        "price": "2,20",
+        "budget": "50",
+        "retries": "1",
+    }
     how = settings(text)
     assert how["price"] == (2.0, 20.0) and how["top_p"] is None and how["seed"] == 7 and settings(how) == how
     with Server(lambda *_: OK) as server:
@@ -256,16 +359,37 @@ def test_settings_are_read_from_text_and_reach_the_wire():
         assert client.score(PROMPT, STORY)
         client.close()
     body = server.calls[0]
-    assert (body["temperature"], body["seed"], body["reasoning_effort"], body["max_tokens"]) == (0.5, 7, "low", 99) and "top_p" not in body
-    assert client.ledger.dollars == pytest.approx(0.012) and client.budget == 50 and client.how.timeouts == (5, 60)
+    assert (body["temperature"], body["seed"], body["reasoning_effort"], body["max_tokens"]) == (
+        0.5,
+        7,
+        "low",
+        99,
+    ) and "top_p" not in body
+    assert (
+        client.ledger.dollars == pytest.approx(0.012)
+        and client.budget == 50
+        and client.how.timeouts == (5, 60)
+    )
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"temprature": "1"}, "temprature.*the settings are temperature, top_p"), ({"price": "2"}, "price=2: needs two numbers"),
-    ({"in_flight": "2.5"}, "a whole number"), ({"deadline": "soon"}, "deadline=soon"), ({"seed": "-1"}, "not below 0"),
-    ({"temperature": "nan"}, "temperature=nan"), ({"in_flight": ""}, "needs a value"), ({"per_minute": "1,2,3"}, "two numbers"),
-    ({"in_flight": "0"}, "at least 1"), ({"deadline": 0}, "above 0"), ({"timeouts": "0,5"}, "above 0"), ({"top_p": "1.5"}, "top_p"),
-    ({"budget": "5"}, "price=IN,OUT")])  # fmt: skip
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"temprature": "1"}, "temprature.*the settings are temperature, top_p"),
+        ({"price": "2"}, "price=2: needs two numbers"),
+        ({"in_flight": "2.5"}, "a whole number"),
+        ({"deadline": "soon"}, "deadline=soon"),
+        ({"seed": "-1"}, "not below 0"),
+        ({"temperature": "nan"}, "temperature=nan"),
+        ({"in_flight": ""}, "needs a value"),
+        ({"per_minute": "1,2,3"}, "two numbers"),
+        ({"in_flight": "0"}, "at least 1"),
+        ({"deadline": 0}, "above 0"),
+        ({"timeouts": "0,5"}, "above 0"),
+        ({"top_p": "1.5"}, "top_p"),
+        ({"budget": "5"}, "price=IN,OUT"),
+    ],
+)
 def test_a_setting_that_cannot_be_is_one_sentence(values, words):
     with pytest.raises(ValueError, match=words):
         Judge("http://x/v1", "m", **values)
@@ -283,7 +407,7 @@ from judge import Judge
 def main(argv=None):
     client = Judge({url!r}, "m", cache={cache!r}, in_flight=2)
     client.score("a prompt", "the first story")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))     # from here on a write fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # from here on a write fails
     print(client.score("a prompt", "the second story"))
 
 main()

@@ -1,6 +1,9 @@
-"""A judge with no outside service: llama.cpp's server with SmolLM2-135M (`make judge` installs and starts them).
+"""A judge with no outside service: llama.cpp's server with SmolLM2-135M (`make judge` installs and starts
+them).
 
-Its judgement is poor; what is tested is the plumbing: a real server holds a real model to the rubric's schema."""
+Its judgement is poor; what is tested is the plumbing: a real server holds a real model to the rubric's
+schema."""
+
 import os
 import socket
 import subprocess
@@ -13,7 +16,7 @@ import requests
 from judge import Judge, load_rubric
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCAL = Path(os.environ.get("LOCAL_JUDGE_VENV", ROOT / ".venv-judge"))    # where `make judge` installs
+LOCAL = Path(os.environ.get("LOCAL_JUDGE_VENV", ROOT / ".venv-judge"))  # where `make judge` installs
 
 
 def installed() -> tuple[str, str] | None:
@@ -26,13 +29,19 @@ def installed() -> tuple[str, str] | None:
 @pytest.fixture(scope="module")
 def url():
     if not installed():
-        pytest.skip(f"no llama.cpp server and model under {LOCAL}: `make judge` builds them, in about ten minutes")
+        pytest.skip(
+            f"no llama.cpp server and model under {LOCAL}: `make judge` builds them, in about ten minutes"
+        )
     server, model = installed()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = open(os.devnull, "w")
-    process = subprocess.Popen([server, "-m", model, "--port", str(port), "-c", "8192", "--parallel", "1", "-t", "1"], stdout=log, stderr=log)
+    process = subprocess.Popen(
+        [server, "-m", model, "--port", str(port), "-c", "8192", "--parallel", "1", "-t", "1"],
+        stdout=log,
+        stderr=log,
+    )
     try:
         for _ in range(240):
             try:
@@ -49,10 +58,24 @@ def url():
 
 
 def test_a_real_server_gives_verdicts_bound_to_the_schema(url):
-    judge = Judge(url, "smollm2", rubric=load_rubric("longbench_write"), max_tokens=1500, in_flight=1, deadline=400, timeouts=(10, 400))
+    judge = Judge(
+        url,
+        "smollm2",
+        rubric=load_rubric("longbench_write"),
+        max_tokens=1500,
+        in_flight=1,
+        deadline=400,
+        timeouts=(10, 400),
+    )
     judge.check()
-    verdict = judge.score("Write about a keeper.", "The lamp went out. Mara climbed the stairs and lit it again before the boats turned.")
+    verdict = judge.score(
+        "Write about a keeper.",
+        "The lamp went out. Mara climbed the stairs and lit it again before the boats turned.",
+    )
     assert verdict and set(verdict.scores) == {f"P{i}" for i in range(1, 7)} and judge.ledger.calls >= 2
-    assert judge.schema_mode == "json_schema+limits" and judge.ledger.prompt_tokens > 500 and not judge.counts["tokens_guessed"]
+    assert (
+        judge.schema_mode == "json_schema+limits"
+        and judge.ledger.prompt_tokens > 500
+        and not judge.counts["tokens_guessed"]
+    )
     judge.close()
-

@@ -7,10 +7,10 @@ from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
-from judge_server import STORY, Server, answer, say, status
 
 import judge as judging
 from judge import RUBRIC, Asked, Judge, OfflineJudge
+from judge_server import STORY, Server, answer, say, status
 from lib import comparisons, endpoint
 from lib.rubric import evidence
 
@@ -43,7 +43,9 @@ def marks(better, quotes=("", ""), change=None):
 
 def ask(behave, story=STORY, other=OTHER, **options):
     """-> verdict, client, server; the check of stories alone gets a good verdict."""
-    with Server(lambda body, n: behave(body, n) if "STORY 2" in body["messages"][1]["content"] else say(answer())) as server:
+    with Server(
+        lambda body, n: behave(body, n) if "STORY 2" in body["messages"][1]["content"] else say(answer())
+    ) as server:
         client = Judge(server.url, "m", **{"deadline": 5, "retries": 1, **options})
         verdict = client.beside(PROMPT, story, other).result()
         client.close()
@@ -51,7 +53,8 @@ def ask(behave, story=STORY, other=OTHER, **options):
 
 
 def prefers(value):
-    """A judge with a known preference: marks by value(story 1) - value(story 2), with quotes that are there."""
+    """A judge with a known preference: marks by value(story 1) - value(story 2), with quotes that are
+    there."""
 
     def behave(body, _):
         one, two = shown(body)
@@ -68,13 +71,40 @@ def random_answer(chance):
     scores = {d.key: float(chance.randint(-3, 3)) for d in RUBRIC.dimensions}
     empty = {d.key: [] for d in RUBRIC.dimensions}
     score = comparisons.pair_score(scores, RUBRIC)
-    return {"scores": scores, "why": {}, "quotes_1": empty, "quotes_2": empty, "evidence": None, "score": score}
+    return {
+        "scores": scores,
+        "why": {},
+        "quotes_1": empty,
+        "quotes_2": empty,
+        "evidence": None,
+        "score": score,
+    }
 
 
 def brute_force(answer) -> Fraction:
-    points = {"P1": 15, "P2": 20, "P3": 15, "P4": 15, "P5": 20, "P6": 15, "N1": 15, "N2": 20, "N3": 15, "N4": 15, "N5": 15,
-              "N6": 20, "N7": 15, "N8": 8, "N9": 8, "N10": 20, "BONUS": 8, "PENALTY": 8}  # fmt: skip
-    return sum(Fraction(points[k]) * Fraction(answer["scores"][k]) for k in points) / (3 * sum(points.values()))
+    points = {
+        "P1": 15,
+        "P2": 20,
+        "P3": 15,
+        "P4": 15,
+        "P5": 20,
+        "P6": 15,
+        "N1": 15,
+        "N2": 20,
+        "N3": 15,
+        "N4": 15,
+        "N5": 15,
+        "N6": 20,
+        "N7": 15,
+        "N8": 8,
+        "N9": 8,
+        "N10": 20,
+        "BONUS": 8,
+        "PENALTY": 8,
+    }
+    return sum(Fraction(points[k]) * Fraction(answer["scores"][k]) for k in points) / (
+        3 * sum(points.values())
+    )
 
 
 def test_aggregation_of_300_random_pairs_and_exact_symmetry():
@@ -98,13 +128,22 @@ def test_a_pair_is_bought_in_both_orders_once_and_its_evidence_is_checked(tmp_pa
         verdicts = [client.beside(PROMPT, STORY, OTHER).result() for _ in range(3)]
         mirror = client.beside(PROMPT, OTHER, STORY).result()
         client.close()
-    assert [shown(body) for body in server.calls] in ([(STORY, OTHER), (OTHER, STORY)], [(OTHER, STORY), (STORY, OTHER)])
-    assert verdicts[0] == verdicts[2] and verdicts[0].score == pytest.approx(200 / 3) and verdicts[0].evidence == 1.0
+    assert [shown(body) for body in server.calls] in (
+        [(STORY, OTHER), (OTHER, STORY)],
+        [(OTHER, STORY), (STORY, OTHER)],
+    )
+    assert (
+        verdicts[0] == verdicts[2]
+        and verdicts[0].score == pytest.approx(200 / 3)
+        and verdicts[0].evidence == 1.0
+    )
     assert mirror.score == -verdicts[0].score and client.ledger.cached == 6
     assert verdicts[0].quotes["P1"] == ["It was late"] * 2  # of the story that is judged, from both orders
     assert "80 words" not in server.calls[0]["messages"][1]["content"]
     schema = server.calls[0]["response_format"]["json_schema"]["schema"]["properties"]["P1"]["properties"]
-    assert schema["better"] == {"type": "integer", "minimum": -3, "maximum": 3} and list(schema)[-1] == "better"
+    assert (
+        schema["better"] == {"type": "integer", "minimum": -3, "maximum": 3} and list(schema)[-1] == "better"
+    )
 
 
 def test_invented_quotes_and_claims_without_any_count_against_the_judge():
@@ -122,14 +161,16 @@ def test_invented_quotes_and_claims_without_any_count_against_the_judge():
 
 def row(story, is_human=False):
     example = SimpleNamespace(prompt=PROMPT, target_words=80, story=OTHER)
-    return SimpleNamespace(story=story, is_human=is_human, example=example, completion_ids=[1], verdict=None, reward=None)
+    return SimpleNamespace(
+        story=story, is_human=is_human, example=example, completion_ids=[1], verdict=None, reward=None
+    )
 
 
 def test_the_person_stands_at_zero_without_a_call_and_the_group_beside_them():
     group = [row("lamp one."), row("bell two."), row(""), row(OTHER, True)]
     with Server(prefers(lambda story: 3 * ("lamp" in story) - 3 * ("bell two" in story))) as server:
         client = Judge(server.url, "m")
-        Asked(client, "pair", group).settle(judging.bounds("short"))
+        judging.settle([Asked(client, "pair", group)], judging.bounds("short"))
         client.close()
     assert [r.rewards["quality"] for r in group] == [1.0, -1.0, -1.0, 0.0] and len(server.calls) == 4
     assert all(-2 <= r.reward <= 2 for r in group) and group[3].verdict["orders"] is None
@@ -151,7 +192,7 @@ def test_always_first_gives_zero_to_all_and_the_alarm():
     group = [row(f"Story {i} of the lamp.") for i in range(5)] + [row(OTHER, True)]
     with Server(lambda *_: marks(3)) as server:
         client = Judge(server.url, "m")
-        Asked(client, "pair", group).settle(judging.bounds("short"))
+        judging.settle([Asked(client, "pair", group)], judging.bounds("short"))
         client.close()
     assert [r.rewards["quality"] for r in group] == [0.0] * 6
     found = judging.verdict_metrics([r.verdict for r in group])
@@ -165,7 +206,13 @@ def test_a_known_preference_over_60_pairs_is_recovered_and_no_fault_becomes_a_nu
     chance = random.Random(1)
     worth = {f"Story {i} of the lamp.": i % 7 for i in range(61)}
     person, *stories = worth
-    faults = [status(500), say("no json"), say(None, refusal="no"), marks(7), say(json.dumps({"P1": {"better": 1}}))]
+    faults = [
+        status(500),
+        say("no json"),
+        say(None, refusal="no"),
+        marks(7),
+        say(json.dumps({"P1": {"better": 1}})),
+    ]
 
     def behave(body, _):
         return chance.choice(faults) if hostile and chance.random() < 0.3 else prefers(worth.get)(body, 0)
@@ -182,8 +229,17 @@ def test_a_known_preference_over_60_pairs_is_recovered_and_no_fault_becomes_a_nu
         assert (client.counts["none"] > 0) == hostile
 
 
-@pytest.mark.parametrize("broken", [say("no"), marks(4), marks(True), marks("much"), marks(1, change=lambda m: m.pop("N3")),
-                                    marks(1, change=lambda m: m["P1"].update(quotes_2="x"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "broken",
+    [
+        say("no"),
+        marks(4),
+        marks(True),
+        marks("much"),
+        marks(1, change=lambda m: m.pop("N3")),
+        marks(1, change=lambda m: m["P1"].update(quotes_2="x")),
+    ],
+)
 def test_one_order_alone_is_no_verdict(broken):
     verdict, client, _ = ask(lambda body, n: broken if shown(body)[0] == OTHER else marks(1))
     assert verdict is None and client.counts["none"] == 1

@@ -7,12 +7,13 @@ import re
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 import data
 import train
-from judge_server import Server, answer, reset, say
+from judge_server import Server, answer, reset, say, status
 from launch import FLAGS, Run, base, metrics
 from lib.store import Store
 
@@ -139,6 +140,86 @@ def test_a_ranking_that_fails_leaves_the_whole_group_without_a_reward(model, tmp
     assert sum(failed) == lines[0]["judge/failed"] and all(
         len(set(failed[i : i + 4])) == 1 for i in range(0, 16, 4)
     )
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--judge_settings", "budgte=5"], "there is no setting 'budgte'"),
+        (["--judge_settings", "budget=5"], "price=IN,OUT"),
+        (["--judge_mode", "group", "--judge_samples", "2"], "ranks a group once"),
+    ],
+)
+def test_what_no_judge_can_follow_is_one_sentence_before_anything_is_written(
+    model, tmp_path, capsys, flags, sentence
+):
+    with Server(graded) as server, pytest.raises(SystemExit) as end:
+        go(model, tmp_path / "out", server, *flags)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        end.value.code == 2
+        and error.startswith("error: ")
+        and sentence in error
+        and not (tmp_path / "out").exists()
+        and not server.calls
+    )
+
+
+def test_the_schema_mode_that_the_check_finds_serves_the_whole_run(model, tmp_path):
+    """A server that takes a JSON object with a schema, and refuses the first story besides."""
+
+    def behave(body, number):
+        if "schema" not in body.get("response_format", {}):
+            return status(400, b"unknown response_format")
+        return status(400, b"flagged") if number == 4 else graded(body, number)
+
+    with Server(behave) as server:
+        lines, _ = go(model, tmp_path, server, "--steps", 2)
+    asked = ["schema" in body.get("response_format", {}) for body in server.calls]
+    assert (
+        asked[:3] == [False, False, True] and all(asked[2:]) and [m["judge/failed"] for m in lines] == [1, 0]
+    )
+
+
+def beside(better):
+    """Behaviour: which of two stories is better, by better(story 1, story 2) in -3..3; the check gets a
+    verdict."""
+
+    def behave(body, number):
+        shown = re.findall(r"<<<STORY \d \w+>>>\n(.*?)\n<<<END", body["messages"][1]["content"], re.S)
+        if not shown:
+            return graded(body, number)
+        mark = {"why": "", "quotes_1": [], "quotes_2": [], "better": better(*shown)}
+        return say(json.dumps({d.key: mark for d in train.judging.RUBRIC.dimensions}))
+
+    return behave
+
+
+def test_pair_mode_judges_each_story_beside_the_person_whose_row_needs_no_call(model, tmp_path):
+    people = {e.story for e in data.read_examples(train.ROOT / "stories/tiny.jsonl")}
+    with Server(beside(lambda one, two: 3 if one in people else -3 if two in people else 0)) as server:
+        lines, run = go(model, tmp_path, server, "--steps", 2, "--judge_mode", "pair")
+    assert len(server.calls) == 1 + 2 * 2 * 12  # two orders of twelve stories in two steps, and the check
+    rows = data.read_episodes(run / "rollouts/step_000001.jsonl")
+    assert {r.rewards["quality"] for r in rows if r.is_human} == {0.0} and {
+        r.rewards["quality"] for r in rows if not r.is_human
+    } == {-1.0}
+    assert [(m["judge/win_rate"], m["judge/order_flip"], m["judge/failed"]) for m in lines] == [(0, 0, 0)] * 2
+
+
+def test_pair_mode_needs_no_reference_in_the_group_but_one_in_each_example(model, tmp_path, capsys):
+    with Server(beside(lambda one, two: 3)) as server:
+        lines, run = go(model, tmp_path, server, "--steps", 1, "--judge_mode", "pair", "--hri", "off")
+    assert lines[0]["judge/order_flip"] == 1 and lines[0]["judge/win_rate"] == 0.5  # always the first
+    assert all(r.rewards["quality"] == 0 for r in data.read_episodes(run / "rollouts/step_000000.jsonl"))
+    told = data.read_examples(train.ROOT / "stories/tiny.jsonl")
+    data.write_examples(
+        tmp_path / "some.jsonl", [e if i % 3 else replace(e, story=None) for i, e in enumerate(told)]
+    )
+    with Server(graded) as server, pytest.raises(SystemExit) as end:
+        go(model, tmp_path / "out", server, "--judge_mode", "pair", "--data", tmp_path / "some.jsonl")
+    assert end.value.code == 2 and not server.calls and not (tmp_path / "out").exists()
+    assert "--judge_mode pair: 32 of 96 examples" in capsys.readouterr().err
 
 
 def union(spans):

@@ -9,6 +9,7 @@ import torch
 from launch import FLAGS, base, context
 
 import model as qwen
+from lib import huggingface
 import train
 from scripts import plan
 
@@ -51,7 +52,7 @@ def test_states_match_what_a_small_run_allocates(tmp_path, lora):
     real = mine.recv()
     process.join()
     c = train.parse([*FLAGS, "--lora_rank", str(lora)])
-    planned = train.state_bytes(c, qwen.read_config(folder), 1, on_gpu=False)
+    planned = train.state_bytes(c, huggingface.read_config(folder), 1, on_gpu=False)
     for name in ("weights", "gradients", "optimiser"):
         assert planned[name] == pytest.approx(real[name], rel=0.01), name
     together = planned["weights"] + planned["gradients"] + planned["optimiser"]

@@ -1,4 +1,5 @@
-"""scripts/prefer.py against hand-written losses and brute-force pairing; every method learns; every bad input says so."""
+"""scripts/prefer.py against hand-written losses and brute-force pairing; every method learns; every bad input
+says so."""
 
 import json
 import math
@@ -18,12 +19,13 @@ import data
 import deviation
 import launch
 import model as qwen
-from lib import checkpoint, parallel
+from lib import parallel
+from lib.files import lock
 from scripts import prefer
 
 METHODS = get_args(get_type_hints(prefer.Config)["method"])
-GOOD = "the sea was calm and the old man waited by his boat until the light came back".split()
-BAD = "stone stone wall dust nothing grey and then dust again under broken stone no one".split()
+GOOD = "the sea was calm and the old man waited by his boat until the light came back"
+BAD = "stone stone wall dust nothing grey and then dust again under broken stone no one"
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +42,18 @@ def tokenizer(start):
 def own_handlers():
     before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
     yield
-    release()
     for which, handler in before.items():
         signal.signal(which, handler)
 
 
-def release():
-    """What the end of a process does: the folders it wrote are free again."""
-    while checkpoint.LOCKS:
-        checkpoint.LOCKS.pop().close()
-
-
 def votes(path: Path, prompts=14, each=4, seed=0) -> Path:
-    """Half of the responses of a prompt use one stock of words and are liked, the others use another and are not."""
+    """Half of the responses of a prompt use one stock of words and are liked, the others use another and are
+    not."""
     rng = random.Random(seed)
     lines = [
         {
             "prompt": f"Tell a story about {p} things.",
-            "response": " ".join(rng.choices(GOOD if r < each // 2 else BAD, k=12)),
+            "response": " ".join(rng.choices((GOOD if r < each // 2 else BAD).split(), k=12)),
             "upvotes": (9 if r < each // 2 else 1) + rng.random(),
             "id": r,
         }
@@ -100,7 +96,7 @@ def metrics(out, run="prefer"):
     return [json.loads(line) for line in (out / run / "metrics.jsonl").read_text().splitlines()]
 
 
-# ---- pairs ----------------------------------------------------------------------------------------------------------
+# ---- pairs -------------------------------------------------------------------------------------------------
 
 
 def test_pairs_by_gap_are_ordered_wide_enough_and_use_each_response_once():
@@ -145,7 +141,7 @@ def test_the_chosen_bring_their_published_weight_and_plain_methods_bring_one(sta
     assert len(prefer.make_pairs(groups, config(start, source, "--pairs_per_prompt", 1), "divpo")) == 3
 
 
-# ---- reading --------------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 
 
 def episode(tokenizer, prompt, story, reward, human=False):
@@ -219,8 +215,8 @@ def test_requests_that_differ_in_length_alone_stay_on_one_side():
     groups = {f"Write about {i}. It should be {n} words long.": [i] for i in range(10) for n in (50, 100)}
     kept, test = prefer.split(groups, 0.3, seed=0)
     assert len(kept) == 14 and len(test) == 6
-    subject = lambda side: {v[0] for v in side.values()}
-    assert not subject(kept) & subject(test)
+    subjects = [{value[0] for value in side.values()} for side in (kept, test)]
+    assert not subjects[0] & subjects[1]
 
 
 BAD_LINES = {
@@ -275,7 +271,18 @@ def test_impossible_requests_end_in_one_sentence(start, tmp_path, capsys, monkey
     assert not (tmp_path / "out").exists()
 
 
-# ---- losses and updates ---------------------------------------------------------------------------------------------
+# ---- losses and updates ------------------------------------------------------------------------------------
+
+
+def by_hand(method, c, pair, sum_w, mean_w, sum_l, mean_l):
+    """The published loss of one pair."""
+    if method == "sft":
+        return -mean_w
+    if method in ("orpo", "dorpo"):
+        odds_w, odds_l = (torch.log(m.exp() / (1 - m.exp())) for m in (mean_w, mean_l))
+        return -pair.delta * mean_w - c.lam * torch.log(torch.sigmoid(pair.delta * (odds_w - odds_l)))
+    margin = (sum_w - pair.ref[0]) - (sum_l - pair.ref[1])
+    return -pair.delta * torch.log(torch.sigmoid(c.beta * margin))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -296,36 +303,12 @@ def test_an_update_is_the_gradient_of_the_loss_written_out_by_hand(start, tokeni
         model.zero_grad()
 
         def sequence(row):  # one row alone: full logits, no micro-batch, no packing
-            logits = model.logits(model(torch.tensor([row.prompt_ids + row.completion_ids]))).float()
-            logp = (
-                logits[0, len(row.prompt_ids) - 1 : -1]
-                .log_softmax(-1)
-                .gather(1, torch.tensor(row.completion_ids)[:, None])[:, 0]
-            )
+            ids, n = row.prompt_ids + row.completion_ids, len(row.completion_ids)
+            logits = model.logits(model(torch.tensor([ids]))).float()[0, -n - 1 : -1]
+            logp = logits.log_softmax(-1).gather(1, torch.tensor(row.completion_ids)[:, None])[:, 0]
             return logp.sum(), logp.mean()
 
-        total = 0
-        for p in pairs:
-            (sum_w, mean_w), (sum_l, mean_l) = sequence(p.chosen), sequence(p.rejected)
-            odds = lambda m: torch.log(m.exp() / (1 - m.exp()))
-            total = (
-                total
-                + {
-                    "sft": lambda: -mean_w,
-                    "orpo": lambda: -mean_w - c.lam * torch.log(torch.sigmoid(odds(mean_w) - odds(mean_l))),
-                    "dorpo": lambda: (
-                        -p.delta * mean_w
-                        - c.lam * torch.log(torch.sigmoid(p.delta * (odds(mean_w) - odds(mean_l))))
-                    ),
-                }.get(
-                    method,
-                    lambda: (
-                        -p.delta
-                        * torch.log(torch.sigmoid(c.beta * ((sum_w - p.ref[0]) - (sum_l - p.ref[1]))))
-                    ),
-                )()
-                / 8
-            )
+        total = sum(by_hand(method, c, p, *sequence(p.chosen), *sequence(p.rejected)) for p in pairs) / 8
         total.backward()
         assert len({p.delta for p in pairs}) > 1 or method not in ("ddpo", "dorpo")
         assert stats["loss"] == pytest.approx(total.item(), abs=1e-5)
@@ -374,10 +357,9 @@ def test_a_run_that_is_terminated_goes_on_as_if_nothing_had_happened(start, tmp_
     assert stop.value.code == 1 and [p.name for p in (tmp_path / "cut/checkpoints").glob("step_*")] == [
         "step_000003"
     ]
-    with pytest.raises(SystemExit):
+    with lock(tmp_path / "cut"), pytest.raises(SystemExit):
         prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6, "--resume", "auto"))
-    assert "another process is writing" in capsys.readouterr().err  # this one still has it
-    release()
+    assert "another process is writing" in capsys.readouterr().err
     prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6, "--resume", "auto"))
     whole, cut = metrics(tmp_path, "whole"), metrics(tmp_path, "cut")
     assert [m["step"] for m in cut] == list(range(7))
@@ -398,17 +380,16 @@ def test_two_processes_learn_what_one_does(start, tmp_path):
         "scripts.prefer",
         *flags(start, source, tmp_path, "--name", "two", "--steps", 3, "--test_every", 1),
     ]
-    env = os.environ | dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
-    both = [
-        subprocess.Popen(
-            command,
-            cwd=launch.ROOT,
-            env=env | dict(RANK=str(r), LOCAL_RANK=str(r)),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-        )
-        for r in (0, 1)
-    ]
+    env = os.environ | {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
+    both = []
+    for rank in ("0", "1"):
+        where = {"cwd": launch.ROOT, "env": env | {"RANK": rank, "LOCAL_RANK": rank}}
+        both.append(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **where))
     for process in both:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said.decode()[-2000:]

@@ -112,7 +112,7 @@ def test_logprobs_are_those_of_the_training_path(model, temperature):
         assert (again - torch.tensor(c.logprobs)).abs().max() < 1e-4
 
 
-# ---------------------------------------------------------------- a story depends on its prompt and its seed alone
+# ---- a story depends on its prompt and its seed alone
 
 
 def test_slot_refill_writes_what_single_runs_write(model):

@@ -1,19 +1,19 @@
-"""Side by side with transformers and TRL, in one run, on this machine: one table, each row ours / peer /
-ratio.
+"""Side by side with transformers and TRL on this machine: one table, each row ours / peer / ratio.
 
 Pairs are interleaved (ours, peer, ours, peer, ...) and the ratio is the median over pairs, so that a machine
 that slows down slows both. Before a row is timed, its answer is compared with the peer's; a row whose check
 fails is void. Denormal numbers are flushed to zero on both sides: strong decays of the delta rule make them,
 and they cost the peer more than us.
 
-    python -m scripts.bench                            # the table, into out/bench/; ten minutes on two quiet
-    cores python -m scripts.bench --only decode_8 --pairs 9  # one row (also: agreement, memory, growth, gpu)
-    python -m scripts.bench --clock cpu --threads 1    # CPU time of one thread: for a machine that is shared
-    python -m scripts.bench --page docs/performance.md # the figures of that page, and growth.png beside it
+    python -m scripts.bench                             # the table, into out/bench/; ten minutes, quiet cores
+    python -m scripts.bench --only decode_8 --pairs 9   # one row (also: agreement, memory, growth, gpu)
+    python -m scripts.bench --clock cpu --threads 1     # CPU time of one thread: for a machine that is shared
+    python -m scripts.bench --page docs/performance.md  # the figures of that page, and growth.png beside it
 
 TRL is optional (requirements-bench.txt). On a GPU the copy bandwidth and the rate of matrix products are
 measured first; decoding and training of random weights, at the shapes of the 9B and the 2B, are then shares
-of them. Left out: vLLM and other servers. Suffixes: B rows, T tokens."""
+of them. Left out: vLLM and other servers. Suffixes: B rows, T tokens.
+"""
 
 from __future__ import annotations
 

@@ -40,12 +40,15 @@ def main(argv=None) -> int:
     more = "stories per side; 2 or more are rated too (default: as many as every prompt has)"
     one.add_argument("--stories", type=int, help=more)
     one.add_argument("--checks", type=int, default=3, help="attention checks beside the pairs (%(default)s)")
+    more = "a text file that readers agree to before they begin (default: none)"
+    one.add_argument("--consent", metavar="FILE", help=more)
     one.add_argument("--seed", type=int, default=0)
     one.set_defaults(run=make.make)
     two = commands.add_parser("report", help="key.json and answers -> win rates, agreement, ratings")
     two.add_argument("answers", nargs="+", metavar="ANSWERS", help="one downloaded file per annotator")
     two.add_argument("--key", required=True)
-    two.add_argument("--out", default="out/blind/report.json", help="the figures (%(default)s)")
+    more = "the figures, and a page of them beside it (%(default)s)"
+    two.add_argument("--out", default="out/blind/report.json", help=more)
     two.set_defaults(run=report.run)
     args = parser.parse_args(argv)
     args.run(args)

@@ -185,14 +185,17 @@ def make(args: argparse.Namespace):
         raise ValueError(f"{out / 'key.json'} exists, and {more}")
     models, sources = read_models(args.stories_files)
     n_stories, rng = check(args, models), random.Random(args.seed)
+    consent = Path(args.consent).read_text(encoding="utf-8").strip() if args.consent else ""
     pairs = draw_pairs(models, args.pairs, args.checks, n_stories, rng)
     pages = {name: lay_out(pairs, models, rng) for name in args.annotators}
     hashes = {name: {"sha256": digest(items), "items": secret} for name, (items, secret) in pages.items()}
     key = {"seed": args.seed, "models": sources, "pairs": pairs, "pages": hashes}
+    key |= {"consent": consent} if consent else {}
     key["study"] = digest(key)
     files.write_json(out / "key.json", key)
     for name, (items, _) in pages.items():
-        write_page(out / f"{name}.html", {"study": key["study"], "annotator": name, "items": items}, PAGE)
+        page = {"study": key["study"], "annotator": name, "items": items, "consent": consent}
+        write_page(out / f"{name}.html", page, PAGE)
     hours = sum(p["words"] for p in pairs.values()) / READING / 60
     print(
         f"{len(args.annotators)} pages in {out}: {args.pairs} pairs and {args.checks} checks each, "

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import files
-from lib.pages import estimate
+from lib.pages import chart, estimate, point, write_page
 from lib.stats import bootstrap, cohen, krippendorff, sign_test
 from lib.sweep import FEW
 from scripts.blind.make import CHOICES, READING, bucket, digest
@@ -229,6 +229,69 @@ def show(result: dict) -> str:
     return "\n".join(lines + [f"warning: {note}" for note in result["warnings"]])
 
 
+# ------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def sentence(c: dict) -> str:
+    """What the interval of a win rate supports."""
+    first, second = c["models"]
+    low, high = c["win_rate"]["interval"] or (0, 1)
+    better = first if low > 0.5 else second if high < 0.5 else ""
+    said = f"readers prefer {better}" if better else "no clear preference"
+    return f"{first} against {second}, win rate in %: {figure(c['win_rate'], 100)} prompts; {said}."
+
+
+def win_chart(c: dict) -> dict:
+    """Win rate by requested length; 50 % is no preference."""
+    name = f"{c['models'][0]} against {c['models'][1]}"
+    series, names = {name: []}, list(c["by_length"])
+    for i, figures in enumerate(c["by_length"].values()):
+        around = [100 * x for x in figures["win_rate"]["interval"] or ()] or None
+        series[name].append(point(i, 100 * figures["win_rate"]["mean"], around))
+    ticks = [[i, label] for i, label in enumerate(names)]
+    return chart(name, f"Win rate in %: {name}", "words requested", series, reference=50, ticks=ticks)
+
+
+def page_of(result: dict) -> dict:
+    """The data of lib/page.html: win rates with intervals, by length, agreement, how each reader worked."""
+    wins, sizes = [], ["all", *dict.fromkeys(b for c in result["comparisons"] for b in c["by_length"])]
+    for c in result["comparisons"]:
+        for size, f in zip(sizes, [c, *(c["by_length"].get(b) for b in sizes[1:])]):
+            if f:
+                p, counts = f"{f['sign_test']['p']:.3g}", [f["won"], f["tied"], f["lost"]]
+                wins.append([" against ".join(c["models"]), size, figure(f["win_rate"], 100), *counts, p])
+    columns = ["models", "words requested", "win rate in %", "won", "tied", "lost", "sign test p"]
+    tables = [
+        {"title": "Win rates", "caption": "[95 % interval over prompts]", "columns": columns, "rows": wins}
+    ]
+    agreed = result["agreement"]
+    rows = [["all readers, Krippendorff's alpha", "-", known(agreed["krippendorff_alpha"])]]
+    for k in agreed["cohen"]:
+        rows.append([f"{' and '.join(k['annotators'])}, Cohen's kappa", k["pairs"], known(k["kappa"])])
+    for scale, alpha in agreed["krippendorff_alpha_ratings"].items():
+        rows.append([f"{scale}, alpha of the ratings", "-", known(alpha)])
+    tables.append({"title": "Agreement", "columns": ["who", "pairs", "agreement"], "rows": rows})
+    if result["ratings"]:
+        rows = [[m, *(figure(s[k]) if k in s else "-" for k in SCALES)] for m, s in result["ratings"].items()]
+        tables.append({"title": "Ratings, 1 to 5", "columns": ["model", *SCALES], "rows": rows})
+    rows = []
+    for name, a in result["annotators"].items():
+        checks, speed = f"{a['checks_passed']} of {a['checks_answered']}", a["median_words_a_minute"]
+        pairs, side = f"{a['answered']} of {a['of']}", a["chose_side_A"]
+        cells = [pairs, checks, known(side), "-" if speed is None else f"{speed:.0f}"]
+        rows.append([name, *cells])
+    columns = ["reader", "pairs answered", "checks passed", "share that chose A", "words a minute"]
+    tables.append({"title": "Readers", "columns": columns, "rows": rows})
+    rows = [[j["annotator"], j["winner"] or "tie", j["reason"]] for j in result["judgements"] if j["reason"]]
+    if rows:
+        table = {"title": "What readers said", "columns": ["reader", "preferred", "why"], "rows": rows}
+        tables.append(table | {"fold": "Reasons"})
+    page = {"title": "Which stories readers prefer", "notes": [], "warnings": result["warnings"]}
+    page |= {"lead": [sentence(c) for c in result["comparisons"]], "tables": tables}
+    return page | {"charts": [win_chart(c) for c in result["comparisons"]], "reader": {"groups": []}}
+
+
 def known(x: float | None) -> str:
     return "undefined" if x is None else f"{x:.2f}"
 
@@ -244,5 +307,7 @@ def run(args: argparse.Namespace):
             )
         answers[name] = file
     result = report(key, list(answers.values()))
+    page = Path(args.out).with_suffix(".html")
     files.write_json(args.out, result)
-    print(show(result))
+    write_page(page, page_of(result))
+    print(f"{show(result)}\n{page}")
