@@ -149,8 +149,7 @@ def things(text: str, seen_in: Counter) -> list[str]:
 
 
 def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
-    """A request made of the story's title, names, places and keywords: the same for the same story each
-    time."""
+    """A request made of the story's title, names, places and keywords; the same story gives the same one."""
     rng = random.Random(hashlib.sha256((title + "\0" + text).encode()).hexdigest())
     people, places = cast(text)
     keywords = [w for w in things(text, seen_in) if w.split()[-1] not in title.lower()][

@@ -169,10 +169,8 @@ def run(args) -> None:
     try:
         written = write(line, told, args)
     except (ValueError, KeyboardInterrupt) as error:
-        raise ValueError(
-            f"{error or 'stopped by hand'}; {line.ledger.calls} answers are kept in {kept}, run the same "
-            f"command to go on"
-        ) from None
+        kept_now = f"{line.ledger.calls} answers are kept in {kept}, run the same command to go on"
+        raise ValueError(f"{error or 'stopped by hand'}; {kept_now}") from None
     finally:
         line.close()
     result = []
