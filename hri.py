@@ -15,8 +15,8 @@ A_h = (R_h - mean) / (std + 1e-6) and w = `weight(step)`:
 
 The policy did not sample the reference, so its row has no ratio to an old policy, no clip and no correction
 for the sampler (see `policy_loss` in train.py). `train.py --hri off` runs without references; a copy of
-train.py without its `hri.anchor` line learns the same, though it still has them judged. Left out: LUFFY's shaping (2504.14945), a decay of the weight,
-references written by other models.
+train.py without its `hri.anchor` line learns the same, though it still has them judged.
+Left out: LUFFY's shaping (2504.14945), a decay of the weight, references written by other models.
 """
 
 from __future__ import annotations
