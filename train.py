@@ -264,8 +264,8 @@ def grpo_advantages(groups: list[list[Episode]], normalise_std: bool) -> list[li
     """Sets each policy row's advantage: its reward, centred and scaled over the policy rows of its group.
 
     Rows without a verdict enter no mean and get 0. Returns, per group, the policy rows to learn from: none
-    where the group cannot rank its stories (fewer than two rewards, or all equal to 1e-6), which teaches nothing;
-    a reference beside equal stories would be divided by a standard deviation of 0. (2402.03300)
+    where the group cannot rank its stories (fewer than two rewards, or all equal to 1e-6). Such a group
+    teaches nothing, and its reference would be divided by a standard deviation of 0. (2402.03300)
     """
     ranked = []
     for group in groups:
