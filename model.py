@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lib import huggingface, lora
+from lib import huggingface, lora, sharding
 from lib.delta import causal_conv, delta_chunked, delta_step, l2norm
 from lib.logprobs import LogProbs
 from lib.packed import Packed, send
@@ -391,6 +392,13 @@ class Cache:
         self.extent = max(self.extent, n)
 
 
+def slot_bytes(config, max_len: int, itemsize: int) -> int:
+    """What one slot holds: its part of the cache at max_len tokens, and its logits while sampling."""
+    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
+    layers = Cache(config, 1, max_len, dtype, torch.device("meta")).layers
+    return sum(t.nbytes for layer in layers for t in layer) + 4 * 4 * config.vocab_size
+
+
 # ---------------------------------------------------------------------------------------------------------
 # The model
 
@@ -414,6 +422,7 @@ class Qwen35(nn.Module):
             False  # recompute each block in the backward pass: one block's memory instead of all
         )
         self.compiled = None  # `blocks`, compiled for decoding (see rollout.replica)
+        self.slots = None  # what decodes with these weights, from one call of rollout.stream to the next
         self.hf_config = None  # the raw config.json, written back as it came
         self.source = None  # the folder the weights came from, for what is passed through on save
         self.prefix = "model."  # how that folder names the text model
@@ -474,11 +483,11 @@ class Qwen35(nn.Module):
 
 
 def count(hf_config: dict, lora_rank: int = 0) -> tuple[int, int]:
-    """(parameters of a model of this config, those that train: with LoRA its pairs alone)."""
+    """(frozen, trained) parameters of a model of this config: with LoRA its pairs alone are trained."""
     with torch.device("meta"):
         model = Qwen35(ModelConfig.from_hf(hf_config))
     total = sum(p.numel() for p in model.parameters())
-    return total, sum(p.numel() for p in lora.add_lora(model, lora_rank, 1)) if lora_rank else total
+    return (total, sum(p.numel() for p in lora.add_lora(model, lora_rank, 1))) if lora_rank else (0, total)
 
 
 def new(hf_config: dict, seed: int = 0, dtype=torch.float32, device="cpu") -> Qwen35:
@@ -513,6 +522,20 @@ def empty(config: ModelConfig, dtype, device, fused: bool = False) -> Qwen35:
     return model
 
 
+def arrange(hf_config: dict, device, half: bool, shards: int, pairs: tuple[int, float, int]) -> Qwen35:
+    """A policy as it is trained, its weights yet to be read: fp32, in `shards` (0: whole) with products in
+    bf16 where `half`; or, where the rank of `pairs` (rank, alpha, seed) is not 0, a frozen base, bf16 where
+    `half`, with LoRA pairs."""
+    dtype = torch.bfloat16 if half and pairs[0] else torch.float32
+    model = empty(ModelConfig.from_hf(hf_config), dtype, "meta" if shards else device)
+    if pairs[0]:
+        lora.add_lora(model, *pairs)
+    if shards:
+        how = {"whole": KEEP_FP32, "methods": ("token_logprobs",)}
+        sharding.shard(model, model.layers, device, bf16=half, shards=shards, **how)
+    return model
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Hugging Face checkpoints
 
@@ -524,8 +547,15 @@ def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) 
     shape, a config.json that disagrees with the weights.
     """
     folder = huggingface.fetch(path_or_repo)
+    hf_config = huggingface.read_config(folder)
+    return read(empty(ModelConfig.from_hf(hf_config), dtype, device, fused), folder)
+
+
+@torch.no_grad()
+def read(model: Qwen35, folder: Path) -> Qwen35:
+    """The weights in `folder` written into `model`, tensor by tensor; of a sharded one each process keeps its
+    part. Raises what `load` raises."""
     hf_config, index = huggingface.read_config(folder), huggingface.read_index(folder)
-    model = empty(ModelConfig.from_hf(hf_config), dtype, device, fused)
     model.hf_config, model.source = hf_config, folder
     model.prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in index), "model.")
     with torch.device("meta"):
@@ -540,7 +570,7 @@ def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) 
                 f"{key} is {tuple(tensor.shape)}, but config.json makes it {tuple(place.shape)}; "
                 "the two do not belong together"
             )
-        place.copy_(tensor)
+        sharding.write(place, tensor)
     return model
 
 
@@ -556,17 +586,18 @@ def save(model: Qwen35, path, dtype=None, write: bool = True, shard_bytes: int =
     model is sharded all processes call it (gathering is collective) and only the one with write=True touches
     the disk. The folder appears by rename.
     """
-    tensors = {}
-    for name, tensor in lora.merged_tensors(model):
+    tensors, stored = {}, dtype or model.embed_tokens.weight.dtype
+    for name, tensor in lora.merged_tensors(
+        model, lambda n: torch.float32 if n.endswith(KEEP_FP32) else stored
+    ):
         if write:
-            kept = torch.float32 if name.endswith(KEEP_FP32) else dtype or tensor.dtype
-            tensors[key_of(model, name)] = tensor.to("cpu", kept)
+            tensors[key_of(model, name)] = tensor.to("cpu", copy=True)  # not a view of what was gathered
     if not write:
         return
     if model.source and model.lm_head is None and "lm_head.weight" in huggingface.read_index(model.source):
         # Tied, yet the source stores it twice: so do we.
         tensors["lm_head.weight"] = tensors[key_of(model, "embed_tokens.weight")].clone()
-    config = huggingface.with_dtype(model.hf_config, dtype or model.embed_tokens.weight.dtype)
+    config = huggingface.with_dtype(model.hf_config, stored)
     huggingface.write(path, tensors, config, model.source, shard_bytes)
 
 

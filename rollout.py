@@ -35,7 +35,7 @@ from lib.flags import exits_cleanly
 from lib.packed import send
 from lib.processes import choose_threads, free_bytes
 from lib.sampling import Sampling, block_size, check_request, gumbel, keys_of, pick
-from model import Cache, Qwen35
+from model import Qwen35, slot_bytes
 
 EXTENT = 512  # tokens by which the part of the caches that a CUDA graph reads grows
 CHECK_EVERY = 8  # steps between looks at the tokens: a look makes a GPU wait, a step past an end is wasted
@@ -55,14 +55,16 @@ class Completion:
 # The replica: what generation runs on
 
 
-def replica(model: Qwen35, dtype=None, compile: bool = False) -> Qwen35:
+def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | None = None) -> Qwen35:
     """A copy of the model for generation only: fused projections, no gradients, one lasting address per
     weight.
 
     dtype: of its weights (None: the model's own). compile: decode through torch.compile on a CPU (a GPU has
-    its graphs); a minute or more at the first story. Where the model is sharded every process must call it,
-    as with `refresh`.
+    its graphs); a minute or more at the first story. last: an earlier replica, refreshed instead. Where the
+    model is sharded every process must call it, as with `refresh`.
     """
+    if last:
+        return refresh(last, model)
     weight = model.embed_tokens.weight
     copy = qwen.empty(model.config, dtype or weight.dtype, weight.device, fused=True).requires_grad_(False)
     copy.hf_config, copy.source, copy.prefix = model.hf_config, model.source, model.prefix
@@ -75,7 +77,7 @@ def replica(model: Qwen35, dtype=None, compile: bool = False) -> Qwen35:
 def refresh(copy: Qwen35, model: Qwen35) -> Qwen35:
     """Copies the model's present weights into its replica, one parameter at a time: shards gathered, LoRA
     merged. Where the model is sharded every process must call it (gathering is collective)."""
-    for name, tensor in lora.merged_tensors(model):
+    for name, tensor in lora.merged_tensors(model, lambda name: copy.place(name).dtype):
         copy.place(name).copy_(tensor)
     return pack(copy)
 
@@ -108,7 +110,13 @@ class Slots:
         self.seen = torch.zeros(n, vocab, dtype=torch.bool, device=device) if sampling.penalises else None
         self.filled = [0] * n  # tokens in each slot's cache, known to the host
         self.prefilled = (None, None)  # the last prompt read, for its group's other members
+        self.asked = None  # the request they were planned for (see `slots_of`)
         self.graphs, self.stream, self.pool = {}, None, None  # see `replay`
+
+    def reset(self):
+        """All slots empty, nothing read: the weights may have changed."""
+        self.filled, self.prefilled = [0] * self.n, (None, None)
+        self.cache.lengths.zero_()
 
     def fill(self, slots: list[int], prompt: tuple[int, ...], seeds: list[int]):
         """Starts stories in these slots, all from one prompt. The first decode step reads its last token."""
@@ -183,17 +191,6 @@ class Slots:
         self.graphs[extent].replay()
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Memory, planned before anything starts
-
-
-def slot_bytes(config, max_len: int, itemsize: int) -> int:
-    """What one slot holds: its part of the cache at max_len tokens, and its logits while sampling."""
-    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
-    layers = Cache(config, 1, max_len, dtype, torch.device("meta")).layers
-    return sum(t.nbytes for layer in layers for t in layer) + 4 * 4 * config.vocab_size
-
-
 def plan_slots(model: Qwen35, stories: int, max_len: int, wanted: int | None) -> int:
     """How many slots to open. ValueError: not one fits, or fewer than asked for."""
     weight = model.embed_tokens.weight
@@ -208,25 +205,36 @@ def plan_slots(model: Qwen35, stories: int, max_len: int, wanted: int | None) ->
     return min(stories, fits, wanted or 64)
 
 
+def slots_of(model: Qwen35, stories: int, max_len: int, wanted: int | None, sampling: Sampling) -> Slots:
+    """What the model's last call decoded with, where it serves this one too, with its graphs; else new Slots.
+    The model lets go of them meanwhile, so that two calls at once never share any."""
+    old, model.slots = model.slots, None
+    if old and old.asked == (stories, wanted, sampling) and old.cache.max_len >= max_len:
+        old.reset()
+        return old
+    del old  # before memory for the new ones is planned
+    new = Slots(model, plan_slots(model, stories, max_len, wanted), max_len, sampling)
+    new.asked = (stories, wanted, sampling)
+    return new
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Generate
 
 
 @torch.inference_mode()
-def stream(
-    model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=None, check_every=CHECK_EVERY, **sampling
-):
+def stream(model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=None, keep_slots=False,
+           check_every=CHECK_EVERY, **sampling):  # fmt: skip
     """As `generate`, but yields (index, its Completion so far, whether it ended) whenever stories grow."""
     sampling = Sampling(**sampling)
     prompts, stop, seeds = check_request(model.config, prompts, max_new_tokens, stop_ids, seed, slots)
     if not prompts:
         return
-    if not model.fused:
+    if not model.fused and not lora.has_pairs(model):
         model = replica(model)
-    elif not isinstance(model.lm_head, onednn.PackedLinear):
+    elif model.fused and not isinstance(model.lm_head, onednn.PackedLinear):
         pack(model)  # loaded as fused, not through `replica`
-    max_len = max(map(len, prompts)) + max_new_tokens
-    decoder = Slots(model, plan_slots(model, len(prompts), max_len, slots), max_len, sampling)
+    decoder = slots_of(model, len(prompts), max(map(len, prompts)) + max_new_tokens, slots, sampling)
     stories = [Completion() for _ in prompts]
     first = {}  # prompt -> its first index: stories that share a prompt are written together
     queue = deque(sorted(range(len(prompts)), key=lambda i: first.setdefault(prompts[i], i)))
@@ -248,6 +256,7 @@ def stream(
                 del live[slot]
                 decoder.empty(slot)
             yield i, stories[i], ended
+    model.slots = decoder if keep_slots else None
 
 
 def extend(story: Completion, index: int, ids: list[int], logps: list[float], stop):
@@ -270,8 +279,8 @@ def generate(model: Qwen35, prompts, *, on_finish=None, **request) -> list[Compl
     required. temperature 1.0 (0: greedy), top_p 1.0, top_k 0, min_p 0.0, repetition_penalty 1.0: the last
     four are off. stop_ids: tokens that end a story and stay in it. seed: one per prompt, on which alone its
     story depends, or an int from which each gets its own. slots: stories written at the same time (None: what
-    memory allows, at most 64). on_finish(index, completion) is called as each story ends, so that it can be
-    judged while others are written.
+    memory allows, at most 64), kept with their graphs for the next call where keep_slots. on_finish(index,
+    completion) is called as each story ends, so that it can be judged while others are written.
 
     No collective operation is used: processes may have different prompts and end at different times.
     ValueError: an impossible request, too little memory for one slot, NaN logits.

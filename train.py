@@ -41,9 +41,8 @@ import judge as judging
 import model as qwen
 import rollout
 from data import Episode, Example
-from lib import batches, checkpoint, files, flags, lora, metrics, optim, parallel, processes, sharding
+from lib import batches, checkpoint, files, flags, huggingface, metrics, optim, parallel, processes, sharding
 from lib.flags import opt
-from lib.huggingface import fetch, read_config
 from lib.processes import say
 from lib.stats import jumped, mean
 
@@ -176,22 +175,20 @@ def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
     return examples, references
 
 
-def build(c: Config, device):
-    """The policy, and the module that scores tokens with it, placed on this machine's processes."""
-    on_gpu = device.type == "cuda"
-    kind, shards = parallel.choose(c.parallel, shard=on_gpu and not c.lora_rank)
-    processes.first_on_each_node(fetch, c.model)  # the others find the files in the cache
-    counts = qwen.count(read_config(fetch(c.model)), c.lora_rank)
-    need = optim.state_bytes(*counts, shards, c.lora_rank > 0, 2 if on_gpu else 4, c.keep_replica)["peak"]
+def build(c: Config, device, half: bool | None = None):
+    """The policy, and the module that scores tokens with it, placed on this machine's processes. half:
+    products in bf16, and a frozen base too (None: on GPUs)."""
+    half = device.type == "cuda" if half is None else half
+    kind, shards = parallel.choose(c.parallel, shard=half and not c.lora_rank)
+    processes.first_on_each_node(huggingface.fetch, c.model)  # the others find the files in the cache
+    config = huggingface.read_config(folder := huggingface.fetch(c.model))
+    frozen, trained = qwen.count(config, c.lora_rank)
+    need = optim.least_bytes(frozen, trained, shards, 2 if half else 4, c.keep_replica)
     processes.need_memory(need, device, "more processes with --parallel fsdp or --lora_rank 32 help")
-    processes.choose_threads(counts[0])
-    model = qwen.load(c.model, torch.bfloat16 if on_gpu and c.lora_rank else torch.float32, device)
+    processes.choose_threads(frozen + trained)
+    pairs = (c.lora_rank, c.lora_alpha, c.seed)
+    model = qwen.read(qwen.arrange(config, device, half, kind.endswith("sdp") and shards, pairs), folder)
     model.checkpointing = c.checkpointing
-    if c.lora_rank:
-        lora.add_lora(model, c.lora_rank, c.lora_alpha, c.seed)
-    if kind.endswith("sdp"):
-        whole, methods = qwen.KEEP_FP32, ("token_logprobs",)
-        sharding.shard(model, model.layers, bf16=on_gpu, shards=shards, whole=whole, methods=methods)
     return model, parallel.scorer_of(model, kind, c.autocast)
 
 
@@ -216,7 +213,8 @@ def sample(c: Config, step, batch, examples, references, replica, tokenizer, jud
     places = [f"{c.seed}/{step}/{p}/{g}" for p, _ in mine for g in range(c.group)]
     seeds = [random.Random(place).getrandbits(62) for place in places]
     how = ("thinking", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "slots")
-    how = {name: getattr(c, name) for name in how} | {"stop_ids": rollout.stop_ids(replica.source, tokenizer)}
+    how = {name: getattr(c, name) for name in how}
+    how |= {"stop_ids": rollout.stop_ids(replica.source, tokenizer), "keep_slots": c.keep_replica}
     for i in rollout.write_rows(replica, policy, tokenizer, seeds, stopping, **how):
         asked[i // c.group].finished(i % c.group)
     if stopping:
@@ -466,7 +464,7 @@ def run(c: Config):
     settings = story_settings(c, "" if c.resume in ("", "auto") else str(at))
     judge, watcher = judging.make(c, learned=server), judging.make_watch(c)
     log = metrics.Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
-    reference = build(c, device)[1].requires_grad_(False) if c.kl else None
+    reference = sharding.freeze(build(c, device)[1]) if c.kl else None
     steps = c.steps if c.steps >= 0 else len(examples) // c.prompts
     stopping = processes.catch_signals()  # from here on there is a state worth saving
     replica, step, bad_updates, bad_samples, began = None, start, 0, 0, time.time()
@@ -482,7 +480,7 @@ def run(c: Config):
             groups = data.read_groups(pending, settings)
             if processes.reduce(groups is None):  # some process samples; gathering weights takes all of them
                 half = torch.bfloat16 if device.type == "cuda" else None
-                replica = rollout.refresh(replica, model) if replica else rollout.replica(model, half)
+                replica = model if c.lora_rank else rollout.replica(model, half, last=replica)
             if groups is None:
                 joining = references if weight else {}
                 groups = sample(c, step, batch, examples, joining, replica, tokenizer, judge, stopping)
@@ -503,6 +501,7 @@ def run(c: Config):
             decay = 1 - step / steps if c.lr_decay else 1.0
             optim.set_lr(optimiser, c.lr * min(1.0, (step + 1) / max(1, c.lr_warmup), decay))
             learned = update(c, scorer, optimiser, ranked, reference)
+            optimiser.zero_grad(set_to_none=True)  # sampling needs their memory
             bad_updates = 0 if learned.pop("stepped", True) else bad_updates + 1
             position = after
 

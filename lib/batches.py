@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lib import processes
+from lib.packed import send
 
 
 def micro_batches(rows: list, budget: int, length) -> list[list]:
@@ -29,4 +30,4 @@ def equal_count(batches: list[list], idle) -> list[list]:
 def per_token(values: list, counts: list[int], device) -> torch.Tensor:
     """One value per row, repeated for each of its counts[row] tokens -> [sum(counts)]. Made on the host, sent
     once."""
-    return torch.tensor(values).repeat_interleave(torch.tensor(counts)).to(device, non_blocking=True)
+    return send(torch.tensor([x for x, n in zip(values, counts) for _ in range(n)]), device)

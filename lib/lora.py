@@ -30,8 +30,10 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         y = F.linear(x, self.weight)
-        low = F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A), self.lora_B)
-        return y + low.to(y.dtype) * self.scale
+        # The pair is kept in fp32 and multiplied in the base's dtype: to cast it costs nothing beside casting
+        # x.
+        low = F.linear(x, self.lora_A.to(x.dtype)) * self.scale
+        return y.add_(F.linear(low, self.lora_B.to(x.dtype)))
 
 
 def add_lora(module, rank: int, alpha: float, seed: int = 0, skip: tuple[str, ...] = ("lm_head",)):
@@ -55,17 +57,25 @@ def add_lora(module, rank: int, alpha: float, seed: int = 0, skip: tuple[str, ..
 
 
 @torch.no_grad()
-def merged_tensors(module):
+def merged_tensors(module, dtype_of=None):
     """Yields (name, whole tensor) of every weight: shards gathered, LoRA merged. One tensor exists at a time.
-    Where parameters are sharded every process must run through it (gathering is collective)."""
+    Where parameters are sharded every process must run through it (gathering is collective).
+
+    dtype_of: name -> dtype of what is yielded (None: as it is). Shards are cast before they are gathered.
+    """
     for name, p in module.named_parameters():
         if ".lora_" in name:
             continue
-        tensor, owner = whole(p.data), module.get_submodule(name.rpartition(".")[0])
+        dtype, owner = dtype_of(name) if dtype_of else p.dtype, module.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, LoRALinear):
-            delta = owner.scale * whole(owner.lora_B.data) @ whole(owner.lora_A.data)
-            tensor = (tensor.float() + delta).to(tensor.dtype)
-        yield name, tensor
+            delta = owner.scale * owner.lora_B.data @ owner.lora_A.data
+            yield name, (p.data.float() + delta).to(dtype)
+        else:
+            yield name, whole(p.data.to(dtype))
+
+
+def has_pairs(module) -> bool:
+    return any(isinstance(part, LoRALinear) for part in module.modules())
 
 
 @torch.no_grad()

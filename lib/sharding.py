@@ -5,13 +5,23 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import distribute_tensor
 
 
 def shard(
-    module, blocks, *, bf16: bool, shards: int, whole: tuple[str, ...] = (), methods: tuple[str, ...] = ()
+    module,
+    blocks,
+    device=None,
+    *,
+    bf16: bool,
+    shards: int,
+    whole: tuple[str, ...] = (),
+    methods: tuple[str, ...] = (),
 ):
     """Shards `module` in place over `shards` processes, each of its `blocks` gathered and freed as one group.
+    device: for a module on the meta device, which gets shards there whose values are yet to be written (see
+    `write`), so that no process ever holds all of it.
 
     Masters keep their dtype (fp32 for training), products run in bf16 where asked, gradients are reduced in
     fp32. With fewer shards than processes, each `shards` neighbours hold the whole module between them
@@ -20,8 +30,8 @@ def shard(
     `forward`.
     """
     replicas = dist.get_world_size() // shards
-    device = next(module.parameters()).device.type
-    mesh = dist.init_device_mesh(device, (replicas, shards), mesh_dim_names=("replicate", "shard"))
+    device = torch.device(device or next(module.parameters()).device)
+    mesh = dist.init_device_mesh(device.type, (replicas, shards), mesh_dim_names=("replicate", "shard"))
     mesh = mesh if replicas > 1 else mesh["shard"]
     policy = MixedPrecisionPolicy()
     if bf16:  # inputs are not cast: token ids stay integers, tables of positions stay fp32
@@ -32,6 +42,34 @@ def shard(
     fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=kept, reshard_after_forward=False)
     for name in methods:
         register_fsdp_forward_method(module, name)
+    materialise(module, device)
+
+
+def materialise(module, device):
+    """Gives each parameter on the meta device memory on `device`, in place; values are yet to be written."""
+    for part in module.modules():
+        for name, p in part.named_parameters(recurse=False):
+            if p.is_meta:
+                setattr(part, name, torch.nn.Parameter(torch.empty_like(p, device=device), p.requires_grad))
+
+
+@torch.no_grad()
+def write(place, tensor):
+    """Copies a whole tensor into `place`; into a sharded one, each process copies what is its own."""
+    if is_sharded(place):
+        # src_data_rank=None: everyone has the tensor (a view of a file), so nothing is sent.
+        tensor = distribute_tensor(tensor, place.device_mesh, place.placements, src_data_rank=None).to_local()
+        place = place.to_local()
+    place.copy_(tensor)
+
+
+def freeze(module):
+    """Makes `module` one that is only asked -> module. Otherwise what FSDP gathers of its root would stay
+    gathered, because it waits for a backward pass."""
+    for part in module.requires_grad_(False).modules():
+        if isinstance(part, FSDPModule):
+            part.set_reshard_after_forward(True, recurse=False)
+    return module
 
 
 def is_sharded(tensor) -> bool:
