@@ -2,13 +2,21 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: train test lint judge
+.PHONY: train test lint judge stories
 # The demo is the same on every machine: two processes, one thread each, GPUs left alone.
 train: .venv/.installed
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc_per_node=2 train.py
 
 test: .venv/.installed
 	$(PY) -m pytest -q
+
+# The stories of a real run: the catalogue's books from a mirror (MIRROR=https://... for another, BOOKS=folder to keep them
+# elsewhere), split and chosen; ten whole books are kept back for evaluation. Run again, it goes on where it stopped.
+BOOKS ?= out/books
+stories: .venv/.installed
+	$(PY) -m scripts.anthologies fetch --out_dir $(BOOKS) $(if $(MIRROR),--gutenberg $(MIRROR)) $(FETCH)
+	$(PY) -m scripts.anthologies build $(BOOKS)/* --out out/stories.jsonl --test_out out/held_out.jsonl --max_words 4000 --limit 1400
+	$(PY) -m scripts.anthologies stats out/stories.jsonl
 
 # One form for the whole tree, set in ruff.toml.
 lint: .venv/.installed

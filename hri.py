@@ -14,9 +14,9 @@ A_h = (R_h - mean) / (std + 1e-6) and w = `weight(step)`:
     positive    w * max(0, A_h): never pushes away from the reference
 
 The policy did not sample the reference, so its row has no ratio to an old policy, no clip and no correction
-for the sampler (see `policy_loss` in train.py). `train.py --hri off` runs without references; so does a copy
-of train.py without its `hri.anchor` line. Left out: LUFFY's shaping (2504.14945), a decay of the weight,
-references written by other models.
+for the sampler (see `policy_loss` in train.py). `train.py --hri off` runs without references; a copy of
+train.py without its `hri.anchor` line learns the same, though it still has them judged.
+Left out: LUFFY's shaping (2504.14945), a decay of the weight, references written by other models.
 """
 
 from __future__ import annotations
@@ -81,21 +81,22 @@ def weight(step: int, peak: float = 0.4, warmup: int = 15) -> float:
     return peak * min(1.0, step / warmup) if warmup > 0 else peak
 
 
-def anchor(groups: list[list[Episode]], weight: float, mode: str = "polaris", normalise_std: bool = True):
-    """Sets the advantage of each reference row: its distance from the policy's rewards in its group, times
-    `weight`.
+def anchor(ranked, groups, weight: float, mode: str = "polaris", normalise_std: bool = True):
+    """Adds each group's reference to the rows to learn from, with its advantage: how far it is ahead of the
+    policy, times `weight`.
 
-    groups: those whose policy rewards differ (`grpo_advantages` returns them), so that the standard deviation
-    is not 0. Failed verdicts (reward None) enter no mean, and a reference without a verdict keeps the
-    advantage 0. normalise_std: divide by the group's unbiased standard deviation + 1e-6, as for the policy.
-    There is no floor and no cap, as published."""
-    for group in groups:
-        rewards = [row.reward for row in group if not row.is_human and row.reward is not None]
-        for row in group:
+    groups: all rows, judged. ranked: per group, the policy rows to learn from, whose rewards differ; empty
+    where the group cannot rank its stories: then its reference stays out too, as one without a verdict does.
+    normalise_std: divide by the unbiased standard deviation + 1e-6, as for the policy. No floor, no cap.
+    """
+    for rows, group in zip(ranked, groups):
+        rewards = [row.reward for row in rows]
+        for row in group if rows else ():
             if row.is_human and row.reward is not None:
                 ahead = row.reward - fmean(rewards)
                 ahead /= stdev(rewards) + 1e-6 if normalise_std else 1.0
                 row.advantage = weight * (max(0.0, ahead) if mode == "positive" else ahead)
+                rows.append(row)
 
 
 if __name__ == "__main__":

@@ -261,20 +261,19 @@ def story_settings(c: Config, origin: str) -> dict:
 def grpo_advantages(groups: list[list[Episode]], normalise_std: bool) -> list[list[Episode]]:
     """Sets each policy row's advantage: its reward, centred and scaled over the policy rows of its group.
 
-    Rows without a verdict enter no mean and get 0. Returns the groups that can rank their stories: two
-    rewards or more, not all equal (1e-6). The others teach nothing and leave the batch; without that rule a
-    reference beside equal stories would be divided by a standard deviation of 0. (2402.03300)
+    Rows without a verdict enter no mean and get 0. Returns, per group, the policy rows to learn from: none
+    where the group cannot rank its stories (fewer than two rewards, or all equal to 1e-6). Such a group
+    teaches nothing, and its reference would be divided by a standard deviation of 0. (2402.03300)
     """
     ranked = []
     for group in groups:
         policy = [row for row in group if not row.is_human and row.reward is not None]
         rewards = [row.reward for row in policy]
         if len(rewards) < 2 or max(rewards) - min(rewards) <= 1e-6:
-            continue
-        center, scale = fmean(rewards), stdev(rewards) + 1e-6 if normalise_std else 1.0
+            policy = []
         for row in policy:
-            row.advantage = (row.reward - center) / scale
-        ranked.append(group)
+            row.advantage = (row.reward - fmean(rewards)) / (stdev(rewards) + 1e-6 if normalise_std else 1.0)
+        ranked.append(policy)
     return ranked
 
 
@@ -346,7 +345,7 @@ def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=
     their number, so that the gradient is that of one sum over the whole batch. {"loss": None}: nothing to do.
     """
     began = time.time()
-    rows = [row for group in groups for row in group if row.reward is not None and row.completion_ids]
+    rows = [row for group in groups for row in group if row.completion_ids]
     tokens, n_rows = processes.reduce(sum(len(r.completion_ids) for r in rows)), processes.reduce(len(rows))
     if not tokens:
         return {"loss": None}
@@ -495,7 +494,7 @@ def run(c: Config):
 
             # ---- advantages
             ranked = grpo_advantages(groups, c.normalise_std)  # centred and scaled over the policy's rows
-            hri.anchor(ranked, weight, c.hri, c.normalise_std)  # delete this line: plain GRPO
+            hri.anchor(ranked, groups, weight, c.hri, c.normalise_std)  # delete this line: plain GRPO
             deviation.weigh(groups, c.deviation, c.similarity)  # delete this line: no deviation
 
             # ---- update
@@ -507,7 +506,7 @@ def run(c: Config):
             position = after
 
             # ---- log
-            everyone, dropped = processes.gather(groups), processes.reduce(len(groups) - len(ranked))
+            everyone, dropped = processes.gather(groups), processes.reduce(ranked.count([]))
             if processes.MAIN:
                 line = {"step": step} | measure(everyone, seconds, weight) | learned | judge.metrics()
                 line |= {

@@ -1,7 +1,9 @@
 """Collections by many hands, made up: the forms that real ones have, drawn and combined by a seed.
 
-`collection(seed)` gives a book as a text, an HTML page or an epub, the stories it holds, and the forms it was drawn
-from. The prose is made of common words; its first and last words are known. Each form is drawn apart from the others.
+`collection(seed)` gives a book as a text, an HTML page or an epub, the stories it holds, and the forms it
+was drawn
+from. The prose is made of common words; its first and last words are known. Each form is drawn apart from
+the others.
 """
 
 from __future__ import annotations
@@ -10,25 +12,29 @@ import html
 import random
 from dataclasses import dataclass, field
 
-NAMES = """Ann Author|John Q. Writer|E. M. Delafont|Captain S. P. Meeks|Sir Arthur Quill|Guy de Marsant|Mary E. Wilkes|
-Anton Petrov|Ludwig van Hoorn|Mrs. Gaskin|O. Harry|Katharine Fuller Gerard|Irving Cobbe|H. G. Dwyer|Edna Farmer|
-W. W. Jakobs|Ambrose Pearse|Elia Peaty|Leo N. Tolstrup|Rabindra Tagor|J. Sheridan Fanu|Nathaniel Horne|Bret Hart|
-Selma Lagerson|Stacy Monier|Thomas Burk|Fannie Hirst|M. R. Jamison|Dr. Felix Gray|Colonel Harris Dickson|
-Villiers de Lisle|Susan Glasser|Burton Klein|Rose O'Neill|Benjamin Rosen, Jr.|Hugh Walpurgis""".replace(
-    "\n", ""
-).split("|")
-TITLES = """The Lamp in the Mill|A Basket of Eels|Salt and Candle|The Man Who Sold Fog|Rainbow Pete|Onnie|Tanks|
-What Was It?|"Dey Ain't No Ghosts"|The Widow's Third Goose|Boys Will Be Boys|A Jury of Her Peers|By the Sea|
-The Interval|None So Blind|Get Ready the Wreaths|Silas Marlow|The Ghost of Miser Brown|In the Barn|Lazarus|
-From the Diary of a Clerk|Ching, Ching, Chinaman|The Knight's Move|"A Certain Rich Man"|Compensation|The Bet|
-Mateo Falcon|My Nephew Joseph|Invisible Death|The Last Lesson|How the Widow Won the Deacon|Told by the Fire|
-Dr. Heidegger's Trial|Jean Monet|At the Gate|Hide and Seek|The Devil and Tom Wall|The Signal|A Shady Plot|
-The Outrage: A True Story|Number Thirteen|The Stolen Mind|Vanka|A Call|Gideon|The Angel of the Odd""".replace(
-    "\n", ""
-).split("|")
+NAMES = """
+Ann Author|John Q. Writer|E. M. Delafont|Captain S. P. Meeks|Sir Arthur Quill|Guy de Marsant|
+Mary E. Wilkes|Anton Petrov|Ludwig van Hoorn|Mrs. Gaskin|O. Harry|Katharine Fuller Gerard|
+Irving Cobbe|H. G. Dwyer|Edna Farmer|W. W. Jakobs|Ambrose Pearse|Elia Peaty|Leo N. Tolstrup|
+Rabindra Tagor|J. Sheridan Fanu|Nathaniel Horne|Bret Hart|Selma Lagerson|Stacy Monier|Thomas Burk|
+Fannie Hirst|M. R. Jamison|Dr. Felix Gray|Colonel Harris Dickson|Villiers de Lisle|Susan Glasser|
+Burton Klein|Rose O'Neill|Benjamin Rosen, Jr.|Hugh Walpurgis
+""".replace("\n", "").split("|")
+TITLES = """
+The Lamp in the Mill|A Basket of Eels|Salt and Candle|The Man Who Sold Fog|Rainbow Pete|Onnie|Tanks|
+What Was It?|"Dey Ain't No Ghosts"|The Widow's Third Goose|Boys Will Be Boys|A Jury of Her Peers|
+By the Sea|The Interval|None So Blind|Get Ready the Wreaths|Silas Marlow|The Ghost of Miser Brown|
+In the Barn|Lazarus|From the Diary of a Clerk|Ching, Ching, Chinaman|The Knight's Move|
+"A Certain Rich Man"|Compensation|The Bet|Mateo Falcon|My Nephew Joseph|Invisible Death|
+The Last Lesson|How the Widow Won the Deacon|Told by the Fire|Dr. Heidegger's Trial|Jean Monet|
+At the Gate|Hide and Seek|The Devil and Tom Wall|The Signal|A Shady Plot|The Outrage: A True Story|
+Number Thirteen|The Stolen Mind|Vanka|A Call|Gideon|The Angel of the Odd
+""".replace("\n", "").split("|")
 WORDS = (
-    "the river and a miller of stone who had walked to the old town where his daughter kept in her house that lantern "
-    "which it was said to burn for him at night but they were not afraid of what the wind brought over the wall when "
+    "the river and a miller of stone who had walked to the old town where his daughter kept in her house "
+    "that lantern "
+    "which it was said to burn for him at night but they were not afraid of what the wind brought over "
+    "the wall when "
     "all the doors were shut and no one spoke until morning came with rain"
 ).split(" ")
 PLACES = [
@@ -43,13 +49,15 @@ KINDS = ["Strange", "Gripping", "Complete", "Thrilling"]
 FORMS = {
     "file": ["txt", "txt", "txt", "htm", "epub"],
     "order": [
-        "title, author", "title, by author", "one block", "author, title", "by author, title", "wide line", "dash",
+        "title, author", "title, by author", "one block", "author, title", "by author, title", "wide "
+        "line", "dash",
         "dash, author first", "magazine", "italic", "dates",
     ],
     "case": ["loud", "mixed author", "mixed"],
     "credit": ["none", "none", "bracket", "from", "bracket from"],
     "note": ["none", "none", "plain", "headed", "dated"],
-    "contents": ["none", "columns", "columns, author first", "page first", "by", "author below", "author above", "dotted"],
+    "contents": ["none", "columns", "columns, author first", "page first", "by", "author below", "author "
+    "above", "dotted"],
     "twice": [False, False, True],
     "teaser": [False, False, True],
     "chapters": ["none", "roman", "words", "titled"],
@@ -148,7 +156,8 @@ def apparatus(draw: random.Random, author: str, forms: dict) -> list[Piece]:
         out.append(Piece(credit[forms["credit"]], 3))
     if forms["note"] != "none":
         surname = author.removesuffix(", Jr.").split(" ")[-1]
-        born = f"{author} was born in {year - 40} in a mill town, went to the university, and published his first stories in {year - 9}."
+        born = f"{author} was born in {year - 40} in a mill town, went to the university, and published his "
+        born += f"first stories in {year - 9}."
         more = f"{surname} is the author of several novels; the story printed here was written in {year}."
         if forms["note"] == "headed":
             out.append(Piece(author, 3))
@@ -230,7 +239,8 @@ def front_and_back(draw: random.Random, form: str) -> tuple[list[Piece], list[Pi
                 author, title = draw.choice(NAMES), draw.choice(TITLES)
                 back.append(
                     Piece(
-                        f"{author.upper()}. {title}, {draw.choice(PLACES)}, Jan. {draw.randrange(1, 30)}, 1917.",
+                        f"{author.upper()}. {title}, {draw.choice(PLACES)}, Jan. {draw.randrange(1, 30)}, "
+                        f"1917.",
                         0,
                     )
                 )
@@ -290,7 +300,8 @@ def as_text(pieces: list[Piece]) -> str:
         text = p.text if p.rank == 1 or p.kind == "contents" or len(p.text) < 60 else wrap(p.text)
         out.append("\n" * {1: 5, 2: 3, 3: 2, 0: 2}[p.rank] + text)
     return (
-        "The Project Gutenberg EBook of Many Stories, by Various\n\nTitle: Many Stories\n\nAuthor: Various\n\n"
+        "The Project Gutenberg EBook of Many Stories, by Various\n\nTitle: Many Stories\n\nAuthor: "
+        "Various\n\n"
         "*** START OF THIS PROJECT GUTENBERG EBOOK MANY STORIES ***\n" + "".join(out)
         + "\n\n\n\n\n*** END OF THIS PROJECT GUTENBERG EBOOK MANY STORIES ***\n"
     )  # fmt: skip

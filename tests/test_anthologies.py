@@ -1,4 +1,5 @@
-"""Books split, stories chosen, requests written, books fetched: against books made here and servers on loopback."""
+"""Books split, stories chosen, requests written, books fetched: against books made here and servers on
+loopback."""
 
 import io
 import json
@@ -18,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from data import Example, read_examples, words, write_examples
-from scripts.anthologies import Story, books, choosing, fetch, prompts, split_anthology
+from scripts.anthologies import Story, books, choosing, offline, prompts, split_anthology
+from scripts.anthologies import prose as prose_of
 from scripts.anthologies.__main__ import main
 from scripts.anthologies.edges import trim
 
@@ -35,7 +37,46 @@ TITLES = [
 
 def prose(seed: int, paragraphs: int = 6) -> str:
     """Wrapped paragraphs that differ from story to story; the first and last words of each are known."""
-    vocabulary = ["the", "river", "and", "a", "miller", "of", "stone", "who", "had", "walked", "to", "the", "old", "town", "where", "his", "daughter", "kept", "in", "her", "house", "that", "lantern", "which", "it", "was", "said", "to", "burn", "for", "him", "at", "night", "but", "they", "were", "not", "afraid"]
+    vocabulary = [
+        "the",
+        "river",
+        "and",
+        "a",
+        "miller",
+        "of",
+        "stone",
+        "who",
+        "had",
+        "walked",
+        "to",
+        "the",
+        "old",
+        "town",
+        "where",
+        "his",
+        "daughter",
+        "kept",
+        "in",
+        "her",
+        "house",
+        "that",
+        "lantern",
+        "which",
+        "it",
+        "was",
+        "said",
+        "to",
+        "burn",
+        "for",
+        "him",
+        "at",
+        "night",
+        "but",
+        "they",
+        "were",
+        "not",
+        "afraid",
+    ]
     out = []
     for p in range(paragraphs):
         body = [vocabulary[(seed * 7 + p * 13 + i * (seed + 3)) % len(vocabulary)] for i in range(60)]
@@ -52,14 +93,21 @@ def prose(seed: int, paragraphs: int = 6) -> str:
 
 def gutenberg(body: str, number: int = 4242) -> str:
     return (
-        f"The Project Gutenberg EBook of Tales, by Ann Author\n\nTitle: Tales\n\nAuthor: Ann Author\n\nRelease Date: 2001 [EBook #{number}]\n\n"
-        f"*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nProduced by Some Volunteer\n\n\n\n\n{body}\n\n\n\n\n"
-        "End of the Project Gutenberg EBook of Tales, by Ann Author\n\n*** END OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nlicence\n"
+        f"The Project Gutenberg EBook of Tales, by Ann Author\n\nTitle: Tales\n\nAuthor: Ann "
+        f"Author\n\nRelease Date: 2001 [EBook #{number}]\n\n"
+        f"*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***\n\nProduced by Some "
+        f"Volunteer\n\n\n\n\n{body}\n\n\n\n\n"
+        "End of the Project Gutenberg EBook of Tales, by Ann Author\n\n*** END OF THIS PROJECT GUTENBERG "
+        "EBOOK TALES ***\n\nlicence\n"
     )
 
 
 def contents_page(titles) -> str:
-    return "CONTENTS\n\n\n" + "\n\n".join(f"{t.upper()} {10 * n + 1}" for n, t in enumerate(titles)) + "\n\n\n\n\n"
+    return (
+        "CONTENTS\n\n\n"
+        + "\n\n".join(f"{t.upper()} {10 * n + 1}" for n, t in enumerate(titles))
+        + "\n\n\n\n\n"
+    )
 
 
 def tale(n: int, title: str) -> str:
@@ -96,7 +144,7 @@ def put(tmp_path, name, content) -> Path:
 def test_plain_text_with_contents_and_preface(tmp_path):
     stories = split_anthology(put(tmp_path, "tales.txt", plain_book()))
     assert ends(stories) == EXPECTED
-    assert [prompts._title(s.title) for s in stories] == [
+    assert [offline._title(s.title) for s in stories] == [
         "The Lamp in the Mill",
         "A Basket of Eels",
         "The Widow's Third Goose",
@@ -113,12 +161,16 @@ def test_encodings_are_known_by_their_bytes(tmp_path, encoding):
         "Opening0x0", "Opening0x0 caf\u00e9" + ("" if encoding == "latin-1" else " \u201cquoted\u201d")
     )
     story = split_anthology(put(tmp_path, "tales.txt", text.replace("\n", "\r\n").encode(encoding)))[0]
-    assert story.text.startswith("Opening0x0 caf\u00e9 " + ("" if encoding == "latin-1" else "\u201cquoted\u201d "))
+    assert story.text.startswith(
+        "Opening0x0 caf\u00e9 " + ("" if encoding == "latin-1" else "\u201cquoted\u201d ")
+    )
 
 
 def test_lines_of_different_encodings_in_one_file():
     assert (
-        books.decode("d\u00e9j\u00e0 \u201cvu\u201d\n".encode() + "d\u00e9j\u00e0 \u201cvu\u201d\n".encode("cp1252"))
+        books.decode(
+            "d\u00e9j\u00e0 \u201cvu\u201d\n".encode() + "d\u00e9j\u00e0 \u201cvu\u201d\n".encode("cp1252")
+        )
         == "d\u00e9j\u00e0 \u201cvu\u201d\nd\u00e9j\u00e0 \u201cvu\u201d\n"
     )
 
@@ -137,7 +189,8 @@ def test_parts_stay_in_their_story_and_a_title_the_contents_forgot_begins_one(tm
 
 def test_numbers_above_titles_authors_below_and_notes_after(tmp_path):
     body = "\n\n\n\n\n".join(
-        f"TALE {n + 1}\n\n{t.upper()}.\n\n\nBY JOHN WRITER{n}\n\n\n{prose(n)}\n\n\nNotes.\n\n\nSee also Opening99 of Benfey."
+        f"TALE {n + 1}\n\n{t.upper()}.\n\n\nBY JOHN WRITER{n}\n\n\n{prose(n)}\n\n\nNotes.\n\n\nSee also "
+        f"Opening99 of Benfey."
         for n, t in enumerate(TITLES)
     )
     stories = split_anthology(put(tmp_path, "t.txt", gutenberg(contents_page(TITLES) + body)))
@@ -163,10 +216,12 @@ def test_without_contents_the_headings_decide(tmp_path):
 
 def test_marks_notes_and_pictures_are_cleaned():
     text = (
-        "[Illustration: A mill]\n\nHe _never_ came[3] back,[A] he said.(2) [Footnote: so\nit is [really]\ntold] \u2014 so.\n\n"
-        "[3] A note about him.\n\n    Row, brothers,\n    Row to the sea\n    For the night\n\n* * * * *\n\nThe end of\nit all was here.\n\nTHE END"
+        "[Illustration: A mill]\n\nHe _never_ came[3] back,[A] he said.(2) [Footnote: so\nit is "
+        "[really]\ntold] \u2014 so.\n\n"
+        "[3] A note about him.\n\n    Row, brothers,\n    Row to the sea\n    For the night\n\n* * * * "
+        "*\n\nThe end of\nit all was here.\n\nTHE END"
     )
-    cleaned = "\n\n".join(trim(books.paragraphs(books.text_blocks(text), wrapped=True)))
+    cleaned = "\n\n".join(trim(prose_of.paragraphs(books.text_blocks(text), wrapped=True)))
     for noise in ("Illustration", "Footnote", "_", "[3]", "[A]", "(2)", "A note", "THE END"):
         assert noise not in cleaned
     assert cleaned.split("\n\n")[-1] == "The end of it all was here." and cleaned.startswith(
@@ -188,8 +243,10 @@ def html_page() -> str:
         + "</table>"
     )
     return (
-        f"<html><head><title>Tales</title></head><body><pre>*** START OF THIS PROJECT GUTENBERG EBOOK TALES ***</pre><h1>TALES</h1>{toc}"
-        f"<h2>PREFACE</h2><p>{prose(90)}</p>{body}<pre>*** END OF THIS PROJECT GUTENBERG EBOOK TALES ***</pre></body></html>"
+        f"<html><head><title>Tales</title></head><body><pre>*** START OF THIS PROJECT GUTENBERG EBOOK "
+        f"TALES ***</pre><h1>TALES</h1>{toc}"
+        f"<h2>PREFACE</h2><p>{prose(90)}</p>{body}<pre>*** END OF THIS PROJECT GUTENBERG EBOOK TALES "
+        f"***</pre></body></html>"
     )
 
 
@@ -197,7 +254,8 @@ def test_half_titles_belong_to_the_story_they_announce(tmp_path):
     text = gutenberg(
         contents_page(TITLES)
         + "\n\n\n\n\n".join(
-            f"{t.upper()}\n\n\n\n\n{t}\n\nBY JOHN WRITER\n\nFrom The Sun. By permission of the editor.\n\n\n{prose(n)}"
+            f"{t.upper()}\n\n\n\n\n{t}\n\nBY JOHN WRITER\n\nFrom The Sun. By permission of the "
+            f"editor.\n\n\n{prose(n)}"
             for n, t in enumerate(TITLES)
         )
     )
@@ -213,7 +271,10 @@ def test_pictures_of_first_letters_are_read_and_the_next_part_is_no_end(tmp_path
         f"<p>nce {title} began. {paragraphs(3)[3:]}" + divider
         for title, divider in (
             ("The Mill", ""),
-            ("The Weir", "<hr/><p>2. Two Tales of Water</p><ul><li>People: a Miller</li><li>An Eel</li></ul>"),
+            (
+                "The Weir",
+                "<hr/><p>2. Two Tales of Water</p><ul><li>People: a Miller</li><li>An Eel</li></ul>",
+            ),
             ("The Ford", "<ul><li>a list of the story</li></ul><h4>\u201cGive it back!\u201d</h4>"),
         )
     )
@@ -225,7 +286,9 @@ def test_pictures_of_first_letters_are_read_and_the_next_part_is_no_end(tmp_path
 
 
 def test_marks_after_a_space_go_only_where_the_book_has_such_notes(tmp_path):
-    with_notes = plain_book().replace("End of the Project", "NOTES\n\n\n(1) A note on this word.\n\n\nEnd of the Project", 1)
+    with_notes = plain_book().replace(
+        "End of the Project", "NOTES\n\n\n(1) A note on this word.\n\n\nEnd of the Project", 1
+    )
     first = prose(1).split(".")[0].split("\n")[0]
     for book, kept in ((with_notes, False), (plain_book(), True)):
         marked = book.replace(first, first + " (1)")
@@ -256,7 +319,10 @@ def test_a_subtitle_in_capitals_and_the_printer_s_name_are_no_story(tmp_path):
 
 
 def test_advertisements_after_the_last_story_go_with_their_headings(tmp_path):
-    ads = "<h3>ON THE WATERS.</h3><h4>By Jane Roe,</h4><p>Author of Reeds</p><h5>12mo. Cloth. $1.50.</h5>" + paragraphs(9)
+    ads = (
+        "<h3>ON THE WATERS.</h3><h4>By Jane Roe,</h4><p>Author of Reeds</p><h5>12mo. Cloth. $1.50.</h5>"
+        + paragraphs(9)
+    )
     text = html_page()
     at = text.rindex("closing4x5.") + len("closing4x5.")
     at = text.index("</p>", at) + 4
@@ -279,13 +345,15 @@ def epub(pages: dict[str, str], spine=None, opf_extra: str = "") -> bytes:
         )
         names = spine or list(pages)
         items = "".join(
-            f'<item id="i{n}" href="{name}" media-type="application/xhtml+xml"/>' for n, name in enumerate(names)
+            f'<item id="i{n}" href="{name}" media-type="application/xhtml+xml"/>'
+            for n, name in enumerate(names)
         )
         refs = "".join(f'<itemref idref="i{n}"/>' for n in range(len(names)))
         z.writestr(
             "epub/content.opf",
             '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata>'
-            f"<dc:title>Tales</dc:title><dc:creator>Ann Author</dc:creator></metadata><manifest>{items}{opf_extra}</manifest>"
+            f"<dc:title>Tales</dc:title><dc:creator>Ann "
+            f"Author</dc:creator></metadata><manifest>{items}{opf_extra}</manifest>"
             f"<spine>{refs}</spine></package>",
         )
         for name, page in pages.items():
@@ -294,9 +362,7 @@ def epub(pages: dict[str, str], spine=None, opf_extra: str = "") -> bytes:
 
 
 def page(body: str) -> str:
-    return (
-        f'<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><body>{body}</body></html>'
-    )
+    return f'<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><body>{body}</body></html>'
 
 
 def paragraphs(n: int) -> str:
@@ -315,19 +381,24 @@ def test_epub_whose_markup_names_the_stories_several_in_one_file(tmp_path):
         "one.xhtml": page(article(0)),
         "group.xhtml": page("<section><h2>Fables</h2>" + article(1) + article(2) + "</section>"),
         "play.xhtml": page(
-            f'<article epub:type="se:short-story z3998:drama"><h2 epub:type="title">A Play</h2>{paragraphs(71)}</article>'
+            '<article epub:type="se:short-story z3998:drama"><h2 epub:type="title">A Play</h2>'
+            f"{paragraphs(71)}</article>"
         ),
     }
     stories = split_anthology(put(tmp_path, "t.epub", epub(pages)))
     assert (
-        ends(stories) == EXPECTED[:3] and [s.title for s in stories] == TITLES[:3] and stories[0].author == "Ann Author"
+        ends(stories) == EXPECTED[:3]
+        and [s.title for s in stories] == TITLES[:3]
+        and stories[0].author == "Ann Author"
     )
 
 
 def test_epub_without_such_markup_uses_its_navigation(tmp_path):
     pages = {f"s{n}.xhtml": page(f"<h2>{t}</h2>{paragraphs(n)}") for n, t in enumerate(TITLES)}
     nav = page(
-        '<nav><ol>' + "".join(f'<li><a href="s{n}.xhtml">{t}</a></li>' for n, t in enumerate(TITLES)) + "</ol></nav>"
+        "<nav><ol>"
+        + "".join(f'<li><a href="s{n}.xhtml">{t}</a></li>' for n, t in enumerate(TITLES))
+        + "</ol></nav>"
     )
     raw = epub(
         {**pages, "nav.xhtml": nav},
@@ -346,13 +417,21 @@ def test_known_books_meet_the_bars(tmp_path):
     ]
     main(["split", *map(str, some), "--out", str(tmp_path / "split.jsonl")])
     table = subprocess.run(
-        [sys.executable, SHARED / "truth/score_split.py", tmp_path / "split.jsonl", SHARED / "truth", "--present"],
+        [
+            sys.executable,
+            SHARED / "truth/score_split.py",
+            tmp_path / "split.jsonl",
+            SHARED / "truth",
+            "--present",
+        ],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.splitlines()
     scores = {
-        line.split()[0]: float(line.split()[-2]) for line in table[1:] if line.strip() and not line.startswith("(")
+        line.split()[0]: float(line.split()[-2])
+        for line in table[1:]
+        if line.strip() and not line.startswith("(")
     }
     assert scores["ALL"] >= 0.92 and min(scores.values()) >= 0.80, table
     assert float(next(line for line in table if line.startswith("ALL")).split()[-1]) <= 0.01
@@ -378,7 +457,9 @@ BAD = {
     "torn": epub({"a.xhtml": page("x")})[:300],
     "missing": epub({}, spine=["text/none.xhtml"]),
     "outside": epub({}, spine=["../../../etc/passwd"]),
-    "manifest": epub({"a.xhtml": page(paragraphs(1))}, opf_extra='<item id="x" href="../../x" media-type="text/css"/>'),
+    "manifest": epub(
+        {"a.xhtml": page(paragraphs(1))}, opf_extra='<item id="x" href="../../x" media-type="text/css"/>'
+    ),
     "no_stories": b"word " * 5000,
 }
 SAYS = {
@@ -432,10 +513,23 @@ def test_bad_books_leave_the_good_ones_and_a_failed_build_leaves_no_file(tmp_pat
     good, bad = put(tmp_path, "good.txt", plain_book()), put(tmp_path, "bad.txt", b"")
     main(["build", str(bad), str(good), str(tmp_path / "absent.txt"), "--out", str(tmp_path / "out.jsonl")])
     said = capsys.readouterr().out
-    assert "5 examples from 1 books" in said and "bad.txt: is empty" in said and "absent.txt: no such file" in said
+    assert (
+        "5 examples from 1 books" in said
+        and "bad.txt: is empty" in said
+        and "absent.txt: no such file" in said
+    )
     for argv in (
         ["build", str(bad), "--out", str(tmp_path / "none.jsonl")],
-        ["build", str(good), "--out", str(tmp_path / "none.jsonl"), "--min_words", "9000", "--max_words", "9999"],
+        [
+            "build",
+            str(good),
+            "--out",
+            str(tmp_path / "none.jsonl"),
+            "--min_words",
+            "9000",
+            "--max_words",
+            "9999",
+        ],
     ):
         with pytest.raises(SystemExit) as stop:
             main(argv)
@@ -451,21 +545,8 @@ def story(title: str, text: str, source: str) -> Story:
 
 
 def settings(**changed) -> Namespace:
-    return Namespace(
-        **{
-            **dict(
-                min_words=20,
-                max_words=4000,
-                per_anthology=25,
-                limit=1400,
-                exclude_flagged=False,
-                seed=0,
-                test_out=None,
-                test_share=0.1,
-            ),
-            **changed,
-        }
-    )
+    usual = {"min_words": 20, "max_words": 4000, "per_anthology": 25, "limit": 1400, "exclude_flagged": False}
+    return Namespace(**{**usual, "seed": 0, "test_out": None, "test_share": 0.1, **changed})
 
 
 def test_shared_runs_agree_with_a_brute_search():
@@ -542,10 +623,36 @@ def test_books_that_evaluation_asks_about_are_held_out_under_any_name_and_the_re
         drawn |= held
     assert len(drawn) > 4
     train, test, _ = choosing.choose(stories[-6:], settings(test_out="t", test_share=0.1))
-    assert {s.source for s in test} == {"pg1312.txt", "pg4357_american-fairy-tales.txt"}, "a small share leaves none out"
+    assert {s.source for s in test} == {"pg1312.txt", "pg4357_american-fairy-tales.txt"}, (
+        "a small share leaves none out"
+    )
     renamed = [Story(s.title, s.author, s.text, choosing.book_id(s.source) + "-0.htm") for s in stories]
     for mine, theirs in zip(choosing.choose(stories, settings())[0], choosing.choose(renamed, settings())[0]):
         assert mine.text == theirs.text, "the choice does not hang on what files are called"
+
+
+def test_few_books_keep_one_back_or_say_why_not(tmp_path, capsys):
+    def books(names):
+        return [
+            Story(f"Title {n} {i}", "A", prose(5 * n + i), name)
+            for n, name in enumerate(names)
+            for i in range(2)
+        ]
+
+    for count in (2, 3, 5):
+        train, test, _ = choosing.choose(books([f"b{n}.txt" for n in range(count)]), settings(test_out="t"))
+        assert len({s.source for s in test}) == 1 and len({s.source for s in train}) == count - 1
+    for names, says in (
+        (["one.txt"], "only one.txt has stories"),
+        (["pg1312.txt", "pg4357.txt"], "asks about every book"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            choosing.choose(books(names), settings(test_out="t"))
+    good, out = put(tmp_path, "good.txt", plain_book()), str(tmp_path / "a.jsonl")
+    with pytest.raises(SystemExit) as stop:
+        main(["build", str(good), "--out", out, "--test_out", str(tmp_path / "b.jsonl")])
+    assert stop.value.code == 2 and "no book can be kept back" in capsys.readouterr().err
+    assert not Path(out).exists()
 
 
 def test_cap_limit_language_flags_and_order(tmp_path):
@@ -559,7 +666,9 @@ def test_cap_limit_language_flags_and_order(tmp_path):
     again, _, _ = choosing.choose(stories[::-1], settings(per_anthology=4, limit=6))
     assert [s.title for s in again] == [s.title for s in train], "the order of the files changes nothing"
     french = story(
-        "F", "il \u00e9tait une fois un roi qui avait une fille tr\u00e8s belle et tr\u00e8s sage " * 9, "f.txt"
+        "F",
+        "il \u00e9tait une fois un roi qui avait une fille tr\u00e8s belle et tr\u00e8s sage " * 9,
+        "f.txt",
     )
     slur = story("W", prose(60) + " the coolies waited", "w.txt")
     assert choosing.choose([french, slur], settings())[2]["not English"] == 1
@@ -582,7 +691,9 @@ def test_build_gives_the_same_bytes_and_prompts_that_end_in_the_length(tmp_path)
         outs.append(out.read_bytes())
     assert outs[0] == outs[1]
     for e in read_examples(tmp_path / "out1.jsonl"):
-        assert e.prompt.endswith(f"{e.target_words} words long.") and abs(e.target_words - words(e.story)) <= 25
+        assert (
+            e.prompt.endswith(f"{e.target_words} words long.") and abs(e.target_words - words(e.story)) <= 25
+        )
         assert prompts.leaks(e.prompt, e.story) is None
 
 
@@ -590,7 +701,14 @@ def test_build_gives_the_same_bytes_and_prompts_that_end_in_the_length(tmp_path)
 
 
 def test_round_words_and_leaks():
-    assert [prompts.round_words(n) for n in (3, 137, 512, 1234, 3870, 10321)] == [10, 140, 500, 1200, 3900, 10500]
+    assert [offline.round_words(n) for n in (3, 137, 512, 1234, 3870, 10321)] == [
+        10,
+        140,
+        500,
+        1200,
+        3900,
+        10500,
+    ]
     told = "One two three four, five six seven eight nine ten."
     assert (
         prompts.leaks("Say: two THREE four five six seven eight nine!", told)
@@ -601,29 +719,32 @@ def test_round_words_and_leaks():
 
 def test_offline_prompt_names_people_places_and_things():
     text = (
-        "In the morning old Marta walked down to Ostend with the lantern. \u201cWhere is the lantern?\u201d asked Marta. They went to Ostend, "
-        "and Joost followed Marta; the heron, the heron stood there. In Ostend the lantern shone. But Joost laughed at the heron. "
-        * 2
+        "In the morning old Marta walked down to Ostend with the lantern. \u201cWhere is the "
+        "lantern?\u201d asked Marta. They went to Ostend, "
+        "and Joost followed Marta; the heron, the heron stood there. In Ostend the lantern shone. But "
+        "Joost laughed at the heron. " * 2
     )
-    people, places = prompts.cast(text)
+    people, places = offline.cast(text)
     assert people[:2] == ["Marta", "Joost"] and places == ["Ostend"]
-    prompt = prompts.offline_prompt("THE LANTERN OF OSTEND", text, 120, prompts.background([text]))
+    prompt = offline.offline_prompt("THE LANTERN OF OSTEND", text, 120, offline.background([text]))
     assert "The Lantern of Ostend" in prompt and "heron" in prompt and prompt.endswith("120 words long.")
 
 
 def test_offline_prompt_asks_for_what_a_person_would_ask():
     text = (
-        "In Rome the Bear met Anna. To Rome the Bear went, and Anna said that a darkie sat in Rome with a lantern of tin, a way "
-        "and tools. The lantern was lit, the darkie laughed, the Bear was sad, his tools were lost, the way was long. "
+        "In Rome the Bear met Anna. To Rome the Bear went, and Anna said that a darkie sat in Rome with "
+        "a lantern of tin, a way "
+        "and tools. The lantern was lit, the darkie laughed, the Bear was sad, his tools were lost, the "
+        "way was long. "
     ) * 3
-    seen_in = prompts.background([text])
-    people, places = prompts.cast(text)
+    seen_in = offline.background([text])
+    people, places = offline.cast(text)
     assert set(people) == {"the Bear", "Anna"} and places == ["Rome"]
-    found = prompts.things(text, seen_in)
+    found = offline.things(text, seen_in)
     assert "a lantern" in found and "tools" in found and not {"a way", "way", "a darkie"} & set(found)
-    assert "\u201cA Poor Stick\u201d" in prompts.offline_prompt('"A POOR STICK."', text, 120, seen_in)
-    assert "XIV" not in prompts.offline_prompt("XIV", text, 120, seen_in)
-    assert "darkie" not in prompts.offline_prompt("The Darkie", text, 120, seen_in).lower()
+    assert "\u201cA Poor Stick\u201d" in offline.offline_prompt('"A POOR STICK."', text, 120, seen_in)
+    assert "XIV" not in offline.offline_prompt("XIV", text, 120, seen_in)
+    assert "darkie" not in offline.offline_prompt("The Darkie", text, 120, seen_in).lower()
 
 
 @pytest.mark.parametrize(
@@ -631,7 +752,7 @@ def test_offline_prompt_asks_for_what_a_person_would_ask():
     [
         ("THE CONVERSION OF AURELIAN McGOGGIN", "The Conversion of Aurelian McGoggin"),
         ("The Cook of the \u201cGannet\u201d", "The Cook of the \u2018Gannet\u2019"),
-        ("\"AFTER\" JENKINS", "\u2018After\u2019 Jenkins"),
+        ('"AFTER" JENKINS', "\u2018After\u2019 Jenkins"),
         ("Fate And The Artist", "Fate and the Artist"),
         ("SNIP'S LUCK: A TALE", "Snip's Luck: A Tale"),
         ("THE ROMANCE OF A BUSY BROKER.", "The Romance of a Busy Broker"),
@@ -639,34 +760,52 @@ def test_offline_prompt_asks_for_what_a_person_would_ask():
     ],
 )
 def test_titles_are_written_as_in_running_text(printed, asked):
-    assert f"\u201c{asked}\u201d" in prompts.offline_prompt(printed, prose(0), 120, Counter())
+    assert f"\u201c{asked}\u201d" in offline.offline_prompt(printed, prose(0), 120, Counter())
 
 
 def test_speech_in_single_quotes_is_speech():
     said = "'I will go,' said the Fox. 'Nor shall I stay,' said the Crane, and the Fox's tail shook. " * 30
-    told = "The Fox went. The Crane stayed, and the Fox's tail shook in the wind all the way to the river. " * 30
+    told = (
+        "The Fox went. The Crane stayed, and the Fox's tail shook in the wind all the way to the river. " * 30
+    )
     for n in range(20):  # the last sentences are drawn by title
-        asked = prompts.offline_prompt(f"Tale {n} of a Fox", said, 120, Counter())
+        asked = offline.offline_prompt(f"Tale {n} of a Fox", said, 120, Counter())
         assert "minimum" not in asked and "first person" not in asked and "narrator" not in asked
-    assert any("plenty" in prompts.offline_prompt(f"Tale {n}", said, 120, Counter()) for n in range(20))
-    assert any("minimum" in prompts.offline_prompt(f"Tale {n}", told, 120, Counter()) for n in range(20))
+    assert any("plenty" in offline.offline_prompt(f"Tale {n}", said, 120, Counter()) for n in range(20))
+    assert any("minimum" in offline.offline_prompt(f"Tale {n}", told, 120, Counter()) for n in range(20))
 
 
 def test_who_is_named_in_one_passage_or_by_halves_is_nobody_of_the_cast():
     told = "That day Pigling went to market, and Bland went with him, for Pigling Bland said so. " * 30
     gossip = "In the inn Mac said that Mac had gone, and then Mac laughed. "
-    assert len(prompts.cast(told + gossip + told)[0]) == 1, "one name of one pig, and no Mac"
-    assert "Mac" in prompts.cast((told[:400] + gossip) * 4)[0]
+    assert len(offline.cast(told + gossip + told)[0]) == 1, "one name of one pig, and no Mac"
+    assert "Mac" in offline.cast((told[:400] + gossip) * 4)[0]
+
+
+def test_nouns_that_name_nothing_are_no_things():
+    text = (
+        "There was a something, a bit of a lamp, a lot, a sort of nothing. He saw the something and the bit. "
+        * 3
+    )
+    found = offline.things(text, offline.background([text, prose(1)]))
+    assert not {"a something", "the something", "a bit", "the bit", "a lot", "a sort"} & set(found)
+    for n in range(20):
+        asked = offline.offline_prompt(f"Tale {n}", text, 120, offline.background([text]))
+        assert not re.search(r"\b(something|nothing|bit|lot|sort)\b", asked)
 
 
 def test_adjectives_are_no_things():
-    text = "There was a gentle, kind word and a lantern in the house. He found a gentle and the lantern of tin. " * 3
-    found = prompts.things(text, prompts.background([text, prose(1)]))
+    text = (
+        "There was a gentle, kind word and a lantern in the house. He found a gentle and the lantern of tin. "
+        * 3
+    )
+    found = offline.things(text, offline.background([text, prose(1)]))
     assert "a lantern" in found and not any("gentle" in f for f in found)
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """A chat endpoint that answers from a list of functions of the request number; counts what it was asked."""
+    """A chat endpoint that answers from a list of functions of the request number; counts what it was
+    asked."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -676,7 +815,9 @@ class Scripted(BaseHTTPRequestHandler):
             server.asked.append(body)
             server.keys.append(self.headers.get("Authorization"))
         status, answer = server.answer(n, body)
-        data = json.dumps({"choices": [{"message": {"content": answer}}]}).encode() if status == 200 else b"{}"
+        data = (
+            json.dumps({"choices": [{"message": {"content": answer}}]}).encode() if status == 200 else b"{}"
+        )
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -699,7 +840,8 @@ def endpoint():
 
 GOOD = json.dumps(
     {
-        "request": "Write about a miller who fears the dark water and a girl who does not. It should be 99 words long. Keep it hushed.",
+        "request": "Write about a miller who fears the dark water and a girl who does not. It should be "
+        "99 words long. Keep it hushed.",
         "reasoning": "Whose story: the girl. Order: mill, river, house.",
     }
 )
@@ -708,7 +850,11 @@ GOOD = json.dumps(
 def examples_file(tmp_path, n=6) -> str:
     path = tmp_path / "stories.jsonl"
     write_examples(
-        path, [Example(f"u{i}", "x 400 words long.", 400, prose(i), None, f"Tale {i} | A | b.txt") for i in range(n)]
+        path,
+        [
+            Example(f"u{i}", "x 400 words long.", 400, prose(i), None, f"Tale {i} | A | b.txt")
+            for i in range(n)
+        ],
     )
     return str(path)
 
@@ -717,7 +863,19 @@ def test_requests_are_written_with_notes_and_our_own_length(tmp_path, endpoint, 
     monkeypatch.setenv("PROMPTS_API_KEY", "sk-secret-1")
     endpoint.answer = lambda n, body: (200, "Here you are: " + GOOD)
     out = str(tmp_path / "asked.jsonl")
-    main(["prompts", examples_file(tmp_path), "--out", out, "--url", endpoint.url, "--model", "m", "--reasoning"])
+    main(
+        [
+            "prompts",
+            examples_file(tmp_path),
+            "--out",
+            out,
+            "--url",
+            endpoint.url,
+            "--model",
+            "m",
+            "--reasoning",
+        ]
+    )
     for e in read_examples(out):
         assert (
             e.prompt.startswith("Write about a miller")
@@ -729,7 +887,19 @@ def test_requests_are_written_with_notes_and_our_own_length(tmp_path, endpoint, 
     assert all("<story>" in b["messages"][0]["content"] for b in endpoint.asked)
     for path in tmp_path.iterdir():
         assert b"sk-secret-1" not in path.read_bytes()
-    main(["prompts", examples_file(tmp_path), "--out", out, "--url", endpoint.url, "--model", "m", "--reasoning"])
+    main(
+        [
+            "prompts",
+            examples_file(tmp_path),
+            "--out",
+            out,
+            "--url",
+            endpoint.url,
+            "--model",
+            "m",
+            "--reasoning",
+        ]
+    )
     assert len(endpoint.asked) == 6, "a second run asks for nothing"
 
 
@@ -759,7 +929,10 @@ def test_a_quoting_answer_is_refused_and_asked_for_again_then_given_up(tmp_path,
     )
     rows = {e.uid: e.prompt for e in read_examples(out)}
     assert "Tale 0" in rows["u0"] and rows["u0"].endswith("400 words long."), "the plain request stays"
-    assert rows["u2"].startswith("Write about a miller") and "stories keep a plain request" in capsys.readouterr().out
+    assert (
+        rows["u2"].startswith("Write about a miller")
+        and "stories keep a plain request" in capsys.readouterr().out
+    )
 
 
 def test_a_killed_run_goes_on_without_paying_twice(tmp_path, endpoint):
@@ -810,100 +983,23 @@ def test_a_busy_server_is_waited_for_and_a_dead_one_stops_with_its_answers_kept(
     out = str(tmp_path / "asked.jsonl")
     with pytest.raises(SystemExit) as stop:
         main(
-            ["prompts", examples_file(tmp_path), "--out", out, "--url", endpoint.url, "--model", "m", "--workers", "1"]
+            [
+                "prompts",
+                examples_file(tmp_path),
+                "--out",
+                out,
+                "--url",
+                endpoint.url,
+                "--model",
+                "m",
+                "--workers",
+                "1",
+            ]
         )
     assert stop.value.code == 2 and "3 answers are kept" in capsys.readouterr().err and not Path(out).exists()
     with pytest.raises(SystemExit):
         main(["prompts", examples_file(tmp_path), "--out", out])
     assert "no endpoint" in capsys.readouterr().err
-
-
-# ------------------------------------------------------------------ fetch
-
-
-class Mirror(BaseHTTPRequestHandler):
-    def do_GET(self):
-        server = self.server
-        server.seen.append((self.path, self.headers.get("Range")))
-        data = server.files.get(self.path.split("?")[0])
-        if data is None:
-            self.send_error(404)
-            return
-        start = int(re.search(r"\d+", self.headers["Range"])[0]) if self.headers.get("Range") else 0
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        part = data[start:]
-        if self.path in server.cut:  # the line breaks in the middle, once
-            server.cut.discard(self.path)
-            part = part[: len(part) // 2]
-        self.wfile.write(part)
-
-    def log_message(self, *args):
-        pass
-
-
-def test_fetch_resumes_checks_and_skips(tmp_path, capsys):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    text, book = plain_book().encode(), epub({"a.xhtml": page(paragraphs(1))})
-    server.files = {
-        "/4/2/4/4242/4242-8.txt": text,
-        "/ebooks/ann-author/tales/downloads/ann-author_tales.epub": book,
-        "/7/77/77-0.txt": text,
-        "/8/88/88.txt": gutenberg("x", 88).split("End of")[0].encode(),
-    }
-    server.cut, server.seen = {"/4/2/4/4242/4242-8.txt"}, []
-    table = tmp_path / "catalogue.tsv"
-    table.write_text(
-        "name\ttitle\tauthor\npg4242.txt\tTales\tA\nse_ann-author_tales.epub\tTales\tA\npg77.txt\tWrong\tA\npg88.txt\tTorn\tA\n"
-    )
-    base = f"http://127.0.0.1:{server.server_address[1]}"
-    argv = [
-        "fetch",
-        "--out_dir",
-        str(tmp_path / "books"),
-        "--gutenberg",
-        base,
-        "--standard_ebooks",
-        base,
-        "--catalogue",
-        str(table),
-        "--pause",
-        "0",
-    ]
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    said = capsys.readouterr()
-    assert stop.value.code == 2 and "2 books fetched now, 2 of 4" in said.out
-    assert "not Project Gutenberg's number 77" in said.out and "cut short" in said.out
-    assert (tmp_path / "books/pg4242.txt").read_bytes() == text and (
-        tmp_path / "books/se_ann-author_tales.epub"
-    ).read_bytes() == book
-    again = [int(r[6:-1]) for p, r in server.seen if p == "/4/2/4/4242/4242-8.txt" and r]
-    assert len(again) == 1 and len(text) // 2 - 1024 <= again[0] <= len(text) // 2, "it went on where the line broke"
-    assert sorted(p.name for p in (tmp_path / "books").iterdir()) == ["pg4242.txt", "se_ann-author_tales.epub"]
-    server.seen.clear()
-    with pytest.raises(SystemExit):
-        main(argv)
-    assert not any(
-        "4242" in path or "ebooks" in path for path, _ in server.seen
-    ), "what is there and sound is not fetched again"
-    with pytest.raises(SystemExit):
-        main(["fetch", "--out_dir", str(tmp_path / "books")])
-    assert "no mirror" in capsys.readouterr().err
-    server.shutdown()
-    server.server_close()
-
-
-def test_the_catalogue_is_whole():
-    rows = fetch.catalogue()
-    assert len(rows) == 100 == len({r["name"] for r in rows})
-    assert all(fetch.addresses(r["name"], "http://a", "http://b") for r in rows)
-    assert fetch.addresses("pg2814.txt", "http://a/", None)[0] == "http://a/2/8/1/2814/2814-0.txt"
-    assert fetch.addresses("se_saki_short-fiction.epub", None, "http://b")[0].startswith(
-        "http://b/ebooks/saki/short-fiction/downloads/saki_short-fiction.epub"
-    )
 
 
 # ------------------------------------------------------------------ a look, and the requests shipped
@@ -924,7 +1020,11 @@ def test_evaluation_requests():
     buckets = Counter(
         next(hi for hi in (2000, 4000, 6000, 8000, 10000, 12000) if e.target_words < hi) for e in examples
     )
-    assert len(examples) == 180 and set(buckets.values()) == {30} and min(e.target_words for e in examples) >= 1000
+    assert (
+        len(examples) == 180
+        and set(buckets.values()) == {30}
+        and min(e.target_words for e in examples) >= 1000
+    )
     assert all(e.story is None and e.prompt.endswith(f"{e.target_words} words long.") for e in examples)
     openings = Counter(" ".join(e.prompt.split()[:4]) for e in examples)
     assert max(openings.values()) <= 4, "no template"

@@ -119,6 +119,10 @@ def group_of(rewards, human):
     return [Episode(EXAMPLE, [1], [2], None, True, h, "", reward=r) for r, h in zip(rewards, human)]
 
 
+def policy_of(group):
+    return [row for row in group if not row.is_human and row.reward is not None]
+
+
 def advantage_by_hand(rewards, w, mode, normalise):
     """The reference is the last of `rewards`: plain Python float64."""
     policy = [r for r in rewards[:-1] if r is not None]
@@ -139,7 +143,9 @@ def test_anchor_against_float64_by_hand(mode, normalise):
         ]
         group = group_of(rewards, [False] * (len(rewards) - 1) + [True])
         w = rng.random()
-        hri.anchor([group], w, mode, normalise)
+        ranked = [policy_of(group)]
+        hri.anchor(ranked, [group], w, mode, normalise)
+        assert ranked[0] == [*policy_of(group), group[-1]]  # the reference joins, last
         expected = advantage_by_hand(rewards, w, mode, normalise)
         assert group[-1].advantage == pytest.approx(expected, rel=1e-9, abs=1e-12)
         assert all(row.advantage == 0 for row in group[:-1])  # the policy's advantages are not its business
@@ -150,14 +156,18 @@ def test_anchor_against_float64_by_hand(mode, normalise):
 def test_anchor_by_calculator():
     # mean 0.3, std sqrt(0.14 / 4) = 0.187083, A_h = 0.6 / 0.187084 = 3.20712
     group = group_of([0.1, 0.2, 0.6, 0.3, 0.3, 0.9], [False] * 5 + [True])
-    hri.anchor([group], 0.4)
+    hri.anchor([policy_of(group)], [group], 0.4)
     assert group[-1].advantage == pytest.approx(0.4 * 3.20712, abs=1e-4)
 
 
 def test_a_reference_without_a_verdict_or_a_group_without_a_reference_stays_out():
     failed, alone = group_of([0.1, 0.5, None], [False, False, True]), group_of([0.1, 0.5], [False, False])
-    hri.anchor([failed, alone], 0.4)
-    assert all(row.advantage == 0 for row in failed + alone)
+    flat = group_of(
+        [0.5, 0.5, 0.9], [False, False, True]
+    )  # cannot rank its stories: nothing of it is learned
+    ranked = [failed[:2], alone[:], []]
+    hri.anchor(ranked, [failed, alone, flat], 0.4)
+    assert ranked == [failed[:2], alone, []] and all(row.advantage == 0 for row in failed + alone + flat)
 
 
 def logp_gradient(table, prompt, completion, coefficient):
@@ -182,7 +192,7 @@ def test_gradient_of_the_reference(mode, reward):
     table = torch.randn(V, V, dtype=torch.float64, requires_grad=True)
     prompt, completion = [3, 4], [5, 6, 2, 8, 1]
     group = group_of([0.2, 0.4, 0.9, reward], [False, False, False, True])
-    hri.anchor([group], w, mode)
+    hri.anchor([policy_of(group)], [group], w, mode)
     row = group[-1]
     row.prompt_ids, row.completion_ids = prompt, completion
     ids = torch.tensor(prompt + completion)

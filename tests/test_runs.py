@@ -59,7 +59,7 @@ def go(model, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "line, flags", [("hri.anchor(", ["--deviation", "0"]), ("deviation.weigh(", ["--hri", "off"])]
 )
-def test_a_copy_without_the_line_trains(model, tmp_path, line, flags):
+def test_a_copy_without_the_line_trains(model, go, tmp_path, line, flags):
     source = (ROOT / "train.py").read_text().splitlines(keepends=True)
     kept = [text for text in source if not text.lstrip().startswith(line)]
     assert len(kept) == len(source) - 1

@@ -1,15 +1,17 @@
-"""Books -> stories -> prompts -> examples: 1,400 prompt-story pairs from public-domain anthologies, by one command.
+"""Books -> stories -> requests -> examples: 1,400 prompt-story pairs from public-domain anthologies.
 
 The published recipe (POLARIS, arXiv 2606.04095) withholds its stories; these come from books anyone may use.
-Splitting is in stories.py, choosing in choosing.py, requests in prompts.py, downloads in fetch.py. Here: the commands.
+fetch.py downloads, stories.py splits, choosing.py chooses, offline.py and prompts.py write requests.
 
-    python -m scripts.anthologies fetch --out_dir books --gutenberg https://a.mirror/gutenberg
-    python -m scripts.anthologies split books/* --out split.jsonl          every story found, before any choosing
-    python -m scripts.anthologies build books/* --out stories.jsonl --max_words 4000 --per_anthology 25 --limit 1400
-    python -m scripts.anthologies prompts stories.jsonl --out asked.jsonl --url http://localhost:8080/v1 --model NAME
-    python -m scripts.anthologies stats stories.jsonl --sample 5
+    python -m scripts.anthologies fetch --out_dir out/books
+    python -m scripts.anthologies split out/books/* --out split.jsonl      every story found
+    python -m scripts.anthologies split mine.txt --explain                 what was taken for what in one book
+    python -m scripts.anthologies build out/books/* --out out/stories.jsonl --max_words 4000 --limit 1400
+    python -m scripts.anthologies prompts out/stories.jsonl --out asked.jsonl --url URL --model NAME
+    python -m scripts.anthologies stats out/stories.jsonl --sample 5
 
-Left out: judging whether a story is good; retellings in quite different words, which only a reader would recognise.
+`make stories` runs fetch, build and stats. Left out: judging whether a story is good; retellings in other
+words.
 """
 
 from __future__ import annotations
@@ -24,22 +26,49 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import Example, read_examples, words, write_examples
-from scripts.anthologies import fetch, prompts
+from lib.files import write_lines
+from lib.pages import figure, save_figure
+from lib.text import FLAGGED
+from scripts.anthologies import fetch, offline, prompts
 from scripts.anthologies.choosing import book_id, choose, key
-from scripts.anthologies.prompts import FLAGGED
-from scripts.anthologies.stories import Story, split_anthology
+from scripts.anthologies.explain import explain
+from scripts.anthologies.stories import Story, read_anthology, split_anthology
 
-# ------------------------------------------------------------------ commands
+QUARTILES = (
+    ("shortest", 0),
+    ("10 %", 0.1),
+    ("25 %", 0.25),
+    ("median", 0.5),
+    ("75 %", 0.75),
+    ("90 %", 0.9),
+    ("longest", 1),
+)
 
 
-def split_all(files) -> tuple[list[Story], list[str]]:
+def books_of(files) -> list[str]:
+    return [f for f in sorted(map(str, files)) if not f.endswith((".tsv", ".md", ".contents", ".part"))]
+
+
+def contents_files(args) -> dict[str, str]:
+    """{book: contents that a reader wrote}. With one book any file, with more the file that has the book's
+    name."""
+    found, books = {}, books_of(args.files)
+    for file in args.contents or []:
+        mine = [b for b in books if len(books) == 1 or Path(b).stem == Path(file).stem]
+        if not mine:
+            raise ValueError(
+                f"{file} has no book's name: call it like its book, such as {Path(books[0]).stem}.contents"
+            )
+        found[mine[0]] = Path(file).read_text(encoding="utf-8-sig")
+    return found
+
+
+def split_all(args) -> tuple[list[Story], list[str]]:
     """Stories of all books, and a sentence for each book that gave none."""
-    stories, problems = [], []
-    for path in tqdm(
-        [f for f in sorted(map(str, files)) if not f.endswith((".tsv", ".md"))], desc="books", unit="book"
-    ):
+    stories, problems, settled = [], [], contents_files(args)
+    for path in tqdm(books_of(args.files), desc="books", unit="book"):
         try:
-            stories += split_anthology(path)
+            stories += split_anthology(path, settled.get(path, ""))
         except FileNotFoundError:
             problems.append(f"{path}: no such file; check the path")
         except (ValueError, OSError) as error:
@@ -49,54 +78,49 @@ def split_all(files) -> tuple[list[Story], list[str]]:
     return stories, problems
 
 
-def write_json_lines(path: str, rows) -> None:
-    part = Path(path).with_name(Path(path).name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, "w", encoding="utf-8") as f:
-        for row in rows:
-            f.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(part, path)
-
-
 def split(args) -> None:
-    stories, problems = split_all(args.files)
-    write_json_lines(
-        args.out,
-        ({"story": s.text, "title": s.title, "author": s.author, "source": s.source} for s in stories),
+    if args.explain:
+        books = books_of(args.files)
+        if len(books) != 1:
+            raise ValueError(f"--explain takes one book, not {len(books)}")
+        print(explain(read_anthology(books[0], contents_files(args).get(books[0], "")), books[0]))
+    if not args.out:
+        if not args.explain:
+            raise ValueError("give --out FILE, or --explain to look at one book")
+        return
+    stories, problems = split_all(args)
+    rows = (
+        {"story": s.text, "title": s.title, "author": s.author, "credit": s.credit, "source": s.source}
+        for s in stories
     )
+    write_lines(args.out, rows)
     print(f"{len(stories)} stories from {len({s.source for s in stories})} books -> {args.out}")
     _tell(problems)
 
 
 def build(args) -> None:
-    stories, problems = split_all(args.files)
+    stories, problems = split_all(args)
     train, test, why = choose(stories, args)
+    left_out = {reason: n for reason, n in sorted(why.items()) if n}
     if not train:
-        raise ValueError(
-            f"none of the {len(stories)} stories found fits: "
-            + ", ".join(f"{n} {r}" for r, n in why.items() if n)
-        )
-    seen_in = prompts.background([s.text for s in stories])
-    report = {
-        "stories found": len(stories),
-        "left out": {r: n for r, n in sorted(why.items()) if n},
-        "books without stories": problems,
-    }
+        reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+        raise ValueError(f"none of the {len(stories)} stories found fits: {reasons}")
+    seen_in = offline.background([s.text for s in stories])
+    report = {"stories found": len(stories), "left out": left_out, "books without stories": problems}
     for path, chosen in ((args.out, train), (args.test_out, test)):
         if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_examples(path, [_example(s, seen_in) for s in chosen])
-            write_json_lines(path + ".report.json", [report])
+            write_lines(path + ".report.json", [report])
             print(f"{len(chosen)} examples from {len({s.source for s in chosen})} books -> {path}")
-    print("left out:", ", ".join(f"{n} {r}" for r, n in sorted(why.items()) if n) or "none")
+    print("left out:", ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "none")
     _tell(problems)
 
 
 def _example(s: Story, seen_in: Counter) -> Example:
-    target = prompts.round_words(words(s.text))
+    target = offline.round_words(words(s.text))
     return Example(
         uid=key(book_id(s.source), s.title, s.text),
-        prompt=prompts.offline_prompt(s.title, s.text, target, seen_in),
+        prompt=offline.offline_prompt(s.title, s.text, target, seen_in),
         target_words=target,
         story=s.text,
         source=" | ".join((s.title, s.author, s.source)),
@@ -109,49 +133,24 @@ def _tell(problems: list[str]) -> None:
 
 
 def stats(args) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")  # a picture in a file; no screen is needed
-    import matplotlib.pyplot as plt
-
     examples = [e for e in read_examples(args.file) if e.story]
     if not examples:
         raise ValueError(f"{args.file} holds prompts but no stories; give a file that `build` wrote")
     lengths = sorted(words(e.story) for e in examples)
     books = Counter(e.source.split(" | ")[-1] for e in examples)
-    print(f"{len(examples)} stories from {len(books)} books, {sum(lengths):,} words")
-    print(
-        "words: "
-        + ", ".join(
-            f"{name} {lengths[min(len(lengths) - 1, int(q * len(lengths)))]:,}"
-            for name, q in (
-                ("shortest", 0),
-                ("10 %", 0.1),
-                ("25 %", 0.25),
-                ("median", 0.5),
-                ("75 %", 0.75),
-                ("90 %", 0.9),
-                ("longest", 1),
-            )
-        )
-    )
+    title = f"{len(examples)} stories from {len(books)} books"
+    print(f"{title}, {sum(lengths):,} words")
+    at = [(name, lengths[min(len(lengths) - 1, int(q * len(lengths)))]) for name, q in QUARTILES]
+    print("words: " + ", ".join(f"{name} {n:,}" for name, n in at))
     print(f"with words flagged as of their period: {sum(bool(FLAGGED.search(e.story)) for e in examples)}")
-    report = Path(args.file + ".report.json")
-    if report.exists():
-        for name, value in json.loads(report.read_text(encoding="utf-8")).items():
-            print(
-                f"{name}: {value if not isinstance(value, dict) else ', '.join(f'{n} {r}' for r, n in value.items())}"
-            )
-    else:
-        print("why stories were left out is not known: no report of `build` beside the file")
+    _print_report(Path(args.file + ".report.json"))
     for book, n in sorted(books.items(), key=lambda item: (-item[1], item[0])):
         print(f"{n:5d}  {book}")
     picture = args.plot or str(Path(args.file).with_suffix(".png"))
-    fig, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    ax.hist(lengths, bins=40)
-    ax.set(xlabel="words", ylabel="stories", title=f"{len(lengths)} stories from {len(books)} books")
-    fig.savefig(picture + ".part", format="png", dpi=120)
-    os.replace(picture + ".part", picture)
+    fig, axes = figure(size=(7, 3.5))
+    axes[0][0].hist(lengths, bins=40)
+    axes[0][0].set(xlabel="words", ylabel="stories", title=title)
+    save_figure(fig, picture)
     print("histogram ->", picture)
     for e in sorted(examples, key=lambda e: key(str(args.seed), e.uid))[: args.sample]:
         print(
@@ -159,28 +158,48 @@ def stats(args) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.anthologies",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sub = parser.add_subparsers(required=True, metavar="fetch | split | build | prompts | stats")
-    fetch.add_arguments(sub.add_parser("fetch", help="download the catalogue's books from a mirror you name"))
-    p = sub.add_parser("split", help="every story of the books, before any choosing")
+def _print_report(report: Path) -> None:
+    if not report.exists():
+        print("why stories were left out is not known: no report of `build` beside the file")
+        return
+    for name, value in json.loads(report.read_text(encoding="utf-8")).items():
+        print(
+            f"{name}:", ", ".join(f"{n} {r}" for r, n in value.items()) if isinstance(value, dict) else value
+        )
+
+
+def _add_books(p) -> None:
     p.add_argument("files", nargs="+", help="txt, htm or epub")
-    p.add_argument("--out", required=True, help="JSON Lines with story, title, author, source")
+    p.add_argument(
+        "--contents",
+        nargs="+",
+        metavar="FILE",
+        help="titles (tab, author), one per line, that settle a book: BOOK.contents",
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="python -m scripts.anthologies", description=__doc__, formatter_class=form
+    )
+    sub = top.add_subparsers(required=True, metavar="fetch | split | build | prompts | stats")
+    fetch.add_arguments(sub.add_parser("fetch", help="download the catalogue's books from a mirror"))
+    p = sub.add_parser("split", help="every story of the books, before any choosing")
+    _add_books(p)
+    p.add_argument("--out", help="JSON Lines with story, title, author, credit, source")
+    p.add_argument(
+        "--explain",
+        action="store_true",
+        help="print what was taken for contents, headings and stories, and why",
+    )
     p.set_defaults(run=split)
     p = sub.add_parser("build", help="chosen stories with prompts, ready for training")
-    p.add_argument("files", nargs="+", help="txt, htm or epub")
+    _add_books(p)
     p.add_argument("--out", required=True, help="examples for training (all of them, without --test_out)")
-    p.add_argument("--test_out", help="hold whole anthologies out and write their examples here")
-    p.add_argument(
-        "--test_share",
-        type=float,
-        default=0.1,
-        help="share of the anthologies held out (default 0.1): those that stories/eval.jsonl asks about, then by seed",
-    )
+    p.add_argument("--test_out", help="keep whole anthologies back and write their examples here")
+    share = "share of the books kept back (default 0.1): those stories/eval.jsonl asks about, then by seed"
+    p.add_argument("--test_share", type=float, default=0.1, help=share)
     p.add_argument("--min_words", type=int, default=100, help="leave shorter stories out (default 100)")
     p.add_argument("--max_words", type=int, default=4000, help="leave longer stories out (default 4000)")
     p.add_argument("--per_anthology", type=int, default=25, help="most stories of one book (default 25)")
@@ -199,9 +218,14 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--plot", help="where the histogram goes (default: beside the file)")
     p.add_argument("--seed", type=int, default=0, help="which examples --sample draws (default 0)")
     p.set_defaults(run=stats)
-    args = parser.parse_args(argv)
+    return top
+
+
+def main(argv: list[str] | None = None) -> None:
+    top = parser()
+    args = top.parse_args(argv)
     try:
-        _check(parser, args)
+        _check(top, args)
         args.run(args)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,30 +1,30 @@
 """A book as it is published (txt, html, epub) -> a list of blocks (paragraph, heading, line) -> paragraphs.
 
 Bytes are decoded by what they are, the publisher's frame falls away, and whatever the format was, headings.py
-sees the same blocks. `paragraphs` turns the blocks of one section into prose: wraps, marks, notes, pictures undone.
+sees the same blocks. `paragraphs` turns the blocks of one section into prose: wraps, marks, notes, pictures
+undone.
 lxml parses HTML and XML, offline and with entities off; nothing is ever unpacked to disk.
 Left out: footnotes, pictures, page numbers. Poems keep their lines, tables do not keep their columns.
 """
 
 from __future__ import annotations
 
-import io
 import posixpath
 import re
-import zipfile
-import zlib
-from collections import Counter
 from dataclasses import dataclass, field
 from html.entities import html5
 from urllib.parse import unquote
 
-from lxml import etree, html
+from lxml import html
 
 MAX_BYTES = 40 << 20  # a book of 40 MB is no book; also the limit for what an epub may unpack to
 
 # how numbers, authors and ends of stories are written
 ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
-NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth)"
+NUMBER = (
+    rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|"
+    r"first|second|third|fourth)"
+)
 ORDINAL = re.compile(
     rf"(?:(?:chapter|chap\.|part|book|section|canto|letter|stave|story the|tale|no\.?|number)\s+)?"
     rf"(?:the\s+)?(?:\d{{1,2}}\.)?{NUMBER}\s*[.:)\]]*",
@@ -58,7 +58,8 @@ class Block:
 
 
 def decode(raw: bytes) -> str:
-    """Bytes to text by what they are, line by line, because old books mix encodings. Raises ValueError on binary."""
+    """Bytes to text by what they are, line by line, because old books mix encodings. Raises ValueError on
+    binary."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16", errors="replace")
     if b"\0" in raw[: 1 << 16] or sum(b < 9 or 13 < b < 32 for b in raw[:4096]) > 40:
@@ -140,7 +141,8 @@ def _drop_cap(el) -> str:
 
 
 def _enter(el, context, counter) -> dict:
-    """What the walk knows inside `el`: heading level, kind of block, number of the story, preformatted or not."""
+    """What the walk knows inside `el`: heading level, kind of block, number of the story, preformatted or
+    not."""
     kind, inside = el.get("epub:type", ""), dict(context)
     if re.fullmatch(r"h[1-6]", el.tag):
         inside["level"] = int(el.tag[1])
@@ -173,13 +175,15 @@ def _enter(el, context, counter) -> dict:
 
 
 def _cells(line: str) -> str:
-    """A line without extra spaces; a tab stands between the cells of a table and where several hard spaces were."""
+    """A line without extra spaces; a tab stands between the cells of a table and where several hard spaces
+    were."""
     parts = re.split(r"\t|[ \u2003]*[\u00a0\u2003]{2,}[ \u2003]*", line)
     return "\t".join(text for part in parts if (text := " ".join(part.split())))
 
 
 def _without_dtd(text: str) -> str:
-    """A page without its document type; what an internal subset declares is not expanded and leaves nothing."""
+    """A page without its document type; what an internal subset declares is not expanded and leaves
+    nothing."""
     start = re.match(r"\s*(<!--.*?-->\s*)*<!DOCTYPE\b[^>\[]*", text, re.S | re.I)
     if not start:
         return text
@@ -196,160 +200,82 @@ def _without_dtd(text: str) -> str:
 
 def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> list[Block]:
     """One HTML page as blocks. `counter[0]` numbers the stories that Standard Ebooks' markup names."""
-    counter = [0] if counter is None else counter
     text = _without_dtd(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
     if not text.strip():
         return []
     root = html.document_fromstring(text, parser=html.HTMLParser(no_network=True, remove_comments=True))
-    blocks, buf, ids, links, gap, cap = [], [], [name] if name else [], [], [1], [""]
+    page = _Page(name, [0] if counter is None else counter)
+    start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False, "apart": False}
+    page.walk(root, start)
+    page.flush(start)
+    return page.blocks
 
-    def flush(context):
-        raw = "".join(buf)
-        buf.clear()
+
+class _Page:
+    """The blocks of one page so far, and what belongs to the next: text, anchors, links, gap, a first
+    letter."""
+
+    def __init__(self, name: str, counter: list[int]):
+        self.blocks, self.counter = [], counter
+        self.text, self.ids, self.links = [], [name] if name else [], []
+        self.gap, self.cap = 1, ""
+
+    def flush(self, context: dict) -> None:
+        raw = "".join(self.text)
+        self.text.clear()
         if not raw.strip():
-            gap[0] += raw.count("\n")
+            self.gap += raw.count("\n")
             return
-        new = (
-            text_blocks(raw.strip("\n"))
-            if context["pre"]
-            else [Block("\n".join(_cells(line) for line in raw.split("\n") if line.strip()))]
-        )
+        if context["pre"]:
+            new = text_blocks(raw.strip("\n"))
+        else:
+            new = [Block("\n".join(_cells(line) for line in raw.split("\n") if line.strip()))]
         for b in new:
             b.gap, b.level, b.kind = max(1, b.gap), context["level"], context["kind"]
             b.story, b.foreword = context["story"], context["foreword"]
             if context["apart"] and not b.level and not b.story and "_" not in b.text:
                 b.text = f"_{b.text}_"
-        new[0].gap, new[0].ids, new[0].links = gap[0], ids[:], links[:]
-        gap[0] = 1
-        ids.clear(), links.clear()
-        blocks.extend(new)
+        new[0].gap, new[0].ids, new[0].links = self.gap, self.ids, self.links
+        self.gap, self.ids, self.links = 1, [], []
+        self.blocks += new
 
-    def walk(el, context):
+    def walk(self, el, context: dict) -> None:
         if isinstance(el.tag, str):
-            ids.extend(x for x in (el.get("id"), el.get("name")) if x)
+            self.ids += [x for x in (el.get("id"), el.get("name")) if x]
         if _skipped(el, context):
-            cap[0] = _drop_cap(el) or cap[0]
+            self.cap = _drop_cap(el) or self.cap
             return
-        inside, is_block = _enter(el, context, counter), el.tag in BLOCK_TAGS
+        inside, is_block = _enter(el, context, self.counter), el.tag in BLOCK_TAGS
         if is_block:
-            flush(context)
-        if el.tag == "a" and el.get("href"):
-            links.append((_anchor(el.get("href")), " ".join(el.itertext())))
-        if el.tag == "br":
-            buf.append("\n")
-        elif el.tag == "hr":
-            flush(context)
-            if context["story"]:
-                blocks.append(Block("* * *", 1, 0, "break", story=context["story"]))
-            gap[0] += 2
-        elif el.tag in ("td", "th"):
-            buf.append("\t")
+            self.flush(context)
+        self.enter(el, context)
         for piece, child in [(el.text, None)] + [(c.tail, c) for c in el]:
             if child is not None:
-                walk(child, inside)
+                self.walk(child, inside)
             if piece:
-                if cap[0] and piece.strip():
-                    piece, cap[0] = cap[0] + piece, ""
-                buf.append(piece if inside["pre"] else piece.replace("\n", " "))
+                if self.cap and piece.strip():
+                    piece, self.cap = self.cap + piece, ""
+                self.text.append(piece if inside["pre"] else piece.replace("\n", " "))
         if is_block:
-            flush(inside)
+            self.flush(inside)
 
-    start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False, "apart": False}
-    walk(root, start)
-    flush(start)
-    return blocks
-
-
-def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
-    """Its table of contents, its blocks in reading order, its author. Raises ValueError: no epub, hostile, incomplete."""
-    try:
-        book = zipfile.ZipFile(io.BytesIO(raw))
-    except zipfile.BadZipFile:
-        raise ValueError("is a damaged zip archive: fetch it again") from None
-    names, left = {i.filename: i for i in book.infolist()}, [MAX_BYTES]
-
-    def read(path: str) -> bytes:
-        path = posixpath.normpath(path)
-        if path.startswith(("/", "..")) or "\\" in path:
-            raise ValueError(f"names a path outside itself ({path[:60]!r}): not a book to trust")
-        if path not in names:
-            raise ValueError(f"names a file it does not hold ({path[:60]!r}): fetch it again")
-        left[0] -= names[path].file_size
-        if left[0] < 0:
-            raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
-        try:
-            with book.open(names[path]) as f:
-                return f.read(names[path].file_size)
-        except (
-            zipfile.BadZipFile,
-            RuntimeError,
-            NotImplementedError,
-            EOFError,
-            OSError,
-            zlib.error,
-        ) as error:
-            raise ValueError(f"cannot be unpacked ({error}): fetch it again") from None
-
-    if "META-INF/container.xml" not in names:
-        raise ValueError("is a zip archive without META-INF/container.xml: no epub")
-    opf_path = next(
-        iter(_xml(read("META-INF/container.xml")).xpath("//*[local-name()='rootfile']/@full-path")), ""
-    )
-    opf = _xml(read(opf_path))
-    items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
-    for item in items.values():
-        where = posixpath.normpath(posixpath.join(posixpath.dirname(opf_path), unquote(item.get("href", ""))))
-        if where.startswith(("/", "..")):
-            raise ValueError(f"names a path outside itself ({where[:60]!r}): not a book to trust")
-    counter, blocks = [0], []
-    for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref"):
-        if ref not in items:
-            raise ValueError(f"has a spine that names an unknown item ({ref[:60]!r}): fetch it again")
-        path = posixpath.join(posixpath.dirname(opf_path), unquote(items[ref].get("href", "")))
-        if "html" in items[ref].get("media-type", "html"):
-            page = html_blocks(decode(read(path)), posixpath.basename(path), counter)
-            if page:
-                page[0].gap = 5  # a new file is a new page
-            blocks += page
-    nav = _navigation(
-        items.values(), lambda href: read(posixpath.join(posixpath.dirname(opf_path), unquote(href)))
-    )
-    return nav, blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
+    def enter(self, el, context: dict) -> None:
+        """What a tag adds by itself: a link, a new line, a rule, a column."""
+        if el.tag == "a" and el.get("href"):
+            self.links.append((anchor(el.get("href")), " ".join(el.itertext())))
+        if el.tag == "br":
+            self.text.append("\n")
+        elif el.tag == "hr":
+            self.flush(context)
+            if context["story"]:
+                self.blocks.append(Block("* * *", 1, 0, "break", story=context["story"]))
+            self.gap += 2
+        elif el.tag in ("td", "th"):
+            self.text.append("\t")
 
 
-def _navigation(items, read) -> list[Block]:
-    """The table of contents that every epub carries beside its text, as a page of contents; numbered parts left out."""
-    nav = next((i for i in items if "nav" in i.get("properties", "").split()), None)
-    ncx = next((i for i in items if "ncx" in i.get("media-type", "")), None)
-    entries = []
-    if nav is not None:
-        page = html_blocks(decode(read(nav.get("href"))))
-        entries = [link for b in page for link in b.links]
-    elif ncx is not None:
-        for point in _xml(read(ncx.get("href"))).iter("{*}navPoint"):
-            source = point.findtext("{*}navLabel/{*}text", ""), point.find("{*}content")
-            if source[1] is not None:
-                entries.append((_anchor(source[1].get("src", "")), source[0]))
-    entries = [(target, " ".join(text.split())) for target, text in entries]
-    entries = [
-        (t, text)
-        for t, text in entries
-        if text and not ORDINAL.fullmatch(text) and LEADING.sub("", text) == text
-    ]
-    return [Block("Contents", 5)] * bool(entries) + [
-        Block(text, 1, kind="list", links=[(t, text)]) for t, text in entries
-    ]
-
-
-def _anchor(href: str) -> str:
+def anchor(href: str) -> str:
     return unquote(href.rpartition("#")[2] if "#" in href else posixpath.basename(href))
-
-
-def _xml(raw: bytes):
-    try:
-        return etree.fromstring(raw, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
-    except etree.XMLSyntaxError as error:
-        raise ValueError(f"has package data that is not XML ({error}): fetch it again") from None
 
 
 # ------------------------------------------------------------------ the frame around a book
@@ -361,7 +287,8 @@ FRAME_END = re.compile(
     r"\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg", re.I
 )
 CREDIT = re.compile(
-    r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|from)|"
+    r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|"
+    r"from)|"
     r"this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b",
     re.I,
 )
@@ -370,85 +297,4 @@ CREDIT = re.compile(
 def unframe(blocks: list[Block]) -> list[Block]:
     start = next((i + 1 for i, b in enumerate(blocks) if FRAME_START.search(b.text)), 0)
     end = next((i for i in range(start, len(blocks)) if FRAME_END.search(blocks[i].text)), len(blocks))
-    kept = [b for b in blocks[start:end]]
-    return [b for i, b in enumerate(kept) if not (i < 8 and CREDIT.match(b.text))]
-
-
-# ------------------------------------------------------------------ blocks -> paragraphs
-
-# a note of its own, and the marks that point to notes and pages
-FOOTNOTE = re.compile(r"\s*(\[\d{1,3}\]|\[[A-Z*]\]|\(\d{1,3}\)\s|\d{1,2}\.\[)\s*\S")
-MARK = re.compile(
-    r"\[\d{1,3}\]|\[[A-Z*\u2020]\]|(?<=[\w.,;:!?\"\u201d\u2019])\(\d{1,3}\)|[\[{]p(?:g|age)?\.? ?\d+[\]}]"
-)
-IN_BRACKETS = re.compile(  # may hold notes of their own, and run over paragraphs
-    r"\[\s*_?(?:Illustration|Footnote|Transcriber|Sidenote|Blank Page|Decoration|Image|Pg|Page)\b"
-    r"[^\[\]]{0,4000}(?:\[[^\[\]]{0,400}\][^\[\]]{0,4000}){0,20}\]_?",
-    re.I,
-)
-ITALIC = re.compile(r"(?<![A-Za-z0-9])_([^_]+?)_(?![A-Za-z0-9])|=([^=\n]+)=")
-SCENE_BREAK = "* * *"
-
-
-@dataclass
-class Paragraph:
-    """Prose on one line, or verse line by line. `indent`: columns right of the margin; `gap`: blank lines above."""
-
-    text: str
-    indent: int = 0
-    gap: int = 1
-    verse: bool = False
-    apart: bool = False  # markup sets it apart: italics, a quotation, a class of its own
-
-
-def paragraphs(
-    blocks: list[Block], wrapped: bool = False, marks: bool = False, marked_up: bool = False
-) -> list[Paragraph]:
-    """Hard wraps, marks, notes and pictures undone. `wrapped`: plain text, whose lines end at a margin, not where
-    the author ended them. `marks`: the book has notes that begin with (1), so a (1) after a space points to one too.
-    `marked_up`: notes and italics are markup already dealt with, so brackets and underscores are the author's.
-    """
-    found = []
-    widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
-    width = max(60, widths[int(0.9 * len(widths))] if widths else 0)  # a poem alone has no margin of its own
-    raw = IN_BRACKETS.sub("", "".join("\n" * (b.gap + 1) + b.text for b in blocks))
-    pieces = re.split(r"(^\s*\n|\n\s*\n)", raw)[1:]  # blank lines, text, blank lines, text ...
-    for above, text in zip(pieces[::2], pieces[1::2]):
-        lines = [l for l in text.split("\n") if l.strip()]
-        if not lines or FOOTNOTE.match(text):
-            continue
-        indent = min(len(l) - len(l.lstrip()) for l in lines)
-        verse = _is_verse_block(lines, width)
-        apart = bool(re.fullmatch(r"\s*_[^_]+_\s*", text))
-        if re.fullmatch(r"[\s*.\u2022~#\u2015\u2014\u2500_-]*", text):
-            text = SCENE_BREAK
-        elif not wrapped or verse:
-            text = "\n".join(" ".join(l.split()) for l in lines)
-        else:
-            text = " ".join(
-                re.sub(r"(?<=[a-z]-)\n\s*(?=[a-z])", "", "\n".join(lines)).split()
-            )  # red-and-/white
-        if not marked_up:
-            text = MARK.sub("", text)
-            text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
-            text = ITALIC.sub(lambda m: m[1] or m[2], text).replace("_", "")
-        text = re.sub(" {2,}", " ", text.replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " "))
-        if text.strip():
-            found.append(Paragraph(text.strip(), indent, above.count("\n") - 1, verse, apart))
-    margin = Counter(p.indent for p in found if not p.verse).most_common(1)
-    for p in found:
-        p.indent -= margin[0][0] if margin else 0
-    return found
-
-
-def _is_verse_block(lines: list[str], width: int) -> bool:
-    """Lines broken on purpose: well short of the margin, most beginning with a capital."""
-    bare = [l.strip() for l in lines]
-    capitals = sum(l.lstrip("\"'\u201c\u2018(_").strip()[:1].isupper() for l in bare)
-    return len(lines) > 1 and max(map(len, bare)) <= 0.85 * width and capitals >= 0.7 * len(lines)
-
-
-def is_verse(text: str) -> bool:
-    return sum(p.count("\n") + 1 for p in text.split("\n\n") if "\n" in p) > 2.5 * len(
-        [p for p in text.split("\n\n") if "\n" not in p]
-    ) and sum(len(p) for p in text.split("\n\n") if "\n" in p) > 0.7 * len(text)
+    return [b for i, b in enumerate(blocks[start:end]) if not (i < 8 and CREDIT.match(b.text))]

@@ -1,7 +1,10 @@
-"""Who wrote a story and where it was printed: names, bylines and source lines, told from titles by form and by vote.
+"""Who wrote a story and where it was printed: names, bylines and source lines, told from titles by form and
+by vote.
 
-A single line cannot be decided: "Silas Marner" may be an author and "Rainbow Pete" a title. So lines are compared
-over a whole book. The column, or the place in the headings, that reads most like names of people holds the authors.
+A single line cannot be decided: "Silas Marner" may be an author and "Rainbow Pete" a title. So lines are
+compared
+over a whole book. The column, or the place in the headings, that reads most like names of people holds the
+authors.
 
 Used by contents.py and headings.py. Left out: lists of known authors.
 """
@@ -14,11 +17,13 @@ from functools import lru_cache
 from scripts.anthologies.titles import title_form
 
 BYLINE = re.compile(
-    r"\W*anonymous\W*|\W*(by|from the .{2,60}? (of|by)|(as )?(re)?(told|written|compiled|edited|adapted|translated|rendered|selected|arranged) by|(translated|adapted) from)\b.{2,90}",
+    r"\W*anonymous\W*|\W*(by|from the .{2,60}? (of|by)|(as )?(re)?(told|written|compiled|edited|adapted|"
+    r"translated|rendered|selected|arranged) by|(translated|adapted) from)\b.{2,90}",
     re.I | re.S,
 )
 BY = re.compile(
-    r"^\W*((as )?((re)?(told|written|compiled|edited|adapted|translated|rendered|selected|arranged) )?by|(translated |adapted )?from the \w+ (of|by))\b\s*",
+    r"^\W*((as )?((re)?(told|written|compiled|edited|adapted|translated|rendered|selected|arranged) )?by|"
+    r"(translated |adapted )?from the \w+ (of|by))\b\s*",
     re.I,
 )
 LABEL = re.compile(
@@ -31,15 +36,16 @@ SOURCE = re.compile(  # where a story was printed; the year alone tells in brack
 )
 DATES = re.compile(r"\s*[(\[][^()\[\]]*[)\]]|,?\s+1[5-9]\d\d\s*-.*$")
 RANK = set(
-    "capt captain col colonel major general lieut sir lady lord mr mrs miss dr prof professor rev count countess "
+    "capt captain col colonel major general lieut sir lady lord mr mrs miss dr prof professor rev count "
+    "countess "
     "baron baroness mme madame monsieur princess".split(" ")
 )
 PARTICLE = set("de du des da di della del van von der den la le y e and & jr sr esq md phd".split(" "))
 NO_NAME = set(
-    "the a an in at on to for from with of by my his her our your their its what who how why when where is was are "
-    "not no first second third last old new one two three four part chapter book story tale tales stories".split(
-        " "
-    )
+    "the a an in at on to for from with of by my his her our your their its what who how why when where is "
+    "was are "
+    "not no first second third last old new one two three four part chapter book story tale tales "
+    "stories".split(" ")
 )
 
 
@@ -70,7 +76,8 @@ def person(text: str) -> str:
 
 @lru_cache(1 << 16)
 def name_like(text: str) -> bool:
-    """Two to six words that may be a person's name: capitals, initials, ranks, particles, no word of a sentence."""
+    """Two to six words that may be a person's name: capitals, initials, ranks, particles, no word of a
+    sentence."""
     words = re.findall(r"[^\s,]+", person(text))
     if not 2 <= len(words) <= 7 or re.search(r"[!?;:]|\d|\w{3,}\.$", person(text)):
         return False

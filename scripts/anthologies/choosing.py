@@ -1,4 +1,5 @@
-"""Which stories become examples: length, language, one copy of each tale, a cap per book, train and test apart.
+"""Which stories become examples: length, language, one copy of each tale, a cap per book, train and test
+apart.
 
 Used by __main__.py. Left out: judging whether a story is good; retellings in quite different words.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data import read_examples, words
-from scripts.anthologies.prompts import FLAGGED
+from lib.text import FLAGGED
 from scripts.anthologies.stories import Story
 
 EVALUATION = Path(__file__).resolve().parents[2] / "stories" / "eval.jsonl"
@@ -30,18 +31,21 @@ ENGLISH = re.compile(
 
 
 def key(*parts: str) -> str:
-    """A name and an order that depend on content alone, so that a book more changes nothing about the others."""
+    """A name and an order that depend on content alone, so that a book more changes nothing about the
+    others."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def book_id(source: str) -> str:
-    """What a book is called whatever its file is called: Project Gutenberg's number, else the name without its ending."""
+    """What a book is called whatever its file is called: Project Gutenberg's number, else the name without
+    its ending."""
     number = re.match(r"pg\d+", source)
     return number[0] if number else Path(source).stem
 
 
 def asked_for() -> set[str]:
-    """The books from whose stories requests of stories/eval.jsonl were made: never in training when books are held out."""
+    """The books from whose stories requests of stories/eval.jsonl were made: never in training when books
+    are held out."""
     sources = (e.source for e in read_examples(EVALUATION) if e.source.startswith("made from a story: "))
     return {book_id(source.split(" | ")[-1]) for source in sources}
 
@@ -53,8 +57,10 @@ def title_key(title: str) -> str:
 def shared_runs(texts: list[str], run: int = RUN) -> set[tuple[int, int]]:
     """Pairs (earlier, later) of texts that share words in a row.
 
-    Every text is cut into blocks of `run` words; wherever such a block stands in another text, the two share it.
-    Any common run of 2 * run - 1 words holds a whole block, so runs of 99 words and more are found for certain.
+    Every text is cut into blocks of `run` words; wherever such a block stands in another text, the two share
+    it.
+    Any common run of 2 * run - 1 words holds a whole block, so runs of 99 words and more are found for
+    certain.
     """
     ids, base = {}, np.uint64(0x9E3779B97F4A7C15)  # odd, so powers have inverses modulo 2^64
     inverse = np.uint64(pow(int(base), -1, 1 << 64))
@@ -106,51 +112,78 @@ def same_tales(texts: list[str], threshold: float = SAME_TALE, width: int = 4096
 
 
 def choose(stories: list[Story], args) -> tuple[list[Story], list[Story], Counter]:
-    """Stories for training, stories of held-out anthologies, and how many were left out for which reason."""
-    why, fit = Counter(), []
-    for s in stories:
-        n = words(s.text)
-        if n < args.min_words:
-            why[f"shorter than {args.min_words} words"] += 1
-        elif n > args.max_words:
-            why[f"longer than {args.max_words} words"] += 1
-        elif len(ENGLISH.findall(s.text)) < 0.22 * len(s.text.split()):
-            why["not English"] += 1
-        elif args.exclude_flagged and FLAGGED.search(s.text):
-            why["flagged words"] += 1
-        else:
-            fit.append(s)
+    """Stories for training, stories of held-out anthologies, and how many were left out for which reason.
+
+    ValueError: `--test_out` asks for a book to be kept back and none can be."""
+    why: Counter = Counter()
+    fit = [s for s in stories if not _unfit(s, args, why)]
+    held = hold_out(fit, args) if args.test_out and fit else set()
     # test anthologies come first, so that of two copies the held-out one stays and training loses it
-    held: set[str] = set()
-    if args.test_out:
-        first, books = asked_for(), sorted({s.source for s in fit})
-        books.sort(key=lambda b: (book_id(b) not in first, key(str(args.seed), book_id(b))))
-        held = set(books[: max(round(args.test_share * len(books)), sum(book_id(b) in first for b in books))])
     fit.sort(key=lambda s: (s.source not in held, key(str(args.seed), book_id(s.source), s.title, s.text)))
+    gone = _copies(fit, held, why)
+    left = [s for n, s in enumerate(fit) if n not in gone]
+    train = _cap([s for s in left if s.source not in held], args.per_anthology, args.limit, why)
+    test = _cap([s for s in left if s.source in held], args.per_anthology, args.limit, why)
+    if held and not train:
+        raise ValueError(
+            "nothing is left for training beside the book kept back: give more books, or drop --test_out"
+        )
+    return train, test, why
+
+
+def _unfit(s: Story, args, why: Counter) -> bool:
+    n = words(s.text)
+    if n < args.min_words:
+        reason = f"shorter than {args.min_words} words"
+    elif n > args.max_words:
+        reason = f"longer than {args.max_words} words"
+    elif len(ENGLISH.findall(s.text)) < 0.22 * len(s.text.split()):
+        reason = "not English"
+    elif args.exclude_flagged and FLAGGED.search(s.text):
+        reason = "flagged words"
+    else:
+        return False
+    why[reason] += 1
+    return True
+
+
+def hold_out(fit: list[Story], args) -> set[str]:
+    """The books kept back: those that the evaluation asks about, then by seed; at least one, never all."""
+    first, books = asked_for(), sorted({s.source for s in fit})
+    asked = sum(book_id(b) in first for b in books)
+    if len(books) < 2:
+        raise ValueError(
+            f"only {books[0]} has stories that fit, so no book can be kept back: add one, or drop --test_out"
+        )
+    if asked == len(books):
+        raise ValueError(
+            "stories/eval.jsonl asks about every book given, so none may be trained on: add another book"
+        )
+    books.sort(key=lambda b: (book_id(b) not in first, key(str(args.seed), book_id(b))))
+    return set(books[: min(len(books) - 1, max(1, asked, round(args.test_share * len(books))))])
+
+
+def _copies(fit: list[Story], held: set[str], why: Counter) -> set[int]:
+    """Which stories go: copies of one that stays, and those in training that have a test story's title."""
     texts, gone = [s.text for s in fit], set()
     copies = shared_runs(texts) | {(a, b) for a, b in same_tales(texts) if fit[a].source != fit[b].source}
-    titles: dict[str, list[int]] = {}
+    keys = [title_key(s.title) for s in fit]
+    tests: dict[str, list[int]] = {}
     for n, s in enumerate(fit):
-        titles.setdefault(title_key(s.title), []).append(n)
-    namesakes = {
-        (a, b)
-        for group in titles.values()
-        for a in group
-        for b in group
-        if a < b and fit[a].source in held and fit[b].source not in held
-    }
+        if s.source in held:
+            tests.setdefault(keys[n], []).append(n)
+    namesakes = {(a, n) for n, s in enumerate(fit) if s.source not in held for a in tests.get(keys[n], [])}
     for pairs, reason in ((copies, "a copy of a story already in"), (namesakes, "the title of a test story")):
         for a, b in sorted(pairs):
             if a not in gone and b not in gone:
                 gone.add(b)
                 why[reason] += 1
-    left = [s for n, s in enumerate(fit) if n not in gone]
-    train = _cap([s for s in left if s.source not in held], args.per_anthology, args.limit, why)
-    return train, _cap([s for s in left if s.source in held], args.per_anthology, args.limit, why), why
+    return gone
 
 
 def _cap(stories: list[Story], per_anthology: int, limit: int, why: Counter) -> list[Story]:
-    """At most `per_anthology` of each book and `limit` in all, the books in turn, so that small books keep theirs."""
+    """At most `per_anthology` of each book and `limit` in all, the books in turn, so that small books keep
+    theirs."""
     rank, turns = Counter(), []
     for s in stories:
         turns.append((rank[s.source], s))

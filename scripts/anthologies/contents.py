@@ -1,7 +1,9 @@
 """The page of contents of a book: the blocks it takes, and the titles, authors and anchors that it names.
 
-It begins below the word "Contents", or, where a book has none, at eight short lines in a row before any prose. It
-ends at prose, at a title it has already named, at the preface. Titles are kept without page numbers and authors,
+It begins below the word "Contents", or, where a book has none, at eight short lines in a row before any
+prose. It
+ends at prose, at a title it has already named, at the preface. Titles are kept without page numbers and
+authors,
 whole and over up to three lines, because long ones are broken.
 
 Used by stories.py. Left out: which entries are stories and which are parts; headings.py looks at the text.
@@ -101,7 +103,8 @@ def contents(blocks: list[Block]) -> Contents:
 
 
 def given(text: str, blocks: list[Block]) -> Contents:
-    """Contents that a reader wrote: a title per line, its author behind a tab or three spaces; "-" leaves a section out."""
+    """Contents that a reader wrote: a title per line, its author behind a tab or three spaces; "-" leaves a
+    section out."""
     found, titles, authors, left = contents(blocks), [], {}, set()
     for line in filter(str.strip, text.splitlines()):
         title, *author = re.split(r"\t+|\s{3,}|\s+\|\s+", line.lstrip("- ").strip())
@@ -180,7 +183,8 @@ def _is_prose(block: Block) -> bool:
 
 
 def _half_title(blocks: list[Block], first: int, end: int) -> int:
-    """Where the contents really end: the half-title and the first story's own heading, set apart, are not contents."""
+    """Where the contents really end: the half-title and the first story's own heading, set apart, are not
+    contents."""
     if end < first + 2:
         return end
     usual = sorted(b.gap for b in blocks[first + 1 : end])[(end - first - 1) // 2]
@@ -209,7 +213,8 @@ def _entry(line: str) -> str:
 
 
 def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
-    """{place: author}, from columns, from "by", from lines of their own; `lines` lose the lines that are names."""
+    """{place: author}, from columns, from "by", from lines of their own; `lines` lose the lines that are
+    names."""
     found: dict[int, str] = {}
     columns = {k: parts for k, text in enumerate(raw) if len(parts := cells(text)) == 2}
     dashes = {
@@ -240,7 +245,9 @@ def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[
     paged = sum(text[-1:].isdigit() for text in texts)
     alone = [
         k for k, text in enumerate(texts)
-        if k not in found and not text[-1:].isdigit() and (is_byline(text) or label_name(text) or name_like(text))
+        if k not in found
+        and not text[-1:].isdigit()
+        and (is_byline(text) or label_name(text) or name_like(text))
     ]  # fmt: skip
     marked = [k for k in alone if raw[k].strip()[:1] == "_" or is_byline(texts[k])]
     in_turn = len(alone) > 0.4 * len(raw) and not any(k + 1 in alone for k in alone)

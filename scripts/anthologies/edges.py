@@ -1,6 +1,7 @@
 """The edges of a section: what stands between heading and story, and between the story and the next heading.
 
-Above a story: numbers, authors, sources, editors' notes, mottoes. Below: notes, where the tale was taken from, THE END.
+Above a story: numbers, authors, sources, editors' notes, mottoes. Below: notes, where the tale was taken
+from, THE END.
 Form decides (brackets, indentation, a name below some verse), and where form leaves a doubt the words stay.
 
 Used by stories.py. Left out: mottoes without a source and notes that look like prose, which only a reader
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import re
 
-from scripts.anthologies.books import END_MARK, ORDINAL, SCENE_BREAK, Paragraph
+from scripts.anthologies.books import END_MARK, ORDINAL
 from scripts.anthologies.bylines import is_byline, is_source
+from scripts.anthologies.prose import SCENE_BREAK, Paragraph
 from scripts.anthologies.titles import fold, title_form
 
 EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)
@@ -31,19 +33,23 @@ NAMED_AFTER = re.compile(
 LETTER = re.compile(r"\W*(my )?(dear(est)?|sir|madam\w*|gentlemen)\b", re.I)
 FIRST_PART = re.compile(r"\W*((chapter|part|book)\s+)?(I|1|one|the first)\W*", re.I)
 LIFE = re.compile(
-    r"\b(born|died|educated|author of|published|novels?|novelist|stories|story|writer|writes|wrote|poet|journalist|editor|"
-    r"magazines?|university|college|contribut\w+|native of|lives? (in|at)|biograph\w+|works|books?|literary|career)\b"
+    r"\b(born|died|educated|author of|published|novels?|novelist|stories|story|writer|writes|wrote|poet|"
+    r"journalist|editor|"
+    r"magazines?|university|college|contribut\w+|native of|lives? (in|at)|biograph\w+|works|books?|"
+    r"literary|career)\b"
 )
 YEAR = re.compile(r"\b1[5-9]\d\d\b")
 HE = re.compile(r"\W*(He|She|Born|The (present )?(author|writer)|Mr|Mrs|Miss|This (author|writer))\b")
 SAID = re.compile(r"\b(said|cried|asked|replied|whispered)\b|[\"\u201c][A-Z][^\"\u201d]*[,?!][\"\u201d]")
 DATED = re.compile(r"\W*([A-Z][\w. ]{2,25},\s*)*([A-Z][a-z]{2,9}\.?\s*(\d{1,2},?)?\s*)?1[5-9]\d\d\W*")
 CONTINUED = re.compile(  # a line of its own, not a word in a sentence
-    r"[\W_]*((to be|will be) (continued|concluded)\b.{0,60}|(part \w+ of )?(this|the) (story|novel|serial) will be \w+ed\b.{0,60}|"
+    r"[\W_]*((to be|will be) (continued|concluded)\b.{0,60}|(part \w+ of )?(this|the) (story|novel|"
+    r"serial) will be \w+ed\b.{0,60}|"
     r"(continued|concluded)( (in|next)\b.{0,50})?|end of (the )?(part|book|instal+ment) .{1,12})\W*", re.I
 )  # fmt: skip
 INSTALMENT = re.compile(
-    r"\b(two|three|four|five|six|\d)[- ]part (novel|story|serial|tale)|\bpart \w+ of (a|the|two|three|four|\d)\b|"
+    r"\b(two|three|four|five|six|\d)[- ]part (novel|story|serial|tale)|\bpart \w+ of (a|the|two|three|"
+    r"four|\d)\b|"
     r"\b(first|second|third|fourth|last|concluding|final) (part|instal+ment) of|"
     r"\b(a|new|our|thrilling|great) serial\b|\bconclusion of (a|the|our)\b", re.I
 )  # fmt: skip
@@ -55,7 +61,8 @@ SMALL = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "t
 
 
 def trim(parts: list[Paragraph], numbered: bool = False, author: str = "", teased: bool = False) -> list[str]:
-    """The story's own paragraphs. `numbered`: the number of its first part is gone with the heading, so that the
+    """The story's own paragraphs. `numbered`: the number of its first part is gone with the heading, so that
+    the
     numbers of the others become scene breaks. `teased`: this book sets a teaser above each story."""
     start = above(parts, author)
     chaptered = any(ORDINAL.fullmatch(p.text) for p in parts[:start])
@@ -115,7 +122,8 @@ def _apparatus(parts: list[Paragraph], n: int, credited: bool) -> int:
 
 
 def _about_author(parts: list[Paragraph], n: int, author: str) -> int:
-    """A note on the author: his name alone, then prose that has his surname or "He", a year or two, and his trade."""
+    """A note on the author: his name alone, then prose that has his surname or "He", a year or two, and his
+    trade."""
     if len(fold(author)) < 4:
         return 0
     k = n + (fold(parts[n].text) == fold(author))

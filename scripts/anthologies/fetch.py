@@ -1,12 +1,15 @@
-"""Books of the catalogue, from a mirror the user names: one at a time, with pauses, resumed, checked.
+"""Books of the catalogue, from mirrors that welcome programs: one at a time, with pauses, resumed, checked.
 
-`stories/catalogue.tsv` lists 100 anthologies: Project Gutenberg numbers and Standard Ebooks names. Nothing is fetched from
-anywhere but the mirror given; Project Gutenberg asks that bulk downloads use one (gutenberg.org/policy/robot_access.html).
+`stories/catalogue.tsv` lists 100 anthologies: Project Gutenberg numbers and Standard Ebooks names, and for
+Project
+Gutenberg the checksum of the edition that docs/data.md measures. Project Gutenberg asks programs to use a
+mirror
+(gutenberg.org/policy/robot_access.html); the default below is one of its list, gutenberg.org/MIRRORS.ALL.
 
-    python -m scripts.anthologies fetch --out_dir books --gutenberg https://a.mirror/gutenberg \\
-        --standard_ebooks https://standardebooks.org
+    python -m scripts.anthologies fetch --out_dir out/books
+    python -m scripts.anthologies fetch --out_dir out/books --gutenberg https://another.mirror/gutenberg
 
-Left out: finding a mirror, and newer editions of a book than the one the mirror has.
+Left out: newer editions than the mirror's. Standard Ebooks rebuilds its files, so these have no checksum.
 """
 
 from __future__ import annotations
@@ -20,78 +23,58 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
+from lib.files import digest
 from scripts.anthologies.books import MAX_BYTES, decode
 
+GUTENBERG = "https://gutenberg.pglaf.org"  # the default mirrors, here alone
+STANDARD_EBOOKS = "https://standardebooks.org"
 CATALOGUE = Path(__file__).resolve().parents[2] / "stories" / "catalogue.tsv"
-AGENT = "anthologies/1 (polite: one request at a time)"
+AGENT = "anthologies/1 (one request at a time)"
+NAME = re.compile(r"pg\d+\.(txt|htm)|se(_[a-z0-9-]+){2,4}\.epub")
+BUSY = (429, 500, 502, 503, 504)
+GONE = ("status 404", "status 410")
 
 
 def catalogue(path: Path = CATALOGUE) -> list[dict]:
-    """Rows with name, title, author; raises FileNotFoundError or ValueError naming the line."""
+    """Rows with name, title, author, file, sha256. FileNotFoundError, ValueError: names the line."""
     if not path.is_file():
-        raise FileNotFoundError(f"no catalogue {path}; restore it from the repository")
+        raise FileNotFoundError(f"there is no catalogue {path}; restore it from the repository")
     head, *lines = path.read_text(encoding="utf-8").splitlines()
     rows = [dict(zip(head.split("\t"), line.split("\t"))) for line in lines if line.strip()]
     for n, row in enumerate(rows, 2):
-        if (
-            not re.fullmatch(r"pg\d+\.(txt|htm)|se(_[a-z0-9-]+){2,4}\.epub", row.get("name", ""))
-            or "title" not in row
-        ):
-            raise ValueError(
-                f"{path} line {n}: name must be pgNUMBER.txt, pgNUMBER.htm or se_AUTHOR_TITLE.epub, and title must follow"
-            )
+        if not NAME.fullmatch(row.get("name", "")) or "title" not in row:
+            what = "name must be pgNUMBER.txt, pgNUMBER.htm or se_AUTHOR_TITLE.epub, and title must follow"
+            raise ValueError(f"{path} line {n}: {what}")
     return rows
 
 
-def addresses(name: str, gutenberg: str | None, standard_ebooks: str | None) -> list[str]:
-    """Where a mirror keeps the book: its places are tried in this order."""
-    stem, _, kind = name.rpartition(".")
+def addresses(row: dict, gutenberg: str | None, standard_ebooks: str | None) -> list[str]:
+    """Where a mirror keeps the book; its places are tried in this order, the catalogue's own file first."""
+    stem, _, kind = row["name"].rpartition(".")
+    base = (standard_ebooks if stem.startswith("se_") else gutenberg or "").rstrip("/")
+    if not base:
+        return []
     if stem.startswith("se_"):
         parts = stem.removeprefix("se_").split("_")
-        return (
-            [
-                f"{standard_ebooks.rstrip('/')}/ebooks/{'/'.join(parts)}/downloads/{'_'.join(parts)}.epub?source=download"
-            ]
-            if standard_ebooks
-            else []
-        )
-    if not gutenberg:
-        return []
-    number, base = stem.removeprefix("pg"), gutenberg.rstrip("/")
-    folder = "/".join(number[:-1] or "0") + f"/{number}/"
-    places = (
-        [f"{folder}{number}-h/{number}-h.htm", f"cache/epub/{number}/pg{number}-images.html"]
-        if kind == "htm"
-        else [
-            f"{folder}{number}-0.txt",
-            f"{folder}{number}-8.txt",
-            f"{folder}{number}.txt",
-            f"cache/epub/{number}/pg{number}.txt",
-        ]
-    )
-    return [f"{base}/{place}" for place in places]
+        return [f"{base}/ebooks/{'/'.join(parts)}/downloads/{'_'.join(parts)}.epub?source=download"]
+    number = stem.removeprefix("pg")
+    if kind == "htm":
+        files, cached = [f"{number}-h/{number}-h.htm"], f"pg{number}-images.html"
+    else:
+        files, cached = [f"{number}{end}.txt" for end in ("-0", "-8", "")], f"pg{number}.txt"
+    files.sort(key=lambda file: not file.endswith(row.get("file") or "-0.txt"))
+    folder = "/".join(number[:-1] or "0") + f"/{number}"
+    return [f"{base}/{folder}/{file}" for file in files] + [f"{base}/cache/epub/{number}/{cached}"]
 
 
-def check(path: Path, row: dict) -> str | None:
+def check(path: Path) -> str | None:
     """What is wrong with a downloaded book, or None."""
     if path.suffix == ".epub":
-        try:
-            with zipfile.ZipFile(path) as book:
-                if sum(i.file_size for i in book.infolist()) > 4 * MAX_BYTES:
-                    return "unpacks to far more than a book"
-                return (
-                    "a damaged epub"
-                    if book.testzip()
-                    else None
-                    if "META-INF/container.xml" in book.namelist()
-                    else "no epub"
-                )
-        except zipfile.BadZipFile:
-            return "no epub"
+        return check_epub(path)
     try:
         text = decode(path.read_bytes())
     except ValueError:
-        return "no text"
+        return "not text"
     number = re.search(r"\d+", path.stem)[0]
     if not re.search(rf"#{number}\b", text) and not re.search(rf"\b{number}\b", text[:3000] + text[-3000:]):
         return f"not Project Gutenberg's number {number}"
@@ -100,86 +83,81 @@ def check(path: Path, row: dict) -> str | None:
     return None
 
 
-def download(url: str, part: Path, attempts: int, pause: float) -> str | None:
+def check_epub(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as book:
+            if sum(i.file_size for i in book.infolist()) > 4 * MAX_BYTES:
+                return "unpacks to far more than a book"
+            if book.testzip():
+                return "a damaged epub"
+            return None if "META-INF/container.xml" in book.namelist() else "not an epub"
+    except zipfile.BadZipFile:
+        return "not an epub"
+
+
+def download(url: str, part: Path, attempts: int, pause: float, timeout: float) -> str | None:
     """Bytes of `url` into `part`, going on where an earlier try stopped. A word on what failed, or None."""
     trouble = "nothing came"
     for attempt in range(attempts):
         if attempt:
             time.sleep(pause * 2**attempt)
         have = part.stat().st_size if part.exists() else 0
-        headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"} | (
-            {"Range": f"bytes={have}-"} if have else {}
-        )
+        headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
+        headers |= {"Range": f"bytes={have}-"} if have else {}
         try:
-            with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
-                if reply.status_code == 416:  # what we have is longer than the file: begin anew
-                    part.unlink(missing_ok=True)
-                    trouble = "status 416"
-                    continue
-                if reply.status_code not in (200, 206):
-                    trouble = f"status {reply.status_code}"
-                    if reply.status_code in (429, 500, 502, 503, 504):
-                        after = reply.headers.get("Retry-After", "").strip()
-                        time.sleep(min(60, int(after)) if after.isdigit() else 0)
-                        continue
+            with requests.get(url, headers=headers, stream=True, timeout=timeout) as reply:
+                trouble = _save(reply, part, have)
+                if trouble in BUSY:
+                    wait = reply.headers.get("Retry-After", "").strip()
+                    time.sleep(min(60, int(wait)) if wait.isdigit() else 0)
+                    trouble = f"status {trouble}"
+                elif trouble is None or str(trouble).startswith(("status", "larger")):
                     return trouble
-                size = have if reply.status_code == 206 else 0
-                expected = (
-                    size + int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
-                )
-                with open(part, "ab" if reply.status_code == 206 else "wb") as f:
-                    for chunk in reply.iter_content(
-                        1 << 10
-                    ):  # small: a broken line loses the chunk it broke in
-                        size += len(chunk)
-                        if size > MAX_BYTES:
-                            part.unlink()
-                            return "larger than any book"
-                        f.write(chunk)
-                if expected is None or size == expected:
-                    return None
-                trouble = f"{size} bytes of {expected}"
         except requests.RequestException as error:
             trouble = type(error).__name__
     return trouble
 
 
-def run(args) -> None:
-    if not args.gutenberg and not args.standard_ebooks:
-        raise ValueError("no mirror: name one with --gutenberg URL, --standard_ebooks URL or both")
-    rows, folder, failed, new = catalogue(Path(args.catalogue)), Path(args.out_dir), [], 0
-    folder.mkdir(parents=True, exist_ok=True)
-    for row in tqdm(rows, desc="books", unit="book"):
-        path = folder / row["name"]
-        places = addresses(row["name"], args.gutenberg, args.standard_ebooks)
-        if path.exists() and check(path, row) is None or not places:
-            continue
-        troubles = []
-        for n, url in enumerate(places):  # a part belongs to its address: two mirrored files may differ
-            part = folder / f"{row['name']}.{n}.part"
-            trouble = download(url, part, args.attempts, args.pause) or check_part(part, path, row)
-            time.sleep(args.pause)  # a mirror is somebody's gift
-            if trouble is None:
-                new += 1
-                break
-            troubles.append(f"{trouble} at {url}")
-        else:
-            failed.append(f"{row['name']} ({row['title']}): {'; '.join(troubles)}")
-    have = sum((folder / row["name"]).exists() for row in rows)
-    print(f"{new} books fetched now, {have} of {len(rows)} in {folder}")
-    for line in failed:
-        print("failed:", line)
-    if failed:
-        raise ValueError(
-            f"{len(failed)} books did not come; run the same command to try them again, or name another mirror"
-        )
+def _save(reply: requests.Response, part: Path, have: int) -> str | int | None:
+    """Writes a reply's body. A busy status as a number, another trouble in words, None when the body is
+    whole."""
+    if reply.status_code == 416:  # what is here is longer than the file: begin anew
+        part.unlink(missing_ok=True)
+        return "more than the file has"
+    if reply.status_code not in (200, 206):
+        return reply.status_code if reply.status_code in BUSY else f"status {reply.status_code}"
+    size = have if reply.status_code == 206 else 0
+    expected = size + int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
+    with open(part, "ab" if size else "wb") as file:
+        for chunk in reply.iter_content(1 << 10):  # small: a broken line loses the chunk it broke in
+            size += len(chunk)
+            if size > MAX_BYTES:
+                part.unlink()
+                return "larger than any book"
+            file.write(chunk)
+    return None if expected is None or size == expected else f"{size} bytes of {expected}"
 
 
-def check_part(part: Path, path: Path, row: dict) -> str | None:
-    """Checks a finished download under its final suffix, then gives it its name."""
-    probe = part.with_name("checking_" + path.name)
-    os.replace(part, probe)
-    trouble = check(probe, row)
+def fetch_one(row: dict, places: list[str], folder: Path, args) -> list[str]:
+    """One book into `folder`. The troubles of the places tried, empty when the book came."""
+    path, troubles = folder / row["name"], []
+    for n, url in enumerate(places):  # a part belongs to its address: two mirrored files may differ
+        part = folder / f"{row['name']}.{n}.part"
+        trouble = download(url, part, args.attempts, args.pause, args.timeout)
+        time.sleep(args.pause)  # a mirror is a gift
+        if trouble is None:
+            probe = part.with_name("checking_" + path.name)
+            os.replace(part, probe)
+            trouble = check_name(probe, path)
+        if trouble is None:
+            return []
+        troubles.append(f"{trouble} at {url}")
+    return troubles
+
+
+def check_name(probe: Path, path: Path) -> str | None:
+    """Checks a finished download, then gives it its name; what is wrong is removed."""
+    trouble = check(probe)
     if trouble:
         probe.unlink()
     else:
@@ -187,13 +165,58 @@ def check_part(part: Path, path: Path, row: dict) -> str | None:
     return trouble
 
 
+def run(args) -> None:
+    if not args.gutenberg and not args.standard_ebooks:
+        raise ValueError("no mirror: name one with --gutenberg URL, --standard_ebooks URL or both")
+    rows, folder = catalogue(Path(args.catalogue)), Path(args.out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    gone, failed, new = [], [], 0
+    for row in tqdm(rows, desc="books", unit="book"):
+        path, places = folder / row["name"], addresses(row, args.gutenberg, args.standard_ebooks)
+        if not places or path.exists() and check(path) is None:
+            continue
+        troubles = fetch_one(row, places, folder, args)
+        new += not troubles
+        line = f"{row['name']} ({row['title']}): {'; '.join(troubles)}"
+        if troubles:
+            (gone if all(t.startswith(GONE) for t in troubles) else failed).append(line)
+    have = [row for row in rows if (folder / row["name"]).exists()]
+    print(f"{new} books fetched now, {len(have)} of {len(rows)} in {folder}")
+    other = [
+        row["name"] for row in have if row.get("sha256") and digest(folder / row["name"]) != row["sha256"]
+    ]
+    if other:
+        print(
+            f"{len(other)} are not the catalogue's edition (another checksum, but whole): {', '.join(other)}"
+        )
+    for word, lines in (("gone, skipped:", gone), ("failed:", failed)):
+        for line in lines:
+            print(word, line)
+    if failed or not have:
+        what = f"{len(failed) or len(gone)} books did not come"
+        raise ValueError(f"{what}; run the same command to try them again, or name another mirror")
+
+
 def add_arguments(p) -> None:
     p.add_argument("--out_dir", required=True, help="folder for the books")
-    p.add_argument("--gutenberg", metavar="URL", help="a Project Gutenberg mirror's base address")
-    p.add_argument("--standard_ebooks", metavar="URL", help="Standard Ebooks or a mirror of it")
     p.add_argument(
-        "--catalogue", default=str(CATALOGUE), help="table of names and titles (default: the one in stories/)"
+        "--gutenberg",
+        metavar="URL",
+        default=GUTENBERG,
+        help=f"mirror of Project Gutenberg (default {GUTENBERG})",
+    )
+    p.add_argument(
+        "--standard_ebooks",
+        metavar="URL",
+        default=STANDARD_EBOOKS,
+        help=f"default {STANDARD_EBOOKS}; '' for none",
+    )
+    p.add_argument(
+        "--catalogue", default=str(CATALOGUE), help="table of books (default: the one in stories/)"
     )
     p.add_argument("--pause", type=float, default=2.0, help="seconds between requests (default 2)")
     p.add_argument("--attempts", type=int, default=4, help="tries for each address (default 4)")
+    p.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds without a byte before a try ends (default 60)"
+    )
     p.set_defaults(run=run)

@@ -1,11 +1,11 @@
-"""Where stories begin: the headings of a book, weighed against its page of contents (contents.py).
+"""The headings of a book: runs of short lines set apart, with the title, author and source line told from
+each other.
 
-Titles that are in the contents begin stories; headings of the same style between them do too (contents forget some);
-prefaces, notes, advertisements, poems and numbered parts do not. Without contents the strongest style of heading
-that at least three sections share decides. In a book by many hands a section that names no author is not a story.
-When the evidence disagrees a story is left out rather than cut in half.
+A heading is looked at by its form, against the page of contents (contents.py), and against the other
+headings of the
+book: whether names stand above titles or below them is decided once for all.
 
-Used by stories.py. Left out: reading what a section says; only its form is looked at.
+Used by starts.py and stories.py. Left out: which headings begin stories.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ from scripts.anthologies.bylines import (
 )
 from scripts.anthologies.contents import Contents
 from scripts.anthologies.titles import (
-    DEPARTMENT,
     MATTER,
-    MIN_WORDS,
     NO_STORIES,
     NOTES,
     PART,
@@ -42,13 +40,8 @@ from scripts.anthologies.titles import (
 )
 
 TRIES = 20_000  # near matches with the contents; of the catalogue no book needs a thousand
-FILLER = (
-    500  # words: a filler has a heading of its own, no author, and is the last thing before the next story
-)
-EDITED = re.compile(
-    r"\W*(edited|compiled|selected|collected|chosen|arranged)( and \w+)? by\b", re.I
-)  # a title page
-MANY_HANDS = 0.6  # share of the sections that name an author, above which one that names none is not a story
+TITLE_PAGE_BY = r"\W*(edited|compiled|selected|collected|chosen|arranged)( and \w+)? by\b"
+EDITED = re.compile(TITLE_PAGE_BY, re.I)
 
 
 @dataclass
@@ -186,7 +179,8 @@ def _is_author(text: str, toc: Contents) -> bool:
 
 
 def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
-    """Does block j still belong to the heading that block i begins (title, author, source, note in brackets)?"""
+    """Does block j still belong to the heading that block i begins (title, author, source, note in
+    brackets)?"""
     text, above = blocks[j].text.strip(), blocks[j - 1].text.strip()
     if len(text.split()) > 40 or _new_page(blocks, i, j, toc):
         return False
@@ -214,7 +208,8 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
 
 
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
-    """(certainty, place in the contents) if the block's text or anchor is there; `near`: right under a heading."""
+    """(certainty, place in the contents) if the block's text or anchor is there; `near`: right under a
+    heading."""
     text = one_line(block.text)
     if len(text) > 160 or len(text.split()) > 30 or block.kind in ("list", "break") or not toc.titles:
         return None
@@ -254,7 +249,7 @@ def _nearly(key: str, toc: Contents) -> tuple[int, int] | None:
 
 
 def _names_first(blocks: list[Block], runs: list[tuple[int, int]], toc: Contents) -> bool | None:
-    """Do headings name the author above the title (True), below it (False), or nowhere without "by" (None)?"""
+    """Is the author named above the title (True), below it (False), or only after "by" (None)?"""
     pairs = []
     for i, j in runs:
         texts = {fold(t): t for k in range(i, j) if not _no_name(t := one_line(blocks[k].text))}
@@ -281,7 +276,8 @@ def _is_note(text: str) -> bool:
 def _roles(
     texts: dict[int, str], sure: dict, toc: Contents, names_first: bool | None
 ) -> tuple[list[int], list[int]]:
-    """(blocks that may be titles, blocks that name an author) of one run; a lone line is a title whatever it looks like."""
+    """(blocks that may be titles, blocks that name an author) of one run; a lone line is a title whatever
+    it looks like."""
     plain = [k for k in texts if not (_is_note(texts[k]) or ORDINAL.fullmatch(texts[k]))]
     plain = plain or [k for k in texts if is_source(texts[k]) and texts[k][:1] not in "[("][:1]
     exact = {k for k in sure if sure[k][0] == 3}
@@ -301,11 +297,9 @@ def _roles(
         authors = {k for k in guess if k not in exact and name_like(texts[k])}
     weak = {k for k in by if not name_like(texts[k]) and not label_name(texts[k])}
     rest = [k for k in plain if k not in authors]
-    if (
-        weak and not known and rest and all(name_like(texts[k]) for k in rest)
-    ):  # TOLD BY THE FIRE, by Captain Meek
-        if names_first and max(weak) > rest[0] or not names_first and min(weak) < rest[0]:
-            authors = set(rest)
+    swapped = weak and rest and (max(weak) > rest[0] if names_first else min(weak) < rest[0])
+    if swapped and not known and all(name_like(texts[k]) for k in rest):
+        authors = set(rest)  # TOLD BY THE FIRE, by Captain Meek
     return [k for k in plain if k not in authors], sorted(authors)
 
 
@@ -355,7 +349,8 @@ def _head(
 
 
 def _measure(found: list[Head], blocks: list[Block]) -> None:
-    """How many words follow each head, up to the next and up to the next as strong. A part's heading ends no story."""
+    """How many words follow each head, up to the next and up to the next as strong. A part's heading ends
+    no story."""
     total = [0]
     for b in blocks:
         total.append(total[-1] + b.words)
@@ -379,162 +374,3 @@ def strong(style: tuple, other: tuple) -> bool:
     if style[0] == "h":
         return style[1] <= other[1]
     return style[1] > other[1] or style[1] == other[1] and style[2] >= other[2]
-
-
-# ------------------------------------------------------------------ choosing
-
-
-def choose(found: list[Head], toc: Contents) -> list[Head]:
-    """The heads that begin a section; those with `matter` end the story before them and begin none."""
-    whole = []
-    for h in found:  # a half-title and the title after it are one heading
-        before = whole[-1] if whole else None
-        again = before and (
-            h.entry is not None and h.entry == before.entry or fold(h.title) == fold(before.title) != ""
-        )
-        if again and before.near < 40:
-            h.start, h.author, h.credit = before.start, h.author or before.author, h.credit or before.credit
-            h.entry = before.entry if h.entry is None else h.entry
-            whole.pop()
-        whole.append(h)
-    found = whole
-    plain = [h for h in found if not h.matter and not h.ordinal and h.words >= MIN_WORDS]
-    known = [h for h in plain if h.entry is not None]
-    if toc.settled:
-        chosen = _once(known, toc) + [h for h in found if h.matter and h.entry is not None]
-        return sorted(chosen, key=lambda h: h.start)
-    if len({h.entry for h in known}) < 3:
-        return _by_many(_choose_by_form(found), found, toc)
-    return _by_many(_choose_by_contents(found, plain, known, toc), found, toc)
-
-
-def _once(known: list[Head], toc: Contents) -> list[Head]:
-    """A title that is twice in the contents begins two stories; in the notes it begins none."""
-    uses, starts = Counter(), []
-    for h in known:
-        if uses[h.entry] < len(toc.titles.get(fold(h.title), [0])):
-            uses[h.entry] += 1
-            starts.append(h)
-    return starts
-
-
-def _choose_by_contents(found: list[Head], plain: list[Head], known: list[Head], toc: Contents) -> list[Head]:
-    style = Counter(h.style for h in known).most_common(1)[0][0]
-    same = [h for h in plain if h.style == style]
-    pure = len([h for h in same if h.entry is not None]) >= 0.6 * len(same)
-    numbers = len([h for h in known if h.numbered]) > 0.5 * len(known)
-    starts = _once(known, toc)
-    first, last = starts[0].start, starts[-1].start
-    notes = min((h.start for h in found if h.matter and h.start > last), default=1 << 60)
-    ends = [
-        h
-        for h in found
-        if h.matter and (strong(h.style, style) or NOTES.fullmatch(h.title) or h.start > last)
-    ]
-    titles = {fold(h.title) for h in starts}
-    for h in plain:  # not in the contents: forgotten there, or an advertisement
-        if (
-            h.entry is None
-            and (h.start > first or h.author)
-            and strong(h.style, style)
-            and (numbers or not h.numbered)
-        ):
-            forgotten = h.style == style and (pure and h.start < last or h.author and h.start < notes)
-            real = len(fold(h.title)) > 1 and (h.author or not h.verse)
-            if forgotten and real and not (h.start > last and fold(h.title) in titles):
-                starts.append(h)
-            elif h.start > last:
-                ends.append(h)
-                h.matter, h.why = True, "follows the last title of the contents"
-    return _without_poems(sorted(starts + ends, key=lambda h: h.start), style)
-
-
-def _choose_by_form(found: list[Head]) -> list[Head]:
-    """No usable contents: the strongest style of heading that at least three sections share."""
-    plain, best = [h for h in found if not h.matter and not h.ordinal], None
-    signed = [h for h in plain if h.author and h.words >= MIN_WORDS]
-    if len({fold(h.author) for h in signed}) > 2:
-        plain = signed
-    for style in {h.style for h in plain}:
-        enough = len([h for h in plain if h.style == style and h.words >= 100]) >= 3
-        if enough and (best is None or strong(style, best)):
-            best = style
-    if best is None:
-        return []
-    same = [h for h in plain if h.style == best]
-    parts = len([h for h in same if h.numbered]) < 0.5 * len(
-        same
-    )  # then a numbered title is a part of a story
-    chosen = [
-        h
-        for h in found
-        if (strong(h.style, best) or h.matter and NOTES.fullmatch(h.title))
-        and not h.ordinal
-        and not (parts and h.numbered)
-    ]
-    return _without_poems(chosen, best)
-
-
-def _without_poems(chosen: list[Head], style: tuple) -> list[Head]:
-    off = False
-    for h in chosen:
-        off = h.poems or off and not (strong(h.style, style) and h.style != style)
-        if off and not h.matter:
-            h.matter, h.why = True, "poems, essays or plays"
-    return chosen
-
-
-def _by_many(chosen: list[Head], found: list[Head], toc: Contents) -> list[Head]:
-    """In a book by many hands: sections without an author end a story or belong to it, they are none themselves."""
-    plain = [h for h in chosen if not h.matter and h.words >= MIN_WORDS]
-    signed = [h for h in plain if h.author]
-    hands, numbers = (
-        len({fold(h.author) for h in signed}),
-        sum(h.numbered for h in signed) > 0.5 * len(signed),
-    )
-    if hands < 3 or len(signed) < MANY_HANDS * len(plain) and hands < 0.6 * len(signed):
-        return chosen
-    if len(signed) < 0.3 * len(plain):
-        return chosen
-    kept = []
-    for n, h in enumerate(chosen):
-        if h.matter or h.author:
-            kept.append(h)
-            continue
-        after = next((o for o in chosen[n + 1 :] if o.author or o.matter), None)
-        alike = h.numbered and numbers
-        inside = toc.titles and h.entry is None and after and any(o.author for o in chosen[:n])
-        if inside and not alike and sum(o.words for o in chosen[n : chosen.index(after)]) > FILLER:
-            h.why = "taken for a part of the story above"
-            continue
-        if not (alike and h.words > FILLER):  # a story that the printer left unsigned
-            h.matter, h.why = True, "names no author, where the other sections do"
-        kept.append(h)
-    return sorted(kept + _fillers(kept, found), key=_start)
-
-
-def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
-    """Headings within a story that end it: letters, advertisements, short pieces without an author before the next story."""
-    plain = [h for h in found if not (h.ordinal or h.numbered or h.author or h.verse)]
-    names = Counter(fold(h.title) for h in plain)
-    fillers = []
-    for s, after in zip(chosen, [*chosen[1:], None]):
-        inner = [h for h in plain if s.start < h.start and (after is None or h.start < after.start)]
-        if s.matter or not inner:
-            continue
-        h, single = inner[-1], len(inner) == 1 and after is not None
-        short = single and h.near <= FILLER and 4 * h.near < s.words + s.near
-        page = single and h.style[:2] >= s.style[:2] and h.style[0] == "t"
-        again = next((o for o in inner if names[fold(o.title)] > 1 or DEPARTMENT.fullmatch(o.title)), None)
-        if again or short or page:
-            h = again or h
-            h.matter, h.why = (
-                True,
-                "a filler, letters or an advertisement: no author, and before the next story",
-            )
-            fillers.append(h)
-    return fillers
-
-
-def _start(h: Head) -> int:
-    return h.start

@@ -1,6 +1,7 @@
 """One book -> its stories, whole and clean: reading (books.py) and headings (headings.py) put together.
 
-Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents and headings.
+Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents
+and headings.
 
     from scripts.anthologies import split_anthology
     for story in split_anthology("pg2814.txt"): print(story.title, len(story.text.split()))
@@ -21,16 +22,16 @@ from scripts.anthologies.books import (
     THE_END,
     Block,
     decode,
-    epub_blocks,
     html_blocks,
-    is_verse,
-    paragraphs,
     text_blocks,
     unframe,
 )
 from scripts.anthologies.contents import Contents, contents, given
 from scripts.anthologies.edges import has_teaser, serial, trim
-from scripts.anthologies.headings import Head, choose, heads, split_headings
+from scripts.anthologies.epub import epub_blocks
+from scripts.anthologies.headings import Head, heads, split_headings
+from scripts.anthologies.prose import is_verse, paragraphs
+from scripts.anthologies.starts import choose
 from scripts.anthologies.titles import MIN_WORDS, fold, one_line
 
 BACK_PAGE = re.compile(
@@ -66,6 +67,7 @@ class Reading:
     blocks: list[Block] = field(default_factory=list)
     toc: Contents = field(default_factory=Contents)
     found: list[Head] = field(default_factory=list)
+    starts: list[Head] = field(default_factory=list)  # those that begin or end a section
     sections: list[Story] = field(default_factory=list)  # those with `why` are left out
 
     @property
@@ -112,7 +114,8 @@ def _numbered(heading: list[Block]) -> bool:
 
 
 def _without_back_pages(body: list[Block]) -> list[Block]:
-    """The last story without advertisements: from the headings and lists on that stand above their first sign."""
+    """The last story without advertisements: from the headings and lists on that stand above their first
+    sign."""
     end = next((i for i, b in enumerate(body) if i > len(body) // 5 and BACK_PAGE.search(b.text)), len(body))
     if end == len(body):
         return body
@@ -146,12 +149,14 @@ def _heads_part(block: Block) -> bool:
 
 
 def split_anthology(path: str | Path, listed: str = "") -> list[Story]:
-    """Every story of one book, in order. Raises ValueError (with a sentence) for what is no book or holds no story."""
+    """Every story of one book, in order. Raises ValueError (with a sentence) for what is no book or holds
+    no story."""
     return read_anthology(path, listed).stories
 
 
 def read_anthology(path: str | Path, listed: str = "") -> Reading:
-    """One book with all that was found in it. `listed`: contents written by a reader (contents.py, `given`)."""
+    """One book with all that was found in it. `listed`: contents written by a reader (contents.py,
+    `given`)."""
     path = Path(path)
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(
@@ -207,7 +212,8 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, list
     }
     if toc.settled and missing:
         raise ValueError(
-            f"has no line that says {min(missing)!r}, which the contents file names: write it as the book does"
+            f"has no line that says {min(missing)!r}, which the contents file names: write it as the book "
+            f"does"
         )
     starts = choose(found, toc)
     marks = any(re.match(r"\(\d{1,3}\)\s", b.text) for b in blocks)
@@ -231,7 +237,7 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, list
         credit = one_line(h.credit).strip(" ()[].*")
         sections.append(Story(_title(h.title), one_line(h.author) or author, text, source, credit, why))
     how = "the contents file" if toc.settled else "contents and headings" if toc.titles else "headings alone"
-    return Reading(how, author, blocks, toc, found, sections)
+    return Reading(how, author, blocks, toc, found, starts, sections)
 
 
 def _body(blocks: list[Block], h: Head, after: Head | None, last: bool) -> list[Block]:

@@ -1,4 +1,5 @@
-"""What a title is, by its form alone: short, set apart, no sentence, no speech; and the names of what is not a story.
+"""What a title is, by its form alone: short, set apart, no sentence, no speech; and the names of what is not
+a story.
 
 Used by contents.py and headings.py. Left out: the text around a title.
 """
@@ -14,19 +15,27 @@ from scripts.anthologies.books import LEADING, NUMBER, Block
 MIN_WORDS = 60  # shorter sections are dividers and dedications
 
 MATTER = re.compile(
-    r"(the\s+)?((editor|author|translator|publisher|transcriber)s?'?s?|general|short|brief|a|an|critical|historical)?\s*"
-    r"((preface|foreword|introduction|introductory( \w+)?|prefatory( \w+)?|acknowledge?ments?|afterword|dedication|"
-    r"postscript|advertisements?)\b(\W+(to|by|of)\b.*)?|(table of )?contents( of .*)?|list of .*|(\w+ )?(illustrations|plates)|"
-    r"notes?( (and|on|to) .*)?|(end|foot)notes?|glossary.*|index\b.*|appendix.*|bibliograph.*|errata|corrections|"
-    r"(other )?(books|works|stories|novels)( \w+)? by .*|by the same author.*|abbreviations|(on )?(\w+ )?pronunciation.*|"
-    r"references|sources\b.*|parallels|remarks|vocabulary|a word (to|about|from)\b.*|to (the|my)( \w+)? readers?|copyright.*|"
-    r"(bio|biblio)graphical .*|publishers?'? .*|transcrib\w+'? .*|imprint|colophon|uncopyright|title ?page|halftitle.*|"
+    r"(the\s+)?((editor|author|translator|publisher|transcriber)s?'?s?|general|short|brief|a|an|critical|"
+    r"historical)?\s*"
+    r"((preface|foreword|introduction|introductory( \w+)?|prefatory( \w+)?|acknowledge?ments?|afterword|"
+    r"dedication|"
+    r"postscript|advertisements?)\b(\W+(to|by|of)\b.*)?|(table of )?contents( of .*)?|list of .*|(\w+ "
+    r")?(illustrations|plates)|"
+    r"notes?( (and|on|to) .*)?|(end|foot)notes?|glossary.*|index\b.*|appendix.*|bibliograph.*|errata|"
+    r"corrections|"
+    r"(other )?(books|works|stories|novels)( \w+)? by .*|by the same author.*|abbreviations|(on )?(\w+ "
+    r")?pronunciation.*|"
+    r"references|sources\b.*|parallels|remarks|vocabulary|a word (to|about|from)\b.*|to (the|my)( \w+)? "
+    r"readers?|copyright.*|"
+    r"(bio|biblio)graphical .*|publishers?'? .*|transcrib\w+'? .*|imprint|colophon|uncopyright|title "
+    r"?page|halftitle.*|"
     r"about the author.*|the full project.*|(.* )?press notices.*|opinions of the press.*|editorial|"
     r"(the |a )?(\w+ )?roll of hono.*|(the |a )?year ?book of .*|magazine averages.*|addresses of .*)\W*",
     re.I,
 )
 DEPARTMENT = re.compile(
-    r"(the |our )?readers?'? (corner|column|page|letters|speaks?|forum|departments?)|(the )?editor'?s? (page|desk|letters)|"
+    r"(the |our )?readers?'? (corner|column|page|letters|speaks?|forum|departments?)|(the )?editor'?s? "
+    r"(page|desk|letters)|"
     r"(our )?(letters|correspondence|advertisements?)( (from|to) (the |our )?(readers?|editor)s?)?",
     re.I,
 )  # fmt: skip
