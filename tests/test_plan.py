@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import FLAGS, SMALL, base, context
 
-import model as qwen
 import rollout
 import train
+from launch import FLAGS, SMALL, base, context
 from lib import onednn, optim, processes
 from lib.sampling import Sampling
 from scripts import plan
