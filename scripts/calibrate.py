@@ -142,9 +142,7 @@ def calibrate(args, judge) -> int:
     altered = {name: gather(futures, name) for name, futures in altered.items()}
     pairs = gather(pairs, "pairs")
     if not any(draws[0]):
-        raise ValueError(
-            f"the judge gave no verdict for any story ({judge.last_error})"
-        )
+        raise ValueError(f"the judge gave no verdict for any story ({judge.last_error})")
 
     failed = sum(v is None for part in [*draws, *altered.values(), pairs] for v in part)
     head = f"Judge: {judge.name}; rubric {judge.rubric.version}; {len(examples)} stories, {args.draws} draws"

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import model as qwen
 import rollout
 import train
 from launch import FLAGS, SMALL, base, context
