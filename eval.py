@@ -36,7 +36,7 @@ import rollout
 from lib import files, flags, huggingface, processes, stats, sweep
 from lib.asking import Pending, Progress, complete_all, open_line
 from lib.flags import opt
-from lib.processes import LOCAL_RANK, MAIN, RANK, WORLD, say
+from lib.processes import MAIN, RANK, WORLD, say
 from lib.text import split_evenly
 
 ROOT = Path(__file__).resolve().parent
@@ -161,9 +161,9 @@ def jobs_of(writer: Writer, todo: list[data.Example], c: Settings) -> list[Job]:
 def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
     """Yields (job, story without its thought, whether it ended by itself, tokens) as each story ends, in any
     order."""
-    gpu = torch.cuda.is_available()
+    device = processes.pick_device()
     tokenizer = data.load_tokenizer(writer.folder)
-    device = torch.device("cuda", LOCAL_RANK) if gpu else torch.device("cpu")
+    gpu = device.type == "cuda"
     model = qwen.load(writer.folder, torch.bfloat16 if gpu else torch.float32, device, fused=True)
     if not gpu:
         processes.choose_threads(sum(p.numel() for p in model.parameters()))

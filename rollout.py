@@ -372,10 +372,10 @@ def main(argv=None):
     # Strong decays fill the delta rule with denormal numbers, up to 12 x slower on a CPU.
     torch.set_flush_denormal(True)
     path = args.checkpoint or newest_checkpoint()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = processes.pick_device()
     tokenizer = data.load_tokenizer(path)
-    model = qwen.load(path, torch.bfloat16 if device == "cuda" else torch.float32, device, fused=True)
-    if device == "cpu":
+    model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device, fused=True)
+    if device.type == "cpu":
         choose_threads(sum(p.numel() for p in model.parameters()))
     print(path, file=sys.stderr)
     if args.prompt:

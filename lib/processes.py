@@ -18,14 +18,20 @@ MAX = dist.ReduceOp.MAX
 barrier = dist.barrier
 
 
+def pick_device() -> torch.device:
+    """The device of this process: its own GPU where there is one, set up for every program alike."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", LOCAL_RANK)
+    torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")  # TF32 inside the delta rule and the fp32 heads
+    return device
+
+
 def connect() -> torch.device:
     """Joins the other processes (without torchrun there are none) -> the device of this one.
     ValueError: the others do not answer within JOIN."""
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", LOCAL_RANK) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 inside the delta rule and the fp32 heads
+    device = pick_device()
     if dist.is_initialized():
         return device
     try:
@@ -36,7 +42,7 @@ def connect() -> torch.device:
         # torchrun's store survives its restarts and still holds the addresses of dead processes (torch 2.13).
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         # The limit is far above the default: a process whose stories end early waits for the others.
-        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD, timeout=timedelta(hours=2))
     except dist.DistError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"

@@ -19,7 +19,7 @@ import torch
 import data
 import model as qwen
 import rollout
-from lib import files, huggingface
+from lib import files, huggingface, processes
 from lib.flags import exits_cleanly
 
 K = 8  # a common span of 2 K - 1 tokens or more is found; a shorter one may be missed
@@ -122,8 +122,8 @@ def main(argv=None) -> int:
     args = p.parse_args(argv)
     torch.set_flush_denormal(True)
     folder = huggingface.fetch(args.model or rollout.newest_checkpoint())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = qwen.load(folder, torch.bfloat16 if device == "cuda" else torch.float32, device, fused=True)
+    device = processes.pick_device()
+    model = qwen.load(folder, torch.bfloat16 if device.type == "cuda" else torch.float32, device, fused=True)
     how = {k: getattr(args, k) for k in ("limit", "tokens", "threshold", "temperature")}
     tokenizer, examples = data.load_tokenizer(folder), data.read_examples(args.stories)
     result = memorised(model, tokenizer, examples, rollout.stop_ids(folder, tokenizer), **how)

@@ -161,8 +161,10 @@ def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float, in
 def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, device: str = "cpu") -> Memory:
     """One process of `world` (`node` in a machine) from its start to its second update. half: what a GPU
     gets. device: the CPU serves where torch has no CUDA; its fake tensors are as large."""
-    device = torch.device(device)
-    prompt = c.max_prompt_tokens + 16  # the words around it, see data.Tokenizer.chat
+    device, prompt = (
+        torch.device(device),
+        c.max_prompt_tokens + 16,
+    )  # words around it, see data.Tokenizer.chat
     longest = prompt + c.max_new_tokens
     rows = 2 * max(1, c.micro_batch_tokens // longest)  # two micro-batches: the second adds to gradients
     with rehearsal(world, min(world, node)) as ledger, as_on_a_gpu(half):
@@ -170,9 +172,9 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
         c = replace(c, parallel="none" if is_ddp else c.parallel)
         model, scorer = build(c, hf_config, half, ledger, "weights", device)
         optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-        reference = (
-            sharding.freeze(build(c, hf_config, half, ledger, "reference", device)[1]) if c.kl else None
-        )
+        reference = build(c, hf_config, half, ledger, "reference", device)[1] if c.kl else None
+        if reference:
+            sharding.freeze(reference)
         with ledger.booking("gathered"):  # DDP's buckets are as large as the gradients
             buckets = [torch.empty_like(p) for p in scorer.parameters() if p.requires_grad and is_ddp]
         settle = keep_books(ledger, scorer, optimiser)
@@ -192,18 +194,16 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
 
 def memory(c: train.Config, hf_config: dict, world: int, node: int, half: bool = True) -> Memory:
     """`rehearse`, for a deep model from two shallow ones."""
-    text = hf_config.get("text_config", hf_config)
-    layers = text["num_hidden_layers"]
-    if layers <= 2 * FEW:
+    if not deep(hf_config):
         return rehearse(c, hf_config, world, node, half)
-    few = []
+    few, text = [], hf_config.get("text_config", hf_config)
     for n in (FEW, 2 * FEW):
         shallow = text | {"num_hidden_layers": n}
         if "layer_types" in text:
             shallow["layer_types"] = text["layer_types"][:n]
         shallow = hf_config | {"text_config": shallow} if text is not hf_config else shallow
         few.append(rehearse(c, shallow, world, node, half))
-    return few[0].line(few[1], layers, FEW, 2 * FEW)
+    return few[0].line(few[1], text["num_hidden_layers"], FEW, 2 * FEW)
 
 
 @dataclass
@@ -213,11 +213,8 @@ class Fit:
     slots: int
     writing: Counter
     learning: Counter
+    peak: float
     fits: bool
-
-    @property
-    def peak(self) -> float:
-        return max(self.writing.total(), self.learning.total())
 
 
 def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
@@ -229,22 +226,23 @@ def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
     learning = Counter(m.learning)
     if c.keep_replica:
         learning += Counter({kind: writing[kind] for kind in ("replica", "slots")})
-    fits = slots > 0 and max(writing.total(), learning.total()) <= card
-    return Fit(slots, writing, learning, fits)
+    peak = max(writing.total(), learning.total())
+    return Fit(slots, writing, learning, peak, slots > 0 and peak <= card)
 
 
 def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
-    """Which single change would make the plan fit: each is rehearsed, none is guessed."""
-    half_length, card = f"--max_new_tokens {c.max_new_tokens // 2}", usable(a)
-    tries = [(f"--gpus {n} (then --prompts must divide by it)", c, n, card) for n in (2 * a.gpus, 4 * a.gpus)]
-    lora = replace(c, lora_rank=32, parallel="auto")
-    tries += [("--lora_rank 32", lora, a.gpus, card)] if not c.lora_rank else []
-    tries += [(half_length, replace(c, max_new_tokens=c.max_new_tokens // 2), a.gpus, card)]
-    tries += [("--checkpointing True", replace(c, checkpointing=True), a.gpus, card)] * (not c.checkpointing)
-    tries += [("--keep_replica False", replace(c, keep_replica=False), a.gpus, card)] * c.keep_replica
-    good = ["cards of twice the memory"] if fit(c, m, a.gpus, 2 * card).fits else []
-    for name, changed, gpus, room in tries:
-        if fit(changed, memory(changed, hf_config, gpus, a.gpus_per_node), gpus, room).fits:
+    """Single changes that would make the plan fit, up to three: each is rehearsed, none is guessed."""
+    shorter = c.max_new_tokens // 2
+    tries = {f"--max_new_tokens {shorter}": ({"max_new_tokens": shorter}, a.gpus)}
+    if not c.lora_rank:
+        tries["--lora_rank 32"] = ({"lora_rank": 32, "parallel": "auto"}, a.gpus)
+        tries |= {f"--gpus {n} (and --prompts a multiple)": ({}, n) for n in (2 * a.gpus, 4 * a.gpus)}
+    tries |= {"--checkpointing True": ({"checkpointing": True}, a.gpus)} if not c.checkpointing else {}
+    tries |= {"--keep_replica False": ({"keep_replica": False}, a.gpus)} if c.keep_replica else {}
+    good = ["cards of twice the memory"] if fit(c, m, a.gpus, 2 * usable(a)).fits else []
+    for name, (change, gpus) in tries.items():
+        c2 = replace(c, **change)
+        if len(good) < 3 and fit(c2, memory(c2, hf_config, gpus, a.gpus_per_node), gpus, usable(a)).fits:
             good.append(name)
     return "; or ".join(good) or "none of the usual knobs alone: a smaller model"
 

@@ -1,6 +1,7 @@
 """The plan against real processes of this machine, operations against a count by hand, and its refusals."""
 
 import ctypes
+import json
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ import rollout
 import train
 from launch import FLAGS, SMALL, base, context
 from lib import onednn, optim, processes
+from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
 from scripts import plan
 
@@ -110,13 +112,133 @@ def test_the_peak_is_what_a_real_process_takes(folders, flags, world):
     real = measured(folders, flags, world)
     c = train.parse([*FLAGS, *LENGTHS, "--model", str(folders[1]), *flags])
     rehearsed = plan.rehearse(c, SMALL | MIDDLE, world, 8, half=False)
-    print(
-        "\nXX",
-        flags,
-        world,
-        {"writing": rehearsed.writing.total(), "learning": rehearsed.learning.total()},
-        real,
-    )
-    print(rehearsed)
     assert rehearsed.learning.total() == pytest.approx(real["learning"], rel=0.10)
     assert rehearsed.writing.total() == pytest.approx(real["writing"], rel=0.10)
+
+
+def test_the_ledger_counts_storages_by_hand():
+    with rehearsal() as ledger:
+        a = torch.empty(1000)  # 4 kB
+        with ledger.booking("b"):
+            b = torch.empty(500)  # 6 kB in all
+        del a
+        c = b.view(5, 100)  # no memory of its own
+        d = torch.empty(250, device="meta")  # none at all
+        e = torch.empty(250)  # 3 kB
+        ledger.adopt("e", [e])
+        assert ledger.peaks["set-up"].total() == 6000 and ledger.peaks["set-up"]["b"] == 2000
+        assert ledger.held.total() == 3000 and ledger.held["e"] == 1000 and c.shape and d.shape
+        e.untyped_storage().resize_(0)
+        assert ledger.held.total() == 2000
+
+
+def test_few_layers_and_a_straight_line_are_the_whole():
+    """A model of 12 layers, rehearsed as it is and from 4 and 8."""
+    config = SMALL | MIDDLE | {"num_hidden_layers": 12}
+    for flags, world in (["--lora_rank", "16"], 1), ([], 4):
+        lengths = ["--max_new_tokens", "200", "--micro_batch_tokens", "512"]
+        c = train.parse([*FLAGS, *LENGTHS, *lengths, "--checkpointing", "True", *flags])
+        line, whole = plan.memory(c, config, world, 8), plan.rehearse(c, config, world, 8)
+        for phase in ("writing", "learning"):
+            kinds, real = getattr(line, phase), getattr(whole, phase)
+            assert kinds.total() == pytest.approx(real.total(), rel=0.02), (flags, phase)
+            for kind in real:
+                assert kinds[kind] == pytest.approx(real[kind], rel=0.1, abs=1e6), (flags, phase, kind)
+        assert line.slot == pytest.approx(whole.slot, rel=0.01)
+        assert line.flops == pytest.approx(whole.flops, rel=0.01)
+
+
+# ---- operations ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_operations_of_a_block_are_those_counted_by_hand(index):
+    c, T = qwen.ModelConfig.from_hf(SMALL | MIDDLE), 640
+    with rehearsal() as ledger, plan.as_on_a_gpu(True):
+        model = qwen.empty(c, torch.bfloat16, "cpu")
+        x = torch.zeros(T, c.hidden_size, dtype=torch.bfloat16)
+        with torch.no_grad():
+            model.layers[index](x, qwen.Rows([T], c, torch.device("cpu")))
+    D, products = c.hidden_size, 3 * c.hidden_size * c.intermediate_size
+    if index == 3:
+        H, Hkv, hd = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        products += D * (2 * H + 2 * Hkv) * hd + H * hd * D  # queries with gates, keys, values, output
+        inside = 2 * T * H * hd  # q k^T and p v
+    else:
+        Hk, Hv, dk, dv = 4, 8, 64, 64
+        products += D * (2 * Hk * dk + Hv * dv) + D * Hv * dv + 2 * D * Hv + Hv * dv * D
+        C = 64  # tokens per chunk
+        inside = Hk * 2 * C * dk  # k k^T and q k^T
+        inside += Hv * (C * (dv + dk) / 2 + dk * dk + dk * dv + dk * dk * dv / C + 2 * dk * dv + C * dv)
+    assert ledger.flops == pytest.approx(2 * T * (products + inside), rel=1e-6)
+
+
+# ---- the command ------------------------------------------------------------
+
+SHORT = ["--max_new_tokens", "1000", "--micro_batch_tokens", "1300", "--story_tokens", "900"]
+
+
+@pytest.mark.parametrize(
+    "flags, code, peak",
+    [
+        (["--gpu_memory", "80"], 0, (40, 55)),
+        (["--gpus", "1", "--gpu_memory", "40", "--lora_rank", "32"], 0, (20, 40)),
+        (["--gpus", "1", "--gpu_memory", "16", "--lora_rank", "32"], 1, (20, 30)),
+    ],
+)
+def test_plans_of_the_9b(flags, code, peak, capsys):
+    assert plan.main([*SHORT, *flags]) == code
+    out = capsys.readouterr().out
+    assert peak[0] < float(re.search(r"peak ([\d.]+) GB", out)[1]) < peak[1] and "8.95 B parameters" in out
+    assert ("what helps" in out) == (code == 1) and "with 4 and 8 layers, then a straight line" in out
+    if code:
+        assert "--gpus 2" not in out and "cards of twice the memory" in out
+    if "--lora_rank" not in flags:  # the recipe: 173 steps of 8 prompts with 5 + 1 stories, 26.9 GB of states
+        assert "173 steps" in out and "8,304 judge calls" in out
+        weights, optimiser = (
+            float(re.search(rf"{name} +([\d.]+)", out)[1]) for name in ("weights", "optimiser")
+        )
+        assert weights + optimiser == pytest.approx(26.9, abs=0.11)
+    elif not code:
+        assert "replica" not in out  # LoRA decodes from its own base
+
+
+def test_price_and_time_are_the_given_rates(capsys, tmp_path, monkeypatch):
+    calm = plan.Memory(plan.Counter(weights=1e9), 1e8, plan.Counter(weights=1e9), 6e10, 1300)
+    monkeypatch.setattr(plan, "memory", lambda *_: calm)
+    plan.main(["--judge_price", "1", "10", "--verdict_tokens", "1000", "--gpu_price", "2"])
+    a = capsys.readouterr().out
+    plan.main(
+        ["--judge_price", "2", "20", "--verdict_tokens", "1000", "--bandwidth", "4080", "--tflops", "624"]
+    )
+    b = capsys.readouterr().out
+    dollars = [float(re.search(r"out, (\d+) dollars", text)[1]) for text in (a, b)]
+    hours = [float(re.search(r"([\d.]+) hours", text)[1]) for text in (a, b)]
+    assert dollars[1] == pytest.approx(2 * dollars[0], rel=0.02)
+    assert hours[0] == pytest.approx(2 * hours[1], rel=0.03)
+    assert re.search(r"hours, (\d+) dollars of GPU", a)
+    learning = float(re.search(r"learning (\d+) s", a)[1])  # 48 rows of 6,000 tokens and half their prompts
+    assert learning == pytest.approx(6e10 * 48 * (6000 + 128) / 4 / (312e12 * 0.35), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--model", "no/such"], "no/such"),
+        (["--gpus", "3"], "does not divide over 3"),
+        (["--lora_rank", "8", "--parallel", "fsdp"], "LoRA does not shard"),
+        (["--no_such_flag"], "no_such_flag"),
+    ],
+)
+def test_bad_input_is_one_sentence(flags, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        plan.main(flags)
+    assert end.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_an_unknown_model_config_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"model_type": "llama"}))
+    with pytest.raises(SystemExit) as end:
+        plan.main(["--model", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and "model_type 'llama'" in err and err.count("error:") == 1
