@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import model as qwen
 import rollout
 import train
 from launch import FLAGS, SMALL, base, context
