@@ -233,7 +233,8 @@ def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
 def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
     """Single changes that would make the plan fit, up to three: each is rehearsed, none is guessed."""
     shorter = c.max_new_tokens // 2
-    tries = {f"--max_new_tokens {shorter}": ({"max_new_tokens": shorter}, a.gpus)}
+    shortened = {"max_new_tokens": shorter, "micro_batch_tokens": shorter}
+    tries = {" ".join(f"--{name} {n}" for name, n in shortened.items()): (shortened, a.gpus)}
     if not c.lora_rank:
         tries["--lora_rank 32"] = ({"lora_rank": 32, "parallel": "auto"}, a.gpus)
         tries |= {f"--gpus {n} (and --prompts a multiple)": ({}, n) for n in (2 * a.gpus, 4 * a.gpus)}
