@@ -430,7 +430,7 @@ def save_checkpoint(c: Config, model, optimiser, tokenizer, step: int, position:
             tokenizer.save(partial)
             if c.lora_rank:
                 qwen.save_adapter(model, partial / "adapter", c.model)
-        about = {"step": step, "position": position, "config": asdict(c)}
+        about = {"step": step, "position": position, "data": files.digest(c.data), "config": asdict(c)}
         checkpoint.save_state(partial, model, optimiser, about)
 
 
@@ -446,7 +446,8 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> tuple[int, int
         say(f"resuming with other settings: {differs}")
     checkpoint.load_state(folder, model, optimiser)
     position = about.get("position", about["step"] * was.get("prompts", 0))
-    return about["step"], position if c.data == was["data"] else 0  # a place in another file means nothing
+    same = about.get("data", files.digest(c.data)) == files.digest(c.data)
+    return about["step"], position if same else 0  # a place in another file means nothing
 
 
 # ---- the run ------------------------------------------------------------

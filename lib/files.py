@@ -70,10 +70,12 @@ def read_lines(path: str | Path, needs: str = "one whole JSON object per line"):
         yield number, row
 
 
-def digest(path: str | Path) -> str:
-    """Hash of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(paths: str | Path | list) -> str:
+    """Hash of the bytes of a file, or of several; what is not a file counts as empty."""
+    sha = hashlib.sha256()
+    for path in paths if isinstance(paths, list) else [paths]:
+        sha.update(Path(path).read_bytes() if Path(path).is_file() else b"")
+    return sha.hexdigest()
 
 
 def keep(path: Path, depends_on: dict, rows: list[dict]):

@@ -214,6 +214,20 @@ def test_other_prompts_at_a_resume_skip_and_repeat_nothing(go):
     assert seen == order[:24]
 
 
+def test_moved_data_keep_their_place_and_other_data_start_anew(go, tmp_path):
+    examples = data.read_examples(ROOT / "stories/tiny.jsonl")
+    run = go("--steps", 1)
+    (tmp_path / "moved.jsonl").write_bytes((ROOT / "stories/tiny.jsonl").read_bytes())
+    go("--steps", 2, "--data", tmp_path / "moved.jsonl", "--resume", "auto")
+    data.write_examples(tmp_path / "other.jsonl", examples[:-1])
+    go("--steps", 3, "--data", tmp_path / "other.jsonl", "--resume", "auto")
+    order = [examples[i].uid for i in data.order(96, 0, 0)][:8] + [
+        examples[i].uid for i in data.order(95, 0, 0)
+    ][:4]
+    rows = [row for step in range(3) for row in data.read_episodes(run / f"rollouts/step_{step:06d}.jsonl")]
+    assert list(dict.fromkeys(row.example.uid for row in rows)) == list(dict.fromkeys(order))
+
+
 def test_a_run_without_a_position_resumes_where_it_was(go):
     """The form of checkpoints before the position was part of the state."""
     run = go("--steps", 2, "--save_every", 2, run="old")
