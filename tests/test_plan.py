@@ -97,17 +97,23 @@ def folders(tmp_path_factory):
     return [base(where / "tiny"), base(where / "middle", **MIDDLE)]
 
 
+slow = pytest.mark.skipif(
+    not os.environ.get("SLOW"), reason="more of the same, a minute each: SLOW=1 runs it"
+)
+
+
 @pytest.mark.parametrize(
     "flags, world",
     [
-        (["--checkpointing", "True"], 1),
-        (["--checkpointing", "False"], 1),
-        (["--lora_rank", "16", "--checkpointing", "True"], 1),
-        (["--lora_rank", "16", "--checkpointing", "False"], 1),
-        (["--parallel", "fsdp", "--checkpointing", "True"], 4),
-        (["--parallel", "fsdp", "--checkpointing", "False"], 4),
+        pytest.param(["--checkpointing", "True"], 1, id="whole"),
+        pytest.param(["--checkpointing", "False"], 1, id="whole, all kept"),
+        pytest.param(["--lora_rank", "16", "--checkpointing", "True"], 1, id="LoRA"),
+        pytest.param(["--lora_rank", "16", "--checkpointing", "False"], 1, id="LoRA, all kept", marks=slow),
+        pytest.param(["--parallel", "fsdp", "--checkpointing", "True"], 4, id="sharded"),
+        pytest.param(
+            ["--parallel", "fsdp", "--checkpointing", "False"], 4, id="sharded, all kept", marks=slow
+        ),
     ],
-    ids=["whole", "whole, all kept", "LoRA", "LoRA, all kept", "sharded", "sharded, all kept"],
 )
 def test_the_peak_is_what_a_real_process_takes(folders, flags, world):
     real = measured(folders, flags, world)
@@ -136,7 +142,7 @@ def test_the_ledger_counts_storages_by_hand():
 def test_few_layers_and_a_straight_line_are_the_whole():
     """A model of 12 layers, rehearsed as it is and from 4 and 8."""
     config = SMALL | MIDDLE | {"num_hidden_layers": 12}
-    for flags, world in (["--lora_rank", "16"], 1), ([], 4):
+    for flags, world in ((["--lora_rank", "16"], 1), ([], 4))[: 2 if os.environ.get("SLOW") else 1]:
         lengths = ["--max_new_tokens", "200", "--micro_batch_tokens", "512"]
         c = train.parse([*FLAGS, *LENGTHS, *lengths, "--checkpointing", "True", *flags])
         line, whole = plan.memory(c, config, world, 8), plan.rehearse(c, config, world, 8)
