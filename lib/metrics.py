@@ -46,10 +46,15 @@ class Log:
 
     def change(self, names: dict[str, str]) -> str:
         """How the metrics behind these names moved from the first five steps to the last five."""
-        ends = [self.metrics[:5], self.metrics[-5:]]
-        means = {name: [mean(m.get(of) for m in part) for part in ends] for name, of in names.items()}
-        moved = [f"{name} {a:.3f} -> {b:.3f}" for name, (a, b) in means.items() if a is not None]
-        return "first against last five steps: " + ", ".join(moved) if len(self.metrics) >= 10 else ""
+        moved = [f"{name} {a:.3f} -> {b:.3f}" for name, (a, b) in ends(self.metrics, names).items()]
+        return "first against last five steps: " + ", ".join(moved) if moved else ""
+
+
+def ends(lines: list[dict], names: dict[str, str]) -> dict[str, list[float]]:
+    """{name: means of the first and of the last five steps of the metric behind it}; {} below ten steps."""
+    parts = [lines[:5], lines[-5:]] if len(lines) >= 10 else []
+    means = {name: [mean(m.get(of) for m in part) for part in parts] for name, of in names.items()}
+    return {name: pair for name, pair in means.items() if pair and None not in pair}
 
 
 def read(path: Path) -> list[dict]:

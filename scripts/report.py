@@ -7,7 +7,6 @@ Nothing is measured here: report.json and stories/ of the folder hold everything
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import data
 import judge as judging
 from lib import files
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 from lib.pages import chart, draw_chart, estimate, marked, point, text_table, write_page
 
 METRICS = {  # name in report.json: (title, digits, what it means)
@@ -190,7 +189,7 @@ def page_of(report: dict, stories: dict[str, list[dict]]) -> dict:
 
 @exits_cleanly
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python -m scripts.report", description=__doc__.split("\n\n")[0])
+    p = parser(__doc__)
     p.add_argument("folder", type=Path, help="of an evaluation, under out/eval/")
     folder = p.parse_args(argv).folder
     if not (folder / "report.json").is_file():

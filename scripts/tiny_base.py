@@ -33,7 +33,7 @@ import data
 import model as qwen
 from lib import huggingface
 from lib.files import atomic, lock, read_lines, write_text
-from lib.flags import exits_cleanly
+from lib.flags import called, exits_cleanly
 from lib.text import FLAGGED
 
 BASE = Path(__file__).resolve().parent.parent / "stories" / "tiny-base"
@@ -361,7 +361,8 @@ def pretrain(tokens: Path, out: Path, steps: int, rows: int = 24, length: int = 
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(prog=called(), description=__doc__, formatter_class=form)
     commands = p.add_subparsers(dest="command", required=True)
     told = {"tokenizer": "train the BPE of the tiny preset", "words": "words that several books share"}
     told |= {"corpus": "cut the stories into training text", "pretrain": "next-token prediction, from random"}

@@ -9,7 +9,6 @@ Reads config.json, metrics.jsonl and rollouts/ of each run and leaves report.htm
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import data
 import judge as judging
 from lib import files, metrics
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 from lib.pages import chart, marked, point, serve, write_page
 
 FIRST = {
@@ -186,7 +185,7 @@ def follow(folders: list[Path], asked: list[int], port: int):
 
 @exits_cleanly
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python eval.py watch", description=__doc__.split("\n\n")[0])
+    p = parser(__doc__, "watch")
     p.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="such as out/tiny")
     more = "whose stories to show (default: all that fit on a page)"
     p.add_argument("--steps", type=int, nargs="+", default=[], metavar="N", help=more)

@@ -337,7 +337,7 @@ def measure(a: Settings, wanted: list[str], picture: Path) -> Report:
 
 @exits_cleanly
 def main(argv=None) -> int:
-    a = read(Settings, argv, prog="python -m scripts.bench", description=__doc__.split("\n")[0])
+    a = read(Settings, argv, __doc__)
     wanted = check(a)
     # Before the first parallel operation: worker threads inherit it. It holds for our side and for the
     # peer's.
