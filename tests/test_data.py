@@ -518,7 +518,7 @@ def test_the_best_and_the_worst_story_of_a_step_are_told_in_plain_letters():
         row(9, "unjudged", None),
     ]
     best, worst = data.best_and_worst(rows)
-    assert best.splitlines()[0] == "best advantage +1.25, reward 0.50, 72 of 120 words"
+    assert best.splitlines()[0] == "best advantage +1.25, reward 0.50, 71 of 120 words"
     assert best.splitlines()[1] == "  Write about a lamp."
     assert best.splitlines()[2] == "  [2Jbright " + "lamp " * 59 + "..." and "\x1b" not in best
     assert worst.splitlines() == [
