@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from lib.files import write_json, write_lines
-from lib.pages import figure, save_figure
+from lib.pages import figure, legend_beside, save_figure
 from lib.stats import mean
 
 COLOURS = ("#1f4e79", "#c0562c", "#4a7c3a", "#7a4a8a", "#a8892c", "#3b8f8c")
@@ -72,17 +72,17 @@ def plot(runs: dict[str, list[dict]], path: Path, curves: dict[str, str]):
     """{run: metrics} as one picture. curves: {metric: title}, three per row; each step pale, a running mean
     on top."""
     fig, axes = figure(-(-len(curves) // 3), 3, size=(12, 3 * -(-len(curves) // 3)))
+    window, drawn = max(1, max(map(len, runs.values())) // 8), {}  # of the mean: one for all runs
     for ax, (name, title) in zip(axes.flat, curves.items()):
         for (label, lines), colour in zip(runs.items(), COLOURS * len(runs)):
             points = [(m["step"], m[name]) for m in lines if m.get(name) is not None]
             if points:
                 x, y = zip(*points)
-                window = max(1, max(len(other) for other in runs.values()) // 8)  # the same for all runs
                 smooth = [fmean(y[max(0, i - window + 1) : i + 1]) for i in range(len(y))]
                 ax.plot(x, y, color=colour, lw=1, alpha=0.35)
-                ax.plot(x, smooth, color=colour, lw=2, label=label)
+                (drawn[label],) = ax.plot(x, smooth, color=colour, lw=2)
         ax.set(title=title, xlabel="step")
         ax.grid(alpha=0.3)
     if len(runs) > 1:
-        axes.flat[0].legend()
+        legend_beside(axes[0, -1], drawn)
     save_figure(fig, path)
