@@ -28,8 +28,9 @@ def markdown_table(head: list, rows: list[list]) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def text_table(rows: list[list[str]]) -> str:
+def text_table(rows: list[list]) -> str:
     """Columns for the terminal, each as wide as its widest cell."""
+    rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 

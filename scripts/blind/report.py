@@ -215,11 +215,9 @@ def figure(f: dict, scale: float = 1.0) -> str:
 def show(page: dict) -> str:
     """The page's sentences, tables and warnings for the terminal."""
     tables = [t for t in page["tables"] if "fold" not in t]
-    parts = [
-        f"{t['title']}\n{text_table([t['columns'], *([str(x) for x in r] for r in t['rows'])])}"
-        for t in tables
-    ]
-    return "\n\n".join(["\n".join(page["lead"]), *parts, *(f"warning: {note}" for note in page["warnings"])])
+    told = [f"{t['title']}\n{text_table([t['columns'], *t['rows']])}" for t in tables]
+    warnings = [f"warning: {note}" for note in page["warnings"]]
+    return "\n\n".join(["\n".join(page["lead"]), *told, *warnings])
 
 
 # ------------------------------------------------------------------------------------------------------------
