@@ -533,7 +533,7 @@ def run(c: Config):
         judge.close()
         bar.close()
     if processes.MAIN:
-        say(f"{steps - start} steps in {time.time() - began:.0f} s; {log.change(TOLD)}")
+        say(f"{steps - start} steps in {time.time() - began:.0f} s{log.change(TOLD)}")
         say(f"wrote {folder}/: curves.png, metrics.jsonl, rollouts/, checkpoints/")
         if c.push:
             say(f"pushed to {huggingface.push(max(folder.glob('checkpoints/step_*')), c.push)}")

@@ -45,9 +45,9 @@ class Log:
         return [{k: v for k, v in m.items() if v is not None} for m in self.metrics[-n:]]
 
     def change(self, names: dict[str, str]) -> str:
-        """How the metrics behind these names moved from the first five steps to the last five."""
+        """How the metrics behind these names moved, as the end of a sentence; "" below ten steps."""
         moved = [f"{name} {a:.3f} -> {b:.3f}" for name, (a, b) in ends(self.metrics, names).items()]
-        return "first against last five steps: " + ", ".join(moved) if moved else ""
+        return "; first against last five steps: " + ", ".join(moved) if moved else ""
 
 
 def ends(lines: list[dict], names: dict[str, str]) -> dict[str, list[float]]:

@@ -415,6 +415,7 @@ def test_locks_end_with_the_process(tmp_path):
 def test_the_best_and_the_worst_story_are_shown_every_ten_steps_and_at_the_last(go, capsys):
     run = go("--steps", 12, "--hri", "off")
     out = capsys.readouterr().out
+    assert re.search(r"^12 steps in \d+ s; first against last five steps: reward ", out, re.M)
     told = re.findall(r"^step (\d+): (best|worst) advantage ([+-][\d.]+), reward", out, re.M)
     assert [(int(step), which) for step, which, _ in told] == [
         (s, w) for s in (0, 10, 11) for w in ("best", "worst")
