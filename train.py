@@ -419,14 +419,15 @@ CURVES |= {"deviation/mean": "deviation"}
 TOLD = {"reward": "reward/mean", "in_band": "length/in_band", "words": "length/words"}
 
 
-def save_checkpoint(c: Config, model, optimiser, tokenizer, step: int, position: int, facts: dict):
+def save_checkpoint(c: Config, model, optimiser, tokenizer, step: int, position: int, **facts):
     """out/<run>/checkpoints/step_N: a folder that transformers loads, and in state/ what --resume loads.
     facts: what its model card says beside settings and metrics."""
     with checkpoint.new(Path(c.out, c.name, "checkpoints"), step, c.keep) as partial:
         qwen.save(model, partial, torch.bfloat16, write=processes.MAIN)
         if processes.MAIN:
             tokenizer.save(partial)
-            card.write(partial, Path(c.out, c.name), model.source, facts | {"steps": step}, TOLD)
+            log = Path(c.out, c.name, "metrics.jsonl")
+            card.write(partial, asdict(c), model.source, facts | {"steps": step}, log, TOLD)
             if c.lora_rank:
                 qwen.save_adapter(model, partial / "adapter", c.model)
         about = {"step": step, "position": position, "data": files.digest(c.data), "config": asdict(c)}
@@ -464,7 +465,7 @@ def run(c: Config):
         start, position = load_checkpoint(c, at, model, optimiser)
     settings = story_settings(c, "" if c.resume in ("", "auto") else str(at))
     judge, watcher = judging.make(c, learned=server), judging.make_watch(c)
-    facts = {"data": data.describe(c.data, examples), "judged by": judge.name}
+    facts = {"data": data.describe(c.data, examples), "judge": judge.name}
     log = metrics.Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
     reference = freeze(build(c, device)[1]) if c.kl else None
     steps = c.steps if c.steps >= 0 else len(examples) // c.prompts
@@ -521,11 +522,11 @@ def run(c: Config):
             if processes.reduce(bad_samples) == 3:
                 raise Stop("sampler and trainer disagreed three times in a row, see mismatch/*")
             if step + 1 == steps or (c.save_every and (step + 1) % c.save_every == 0):
-                save_checkpoint(c, model, optimiser, tokenizer, step + 1, position, facts)
+                save_checkpoint(c, model, optimiser, tokenizer, step + 1, position, **facts)
                 if processes.MAIN:
                     metrics.plot({c.name: log.metrics}, folder / "curves.png", CURVES)
     except Stop as why:
-        save_checkpoint(c, model, optimiser, tokenizer, step, position, facts)
+        save_checkpoint(c, model, optimiser, tokenizer, step, position, **facts)
         bar.close()
         say(f"stopped at step {step}: {why}; the state is saved, --resume auto goes on", sys.stderr)
         raise SystemExit(1) from None
@@ -535,8 +536,7 @@ def run(c: Config):
     if processes.MAIN:
         say(f"{steps - start} steps in {time.time() - began:.0f} s{log.change(TOLD)}")
         say(f"wrote {folder}/: curves.png, metrics.jsonl, rollouts/, checkpoints/")
-        if c.push:
-            say(f"pushed to {huggingface.push(max(folder.glob('checkpoints/step_*')), c.push)}")
+        say(huggingface.push(folder / "checkpoints", c.push))
 
 
 @flags.exits_cleanly

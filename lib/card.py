@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lib import metrics
 from lib.files import write_text
-from lib.huggingface import read_config
 from lib.pages import markdown_table
 
 HUB_ID = r"[\w-]+(\.[\w-]+)*/[\w-]+(\.[\w-]+)*"  # owner/name
@@ -27,11 +26,10 @@ def plain(value) -> str:
     return re.sub(r"[|<>`\[\]\s]+", " ", str(value)).strip()
 
 
-def write(folder: Path, run: Path, source: Path, facts: dict, names: dict):
-    """run: the folder with config.json, of which addresses and paths of this machine stay out, and with
-    metrics.jsonl. source: the files of the model trained from, whose card names its licence. facts: {heading:
-    text}. names: {title: metric}, first against last five steps."""
-    settings, log = read_config(run), run / "metrics.jsonl"
+def write(folder: Path, settings: dict, source: Path, facts: dict, log: Path, names: dict):
+    """settings: of the run, model and name among them; addresses and paths of this machine stay out. source:
+    the files of the model trained from, whose card names its licence. facts: {heading: text}. log: the run's
+    metrics.jsonl, if there is one yet. names: {title: metric}, first against last five steps."""
     lines, base = metrics.read(log) if log.exists() else [], settings["model"]
     hub_id = base if re.fullmatch(HUB_ID, base) and not Path(base).exists() else ""
     hub_id, licence = hub_id or front_matter(source, "base_model"), front_matter(source, "license")

@@ -78,15 +78,18 @@ def check_push(repo: str):
         raise ValueError(f"--push {repo}: the token writes to {', '.join(owners)}; name {owners[0]}/NAME")
 
 
-def push(folder: Path, repo: str) -> str:
-    """Uploads a checkpoint without its training state; a new repository is private -> its address.
-    ValueError: it did not work; the folder is as it was."""
+def push(checkpoints: Path, repo: str) -> str:
+    """Uploads the newest checkpoint without its training state -> a sentence with its address; "" for no
+    repository. A new one is private. ValueError: it did not work; the folder is as it was."""
+    if not repo:
+        return ""
     from huggingface_hub import HfApi
 
-    with asking(repo, f"nothing is lost: {folder} is whole, and --resume auto pushes again"):
+    newest = max(checkpoints.glob("step_*"))
+    with asking(repo, f"nothing is lost: {newest} is whole, and --resume auto pushes again"):
         url = HfApi().create_repo(repo, private=True, exist_ok=True)
-        HfApi().upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=["state/*", "trainer.json"])
-    return str(url)
+        HfApi().upload_folder(repo_id=repo, folder_path=newest, ignore_patterns=["state/*", "trainer.json"])
+    return f"pushed {newest.name} to {url}"
 
 
 def read_json(path: Path):

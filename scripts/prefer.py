@@ -368,9 +368,11 @@ def run(c: Config):
                 step += 1
                 raise train.Stop(f"{signals[0]} received; --resume auto goes on")
             if step + 1 == steps or (step < steps and c.save_every and (step + 1) % c.save_every == 0):
-                train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0)
+                train.save_checkpoint(
+                    c, model, optimiser, tokenizer, step + 1, 0, method=c.method, pairs=len(pairs)
+                )
     except train.Stop as why:
-        train.save_checkpoint(c, model, optimiser, tokenizer, step, 0)
+        train.save_checkpoint(c, model, optimiser, tokenizer, step, 0, method=c.method, pairs=len(pairs))
         processes.say(f"stopped after {step} steps: {why}; the state is saved", sys.stderr)
         raise SystemExit(1) from None
     if processes.MAIN:

@@ -74,7 +74,7 @@ def hub(monkeypatch):
 def test_the_last_checkpoint_is_pushed_with_its_card_and_without_secrets(go, hub, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setenv("JUDGE_API_KEY", "sk-anotherSecret")
     run = go("--steps", 2, "--push", "me/stories", "--judge_url", "http://inner.example/v1")
-    assert "pushed to http://127.0.0.1" in capsys.readouterr().out
+    assert "pushed step_000002 to http://127.0.0.1" in capsys.readouterr().out
     folder = run / "checkpoints/step_000002"
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(hub.files)
     assert not any(name.startswith("state") or name == "trainer.json" for name in hub.files)
@@ -128,42 +128,44 @@ def test_no_token_and_no_network_are_one_sentence_each(go, hub, capsys, monkeypa
     assert not run.exists()
 
 
-def a_run(folder, steps, **settings):
-    folder.mkdir()
+def made(folder, source, steps, facts, names, **settings):
+    """The text of a card that card.write makes."""
     settings = {"model": "Qwen/Qwen3.5-9B", "name": "r", "lr": 1e-6, "watch": {}} | settings
-    (folder / "config.json").write_text(json.dumps(settings))
     lines = [json.dumps({"step": i, "reward/mean": i / 10, "length/words": None}) for i in range(steps)]
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
-    return folder
+    card.write(folder, settings, source, facts, folder / "metrics.jsonl", names)
+    return (folder / "README.md").read_text()
 
 
 def test_the_card_says_what_the_run_was(tmp_path):
-    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\nlicense: mit\n")
-    run = a_run(tmp_path / "run", 12)
-    facts = {"data": "a.jsonl, 7 examples", "judged by": "gpt"}
-    card.write(run, run, tmp_path, facts, {"reward": "reward/mean", "words": "length/words"})
-    text = (run / "README.md").read_text()
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\nlicense: mit\n")
+    facts = {"data": "a.jsonl, 7 examples", "judge": "gpt"}
+    text = made(tmp_path, base, 12, facts, {"reward": "reward/mean", "words": "length/words"})
     head = text.split("---\n")[1]
     assert "license: apache-2.0" in head and "base_model: Qwen/Qwen3.5-9B" in head
-    for row in ("| data | a.jsonl, 7 examples |", "| judged by | gpt |", "| lr | 1e-06 |"):
+    for row in ("| data | a.jsonl, 7 examples |", "| judge | gpt |", "| lr | 1e-06 |"):
         assert row in text
     assert re.search(r"\| reward \| 0.200 \| 0.900 \|", text) and "words" not in text
-    card.write(run, a_run(tmp_path / "short", 9), tmp_path / "none", {}, {"reward": "reward/mean"})
-    text = (run / "README.md").read_text()
+    text = made(tmp_path, tmp_path / "none", 9, {}, {"reward": "reward/mean"})
     assert "last five" not in text and "license:" not in text and "name none" in text
 
 
 def test_nothing_in_a_card_is_markup(tmp_path):
     trap = "a|b\n---\nlicense: mit\n# x <img src=x onerror=alert(1)> [y](http://x)"
-    run = a_run(tmp_path / "run", 1, name=trap, judge_model=trap, model="o/n\nlicense: x")
-    card.write(run, run, tmp_path, {"data": trap}, {})
-    text = (run / "README.md").read_text()
-    assert (
-        "<" not in text
-        and "](" not in text
-        and text.count("\n---\n") == 1
-        and "license:" not in text.split("\n---\n")[0]
+    text = made(
+        tmp_path,
+        tmp_path / "none",
+        1,
+        {"data": trap},
+        {},
+        name=trap,
+        judge_model=trap,
+        model="o/n\nlicense: x",
     )
+    assert "<" not in text and "](" not in text and text.count("\n---\n") == 1
+    assert "license:" not in text.split("\n---\n")[0]
     assert all(line.count("|") == 3 for line in text.splitlines() if line.startswith("|"))
 
 
