@@ -8,7 +8,6 @@ written, its form (the offline judge: not quality) and the share of real words. 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import model as qwen
 import rollout
 import train
 from lib import form
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 from lib.pages import markdown_table
 
 
@@ -41,7 +40,7 @@ def measure(judge, request: data.Example, story: str) -> list:
 
 @exits_cleanly
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__)
     p.add_argument("run", type=Path, help="folder of a run of train.py, such as out/tiny")
     run = p.parse_args(argv).run
     torch.set_flush_denormal(True)

@@ -12,7 +12,6 @@ story on one core. `make judge` fetches the small model that is the default here
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 from pathlib import Path
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 import data
 from lib.files import read_lines
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 from lib.pages import markdown_table
 from lib.stats import student
 
@@ -62,7 +61,7 @@ def shuffled(text: str, chance: random.Random) -> str:
 
 @exits_cleanly
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__)
     p.add_argument("files", nargs="+", help='JSON Lines with a "story" on each line')
     p.add_argument("--model", default="", help="folder, hub id or GGUF file; default: that of `make judge`")
     p.add_argument("--limit", type=int, default=20, help="stories per file (%(default)s)")

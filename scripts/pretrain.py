@@ -5,8 +5,7 @@
 Whole conversations (request, story) are laid one after the other in rows of --length tokens, every token is
 predicted, and the matrices inside the layers learn by Muon (Jordan et al. 2024; torch.optim.Muon), which
 needs about half of the steps of AdamW; AdamW trains the rest. The learning rates rise for the first
-twentieth of the steps and fall to 0 in the last half. What is not here: GPUs, several processes (each
-would wait for the other on two cores); scripts.warm_start has both.
+twentieth of the steps and fall to 0 in the last half. For GPUs and several processes see scripts.warm_start.
 
 It leaves out/<name>/model, a folder that train.py takes as --model. Started again after a stop, it goes on.
 """
@@ -117,7 +116,7 @@ def run(c: Config):
 @exits_cleanly
 def main(argv=None):
     torch.set_flush_denormal(True)  # before the first parallel operation
-    c = read(Config, argv, description=__doc__)
+    c = read(Config, argv, __doc__)
     check_ranges(c)
     with lock(Path("out", c.name)):
         run(c)
