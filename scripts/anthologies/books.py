@@ -1,9 +1,7 @@
-"""A book as it is published (txt, html, epub) -> a list of blocks (paragraph, heading, line) -> paragraphs.
+"""A book as it is published (txt, html, epub) -> a list of blocks: paragraphs, headings, lines.
 
-Bytes are decoded by what they are, the publisher's frame falls away, and whatever the format was, headings.py
-sees the same blocks. `paragraphs` turns the blocks of one section into prose: wraps, marks, notes, pictures
-undone.
-lxml parses HTML and XML, offline and with entities off; nothing is ever unpacked to disk.
+Bytes are decoded by what they are, the publisher's frame falls away, and whatever the format was, headings.py sees
+the same blocks. lxml parses HTML and XML, offline and with entities off; nothing is ever unpacked to disk.
 Left out: footnotes, pictures, page numbers. Poems keep their lines, tables do not keep their columns.
 """
 
@@ -12,19 +10,18 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from html.entities import html5
+from itertools import groupby
 from urllib.parse import unquote
 
 from lxml import html
 
-MAX_BYTES = 40 << 20  # a book of 40 MB is no book; also the limit for what an epub may unpack to
+MAX_BYTES = 40 << 20  # larger is not a book; also the limit for what an epub may unpack to
 
 # how numbers, authors and ends of stories are written
 ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
-NUMBER = (
-    rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|"
-    r"first|second|third|fourth)"
-)
+NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth)"
 ORDINAL = re.compile(
     rf"(?:(?:chapter|chap\.|part|book|section|canto|letter|stave|story the|tale|no\.?|number)\s+)?"
     rf"(?:the\s+)?(?:\d{{1,2}}\.)?{NUMBER}\s*[.:)\]]*",
@@ -35,7 +32,6 @@ LEADING = re.compile(
     rf"(?:\([a-z]\)\s+)?",
     re.I,
 )
-THE_END = re.compile(r"\W*(the end|finis|het einde)\W*", re.I)
 END_MARK = re.compile(r"\W*(the end|finis|end|het einde|fin|end of .{0,40}|explicit)\W*", re.I)
 
 
@@ -51,15 +47,14 @@ class Block:
     links: list[tuple[str, str]] = field(default_factory=list)  # (anchor it points to, words of the link)
     story: int = 0  # Standard Ebooks: number of the story it belongs to,
     foreword: str = ""  # and the id of the preface or introduction inside that story
-    words: int = 0
 
-
-# ------------------------------------------------------------------ bytes -> text -> blocks
+    @cached_property
+    def words(self) -> int:
+        return len(self.text.split())
 
 
 def decode(raw: bytes) -> str:
-    """Bytes to text by what they are, line by line, because old books mix encodings. Raises ValueError on
-    binary."""
+    """Bytes to text by what they are, line by line, because old books mix encodings. Raises ValueError on binary."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16", errors="replace")
     if b"\0" in raw[: 1 << 16] or sum(b < 9 or 13 < b < 32 for b in raw[:4096]) > 40:
@@ -80,46 +75,36 @@ def _decode_line(line: bytes) -> str:
 
 
 def text_blocks(text: str) -> list[Block]:
-    blocks, lines, gap, above = [], [], 0, 0
-    for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") + [""]:
-        if line.strip():
-            if not lines:
-                above = gap
-            lines.append(line.rstrip().expandtabs())
-            gap = 0
+    blocks, gap = [], 0
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    for blank, run in groupby(lines, lambda line: not line.strip()):
+        if blank:
+            gap = len(list(run))
         else:
-            if lines:
-                blocks.append(Block("\n".join(lines), above))
-                lines = []
-            gap += 1
+            blocks.append(Block("\n".join(line.rstrip().expandtabs() for line in run), gap))
     return blocks
 
 
-BLOCK_TAGS = (
-    "address article aside blockquote body center dd div dl dt footer form h1 h2 h3 h4 h5 h6 header "
-    "hgroup li main nav ol p pre section table tr ul"
+# ------------------------------------------------------------------ HTML
+
+BLOCK_TAGS = frozenset(
+    "address article aside blockquote body center dd div dl dt footer form h1 h2 h3 h4 h5 h6 header hgroup li main "
+    "nav ol p pre section table tr ul".split()
 )
-BLOCK_TAGS = frozenset(BLOCK_TAGS.split())
-SKIP_TAGS = {
-    "head",
-    "script",
-    "style",
-    "img",
-    "svg",
-    "math",
-    "figure",
-    "object",
-    "audio",
-    "video",
-    "noscript",
-}
+SKIP_TAGS = frozenset("head script style img svg math figure object audio video noscript".split())
 SKIP_CLASS = re.compile(
     r"\b(page-?num\w*|pageno|pgnum|folio|foot-?notes?|endnotes?|caption\w*|tn|tnote|trans-?notes?|"
     r"fig(center|left|right)|illus\w*|fnanchor|noteref|pg-boilerplate)\b",
     re.I,
 )
-DROP_CAP = re.compile(r"\W?[A-Z]")
 NOTE_MARK = re.compile(r"\s*[\[(]?\s*(\d{1,3}|[*\u2020\u2021])\s*[\])]?\s*")
+KINDS = {  # what epub:type says of an element
+    "drama": r"drama|dramatis",
+    "skip": r"\b(epigraph|dedication|footnote|endnote|contributors)",
+    "title": r"\b(fulltitle|subtitle|title)\b",
+    "part": r"\b(ordinal|bridgehead)\b",
+    "date": r"dateline",
+}
 
 
 def _skipped(el, context) -> bool:
@@ -128,45 +113,34 @@ def _skipped(el, context) -> bool:
         return True
     if SKIP_CLASS.search(el.get("class", "")):
         return True
-    is_mark = el.tag in ("a", "sup") and NOTE_MARK.fullmatch("".join(el.itertext()))
-    return bool(is_mark) and (el.tag == "sup" or (el.get("href") is not None and context["kind"] != "list"))
+    link = el.tag == "a" and el.get("href") is not None and context["kind"] != "list"
+    return (link or el.tag == "sup") and bool(NOTE_MARK.fullmatch("".join(el.itertext())))
 
 
 def _drop_cap(el) -> str:
-    """The letter when `el` is nothing but the picture of a story's first letter, else ''."""
+    """The letter when `el` is nothing but the picture of a story's first letter, else an empty string."""
     if not isinstance(el.tag, str) or any(t.strip() for t in el.itertext()):
         return ""
     letters = [i.get("alt", "").strip() for i in el.iter("img")]
-    return letters[0] if len(letters) == 1 and DROP_CAP.fullmatch(letters[0]) else ""
+    return letters[0] if len(letters) == 1 and re.fullmatch(r"\W?[A-Z]", letters[0]) else ""
 
 
 def _enter(el, context, counter) -> dict:
-    """What the walk knows inside `el`: heading level, kind of block, number of the story, preformatted or
-    not."""
+    """What the walk knows inside `el`: heading level, kind of block, number of the story, preformatted or not."""
     kind, inside = el.get("epub:type", ""), dict(context)
     if re.fullmatch(r"h[1-6]", el.tag):
         inside["level"] = int(el.tag[1])
     if el.tag == "pre":
         inside["pre"] = True
     if el.tag in ("p", "div", "center", "blockquote"):
-        leaning = [c for c in el if c.tag in ("i", "em")]
-        inside["apart"] = (
-            len(leaning) == len(el) == 1
-            and not (el.text or "").strip()
-            and not (leaning[0].tail or "").strip()
-        )
+        only = len(el) == 1 and el[0].tag in ("i", "em")
+        inside["apart"] = only and not (el.text or "").strip() and not (el[0].tail or "").strip()
     if "se:short-story" in kind or "se:novel" in kind:
         counter[0] += 1
         inside["story"] = counter[0]
     if re.search(r"\b(preface|introduction|foreword)\b", kind):
         inside["foreword"] = el.get("id") or "foreword"
-    for name, pattern in (
-        ("drama", r"drama|dramatis"),
-        ("skip", r"\b(epigraph|dedication|footnote|endnote|contributors)"),
-        ("title", r"\b(fulltitle|subtitle|title)\b"),
-        ("part", r"\b(ordinal|bridgehead)\b"),
-        ("date", r"dateline"),
-    ):
+    for name, pattern in KINDS.items():
         if re.search(pattern, kind):
             inside["kind"] = name
     if el.tag in ("table", "ul", "ol", "dl", "nav"):
@@ -175,27 +149,20 @@ def _enter(el, context, counter) -> dict:
 
 
 def _cells(line: str) -> str:
-    """A line without extra spaces; a tab stands between the cells of a table and where several hard spaces
-    were."""
+    """A line without extra spaces; a tab separates the cells of a table and what hard spaces separated."""
     parts = re.split(r"\t|[ \u2003]*[\u00a0\u2003]{2,}[ \u2003]*", line)
     return "\t".join(text for part in parts if (text := " ".join(part.split())))
 
 
 def _without_dtd(text: str) -> str:
-    """A page without its document type; what an internal subset declares is not expanded and leaves
-    nothing."""
-    start = re.match(r"\s*(<!--.*?-->\s*)*<!DOCTYPE\b[^>\[]*", text, re.S | re.I)
-    if not start:
+    """A page without its document type; what an internal subset declares is not expanded and leaves nothing."""
+    dtd = re.match(r"\s*(<!--.*?-->\s*)*<!DOCTYPE\b(.*?(?=<html\b)|[^>]*>)", text, re.S | re.I)
+    if not dtd:
         return text
-    if text[start.end() : start.end() + 1] != "[":
-        return text[start.end() + 1 :]
-    quoted = r"<!--.*?-->|\"[^\"]*\"|'[^']*'|[^\]\"'<]|<(?!!--)"
-    subset = re.compile(rf"\[(?:{quoted})*\]\s*>", re.S).match(text, start.end()) or re.compile(
-        r"\[.*?(\]\s*>|(?=<html\b)|$)", re.S | re.I
-    ).match(text, start.end())
-    for name in set(re.findall(r"<!ENTITY\s+([\w.-]+)\s", subset[0])) - {e.strip(";") for e in html5}:
+    text = text[dtd.end() :]
+    for name in set(re.findall(r"<!ENTITY\s+([\w.-]+)\s", dtd[0])) - {e.strip(";") for e in html5}:
         text = text.replace(f"&{name};", "")
-    return text[: start.start()] + text[subset.end() :]
+    return text
 
 
 def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> list[Block]:
@@ -204,7 +171,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
     if not text.strip():
         return []
     root = html.document_fromstring(text, parser=html.HTMLParser(no_network=True, remove_comments=True))
-    page = _Page(name, [0] if counter is None else counter)
+    page = _Page(name, counter or [0])
     start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False, "apart": False}
     page.walk(root, start)
     page.flush(start)
@@ -212,8 +179,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
 
 
 class _Page:
-    """The blocks of one page so far, and what belongs to the next: text, anchors, links, gap, a first
-    letter."""
+    """The blocks of one page so far, and what belongs to the next: text, anchors, links, gap, first letter."""
 
     def __init__(self, name: str, counter: list[int]):
         self.blocks, self.counter = [], counter
@@ -287,8 +253,7 @@ FRAME_END = re.compile(
     r"\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg", re.I
 )
 CREDIT = re.compile(
-    r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|"
-    r"from)|"
+    r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|from)|"
     r"this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b",
     re.I,
 )

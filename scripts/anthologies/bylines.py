@@ -1,10 +1,7 @@
-"""Who wrote a story and where it was printed: names, bylines and source lines, told from titles by form and
-by vote.
+"""Who wrote a story and where it was printed: names, bylines and source lines, told from titles by form and by vote.
 
-A single line cannot be decided: "Silas Marner" may be an author and "Rainbow Pete" a title. So lines are
-compared
-over a whole book. The column, or the place in the headings, that reads most like names of people holds the
-authors.
+A single line cannot be decided: "Silas Marner" may be an author and "Rainbow Pete" a title. So lines are compared over
+a whole book. The column, or the place in the headings, that reads most like names of people holds the authors.
 
 Used by contents.py and headings.py. Left out: lists of known authors.
 """
@@ -14,38 +11,31 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from scripts.anthologies.titles import title_form
+from scripts.anthologies.titles import one_line, title_form
 
+DONE = r"(as )?(re)?(told|written|compiled|edited|adapted|translated|rendered|selected|arranged)"
 BYLINE = re.compile(
-    r"\W*anonymous\W*|\W*(by|from the .{2,60}? (of|by)|(as )?(re)?(told|written|compiled|edited|adapted|"
-    r"translated|rendered|selected|arranged) by|(translated|adapted) from)\b.{2,90}",
+    rf"\W*anonymous\W*|\W*(by|from the .{{2,60}}? (of|by)|{DONE} by|(translated|adapted) from)\b.{{2,90}}",
     re.I | re.S,
 )
-BY = re.compile(
-    r"^\W*((as )?((re)?(told|written|compiled|edited|adapted|translated|rendered|selected|arranged) )?by|"
-    r"(translated |adapted )?from the \w+ (of|by))\b\s*",
-    re.I,
-)
-LABEL = re.compile(
+BY = re.compile(rf"^\W*(({DONE} )?by|(translated |adapted )?from the \w+ (of|by))\b\s*", re.I)
+LABEL = re.compile(  # A Tale by ...
     r"\W*(an?|another|the|our)\s.{4,90}?[\s,](by|from the \w+ of)\s+(?P<name>[^,;:]{4,50})", re.I | re.S
-)  # A Tale by ...
+)
 SOURCE = re.compile(  # where a story was printed; the year alone tells in brackets
     r"\W*((From|Reprinted( by permission)? from|First (published|printed) in)\s(?!the \w+ of\b).{3,120}|"
     r"[(\[][^()\[\]]{3,90}\b1[5-9]\d\d\b[^()\[\]]{0,12}[)\]]\.?|\(From [^()]{3,120}\)\.?)",
     re.S,
 )
 DATES = re.compile(r"\s*[(\[][^()\[\]]*[)\]]|,?\s+1[5-9]\d\d\s*-.*$")
-RANK = set(
-    "capt captain col colonel major general lieut sir lady lord mr mrs miss dr prof professor rev count "
-    "countess "
-    "baron baroness mme madame monsieur princess".split(" ")
+IN_NAMES = frozenset(  # ranks and particles
+    "capt captain col colonel major general lieut sir lady lord mr mrs miss dr prof professor rev count countess baron "
+    "baroness mme madame monsieur princess de du des da di della del van von der den la le y e and & jr sr esq md "
+    "phd".split()
 )
-PARTICLE = set("de du des da di della del van von der den la le y e and & jr sr esq md phd".split(" "))
-NO_NAME = set(
-    "the a an in at on to for from with of by my his her our your their its what who how why when where is "
-    "was are "
-    "not no first second third last old new one two three four part chapter book story tale tales "
-    "stories".split(" ")
+NO_NAME = frozenset(
+    "the a an in at on to for from with of by my his her our your their its what who how why when where is was are not "
+    "no first second third last old new one two three four part chapter book story tale tales stories".split()
 )
 
 
@@ -60,34 +50,32 @@ def is_byline(text: str) -> bool:
 @lru_cache(1 << 16)
 def is_source(text: str) -> bool:
     """ "From Harper's Magazine", "(The Something Review, 1921)"; not "From the hill he looked down." """
-    text = " ".join(text.replace("_", " ").split())
+    text = one_line(text)
     return bool(SOURCE.fullmatch(text)) and len(text.split()) < 16 and title_form(text.strip(" ()[].*"))
 
 
 @lru_cache(1 << 16)
 def person(text: str) -> str:
     """The author's name out of a byline: no "By", no dates, no italics, no full stop after the surname."""
-    text = " ".join(DATES.sub("", text.replace("_", " ")).split())
+    text = one_line(DATES.sub("", text.replace("_", " ")))
     if LABEL.fullmatch(text) and not is_byline(text):
         text = LABEL.fullmatch(text)["name"]
     text = re.sub(r"\b(Jr|Esq)$", r"\1.", BY.sub("", text).strip(" ,;:*"))
-    return text[:-1] if re.search(r"\w{3,}\.$", text) and not re.search(r"\b(Jr|Esq)\.$", text) else text
+    return text[:-1] if re.search(r"\w{3,}\.$", text) and not text.endswith("Esq.") else text
 
 
 @lru_cache(1 << 16)
 def name_like(text: str) -> bool:
-    """Two to six words that may be a person's name: capitals, initials, ranks, particles, no word of a
-    sentence."""
-    words = re.findall(r"[^\s,]+", person(text))
-    if not 2 <= len(words) <= 7 or re.search(r"[!?;:]|\d|\w{3,}\.$", person(text)):
+    """Two to seven words that may be a person's name: capitals, initials, ranks, particles, no word of a sentence."""
+    name = person(text)
+    words = re.findall(r"[^\s,]+", name)
+    if not 2 <= len(words) <= 7 or re.search(r"[!?;:]|\d|\w{3,}\.$", name):
         return False
-    plain = [w.strip(".\"'\u2018\u2019\u201c\u201d()").casefold().replace(".", "") for w in words]
-    if any(bare in NO_NAME for w, bare in zip(words, plain) if not re.fullmatch(r"[A-Z]\.", w)):
+    plain = {w: w.strip(".\"'\u2018\u2019\u201c\u201d()").casefold().replace(".", "") for w in words}
+    if any(bare in NO_NAME and not re.fullmatch(r"[A-Z]\.", w) for w, bare in plain.items()):
         return False
-    named = [w for w, bare in zip(words, plain) if bare not in PARTICLE | RANK]
-    return bool(named) and all(
-        w.lstrip("\"'\u2018\u201c(")[:1].isupper() or w[:2] in ("d'", "d\u2019") for w in named
-    )
+    named = [w.lstrip("\"'\u2018\u201c(") for w, bare in plain.items() if bare not in IN_NAMES]
+    return bool(named) and all(w[:1].isupper() or w[:2] in ("d'", "d\u2019") for w in named)
 
 
 def label_name(text: str) -> str:
@@ -98,10 +86,8 @@ def label_name(text: str) -> str:
 
 def cells(line: str) -> list[str]:
     """The columns of a line, without page numbers: wide spaces, tabs and leaders part them."""
-    parts = [
-        re.sub(r"(?<!\bJr)(?<!\bEsq)[\s.\u2026_]+$", "", p).lstrip(" ._\u2026")
-        for p in re.split(r"\s{3,}|\t|(?:\s?[.\u2026]){3,}", line.strip())
-    ]
+    parts = re.split(r"\s{3,}|\t|(?:\s?[.\u2026]){3,}", line.strip())
+    parts = [re.sub(r"(?<!\bJr)(?<!\bEsq)[\s.\u2026_]+$", "", p).lstrip(" ._\u2026") for p in parts]
     return [p for p in parts if re.search(r"[^\W\d]", p) and not re.fullmatch(r"[xvil]{1,6}|[IVXLC]{1,7}", p)]
 
 
@@ -111,15 +97,9 @@ def halves(text: str) -> list[str]:
     return [p.strip() for p in parts if p.strip()]
 
 
-def names_column(pairs: list[tuple[str, str]]) -> int | None:
+def names_column(pairs: list[list[str]]) -> int | None:
     """Which of two columns holds people: 0, 1, or None where neither reads like names."""
-    if len(pairs) < 3:
+    score = [sum(name_like(p[c]) * (3 if BY.match(p[c]) else 1) for p in pairs) for c in (0, 1)]
+    if len(pairs) < 3 or max(score) < 0.6 * len(pairs):
         return None
-    score = [
-        sum(name_like(p[c]) * (1 + 2 * bool(BY.match(p[c]))) for p in pairs) / len(pairs) for c in (0, 1)
-    ]
-    if max(score) < 0.6:
-        return None
-    if score[0] == score[1]:  # initials are in names, hardly ever in titles
-        score = [sum(bool(re.search(r"\b[A-Z]\.", p[c])) for p in pairs) for c in (0, 1)]
     return 0 if score[0] > score[1] else 1

@@ -51,8 +51,7 @@ def _inside(path: str) -> str:
 
 
 def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
-    """-> (table of contents, blocks in reading order, author). ValueError: not an epub, hostile,
-    incomplete."""
+    """-> (table of contents, blocks in reading order, author). ValueError: not an epub, hostile, incomplete."""
     archive = _Archive(raw)
     if "META-INF/container.xml" not in archive.names:
         raise ValueError("is a zip archive without META-INF/container.xml: no epub")
@@ -61,7 +60,7 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
     opf, folder = _xml(archive.read(opf_path)), posixpath.dirname(opf_path)
     items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
     paths = {name: _inside(posixpath.join(folder, unquote(i.get("href", "")))) for name, i in items.items()}
-    counter, blocks = [0], []
+    counter, blocks, nav = [0], [], []
     for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref"):
         if ref not in items:
             raise ValueError(f"has a spine that names an unknown item ({ref[:60]!r}): fetch it again")
@@ -70,33 +69,25 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
             if page:
                 page[0].gap = 5  # a new file is a new page
             blocks += page
-    nav = _navigation(items.values(), lambda href: archive.read(posixpath.join(folder, unquote(href))))
-    return nav, blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
+    for name, item in items.items():
+        if "nav" in item.get("properties", "").split():
+            nav = [link for b in html_blocks(decode(archive.read(paths[name]))) for link in b.links]
+        elif "ncx" in item.get("media-type", "") and not nav:
+            nav = _ncx(_xml(archive.read(paths[name])))
+    return _table(nav), blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 
-def _navigation(items, read) -> list[Block]:
-    """The table of contents that every epub carries beside its text, as a page of contents; numbered parts
-    left out."""
-    nav = next((i for i in items if "nav" in i.get("properties", "").split()), None)
-    ncx = next((i for i in items if "ncx" in i.get("media-type", "")), None)
-    entries = []
-    if nav is not None:
-        page = html_blocks(decode(read(nav.get("href"))))
-        entries = [link for b in page for link in b.links]
-    elif ncx is not None:
-        for point in _xml(read(ncx.get("href"))).iter("{*}navPoint"):
-            source = point.findtext("{*}navLabel/{*}text", ""), point.find("{*}content")
-            if source[1] is not None:
-                entries.append((anchor(source[1].get("src", "")), source[0]))
+def _ncx(page) -> list[tuple[str, str]]:
+    points = [(p.find("{*}content"), p.findtext("{*}navLabel/{*}text", "")) for p in page.iter("{*}navPoint")]
+    return [(anchor(at.get("src", "")), text) for at, text in points if at is not None]
+
+
+def _table(entries: list[tuple[str, str]]) -> list[Block]:
+    """An epub's own table of contents as a page of contents; numbers and numbered parts left out."""
     entries = [(target, " ".join(text.split())) for target, text in entries]
-    entries = [
-        (t, text)
-        for t, text in entries
-        if text and not ORDINAL.fullmatch(text) and LEADING.sub("", text) == text
-    ]
-    return [Block("Contents", 5)] * bool(entries) + [
-        Block(text, 1, kind="list", links=[(t, text)]) for t, text in entries
-    ]
+    titles = [e for e in entries if e[1] and not ORDINAL.fullmatch(e[1]) and LEADING.sub("", e[1]) == e[1]]
+    heading = [Block("Contents", 5)] if titles else []
+    return heading + [Block(text, kind="list", links=[(at, text)]) for at, text in titles]
 
 
 def _xml(raw: bytes):

@@ -1,7 +1,6 @@
 """The blocks of one section -> paragraphs of prose: wraps, marks, notes and pictures undone.
 
-Used by edges.py and stories.py. Left out: footnotes, pictures, page numbers. Poems keep their lines, tables
-do not
+Used by edges.py and stories.py. Left out: footnotes, pictures, page numbers. Poems keep their lines, tables do not
 keep their columns.
 """
 
@@ -29,8 +28,7 @@ SCENE_BREAK = "* * *"
 
 @dataclass
 class Paragraph:
-    """Prose on one line, or verse line by line. `indent`: columns right of the margin; `gap`: blank lines
-    above."""
+    """Prose on one line, or verse line by line. `indent`: columns right of the margin; `gap`: blank lines above."""
 
     text: str
     indent: int = 0
@@ -42,12 +40,11 @@ class Paragraph:
 def paragraphs(
     blocks: list[Block], wrapped: bool = False, marks: bool = False, marked_up: bool = False
 ) -> list[Paragraph]:
-    """Hard wraps, marks, notes and pictures undone. `wrapped`: plain text, whose lines end at a margin, not
-    where
-    the author ended them. `marks`: the book has notes that begin with (1), so a (1) after a space points to
-    one too.
-    `marked_up`: notes and italics are markup already dealt with, so brackets and underscores are the
-    author's.
+    """Hard wraps, marks, notes and pictures undone.
+
+    `wrapped`: plain text, whose lines end at a margin, not where the author ended them. `marks`: the book has notes
+    that begin with (1), so a (1) after a space points to one too. `marked_up`: notes and italics are markup already
+    dealt with, so brackets and underscores are the author's.
     """
     found = []
     widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
@@ -55,41 +52,42 @@ def paragraphs(
     raw = IN_BRACKETS.sub("", "".join("\n" * (b.gap + 1) + b.text for b in blocks))
     pieces = re.split(r"(^\s*\n|\n\s*\n)", raw)[1:]  # blank lines, text, blank lines, text ...
     for above, text in zip(pieces[::2], pieces[1::2]):
-        lines = [l for l in text.split("\n") if l.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]
         if not lines or FOOTNOTE.match(text):
             continue
-        indent = min(len(l) - len(l.lstrip()) for l in lines)
-        verse = _is_verse_block(lines, width)
-        apart = bool(re.fullmatch(r"\s*_[^_]+_\s*", text))
+        verse, apart = _is_verse_block(lines, width), bool(re.fullmatch(r"\s*_[^_]+_\s*", text))
         if re.fullmatch(r"[\s*.\u2022~#\u2015\u2014\u2500_-]*", text):
             text = SCENE_BREAK
-        elif not wrapped or verse:
-            text = "\n".join(" ".join(l.split()) for l in lines)
+        elif wrapped and not verse:
+            text = re.sub(r"(?<=[a-z]-)\n\s*(?=[a-z])", "", "\n".join(lines))  # red-and-/white
+            text = " ".join(text.split())
         else:
-            text = " ".join(
-                re.sub(r"(?<=[a-z]-)\n\s*(?=[a-z])", "", "\n".join(lines)).split()
-            )  # red-and-/white
-        if not marked_up:
-            text = MARK.sub("", text)
-            text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
-            text = ITALIC.sub(lambda m: m[1] or m[2], text).replace("_", "")
-        text = re.sub(" {2,}", " ", text.replace("\u2060", "").replace("\u00ad", "").replace("\u00a0", " "))
-        if text.strip():
-            found.append(Paragraph(text.strip(), indent, above.count("\n") - 1, verse, apart))
+            text = "\n".join(" ".join(line.split()) for line in lines)
+        text = re.sub("[\u2060\u00ad]", "", text if marked_up else _unmarked(text, marks))
+        text = re.sub(" {2,}", " ", text.replace("\u00a0", " ")).strip()
+        if text:
+            indent = min(len(line) - len(line.lstrip()) for line in lines)
+            found.append(Paragraph(text, indent, above.count("\n") - 1, verse, apart))
     margin = Counter(p.indent for p in found if not p.verse).most_common(1)
     for p in found:
         p.indent -= margin[0][0] if margin else 0
     return found
 
 
+def _unmarked(text: str, marks: bool) -> str:
+    text = MARK.sub("", text)
+    text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
+    return ITALIC.sub(lambda m: m[1] or m[2], text).replace("_", "")
+
+
 def _is_verse_block(lines: list[str], width: int) -> bool:
     """Lines broken on purpose: well short of the margin, most beginning with a capital."""
-    bare = [l.strip() for l in lines]
-    capitals = sum(l.lstrip("\"'\u201c\u2018(_").strip()[:1].isupper() for l in bare)
+    bare = [line.strip() for line in lines]
+    capitals = sum(line.lstrip("\"'\u201c\u2018(_").strip()[:1].isupper() for line in bare)
     return len(lines) > 1 and max(map(len, bare)) <= 0.85 * width and capitals >= 0.7 * len(lines)
 
 
 def is_verse(text: str) -> bool:
-    return sum(p.count("\n") + 1 for p in text.split("\n\n") if "\n" in p) > 2.5 * len(
-        [p for p in text.split("\n\n") if "\n" not in p]
-    ) and sum(len(p) for p in text.split("\n\n") if "\n" in p) > 0.7 * len(text)
+    verse = [p for p in text.split("\n\n") if "\n" in p]
+    prose, lines = text.count("\n\n") + 1 - len(verse), sum(p.count("\n") + 1 for p in verse)
+    return lines > 2.5 * prose and sum(map(len, verse)) > 0.7 * len(text)
