@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from data import Example, read_examples, words, write_examples
-from scripts.anthologies import Story, books, choosing, offline, prompts, split_anthology
-from scripts.anthologies import prose as prose_of
+from scripts.anthologies import Story, books, choosing, edges, offline, prompts, split_anthology
+
 from scripts.anthologies.__main__ import main
 from scripts.anthologies.edges import trim
 
@@ -221,7 +221,7 @@ def test_marks_notes_and_pictures_are_cleaned():
         "[3] A note about him.\n\n    Row, brothers,\n    Row to the sea\n    For the night\n\n* * * * "
         "*\n\nThe end of\nit all was here.\n\nTHE END"
     )
-    cleaned = "\n\n".join(trim(prose_of.paragraphs(books.text_blocks(text), wrapped=True)))
+    cleaned = "\n\n".join(trim(edges.paragraphs(books.text_blocks(text), wrapped=True)))
     for noise in ("Illustration", "Footnote", "_", "[3]", "[A]", "(2)", "A note", "THE END"):
         assert noise not in cleaned
     assert cleaned.split("\n\n")[-1] == "The end of it all was here." and cleaned.startswith(

@@ -10,7 +10,8 @@ fetch.py downloads, stories.py splits, choosing.py chooses, offline.py and promp
     python -m scripts.anthologies prompts out/stories.jsonl --out asked.jsonl --url URL --model NAME
     python -m scripts.anthologies stats out/stories.jsonl --sample 5
 
-`make stories` runs fetch, build and stats. Left out: judging whether a story is good; retellings in other words.
+`make stories` runs fetch, build and stats. Left out: judging whether a story is good; retellings in other
+words.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def books_of(files) -> list[str]:
 
 
 def contents_files(args) -> dict[str, str]:
-    """{book: contents that a reader wrote}. With one book any file, with more the file that has the book's name."""
+    """{book: contents that a reader wrote}. With several books the file has its book's name."""
     found, books = {}, books_of(args.files)
     for file in args.contents or []:
         mine = [b for b in books if len(books) == 1 or Path(b).stem == Path(file).stem]

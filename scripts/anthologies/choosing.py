@@ -1,4 +1,4 @@
-"""Which stories become examples: length, language, one copy of each tale, a cap per book, train and test apart.
+"""Which stories become examples: length, language, one copy of each tale, a cap per book, train and test.
 
 Used by __main__.py. Left out: judging whether a story is good; retellings in quite different words.
 """
@@ -22,8 +22,7 @@ RUN = 50  # words in a row that two stories may not share; see `shared_runs`
 # 28 pairs above 0.42 are (Vanka and Vanka, Red Etin and Red Ettin); chance begins near 0.38
 SAME_TALE = 0.4
 ENGLISH = re.compile(
-    r"\b(the|and|of|to|a|in|that|he|was|it|his|with|as|had|for|on|at|but|her|she|i|you|not|they|be|him)\b",
-    re.I,
+    r"(?i)\b(the|and|of|to|a|in|that|he|was|it|his|with|as|had|for|on|at|but|her|she|i|you|not|they|be|him)\b"
 )
 
 
@@ -52,31 +51,21 @@ def shared_runs(texts: list[str], run: int = RUN) -> set[tuple[int, int]]:
     """Pairs (earlier, later) of texts that share words in a row.
 
     Every text is cut into blocks of `run` words; wherever such a block is in another text, the two share it.
-    Any common run of 2 * run - 1 words holds a whole block, so runs of 99 words and more are found for certain.
+    Any common run of 2 * run - 1 words holds a whole block, so runs of 99 words are always found.
     """
-    base = np.uint64(0x9E3779B97F4A7C15)  # odd, so powers have inverses modulo 2^64
-    inverse, one = np.uint64(pow(int(base), -1, 1 << 64)), np.ones(1, np.uint64)
-    longest = max(map(len, texts), default=0)  # letters, so more than any text has words
-    up = np.cumprod(np.r_[one, np.full(longest, base)])
-    down = np.cumprod(np.r_[one, np.full(longest, inverse)])
-    ids, owners, hashes = {}, {}, []
-    for n, text in enumerate(texts):
-        tokens = re.findall(r"\w+", text.casefold())
-        for t in tokens:
-            if t not in ids:
-                ids[t] = int(key(t), 16)
-        values = np.array([ids[t] for t in tokens], dtype=np.uint64)
-        total = np.r_[np.uint64(0), np.cumsum(values * up[: len(values)])]
-        hashes.append((total[run:] - total[:-run]) * down[: max(0, len(total) - run)])
-        for block in hashes[n][::run].tolist():
-            owners.setdefault(block, []).append(n)
-    blocks = np.array(sorted(owners), dtype=np.uint64)
-    pairs = set()
-    for n, h in enumerate(hashes):
-        at = np.minimum(np.searchsorted(blocks, h), len(blocks) - 1)
-        for block in h[blocks[at] == h].tolist():
-            pairs.update((min(n, o), max(n, o)) for o in owners[block] if o != n)
-    return pairs
+    ids: dict[str, int] = {}
+    told = [[ids.setdefault(w, len(ids)) for w in re.findall(r"\w+", t.casefold())] for t in texts]
+    owners: dict[tuple, list[int]] = {}
+    for n, text in enumerate(told):
+        for i in range(0, len(text) - run + 1, run):
+            owners.setdefault(tuple(text[i : i + run]), []).append(n)
+    openings, pairs = {block[:8] for block in owners}, set()
+    for n, text in enumerate(told):
+        for i, opening in enumerate(zip(*(text[k:] for k in range(8)))):
+            if opening in openings:  # rarely by chance
+                for o in owners.get(tuple(text[i : i + run]), []):
+                    pairs.add((min(n, o), max(n, o)))
+    return {(a, b) for a, b in pairs if a != b}
 
 
 def same_tales(texts: list[str], threshold: float = SAME_TALE, width: int = 4096) -> set[tuple[int, int]]:
@@ -161,7 +150,8 @@ def _copies(fit: list[Story], held: set[str], why: Counter) -> set[int]:
 
 
 def _cap(stories: list[Story], args, why: Counter) -> list[Story]:
-    """At most `--per_anthology` of each book and `--limit` in all; the books take turns, so small ones keep theirs."""
+    """At most `--per_anthology` of each book and `--limit` in all; books take turns, small ones keep
+    theirs."""
     rank, within = Counter(), []
     for s in stories:
         if rank[s.source] < args.per_anthology:

@@ -1,8 +1,8 @@
 """The page of contents of a book: the blocks it takes, and the titles, authors and anchors that it names.
 
-It begins below the word "Contents", or, where a book has none, at eight short lines in a row before any prose. It ends
-at prose, at a title it has already named, at the preface. Titles are kept without page numbers and authors, whole and
-over up to three lines, because long ones are broken.
+It begins below the word "Contents", or, where a book has none, at eight short lines in a row before any
+prose. It ends at prose, at a title it has already named, at the preface. Titles are kept without page numbers
+and authors, whole and over up to three lines, because long ones are broken.
 
 Used by stories.py. Left out: which entries are stories and which are parts; headings.py looks at the text.
 """
@@ -12,26 +12,28 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from scripts.anthologies import titles as form
 from scripts.anthologies.books import Block
-from scripts.anthologies.bylines import (
+from scripts.anthologies.titles import (
     cells,
+    fold,
     halves,
     is_byline,
     is_source,
-    label_name,
     name_like,
     names_column,
+    one_line,
     person,
 )
-from scripts.anthologies.titles import MATTER, fold, heading_like, one_line
 
-HEADING = re.compile(r"\W*(table of )?contents( of .*)?\W*(page)?\W*", re.I)
-ILLUSTRATIONS = re.compile(r"\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$", re.I | re.M)
+HEADING = re.compile(r"(?i)\W*(table of )?contents( of .*)?\W*(page)?\W*")
+ILLUSTRATIONS = re.compile(r"(?im)\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$")
 BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
 PAGE = re.compile(r"(\s{3,}|(\.\s?){3,}\s*)\d+\s*$")
 LONGEST = 2000  # lines: what is longer is not a page of contents
-NO_ENTRY = re.compile(r"\W*(page|introduction.*)\W*", re.I)
-BY_AUTHOR = re.compile(r"(?<=\S)[\s,.]+_?by\s+(?P<name>[^\d]{3,60}?)_?[\s.]*\d*\s*$", re.I)
+LETTERED = re.compile(r"\(?[a-z][.)]\s")  # a part of the story above
+NO_ENTRY = re.compile(r"(?i)\W*(page|introduction.*)\W*")
+BY_AUTHOR = re.compile(r"(?i)(?<=\S)[\s,.]+_?by\s+(?P<name>[^\d]{3,60}?)_?[\s.]*\d*\s*$")
 
 
 @dataclass
@@ -65,12 +67,13 @@ def contents(blocks: list[Block]) -> Contents:
             "\n"
         )
         new = ["" if is_source(line) else _entry(line) for line in source]
-        if i > first and (not named and _again(b, new, lines, seen) or _ends(b)):
+        if i > first and (not named and _again(b, new, lines, seen) or _ends(blocks, i)):
             break
         for n, (target, _) in enumerate(named):
             anchors.setdefault(target, len(lines) + n)
-        lines += new
-        raw += source
+        kept = [n for n, line in enumerate(new) if not LETTERED.match(line)]
+        lines += [new[n] for n in kept]
+        raw += [source[n] for n in kept]
         seen |= {fold(cell) for line in source for cell in cells(line)}
         seen |= {fold(line) for line in new} | {fold(BARE_NUMBER.sub("", line)) for line in new}
         end = i + 1
@@ -86,8 +89,7 @@ def contents(blocks: list[Block]) -> Contents:
 
 
 def given(text: str, blocks: list[Block]) -> Contents:
-    """Contents that a reader wrote: a title per line, its author behind a tab or three spaces; "-" leaves a section
-    out."""
+    """Contents that a reader wrote: a title per line, its author behind a tab; "-" leaves a section out."""
     titles, authors, left = [], {}, set()
     for place, line in enumerate(filter(str.strip, text.splitlines())):
         title, *author = re.split(r"\t+|\s{3,}|\s+\|\s+", line.lstrip("- ").strip())
@@ -125,8 +127,6 @@ def _first(blocks: list[Block]) -> int | None:
 def _again(block: Block, new: list[str], lines: list[str], seen: set[str]) -> bool:
     """Does this block say what the contents have said already? Then it is the heading of the first story."""
     whole = fold(" ".join(new))
-    if len(new) == 1 and name_like(new[0]) and block.gap < 3 and not block.level:
-        return False  # an author with two stories
     parts = (halves(block.text) if len(new) == 1 else new) if block.gap > 2 else []
     both = [fold(part) for part in parts if len(parts) == 2]  # author and title in one block
     if any(len(part) > 3 and part in seen for part in [whole, *both]):
@@ -134,10 +134,12 @@ def _again(block: Block, new: list[str], lines: list[str], seen: set[str]) -> bo
     return block.level > 0 and len(whole) > 5 and any(fold(line).startswith(whole) for line in lines)
 
 
-def _ends(b: Block) -> bool:
-    """Prose, a preface, a list of plates."""
-    text = b.text.strip()
-    return bool(_is_prose(b) or b.level and MATTER.fullmatch(text) or ILLUSTRATIONS.match(text))
+def _ends(blocks: list[Block], i: int) -> bool:
+    """Prose, a preface, a list of plates, or a heading below a list with no list below it."""
+    b, text, (below, *_) = blocks[i], blocks[i].text.strip(), blocks[i + 1 : i + 2] or [blocks[i]]
+    if blocks[i - 1].kind == "list" and b.level and not b.kind and not below.level and below.kind != "list":
+        return True
+    return bool(_is_prose(b) or b.level and form.MATTER.fullmatch(text) or ILLUSTRATIONS.match(text))
 
 
 def _is_prose(block: Block) -> bool:
@@ -151,12 +153,12 @@ def _is_prose(block: Block) -> bool:
 
 
 def _half_title(blocks: list[Block], first: int, end: int) -> int:
-    """Where the contents really end: the half-title and the first story's own heading, set apart, are not contents."""
+    """Where the contents end: the half-title and the first story's heading, set apart, are not contents."""
     gaps = sorted(b.gap for b in blocks[first + 1 : end])
     for i in range(max(end - 5, first + 4), end):
         b = blocks[i]
         apart = b.gap > max(gaps[len(gaps) // 2], 2) and not b.links and not b.level
-        if apart and _count(blocks[i:end]) <= 8 and (b.gap > 3 or i == end - 1 and heading_like(b)):
+        if apart and _count(blocks[i:end]) <= 8 and (b.gap > 3 or i == end - 1 and form.heading_like(b)):
             return i
     return end
 
@@ -170,7 +172,6 @@ def _entry(line: str) -> str:
     if "\t" in line:
         line = (cells(line) or [""])[0]
     line = one_line(line) if "_" in line else line
-    line = re.sub(r"[\s,.-]+(?:[A-Z]\.\s*){1,3}[A-Z][\w'-]+$", "", line.strip()) or line
     line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
     if re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line):  # the wide space follows the number, not the title
         return re.sub(r"\s+", " ", line)
@@ -200,7 +201,7 @@ def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[
     texts = [one_line(text) for text in raw]
     paged = {k for k, text in enumerate(texts) if text[-1:].isdigit()}
     free = [k for k in range(len(texts)) if k not in found and k not in paged]
-    alone = [k for k in free if is_byline(texts[k]) or label_name(texts[k]) or name_like(texts[k])]
+    alone = [k for k in free if is_byline(texts[k]) or form.label_name(texts[k]) or name_like(texts[k])]
     marked = [k for k in alone if raw[k].strip()[:1] == "_" or is_byline(texts[k])]
     in_turn = len(alone) > 0.4 * len(raw) and not any(k + 1 in alone for k in alone)
     if len(marked) > 2:
@@ -208,7 +209,7 @@ def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[
     elif len(alone) < 3 or not (in_turn or len(paged) > 0.3 * len(raw)):
         return {}
     headings = [
-        k for k, line in enumerate(lines) if any(p.fullmatch(line) for p in (HEADING, MATTER, NO_ENTRY))
+        k for k, line in enumerate(lines) if any(p.fullmatch(line) for p in (HEADING, form.MATTER, NO_ENTRY))
     ]
     first = next((k for k, line in enumerate(lines) if len(fold(line)) > 1 and k not in headings), 0)
     own: dict[int, str] = {}

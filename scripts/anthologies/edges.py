@@ -1,60 +1,140 @@
-"""The edges of a section: what is between heading and story, and between the story and the next heading.
+"""The blocks of one section -> the paragraphs of its story, without what is around the story.
 
-Above a story: numbers, authors, sources, editors' notes, mottoes. Below: notes, where the tale was taken from,
-THE END. Form decides (brackets, indentation, a name below some verse); where form leaves a doubt the words stay.
-
-Used by stories.py. Left out: mottoes without a source and notes that look like prose, which only a reader would know;
-the date below a letter or a story.
+`paragraphs` undoes wraps, marks, notes and pictures. `trim` cuts. Above a story: numbers, authors, sources,
+editors' notes, mottoes. Below: notes, where the tale was taken from, THE END. Form decides (brackets,
+indentation, a name below some verse); where form leaves a doubt the words stay. Left out: mottoes without a
+source and notes that look like prose; the date below a letter or a story.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import dataclass
 
-from scripts.anthologies.books import END_MARK, ORDINAL
-from scripts.anthologies.bylines import is_byline, is_source
-from scripts.anthologies.prose import SCENE_BREAK, Paragraph
-from scripts.anthologies.titles import fold, title_form
+from scripts.anthologies.books import END_MARK, ORDINAL, Block
+from scripts.anthologies.titles import fold, is_byline, is_source, title_form
 
-EDITOR = re.compile(r"\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b", re.I)
+# a note of its own, and the marks that point to notes and pages
+FOOTNOTE = re.compile(r"\s*(\[\d{1,3}\]|\[[A-Z*]\]|\(\d{1,3}\)\s|\d{1,2}\.\[)\s*\S")
+MARK = re.compile(
+    r"\[\d{1,3}\]|\[[A-Z*\u2020]\]|(?<=[\w.,;:!?\"\u201d\u2019])\(\d{1,3}\)|[\[{]p(?:g|age)?\.? ?\d+[\]}]"
+)
+IN_BRACKETS = re.compile(  # may hold notes of their own, and run over paragraphs
+    r"(?i)\[\s*_?(?:Illustration|Footnote|Transcriber|Sidenote|Blank Page|Decoration|Image|Pg|Page)\b"
+    r"[^\[\]]{0,4000}(?:\[[^\[\]]{0,400}\][^\[\]]{0,4000}){0,20}\]_?"
+)
+ITALIC = re.compile(r"(?<![A-Za-z0-9])_([^_]+?)_(?![A-Za-z0-9])|=([^=\n]+)=")
+SCENE_BREAK = "* * *"
+
+
+@dataclass
+class Paragraph:
+    """Prose on one line, or verse line by line. `indent`: columns from the margin; `gap`: blank lines
+    above."""
+
+    text: str
+    indent: int = 0
+    gap: int = 1
+    verse: bool = False
+    apart: bool = False  # markup sets it apart: italics, a quotation, a class of its own
+
+
+def paragraphs(
+    blocks: list[Block], wrapped: bool = False, marks: bool = False, marked_up: bool = False
+) -> list[Paragraph]:
+    """Hard wraps, marks, notes and pictures undone.
+
+    `wrapped`: plain text, whose lines end at a margin, not where the author ended them. `marks`: the book has
+    notes that begin with (1), so a (1) after a space points to one too. `marked_up`: notes and italics are
+    markup already dealt with, so brackets and underscores are the author's.
+    """
+    found = []
+    widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
+    width = max(60, widths[int(0.9 * len(widths))] if widths else 0)  # a poem alone has no margin of its own
+    raw = IN_BRACKETS.sub("", "".join("\n" * (b.gap + 1) + b.text for b in blocks))
+    pieces = re.split(r"(^\s*\n|\n\s*\n)", raw)[1:]  # blank lines, text, blank lines, text ...
+    for above, text in zip(pieces[::2], pieces[1::2]):
+        lines = [line for line in text.split("\n") if line.strip()]
+        if not lines or FOOTNOTE.match(text):
+            continue
+        verse, apart = _is_verse_block(lines, width), bool(re.fullmatch(r"\s*_[^_]+_\s*", text))
+        if re.fullmatch(r"[\s*.\u2022~#\u2015\u2014\u2500_-]*", text):
+            text = SCENE_BREAK
+        elif wrapped and not verse:
+            text = re.sub(r"(?<=[a-z]-)\n\s*(?=[a-z])", "", "\n".join(lines))  # red-and-/white
+            text = " ".join(text.split())
+        else:
+            text = "\n".join(" ".join(line.split()) for line in lines)
+        text = re.sub("[\u2060\u00ad]", "", text if marked_up else _unmarked(text, marks))
+        text = re.sub(" {2,}", " ", text.replace("\u00a0", " ")).strip()
+        if text:
+            indent = min(len(line) - len(line.lstrip()) for line in lines)
+            found.append(Paragraph(text, indent, above.count("\n") - 1, verse, apart))
+    margin = Counter(p.indent for p in found if not p.verse).most_common(1)
+    for p in found:
+        p.indent -= margin[0][0] if margin else 0
+    return found
+
+
+def _unmarked(text: str, marks: bool) -> str:
+    text = MARK.sub("", text)
+    text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
+    return ITALIC.sub(lambda m: m[1] or m[2], text).replace("_", "")
+
+
+def _is_verse_block(lines: list[str], width: int) -> bool:
+    """Lines broken on purpose: well short of the margin, most beginning with a capital."""
+    bare = [line.strip() for line in lines]
+    capitals = sum(line.lstrip("\"'\u201c\u2018(_").strip()[:1].isupper() for line in bare)
+    return len(lines) > 1 and max(map(len, bare)) <= 0.85 * width and capitals >= 0.7 * len(lines)
+
+
+def is_verse(text: str) -> bool:
+    verse = [p for p in text.split("\n\n") if "\n" in p]
+    prose, lines = text.count("\n\n") + 1 - len(verse), sum(p.count("\n") + 1 for p in verse)
+    return lines > 2.5 * prose and sum(map(len, verse)) > 0.7 * len(text)
+
+
+# ------------------------------------------------------------------ edges
+
+EDITOR = re.compile(r"(?i)\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b")
 HEAD_NOTE = re.compile(
-    r"(--|\u2014)?\[.*\]|(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|\*(?! \*).*|"
-    r"\*? ?((?-i:From (the )?[\"\u201cA-Z(])|Translated|Copyright|Reprinted|Published|By permission).{,200}"
-    r"\b(permission|copyright|published|volume|translat\w+)\b.{,200}|"
-    r"\*? ?(This|The following) (story|tale) (is|was)\b.{,200}\b(published|translat\w+|one of many)\b.{,500}|"
-    r"\((From|(Narrator's )?Note)\b.*\)|\([^()]{3,80}\b1[5-9]\d\d\.?\)",
-    re.S | re.I,
+    r"(?is)(--|\u2014)?\[.*\]|(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|\*(?! "
+    r"\*).*|\*? ?((?-i:From (the )?[\"\u201cA-Z(])|Translated|Copyright|Reprinted|Published|By "
+    r"permission).{,200}\b(permission|copyright|published|volume|translat\w+)\b.{,200}|\*? ?(This|The "
+    r"following) (story|tale) (is|was)\b.{,200}\b(published|translat\w+|one of many)\b.{,500}|\((From|"
+    r"(Narrator's )?Note)\b.*\)|\([^()]{3,80}\b1[5-9]\d\d\.?\)"
 )
 NAMED_AFTER = re.compile(
     r"(?:--|[\u2014\u2015])\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$"
 )  # .--Young.
-FIRST_PART = re.compile(r"\W*((chapter|part|book)\s+)?(I|1|one|the first)\W*", re.I)
+FIRST_PART = re.compile(r"(?i)\W*((chapter|part|book)\s+)?(I|1|one|the first)\W*")
 LIFE = re.compile(
-    r"\b(born|died|educated|author of|published|novels?|novelist|stories|story|writer|writes|wrote|poet|journalist|"
-    r"editor|magazines?|university|college|contribut\w+|native of|lives? (in|at)|biograph\w+|works|books?|literary|"
-    r"career)\b"
+    r"\b(born|died|educated|author of|published|novels?|novelist|stories|story|writer|writes|wrote|poet|"
+    r"journalist|editor|magazines?|university|college|contribut\w+|native of|lives? (in|at)|biograph\w+|"
+    r"works|books?|literary|career)\b"
 )
 HE = re.compile(r"\W*(He|She|Born|The (present )?(author|writer)|Mr|Mrs|Miss|This (author|writer))\b")
 SAID = re.compile(r"\b(said|cried|asked|replied|whispered)\b|[\"\u201c][A-Z][^\"\u201d]*[,?!][\"\u201d]")
 DATED = re.compile(r"\W*([A-Z][\w. ]{2,25},\s*)*([A-Z][a-z]{2,9}\.?\s*(\d{1,2},?)?\s*)?1[5-9]\d\d\W*")
 CONTINUED = re.compile(  # a line of its own, not a word in a sentence
-    r"[\W_]*((to be|will be) (continued|concluded)\b.{0,60}|(part \w+ of )?(this|the) (story|novel|serial) will be "
-    r"\w+ed\b.{0,60}|(continued|concluded)( (in|next)\b.{0,50})?|end of (the )?(part|book|instal+ment) .{1,12})\W*",
-    re.I,
+    r"(?i)[\W_]*((to be|will be) (continued|concluded)\b.{0,60}|(part \w+ of )?(this|the) (story|novel|"
+    r"serial) will be \w+ed\b.{0,60}|(continued|concluded)( (in|next)\b.{0,50})?|end of (the )?(part|book|"
+    r"instal+ment) .{1,12})\W*"
 )
 INSTALMENT = re.compile(
-    r"\b(two|three|four|five|six|\d)[- ]part (novel|story|serial|tale)|\bpart \w+ of (a|the|two|three|four|\d)\b|"
-    r"\b(first|second|third|fourth|last|concluding|final) (part|instal+ment) of|"
-    r"\b(a|new|our|thrilling|great) serial\b|\bconclusion of (a|the|our)\b",
-    re.I,
+    r"(?i)\b(two|three|four|five|six|\d)[- ]part (novel|story|serial|tale)|\bpart \w+ of (a|the|two|three|"
+    r"four|\d)\b|\b(first|second|third|fourth|last|concluding|final) (part|instal+ment) of|\b(a|new|our|"
+    r"thrilling|great) serial\b|\bconclusion of (a|the|our)\b"
 )
-SYNOPSIS = re.compile(r"\W*(synopsis|what has gone before|the story (so|thus) far|previous chapters)\b", re.I)
+SYNOPSIS = re.compile(r"(?i)\W*(synopsis|what has gone before|the story (so|thus) far|previous chapters)\b")
 SMALL = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
 
 
 def trim(parts: list[Paragraph], numbered: bool = False, author: str = "", teased: bool = False) -> list[str]:
-    """The story's own paragraphs. `numbered`: the number of its first part is gone with the heading, so that the
-    numbers of the others become scene breaks. `teased`: this book sets a teaser above each story."""
+    """The story's own paragraphs. `numbered`: the number of its first part is gone with the heading, so that
+    the numbers of the others become scene breaks. `teased`: this book sets a teaser above each story."""
     start = above(parts, author)
     chaptered = any(ORDINAL.fullmatch(p.text) for p in parts[:start])
     if teased and not chaptered and teaser(parts, start):
@@ -95,7 +175,8 @@ def _apparatus(parts: list[Paragraph], n: int) -> bool:
 
 
 def _about_author(parts: list[Paragraph], n: int, author: str) -> int:
-    """A note on the author: the name alone, then prose that has the surname or "He", a year or two, and a trade."""
+    """A note on the author: the name alone, then prose that has the surname or "He", a year or two, and a
+    trade."""
     if len(fold(author)) < 4:
         return 0
     k = n + (fold(parts[n].text) == fold(author))
@@ -170,7 +251,7 @@ def _names_source(p: Paragraph, below_verse: bool) -> bool:
     text = p.text.strip("()[] ")
     if "\n" in text or len(text.split()) > 12 or text[-1:] in "!?" or ORDINAL.fullmatch(text):
         return False
-    if text.isupper() or p.indent > 3 and title_form(text) or below_verse and _names(text):
+    if p.indent > 3 and title_form(text) or below_verse and _names(text):
         return True
     return bool(
         re.match(

@@ -1,8 +1,9 @@
 """Books of the catalogue, from mirrors that welcome programs: one at a time, with pauses, resumed, checked.
 
-`stories/catalogue.tsv` lists 100 anthologies: Project Gutenberg numbers and Standard Ebooks names, and for Project
-Gutenberg the checksum of the edition that docs/data.md measures. Project Gutenberg asks programs to use a mirror
-(gutenberg.org/policy/robot_access.html); the default below is one of its list, gutenberg.org/MIRRORS.ALL.
+`stories/catalogue.tsv` lists 100 anthologies: Project Gutenberg numbers and Standard Ebooks names, and for
+Project Gutenberg the checksum of the edition that docs/data.md measures. Project Gutenberg asks programs to
+use a mirror (gutenberg.org/policy/robot_access.html); the default below is one of its list,
+gutenberg.org/MIRRORS.ALL.
 
     python -m scripts.anthologies fetch --out_dir out/books
     python -m scripts.anthologies fetch --out_dir out/books --gutenberg https://another.mirror/gutenberg
@@ -29,7 +30,7 @@ STANDARD_EBOOKS = "https://standardebooks.org"
 CATALOGUE = Path(__file__).resolve().parents[2] / "stories" / "catalogue.tsv"
 HEADERS = {"User-Agent": "anthologies/1 (one request at a time)", "Accept-Encoding": "identity"}
 NAME = re.compile(r"pg\d+\.(txt|htm)|se(_[a-z0-9-]+){2,4}\.epub")
-CLOSING = re.compile(r"END OF (THE|THIS) PROJECT GUTENBERG|End of (the )?Project Gutenberg", re.I)
+CLOSING = re.compile(r"(?i)END OF (THE|THIS) PROJECT GUTENBERG|End of (the )?Project Gutenberg")
 BUSY = (429, 500, 502, 503, 504)
 GONE = ("status 404", "status 410")
 

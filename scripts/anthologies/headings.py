@@ -1,7 +1,8 @@
-"""The headings of a book: runs of short lines set apart, with title, author and source line told from each other.
+"""The headings of a book: runs of short lines set apart, with title, author and source line told from each
+other.
 
-A heading is looked at by its form, against the page of contents (contents.py), and against the other headings of the
-book: whether names are above titles or below them is decided once for all.
+A heading is looked at by its form, against the page of contents (contents.py), and against the other headings
+of the book: whether names are above titles or below them is decided once for all.
 
 Used by starts.py and stories.py. Left out: which headings begin stories.
 """
@@ -16,21 +17,19 @@ from itertools import accumulate
 
 from scripts.anthologies import titles as form
 from scripts.anthologies.books import END_MARK, LEADING, ORDINAL, Block
-from scripts.anthologies.bylines import (
-    BY,
-    halves,
+from scripts.anthologies.contents import Contents
+from scripts.anthologies.titles import (
+    fold,
+    heading_like,
     is_byline,
     is_source,
-    label_name,
     name_like,
-    names_column,
+    one_line,
     person,
+    title_form,
 )
-from scripts.anthologies.contents import Contents
-from scripts.anthologies.titles import fold, heading_like, one_line, title_form
 
 TRIES = 20_000  # near matches with the contents; of the catalogue no book needs a thousand
-TITLE_PAGE_BY = re.compile(r"\W*(edited|compiled|selected|collected|chosen|arranged)( and \w+)? by\b", re.I)
 
 
 @dataclass
@@ -65,10 +64,10 @@ def split_headings(blocks: list[Block], toc: Contents) -> list[Block]:
     """The blocks, with title, author and source line of one heading block on blocks of their own."""
     first = toc.blocks.stop
     pairs = {i: p for i, b in enumerate(blocks) if i >= first and len(p := _halves(b, toc)) == 2}
-    who, out = names_column(list(pairs.values())), blocks[:first]
+    who, out = form.names_column(list(pairs.values())), blocks[:first]
     for i, b in enumerate(blocks[first:], first):
         pieces, gap = _lines(b, toc), 1
-        if who is not None and i in pairs and (name_like(pairs[i][who]) or BY.match(pairs[i][who])):
+        if who is not None and i in pairs and (name_like(pairs[i][who]) or form.BY.match(pairs[i][who])):
             pieces, gap = pairs[i], 2
         out.append(b if len(pieces) == 1 else replace(b, text=pieces[0]))
         out += [Block(text, gap, b.level, b.kind) for text in pieces[1:]]
@@ -88,7 +87,7 @@ def _lines(b: Block, toc: Contents) -> list[str]:
         return [b.text]
     pieces = lines[:1]
     for line in lines[1:]:
-        by = is_byline(line) and BY.match(line.strip()) and name_like(line)
+        by = is_byline(line) and form.BY.match(line.strip()) and name_like(line)
         if by or is_source(line) or fold(person(line)) in toc.names:
             pieces.append(line)
         else:
@@ -100,7 +99,7 @@ def _halves(b: Block, toc: Contents) -> list[str]:
     """AUTHOR -- TITLE or TITLE    AUTHOR, where the block may be such a heading."""
     if "\n" in b.text.strip() or b.words > 24 or b.links or b.gap < 2 and not b.level:
         return []
-    parts = halves(b.text)
+    parts = form.halves(b.text)
     fits = len(parts) == 2 and all(map(fold, parts)) and heading_like(b) and fold(b.text) not in toc.titles
     return parts if fits else []
 
@@ -125,36 +124,30 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
     return found
 
 
-def _new_page(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
-    """Does block j begin a heading of its own, below the heading that block i begins?"""
-    if ORDINAL.fullmatch(blocks[j - 1].text.strip()) or ORDINAL.fullmatch(blocks[j].text.strip()):
-        return False
-    if 0 < blocks[j].level < blocks[i].level:  # a signature above a title
-        return True
-    if TITLE_PAGE_BY.match(blocks[j - 1].text) and not listed(blocks[i], toc):
-        return True
-    signed = any(is_byline(one_line(b.text)) or fold(person(b.text)) in toc.names for b in blocks[i:j])
-    return blocks[j].gap > 3 and j > i + 1 and signed
-
-
 def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
-    """Does block j still belong to the heading that block i begins (title, author, source, note in brackets)?"""
+    """Does block j (title, author, source, note in brackets) belong to the heading that block i begins?"""
     b, text, above = blocks[j], blocks[j].text.strip(), blocks[j - 1].text.strip()
-    words = len(text.split())
-    if words > 40 or _new_page(blocks, i, j, toc):
+    number, below_number = ORDINAL.fullmatch(text), ORDINAL.fullmatch(above)
+    if b.words > 40 or not number and not below_number and _new_page(blocks, i, j, toc):
         return False
-    loud = text.isupper() and words <= 12 and not text.endswith("--")
-    named = is_byline(text) or fold(person(text)) in toc.names
-    if heading_like(b) or loud or named or ORDINAL.fullmatch(text) or _is_note(text):
+    loud = b.words <= 12 and text.isupper() and not text.endswith("--")
+    if heading_like(b) or loud or number or _is_note(text) or is_byline(text) or fold(person(text)) in toc.names:
         return b.kind not in ("list", "break")
-    if listed(b, toc, near=True) or ORDINAL.fullmatch(above) and title_form(text) and not b.level:
+    if listed(b, toc, near=True) or below_number and title_form(text) and not b.level:
         return True
-    alone = words < 6 and "\n" not in text and name_like(text)
+    alone = b.words < 6 and "\n" not in text and name_like(text)
     return alone and not re.search(r"(?<!\bJr)[.!?:\"']$", text)
 
 
+def _new_page(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
+    """Does block j begin a heading of its own, below a signature or far below a name?"""
+    if blocks[j].gap < 4 or j < i + 2:
+        return 0 < blocks[j].level < blocks[i].level
+    return any(is_byline(one_line(b.text)) or fold(person(b.text)) in toc.names for b in blocks[i:j])
+
+
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
-    """(certainty, place in the contents) if the block's text or anchor is there; `near`: right under a heading."""
+    """(certainty, place in the contents) if the block is there; `near`: it is right under a heading."""
     text = one_line(block.text)
     if len(text) > 160 or len(text.split()) > 30 or block.kind in ("list", "break") or not toc.titles:
         return None
@@ -199,7 +192,7 @@ def _names_first(blocks: list[Block], runs: list[tuple[int, int]], toc: Contents
         plain = [t for t in plain.values() if not ORDINAL.fullmatch(t) and not form.MATTER.fullmatch(t)]
         if len(plain) > 1:
             pairs.append(plain[:2])
-    column = names_column(pairs)
+    column = form.names_column(pairs)
     return None if column is None else column == 0
 
 
@@ -215,7 +208,7 @@ def _roles(texts: dict[int, str], sure: dict, toc: Contents, names_first: bool |
         return plain, []
     open_ = [k for k in plain if sure.get(k, (0,))[0] < 3]
     known = {k for k in open_ if fold(person(texts[k])) in toc.names}
-    by = {k for k in open_ if is_byline(texts[k]) or label_name(texts[k])}
+    by = {k for k in open_ if is_byline(texts[k]) or form.label_name(texts[k])}
     authors = known | by
     if len(authors) == len(
         plain
@@ -229,7 +222,7 @@ def _roles(texts: dict[int, str], sure: dict, toc: Contents, names_first: bool |
         different = list(unlike.values())
         guess = different[:1] if names_first else different[1:2]
         authors = {k for k in guess if k in open_ and name_like(texts[k])}
-    weak = {k for k in by if not name_like(texts[k]) and not label_name(texts[k])}
+    weak = {k for k in by if not name_like(texts[k]) and not form.label_name(texts[k])}
     rest = [k for k in plain if k not in authors]
     swapped = weak and rest and (max(weak) > rest[0] if names_first else min(weak) < rest[0])
     if swapped and not known and all(name_like(texts[k]) for k in rest):
@@ -260,7 +253,7 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
         end=j,
         title=title,
         style=style,
-        author=label_name(text[key])
+        author=form.label_name(text[key])
         or next((person(text[k]) for k in authors), "")
         or toc.authors.get(entry, ""),
         credit=next((t for t in text.values() if is_source(t)), ""),
@@ -275,7 +268,7 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
 
 
 def _measure(found: list[Head], blocks: list[Block]) -> None:
-    """How many words follow each head, up to the next and up to the next as strong. A part's heading ends no story."""
+    """How many words follow each head, up to the next and up to the next as strong."""
     total, after, nearest = [0, *accumulate(b.words for b in blocks)], {}, len(blocks)
     for h in reversed(found):
         ends = [start for style, start in after.items() if strong(style, h.style)]

@@ -1,7 +1,7 @@
 """A plain request for a story, made offline of its own title, names, places and keywords.
 
-The same story gives the same request each time. It ends in "N words long", and never uses a word that is flagged as
-a slur. Used by __main__.py and prompts.py. Left out: understanding the story.
+The same story gives the same request each time. It ends in "N words long", and never uses a word that is
+flagged as a slur. Used by __main__.py and prompts.py. Left out: understanding the story.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from data import words
 from lib.text import FLAGGED
 
 NOT_ASKED = re.compile(
-    rf"{FLAGGED.pattern}|\b(negr\w+|savages?|jew(s|ess|esses)?|heathens?|cannibals?|gyps(y|ies))\b", re.I
+    rf"(?i){FLAGGED.pattern}|\b(negr\w+|savages?|jew(s|ess|esses)?|heathens?|cannibals?|gyps(y|ies))\b"
 )
 NOT_NAMES = frozenset("""
     i o oh ah mr mrs miss ms dr sir madam lord lady god heaven christmas sunday monday tuesday wednesday
@@ -43,8 +43,11 @@ RANKS = (
 )
 PROPER = r"[A-Z][a-z\u00df-\u00ff]{2,}"
 NAME = re.compile(rf"(?<=[a-z,;] )((?:{RANKS} )?{PROPER}(?:[ -]{PROPER}){{0,3}}(?:-[a-z]+)?)\b")
-ACT = r"(?:said|was|had|did|could|would|went|came|saw|took|gave|knew|thought|felt|stood|sat|ran|told|made|got|\w+ed)"
-SPEECH = re.compile(r"(?:(?<=\s)|(?<=\u2014|-)|^)[\"\u201c\u2018'](?=[A-Z])", re.M)  # speech begins here
+ACT = (
+    r"(?:said|was|had|did|could|would|went|came|saw|took|gave|knew|thought|felt|stood|sat|ran|told|made|got|"
+    r"\w+ed)"
+)
+SPEECH = re.compile(r"(?m)(?:(?<=\s)|(?<=\u2014|-)|^)[\"\u201c\u2018'](?=[A-Z])")  # speech begins here
 QUOTED = re.compile(
     r"\u201c[^\u201d]*\u201d|\"[^\"]*\"|(?<!\w)[\u2018'](?=[A-Z])[^\n]*?[,.!?-][\u2019'](?!\w)"
 )
@@ -84,8 +87,9 @@ def background(texts: list[str]) -> Counter:
 def cast(text: str) -> tuple[list[str], list[str]]:
     """Names of people and names of places, the most frequent first.
 
-    A person does something somewhere in the story; a place is mostly what follows in, at, to, from, and does nothing.
-    What is neither for certain (a people, a feast, a language) is left out. Names with an article keep it.
+    A person does something somewhere in the story; a place is mostly what follows in, at, to, from, and does
+    nothing. What is neither for certain (a people, a feast, a language) is left out. Names with an article
+    keep it.
     """
     text, length, count = " ".join(text.split()), words(text), Counter()
     for name in NAME.findall(text):
@@ -175,7 +179,8 @@ def ending(target: int, rng: random.Random) -> str:
 
 
 def _title(title: str) -> str:
-    """A title as one writes it in running text: no capitals throughout, no quotation marks or stop of its own."""
+    """A title as one writes it in running text: no capitals throughout, no quotation marks or stop of its
+    own."""
     title = re.sub(r"^[\"\u201c](.*?)\.?[\"\u201d]$", r"\1", " ".join(title.split())).strip(" .,")
     title = re.sub(r"[\"\u201c](.*?)[\"\u201d]", "\u2018\\1\u2019", title)
     loud = title.isupper() or sum(c.isupper() for c in title) >= 0.6 * sum(c.isalpha() for c in title)

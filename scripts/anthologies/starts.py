@@ -1,9 +1,9 @@
 """Which headings begin stories: weighed against the contents, or by the strongest style, and by who signs.
 
-Titles that are in the contents begin stories; headings of the same style between them do too (contents forget some);
-prefaces, notes, advertisements, poems and numbered parts do not. Without contents the strongest style of heading that
-at least three sections share decides. In a book by many hands a section that names no author is not a story.
-When the evidence disagrees a story is left out rather than cut in half.
+Titles that are in the contents begin stories; headings of the same style between them do too (contents forget
+some); prefaces, notes, advertisements, poems and numbered parts do not. Without contents the strongest style
+of heading that at least three sections share decides. In a book by many hands a section that names no author
+is not a story. When the evidence disagrees a story is left out rather than cut in half.
 
 Used by stories.py. Left out: reading what a section says; only its form is looked at.
 """
@@ -118,7 +118,7 @@ def _without_poems(chosen: list[Head], style: tuple) -> list[Head]:
 
 
 def _by_many(chosen: list[Head], found: list[Head], toc: Contents) -> list[Head]:
-    """In a book by many hands a section without an author ends a story or belongs to it, and is not one itself."""
+    """In a book by many hands a section without an author ends a story or belongs to it."""
     plain = [h for h in chosen if not h.matter and h.words >= MIN_WORDS]
     signed = [h for h in plain if h.author]
     hands = len({fold(h.author) for h in signed})
@@ -140,7 +140,7 @@ def _by_many(chosen: list[Head], found: list[Head], toc: Contents) -> list[Head]
 
 
 def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
-    """Headings within a story that end it: letters, advertisements, short pieces without an author before the next."""
+    """Headings within a story that end it: letters, advertisements, short pieces without an author."""
     plain = [h for h in found if not (h.ordinal or h.numbered or h.author or h.verse)]
     names, fillers = Counter(fold(h.title) for h in plain), []
     for s, after in zip(chosen, [*chosen[1:], None]):

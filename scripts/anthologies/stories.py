@@ -1,6 +1,7 @@
 """One book -> its stories, whole and clean: reading (books.py) and headings (headings.py) put together.
 
-Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents and headings.
+Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents and
+headings.
 
     from scripts.anthologies import split_anthology
     for story in split_anthology("pg2814.txt"): print(story.title, len(story.text.split()))
@@ -14,33 +15,22 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.anthologies.books import (
-    LEADING,
-    MAX_BYTES,
-    ORDINAL,
-    Block,
-    decode,
-    html_blocks,
-    text_blocks,
-    unframe,
-)
+from scripts.anthologies import books
+from scripts.anthologies.books import LEADING, ORDINAL, Block
 from scripts.anthologies.contents import Contents, contents, given
-from scripts.anthologies.edges import has_teaser, serial, trim
-from scripts.anthologies.epub import epub_blocks
+from scripts.anthologies.edges import has_teaser, is_verse, paragraphs, serial, trim
 from scripts.anthologies.headings import Head, heads, split_headings
-from scripts.anthologies.prose import is_verse, paragraphs
 from scripts.anthologies.starts import choose
 from scripts.anthologies.titles import MIN_WORDS, fold, one_line
 
 BACK_PAGE = re.compile(
-    r"\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
+    r"(?i)\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
     r"& sons, (limited|ltd)|^\W*printed (in|by)\b|illustrated from photographs|punctuation .* retained|"
-    r"typographical errors|^\s*\+-{9}",
-    re.I,
+    r"typographical errors|^\s*\+-{9}"
 )
 EDITORS = re.compile(  # heading or signature of a foreword that is not the storyteller's
-    r"((editor|translator)\W?s )?note|(editor|translator)\W?s \w+|\W*(the )?(editor|translator)\W*|\W*([A-Z]\.\s?){2,4}",
-    re.I,
+    r"(?i)((editor|translator)\W?s )?note|(editor|translator)\W?s \w+|\W*(the )?(editor|translator)\W*|"
+    r"\W*([A-Z]\.\s?){2,4}"
 )
 
 
@@ -80,12 +70,12 @@ def split_anthology(path: str | Path, listed: str = "") -> list[Story]:
 
 
 def read_anthology(path: str | Path, listed: str = "") -> Reading:
-    """One book with all that was found in it. `listed`: contents written by a reader (contents.py, `given`)."""
+    """One book with all that was found in it. `listed`: contents that a reader wrote (`given`)."""
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if path.stat().st_size > books.MAX_BYTES:
             raise ValueError(
-                f"is larger than {MAX_BYTES >> 20} MB, which no anthology is: split it or leave it out"
+                f"is larger than {books.MAX_BYTES >> 20} MB, which no anthology is: split it or leave it out"
             )
         return _read(path.read_bytes(), path.name, listed)
     except ValueError as error:
@@ -97,17 +87,17 @@ def _read(raw: bytes, source: str, listed: str = "") -> Reading:
         raise ValueError("is empty: fetch it again")
     wrapped, nav = False, []
     if raw[:2] == b"PK":
-        nav, blocks, author = epub_blocks(raw)
+        nav, blocks, author = books.epub_blocks(raw)
         marked = _marked_up(blocks, author, source)
         if marked and not listed:
             return Reading("the publisher's markup names the stories", author, marked)
     else:
-        text = decode(raw)
+        text = books.decode(raw)
         author = re.search(r"^Author:\s*(.+?)\s*(?:[\[(].*)?$", text[:20000], re.M)
         author = one_line(author[1]) if author else ""
         wrapped = not re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
-        blocks = text_blocks(text) if wrapped else html_blocks(text)
-    blocks = unframe(blocks)
+        blocks = books.text_blocks(text) if wrapped else books.html_blocks(text)
+    blocks = books.unframe(blocks)
     best = Reading("nothing", author)
     for page in [nav, []] if nav else [[]]:  # an epub's table of contents may be of no use
         reading = _sections(page + blocks, author, source, wrapped, listed)
