@@ -14,24 +14,14 @@ from dataclasses import dataclass, field
 
 from scripts.anthologies import titles as form
 from scripts.anthologies.books import Block
-from scripts.anthologies.titles import (
-    cells,
-    fold,
-    halves,
-    is_byline,
-    is_source,
-    name_like,
-    names_column,
-    one_line,
-    person,
-)
+from scripts.anthologies.titles import fold, name_like, one_line, person
 
 HEADING = re.compile(r"(?i)\W*(table of )?contents( of .*)?\W*(page)?\W*")
 ILLUSTRATIONS = re.compile(r"(?im)\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$")
 BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
 PAGE = re.compile(r"(\s{3,}|(\.\s?){3,}\s*)\d+\s*$")
 LONGEST = 2000  # lines: what is longer is not a page of contents
-LETTERED = re.compile(r"\(?[a-z][.)]\s")  # a part of the story above
+LETTERED = re.compile(r"[a-z]\.\s")  # a part of the story above
 NO_ENTRY = re.compile(r"(?i)\W*(page|introduction.*)\W*")
 BY_AUTHOR = re.compile(r"(?i)(?<=\S)[\s,.]+_?by\s+(?P<name>[^\d]{3,60}?)_?[\s.]*\d*\s*$")
 
@@ -66,15 +56,15 @@ def contents(blocks: list[Block]) -> Contents:
         source = [t for _, t in named] or re.sub(r"(\b(as|told|by))\n\s*", r"\1 ", b.text, flags=re.I).split(
             "\n"
         )
-        new = ["" if is_source(line) else _entry(line) for line in source]
+        new = ["" if form.is_source(line) else _entry(line) for line in source]
         if i > first and (not named and _again(b, new, lines, seen) or _ends(blocks, i)):
             break
         for n, (target, _) in enumerate(named):
             anchors.setdefault(target, len(lines) + n)
-        kept = [n for n, line in enumerate(new) if not LETTERED.match(line)]
-        lines += [new[n] for n in kept]
-        raw += [source[n] for n in kept]
-        seen |= {fold(cell) for line in source for cell in cells(line)}
+        whole = [n for n, line in enumerate(new) if not LETTERED.match(line)]
+        lines += [new[n] for n in whole]
+        raw += [source[n] for n in whole]
+        seen |= {fold(cell) for line in source for cell in form.cells(line)}
         seen |= {fold(line) for line in new} | {fold(BARE_NUMBER.sub("", line)) for line in new}
         end = i + 1
         if len(lines) > LONGEST:
@@ -99,9 +89,8 @@ def given(text: str, blocks: list[Block]) -> Contents:
         if author:
             authors[place] = author[0].strip()
     if len(titles) == len(left):
-        raise ValueError(
-            "the contents file names no story: write one title per line, then a tab and the author"
-        )
+        how = "write one title per line, then a tab and the author"
+        raise ValueError(f"the contents file names no story: {how}")
     return Contents(contents(blocks).blocks, titles, authors, {}, left, settled=True)
 
 
@@ -127,7 +116,7 @@ def _first(blocks: list[Block]) -> int | None:
 def _again(block: Block, new: list[str], lines: list[str], seen: set[str]) -> bool:
     """Does this block say what the contents have said already? Then it is the heading of the first story."""
     whole = fold(" ".join(new))
-    parts = (halves(block.text) if len(new) == 1 else new) if block.gap > 2 else []
+    parts = (form.halves(block.text) if len(new) == 1 else new) if block.gap > 2 else []
     both = [fold(part) for part in parts if len(parts) == 2]  # author and title in one block
     if any(len(part) > 3 and part in seen for part in [whole, *both]):
         return True
@@ -146,7 +135,7 @@ def _is_prose(block: Block) -> bool:
     lines = block.text.split("\n")
     if block.kind == "list" or block.links or block.level or block.words < 23:
         return False
-    rows = sum(bool(PAGE.search(line)) or len(cells(line)) > 1 for line in lines)
+    rows = sum(bool(PAGE.search(line)) or len(form.cells(line)) > 1 for line in lines)
     if len(lines) > 1 and (rows > 0.5 * len(lines) or PAGE.search(lines[0])):
         return False
     return sum(len(line.strip()) > 55 for line in lines[:-1]) >= 0.7 * (len(lines) - 1)
@@ -170,7 +159,7 @@ def _count(blocks: list[Block]) -> int:
 def _entry(line: str) -> str:
     """A line of the contents without its page number and its author."""
     if "\t" in line:
-        line = (cells(line) or [""])[0]
+        line = (form.cells(line) or [""])[0]
     line = one_line(line) if "_" in line else line
     line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
     if re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line):  # the wide space follows the number, not the title
@@ -181,10 +170,10 @@ def _entry(line: str) -> str:
 def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
     """{place: author}, from columns, from "by", from lines of their own; `lines` lose what is a name."""
     found: dict[int, str] = {}
-    columns = {k: parts for k, text in enumerate(raw) if len(parts := cells(text)) == 2}
-    rest = {k: halves(_entry(text)) for k, text in enumerate(raw) if k not in columns}
+    columns = {k: parts for k, text in enumerate(raw) if len(parts := form.cells(text)) == 2}
+    rest = {k: form.halves(_entry(text)) for k, text in enumerate(raw) if k not in columns}
     for pairs in (columns, {k: parts for k, parts in rest.items() if len(parts) == 2}):
-        who = names_column(list(pairs.values()))
+        who = form.names_column(list(pairs.values()))
         rows = {k for k, text in enumerate(raw) if not text[:1].isspace()} | set(pairs)
         for k, parts in pairs.items() if who is not None and len(pairs) > 0.4 * len(rows) else ():
             found[k], lines[k] = person(parts[who]), _entry(parts[1 - who])
@@ -201,8 +190,8 @@ def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[
     texts = [one_line(text) for text in raw]
     paged = {k for k, text in enumerate(texts) if text[-1:].isdigit()}
     free = [k for k in range(len(texts)) if k not in found and k not in paged]
-    alone = [k for k in free if is_byline(texts[k]) or form.label_name(texts[k]) or name_like(texts[k])]
-    marked = [k for k in alone if raw[k].strip()[:1] == "_" or is_byline(texts[k])]
+    alone = [k for k in free if form.is_byline(texts[k]) or form.label_name(texts[k]) or name_like(texts[k])]
+    marked = [k for k in alone if raw[k].strip()[:1] == "_" or form.is_byline(texts[k])]
     in_turn = len(alone) > 0.4 * len(raw) and not any(k + 1 in alone for k in alone)
     if len(marked) > 2:
         alone = marked

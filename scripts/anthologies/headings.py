@@ -18,16 +18,7 @@ from itertools import accumulate
 from scripts.anthologies import titles as form
 from scripts.anthologies.books import END_MARK, LEADING, ORDINAL, Block
 from scripts.anthologies.contents import Contents
-from scripts.anthologies.titles import (
-    fold,
-    heading_like,
-    is_byline,
-    is_source,
-    name_like,
-    one_line,
-    person,
-    title_form,
-)
+from scripts.anthologies.titles import fold, name_like, one_line, person
 
 TRIES = 20_000  # near matches with the contents; of the catalogue no book needs a thousand
 
@@ -82,13 +73,13 @@ def _lines(b: Block, toc: Contents) -> list[str]:
         or b.kind in ("list", "break")
         or b.gap < 2
         and not b.level
-        and not is_byline(lines[0])
+        and not form.is_byline(lines[0])
     ):
         return [b.text]
     pieces = lines[:1]
     for line in lines[1:]:
-        by = is_byline(line) and form.BY.match(line.strip()) and name_like(line)
-        if by or is_source(line) or fold(person(line)) in toc.names:
+        by = form.is_byline(line) and form.BY.match(line.strip()) and name_like(line)
+        if by or form.is_source(line) or fold(person(line)) in toc.names:
             pieces.append(line)
         else:
             pieces[-1] += "\n" + line
@@ -100,7 +91,9 @@ def _halves(b: Block, toc: Contents) -> list[str]:
     if "\n" in b.text.strip() or b.words > 24 or b.links or b.gap < 2 and not b.level:
         return []
     parts = form.halves(b.text)
-    fits = len(parts) == 2 and all(map(fold, parts)) and heading_like(b) and fold(b.text) not in toc.titles
+    fits = (
+        len(parts) == 2 and all(map(fold, parts)) and form.heading_like(b) and fold(b.text) not in toc.titles
+    )
     return parts if fits else []
 
 
@@ -113,7 +106,7 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
     runs, i = [], toc.blocks.stop
     while i < len(blocks):
         j = i + 1
-        if heading_like(blocks[i]) or listed(blocks[i], toc):
+        if form.heading_like(blocks[i]) or listed(blocks[i], toc):
             while j < min(len(blocks), i + 9) and _continues(blocks, i, j, toc):
                 j += 1
             runs.append((i, j))
@@ -131,9 +124,16 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
     if b.words > 40 or not number and not below_number and _new_page(blocks, i, j, toc):
         return False
     loud = b.words <= 12 and text.isupper() and not text.endswith("--")
-    if heading_like(b) or loud or number or _is_note(text) or is_byline(text) or fold(person(text)) in toc.names:
+    if (
+        form.heading_like(b)
+        or loud
+        or number
+        or _is_note(text)
+        or form.is_byline(text)
+        or fold(person(text)) in toc.names
+    ):
         return b.kind not in ("list", "break")
-    if listed(b, toc, near=True) or below_number and title_form(text) and not b.level:
+    if listed(b, toc, near=True) or below_number and form.title_form(text) and not b.level:
         return True
     alone = b.words < 6 and "\n" not in text and name_like(text)
     return alone and not re.search(r"(?<!\bJr)[.!?:\"']$", text)
@@ -143,7 +143,7 @@ def _new_page(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
     """Does block j begin a heading of its own, below a signature or far below a name?"""
     if blocks[j].gap < 4 or j < i + 2:
         return 0 < blocks[j].level < blocks[i].level
-    return any(is_byline(one_line(b.text)) or fold(person(b.text)) in toc.names for b in blocks[i:j])
+    return any(form.is_byline(one_line(b.text)) or fold(person(b.text)) in toc.names for b in blocks[i:j])
 
 
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
@@ -161,9 +161,9 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
     if key in toc.titles and len(key) > 1:
         return 3, toc.titles[key][0]
     for anchor in block.ids:
-        if anchor in toc.anchors and (block.level or title_form(text)):
+        if anchor in toc.anchors and (block.level or form.title_form(text)):
             return 2, toc.anchors[anchor]
-    fits = len(key) > 5 and (heading_like(block) or near and title_form(text))
+    fits = len(key) > 5 and (form.heading_like(block) or near and form.title_form(text))
     return _nearly(key, toc) if fits else None
 
 
@@ -188,7 +188,7 @@ def _names_first(blocks: list[Block], runs: list[tuple[int, int]], toc: Contents
     pairs = []
     for i, j in runs:
         texts = [one_line(b.text) for b in blocks[i:j]]
-        plain = {fold(t): t for t in texts if not _is_note(t) and not (is_byline(t) and name_like(t))}
+        plain = {fold(t): t for t in texts if not _is_note(t) and not (form.is_byline(t) and name_like(t))}
         plain = [t for t in plain.values() if not ORDINAL.fullmatch(t) and not form.MATTER.fullmatch(t)]
         if len(plain) > 1:
             pairs.append(plain[:2])
@@ -197,18 +197,18 @@ def _names_first(blocks: list[Block], runs: list[tuple[int, int]], toc: Contents
 
 
 def _is_note(text: str) -> bool:
-    return text[:1] in "[(*" or is_source(text)
+    return text[:1] in "[(*" or form.is_source(text)
 
 
 def _roles(texts: dict[int, str], sure: dict, toc: Contents, names_first: bool | None) -> tuple[list, list]:
     """(blocks that may be titles, blocks that name an author) of one run; a lone line is always a title."""
     plain = [k for k in texts if not (_is_note(texts[k]) or ORDINAL.fullmatch(texts[k]))]
-    plain = plain or [k for k in texts if is_source(texts[k]) and texts[k][:1] not in "[("][:1]
+    plain = plain or [k for k in texts if form.is_source(texts[k]) and texts[k][:1] not in "[("][:1]
     if len(plain) < 2:
         return plain, []
     open_ = [k for k in plain if sure.get(k, (0,))[0] < 3]
     known = {k for k in open_ if fold(person(texts[k])) in toc.names}
-    by = {k for k in open_ if is_byline(texts[k]) or form.label_name(texts[k])}
+    by = {k for k in open_ if form.is_byline(texts[k]) or form.label_name(texts[k])}
     authors = known | by
     if len(authors) == len(
         plain
@@ -256,7 +256,7 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
         author=form.label_name(text[key])
         or next((person(text[k]) for k in authors), "")
         or toc.authors.get(entry, ""),
-        credit=next((t for t in text.values() if is_source(t)), ""),
+        credit=next((t for t in text.values() if form.is_source(t)), ""),
         entry=entry,
         matter=bool(matter or notes or entry in toc.left_out),
         ordinal=not titles,
