@@ -6,7 +6,6 @@ import pytest
 from test_anthologies import EXPECTED, TITLES, ends, epub, gutenberg, page, plain_book, prose, put, tale
 
 from scripts.anthologies import books, edges, split_anthology
-
 from scripts.anthologies.edges import trim
 from scripts.anthologies.stories import _read
 
