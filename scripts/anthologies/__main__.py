@@ -17,7 +17,6 @@ words.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections import Counter
@@ -26,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import Example, read_examples, words, write_examples
-from lib.files import write_lines
+from lib.files import write_lines, write_text
 from lib.pages import figure, save_figure
 from lib.text import FLAGGED
 from scripts.anthologies import fetch, offline, prompts
@@ -81,25 +80,25 @@ def split(args) -> None:
         names = ("title", "author", "credit", "source")
         write_lines(args.out, [{"story": s.text} | {n: getattr(s, n) for n in names} for s in stories])
         print(f"{len(stories)} stories from {len({s.source for s in stories})} books -> {args.out}")
-        _tell(problems)
+        for p in problems:
+            print("no stories from", p)
 
 
 def build(args) -> None:
     stories, problems = split_all(args)
     train, test, why = choose(stories, args)
-    left_out = {reason: n for reason, n in sorted(why.items()) if n}
-    reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+    left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(why.items()) if n) or "none"
     if not train:
-        raise ValueError(f"none of the {len(stories)} stories found fits: {reasons}")
+        raise ValueError(f"none of the {len(stories)} stories found fits: {left_out}")
     seen_in = offline.background([s.text for s in stories])
-    report = {"stories found": len(stories), "left out": left_out, "books without stories": problems}
+    report = [f"stories found: {len(stories)}", f"left out: {left_out}"]
+    report += [f"no stories from {p}" for p in problems]
     for path, chosen in ((args.out, train), (args.test_out, test)):
         if path:
             write_examples(path, [_example(s, seen_in) for s in chosen])
-            write_lines(path + ".report.json", [report])
+            write_text(path + ".report.txt", "\n".join(report) + "\n")
             print(f"{len(chosen)} examples from {len({s.source for s in chosen})} books -> {path}")
-    print("left out:", reasons or "none")
-    _tell(problems)
+    print("\n".join(report))
 
 
 def _example(s: Story, seen_in: Counter) -> Example:
@@ -107,11 +106,6 @@ def _example(s: Story, seen_in: Counter) -> Example:
     prompt = offline.offline_prompt(s.title, s.text, target, seen_in)
     uid, source = key(book_id(s.source), s.title, s.text), " | ".join((s.title, s.author, s.source))
     return Example(uid=uid, prompt=prompt, target_words=target, story=s.text, source=source)
-
-
-def _tell(problems: list[str]) -> None:
-    for p in problems:
-        print("no stories from", p)
 
 
 def stats(args) -> None:
@@ -125,7 +119,9 @@ def stats(args) -> None:
     at = {name: lengths[min(len(lengths) - 1, int(q * len(lengths)))] for name, q in QUARTILES.items()}
     print("words: " + ", ".join(f"{name} {n:,}" for name, n in at.items()))
     print(f"with words flagged as of their period: {sum(bool(FLAGGED.search(e.story)) for e in examples)}")
-    _print_report(Path(args.file + ".report.json"))
+    report = Path(args.file + ".report.txt")
+    unknown = "why stories were left out is not known: no report of `build` beside the file"
+    print(report.read_text(encoding="utf-8").strip() if report.exists() else unknown)
     for book, n in sorted(books.items(), key=lambda item: (-item[1], item[0])):
         print(f"{n:5d}  {book}")
     picture = args.plot or str(Path(args.file).with_suffix(".png"))
@@ -135,19 +131,8 @@ def stats(args) -> None:
     save_figure(fig, picture)
     print("histogram ->", picture)
     for e in sorted(examples, key=lambda e: key(str(args.seed), e.uid))[: args.sample]:
-        print(
-            f"\n{'=' * 100}\n{e.source}\n\nPROMPT: {e.prompt}\n\nREASONING: {e.reasoning or '-'}\n\n{e.story}"
-        )
-
-
-def _print_report(report: Path) -> None:
-    if not report.exists():
-        print("why stories were left out is not known: no report of `build` beside the file")
-        return
-    for name, value in json.loads(report.read_text(encoding="utf-8")).items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{n} {reason}" for reason, n in value.items())
-        print(f"{name}:", value)
+        asked = f"PROMPT: {e.prompt}\n\nREASONING: {e.reasoning or '-'}"
+        print(f"\n{'=' * 100}\n{e.source}\n\n{asked}\n\n{e.story}")
 
 
 def _books_command(sub, name: str, run, about: str):

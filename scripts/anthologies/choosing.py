@@ -150,8 +150,7 @@ def _copies(fit: list[Story], held: set[str], why: Counter) -> set[int]:
 
 
 def _cap(stories: list[Story], args, why: Counter) -> list[Story]:
-    """At most `--per_anthology` of each book and `--limit` in all; books take turns, small ones keep
-    theirs."""
+    """At most `--per_anthology` of each book and `--limit` in all; the books take turns."""
     rank, within = Counter(), []
     for s in stories:
         if rank[s.source] < args.per_anthology:

@@ -30,12 +30,11 @@ SCENE_BREAK = "* * *"
 
 @dataclass
 class Paragraph:
-    """Prose on one line, or verse line by line. `indent`: columns from the margin; `gap`: blank lines
-    above."""
+    """Prose on one line, or verse line by line."""
 
     text: str
-    indent: int = 0
-    gap: int = 1
+    indent: int = 0  # columns right of the margin
+    gap: int = 1  # blank lines above
     verse: bool = False
     apart: bool = False  # markup sets it apart: italics, a quotation, a class of its own
 
@@ -175,8 +174,7 @@ def _apparatus(parts: list[Paragraph], n: int) -> bool:
 
 
 def _about_author(parts: list[Paragraph], n: int, author: str) -> int:
-    """A note on the author: the name alone, then prose that has the surname or "He", a year or two, and a
-    trade."""
+    """A note on the author: the name alone, then prose that has the surname or "He", a year or a trade."""
     if len(fold(author)) < 4:
         return 0
     k = n + (fold(parts[n].text) == fold(author))

@@ -179,8 +179,7 @@ def ending(target: int, rng: random.Random) -> str:
 
 
 def _title(title: str) -> str:
-    """A title as one writes it in running text: no capitals throughout, no quotation marks or stop of its
-    own."""
+    """A title as one writes it in running text: no capitals throughout, no quotation marks, no stop."""
     title = re.sub(r"^[\"\u201c](.*?)\.?[\"\u201d]$", r"\1", " ".join(title.split())).strip(" .,")
     title = re.sub(r"[\"\u201c](.*?)[\"\u201d]", "\u2018\\1\u2019", title)
     loud = title.isupper() or sum(c.isupper() for c in title) >= 0.6 * sum(c.isalpha() for c in title)

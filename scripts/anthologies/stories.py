@@ -74,9 +74,7 @@ def read_anthology(path: str | Path, listed: str = "") -> Reading:
     path = Path(path)
     try:
         if path.stat().st_size > books.MAX_BYTES:
-            raise ValueError(
-                f"is larger than {books.MAX_BYTES >> 20} MB, which no anthology is: split it or leave it out"
-            )
+            raise ValueError(f"is larger than {books.MAX_BYTES >> 20} MB: split it or leave it out")
         return _read(path.read_bytes(), path.name, listed)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -105,9 +103,7 @@ def _read(raw: bytes, source: str, listed: str = "") -> Reading:
         if best.words > 0.5 * sum(b.words for b in blocks):
             break
     if not best.stories:
-        raise ValueError(
-            "has no stories that can be told apart (neither contents nor headings): leave it out"
-        )
+        raise ValueError("has no stories that can be told apart by contents or headings: leave it out")
     return best
 
 
