@@ -10,6 +10,7 @@ Used by stories.py. Left out: reading what a section says; only its form is look
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 
 from scripts.anthologies.contents import Contents
@@ -143,8 +144,9 @@ def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
     """Headings within a story that end it: letters, advertisements, short pieces without an author."""
     plain = [h for h in found if not (h.ordinal or h.numbered or h.author or h.verse)]
     names, fillers = Counter(fold(h.title) for h in plain), []
+    places = [h.start for h in plain]
     for s, after in zip(chosen, [*chosen[1:], None]):
-        inner = [h for h in plain if s.start < h.start and (after is None or h.start < after.start)]
+        inner = plain[bisect_right(places, s.start) : bisect_left(places, after.start) if after else None]
         if s.matter or not inner:
             continue
         h, single = inner[-1], len(inner) == 1
