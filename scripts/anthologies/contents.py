@@ -53,9 +53,7 @@ def contents(blocks: list[Block]) -> Contents:
     anchors, lines, raw, seen, end = {}, [], [], set(), first
     for i, b in enumerate(blocks[first:], first):
         named = [(target, t) for target, t in b.links if len(fold(t)) > 1 and not t.strip().isdigit()]
-        source = [t for _, t in named] or re.sub(r"(\b(as|told|by))\n\s*", r"\1 ", b.text, flags=re.I).split(
-            "\n"
-        )
+        source = [t for _, t in named] or b.text.split("\n")
         new = ["" if form.is_source(line) else _entry(line) for line in source]
         if i > first and (not named and _again(b, new, lines, seen) or _ends(blocks, i)):
             break
