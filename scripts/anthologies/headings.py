@@ -241,8 +241,6 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, names_first: bool 
     notes = any(form.MATTER.fullmatch(t) and "note" in t.lower() for t in text.values())
     title = LEADING.sub("", text[key]) or text[key]
     part = any(form.PART.fullmatch(text[k]) for k in range(i, key))
-    if key > i and (b.level < blocks[i].level if b.level else 3 <= b.gap > blocks[i].gap):
-        i = key  # what is closer to the text above belongs to it
     below = blocks[j].text.split("\n") if j < len(blocks) else []
     return Head(
         start=i,
