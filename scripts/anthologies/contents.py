@@ -70,6 +70,8 @@ def contents(blocks: list[Block]) -> Contents:
     half_title = _half_title(blocks, first, end)
     kept = len(lines) - _count(blocks[half_title:end])
     lines, raw = lines[:kept], raw[:kept]
+    if kept < 5 and not HEADING.match(blocks[first].text):
+        return Contents()  # a few short lines are not contents
     authors = _authors(lines, raw)
     return Contents(range(first, half_title), lines, authors, anchors)
 
