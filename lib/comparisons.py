@@ -8,6 +8,7 @@ from statistics import fmean
 
 from lib.answers import Fault, closed, messages
 from lib.rubric import Rubric, Verdict, cited, entry, fold, number
+from lib.stats import mean
 
 MOST = 3  # how much better one of two texts can be, under one heading
 
@@ -39,13 +40,9 @@ def pair_task(rubric: Rubric, request: str, first: str, second: str):
             kept["why"][d.key] = str(item.get("why", ""))
             for name in ("quotes_1", "quotes_2"):
                 kept[name][d.key] = cited(item, name, d.key)
-        found = _found(kept["scores"], kept["quotes_1"], first) + _found(
-            kept["scores"], kept["quotes_2"], second
-        )
-        return kept | {
-            "score": pair_score(kept["scores"], rubric),
-            "evidence": fmean(found) if found else None,
-        }
+        found = _found(kept["scores"], kept["quotes_1"], first)
+        found += _found(kept["scores"], kept["quotes_2"], second)
+        return kept | {"score": pair_score(kept["scores"], rubric), "evidence": mean(found)}
 
     return messages([rubric.preamble, *rubric.headings(), f"{PAIR}{{{shapes}}}"], texts), schema, read
 
@@ -136,13 +133,11 @@ def rank_task(rubric: Rubric, request: str, stories: list[str], order: list[int]
 
 
 def shown_order(prompt: str, stories: list[str], draw: int = 0) -> list[int]:
-    """shown_order[i]: which story is shown as number i + 1. Shuffled, so that no place in the list belongs to
-    a row."""
+    """Which story is shown as number i + 1. Shuffled, so that no place in the list belongs to a row."""
     return random.Random(json.dumps([prompt, stories, draw])).sample(range(len(stories)), len(stories))
 
 
 def rank_scores(order: list[int]) -> list[float]:
-    """order: indices, the best first -> points for each index, 100 for the best .. 0 for the last, evenly
-    spaced."""
+    """order: indices, the best first -> points per index, evenly from 100 for the best to 0 for the last."""
     points = {index: 100 * (1 - place / max(1, len(order) - 1)) for place, index in enumerate(order)}
     return [points[index] for index in range(len(order))]

@@ -18,34 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 import judge as judging
-from lib import files, stats
+from lib import files, sets, stats
 from lib.flags import exits_cleanly
 from lib.sweep import FEW
 
 TIE = 0.0075  # share of all points within which two stories are equal: two points of story_quality
-NEEDS = "stories as eval.py writes them to stories/"
-
-
-def read_sets(paths: list[Path]) -> dict[str, dict[str, list[dict]]]:
-    """{model: {uid: its stories}}. ValueError: another schema, two files of one name, other prompts."""
-    sets, asked = {}, {}
-    for path in paths:
-        if path.stem in sets:
-            raise ValueError(f"two files are named {path.stem}; a model is called by its file's name")
-        sets[path.stem], asked[path.stem] = {}, {}
-        for number, row in files.read_lines(path, NEEDS):
-            if not {"uid", "prompt", "story"} <= row.keys():
-                raise ValueError(f"{path} line {number}: no uid, prompt and story; give files of stories/")
-            sets[path.stem].setdefault(row["uid"], []).append(row)
-            asked[path.stem].setdefault(row["uid"], row["prompt"])
-    if len(sets) < 2:
-        raise ValueError("give the stories of two models or more")
-    first, *others = asked
-    for name in others:
-        if asked[name] != asked[first]:
-            more = "give both the same --prompts and --lengths"
-            raise ValueError(f"{first} and {name} answered different prompts; {more}")
-    return sets
 
 
 def won(share: float) -> float:
@@ -53,39 +30,39 @@ def won(share: float) -> float:
     return 0.5 if abs(share) <= TIE else float(share > 0)
 
 
-def vote(sets: dict, judge) -> tuple[dict[str, np.ndarray], list[float], int]:
+def vote(models: dict, judge) -> tuple[dict[str, np.ndarray], list[float], int]:
     """Every story of a model beside the story of the same number of each other model, in both orders ->
     ({prompt: wins [M, M]}, what the story shown first got, comparisons without a verdict)."""
     asked, wins, first, failed = [], {}, [], 0
-    for (i, a), (j, b) in combinations(enumerate(sets.values()), 2):
-        for uid in a:
-            for x, y in zip(a[uid], b[uid]):
-                unit = judging.strip_length(x["prompt"])  # at several lengths, it is still one prompt
-                asked.append((unit, i, j, judge.beside(x["prompt"], x["story"], y["story"])))
+    for (i, a), (j, b) in combinations(enumerate(models.values()), 2):
+        for uid, entry in a.items():
+            unit = judging.strip_length(entry["prompt"])  # at several lengths, it is still one prompt
+            for one, two in zip(entry["stories"], b[uid]["stories"]):
+                asked.append((unit, i, j, judge.beside(entry["prompt"], one, two)))
     for unit, i, j, future in tqdm(asked, desc="judging pairs", mininterval=1):
         verdict = future.result()
         if verdict is None:
             failed += 1  # half a comparison would carry the judge's liking for the first place
             continue
         forth, back = map(won, verdict.orders or (0.0, 0.0))
-        wins_MM = wins.setdefault(unit, np.zeros((len(sets), len(sets))))
+        wins_MM = wins.setdefault(unit, np.zeros((len(models), len(models))))
         wins_MM[i, j] += (forth + back) / 2
         wins_MM[j, i] += 1 - (forth + back) / 2
         first += [forth, 1 - back]
     return wins, first, failed
 
 
-def pairwise(paths: list[Path], judge, seed: int = 0, resamples: int = 500) -> dict:
+def pairwise(stories: list[str], judge, seed: int = 0, resamples: int = 500) -> dict:
     """Elo per model and win rate per pair, with 95 % intervals that resample prompts."""
-    sets = read_sets(paths)
-    labels, (by_prompt, first, failed) = list(sets), vote(sets, judge)
+    models, _ = sets.read_sets(stories)
+    labels, (by_prompt, first, failed) = list(models), vote(models, judge)
     if not by_prompt:
         raise ValueError("no pair was judged; check the judge")
     wins_UMM = np.array(list(by_prompt.values()))
     wins, drawn = wins_UMM.sum(0), np.tensordot(stats.draws(len(wins_UMM), resamples, seed), wins_UMM, 1)
-    elos_RM, models, pairs = np.array([stats.elo(stats.bradley_terry(w)) for w in drawn]), {}, []
+    elos_RM, found, pairs = np.array([stats.elo(stats.bradley_terry(w)) for w in drawn]), {}, []
     for i, strength in enumerate(stats.elo(stats.bradley_terry(wins))):
-        models[labels[i]] = {"elo": float(strength), "interval": stats.interval(elos_RM[:, i])}
+        found[labels[i]] = {"elo": float(strength), "interval": stats.interval(elos_RM[:, i])}
     for i, j in combinations(range(len(labels)), 2):
         games = wins[i, j] + wins[j, i]
         if games:  # else no verdict was given for any of their pairs
@@ -93,7 +70,7 @@ def pairwise(paths: list[Path], judge, seed: int = 0, resamples: int = 500) -> d
             pair = {"of": labels[i], "against": labels[j], "win_rate": float(wins[i, j] / games)}
             pairs.append(pair | {"comparisons": int(games), "interval": stats.interval(rates)})
     alike = [forth == 1 - back for forth, back in zip(first[::2], first[1::2])]
-    found = {"models": models, "pairs": pairs, "prompts": len(wins_UMM), "failed": failed}
+    found = {"models": found, "pairs": pairs, "prompts": len(wins_UMM), "failed": failed}
     return found | {"first_place": float(np.mean(first)), "same_in_both_orders": float(np.mean(alike))}
 
 
@@ -118,7 +95,7 @@ def show(result: dict) -> str:
 @exits_cleanly
 def main(argv=None) -> int:
     p = argparse.ArgumentParser(prog="python -m scripts.pairwise", description=__doc__.split("\n\n")[0])
-    p.add_argument("files", type=Path, nargs="+", help="stories of one model each, as eval.py writes them")
+    p.add_argument("files", nargs="+", help="stories of one model each, as eval.py writes them, or NAME=FILE")
     p.add_argument("--out", type=Path, default=Path("out/pairwise.json"), help="default %(default)s")
     args = p.parse_args(argv)
     with closing(judging.make(judging.Flags(), cache=Path("out/pairwise.sqlite"))) as judge:
