@@ -78,27 +78,15 @@ def beside(rubric: Rubric, judge: str, answers: list[dict | None]) -> Verdict | 
     shares = [answer["evidence"] for pair in both for answer in pair if answer["evidence"] is not None]
     found, first = fmean(shares) if shares else None, both[0][0]
     quotes = {key: [*first["quotes_1"][key], *both[0][1]["quotes_2"][key]] for key in marks}
-    return Verdict(
-        marks,
-        50 * (orders[0] + orders[1]),
-        first["why"],
-        quotes,
-        found,
-        rubric.version,
-        judge,
-        len(both),
-        orders,
-    )
+    score, version = 50 * (orders[0] + orders[1]), rubric.version
+    return Verdict(marks, score, first["why"], quotes, found, version, judge, len(both), orders)
 
 
 def level(rubric: Rubric, judge: str, share: float, why: str) -> Verdict:
-    """The verdict of a comparison that needs no judge: `share` in [-1, 1] under every heading. At 0 it is not
-    counted as a pair."""
-    marks = {d.key: MOST * share for d in rubric.dimensions}
-    reasons = dict.fromkeys(marks, why)
-    return Verdict(
-        marks, 100 * share, reasons, rubric=rubric.version, judge=judge, orders=[share] * 2 if share else None
-    )
+    """A comparison that needs no judge: `share` in [-1, 1] under every heading. At 0 it counts as no pair."""
+    marks, orders = {d.key: MOST * share for d in rubric.dimensions}, [share] * 2 if share else None
+    reasons, version = dict.fromkeys(marks, why), rubric.version
+    return Verdict(marks, 100 * share, reasons, rubric=version, judge=judge, orders=orders)
 
 
 def by_points(rubric: Rubric, one: Verdict, other: Verdict) -> Verdict:
