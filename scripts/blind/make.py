@@ -13,7 +13,6 @@ from itertools import combinations
 from pathlib import Path
 
 from lib import files, sets
-from lib.form import strip_length
 from lib.pages import write_page
 
 PAGE = Path(__file__).with_name("page.html")
@@ -31,6 +30,11 @@ def digest(value) -> str:
 def bucket(target_words: int) -> str:
     place = bisect.bisect_left(EDGES, target_words)
     return f"{[0, *EDGES][place] + 1}-{EDGES[place]}" if place < len(EDGES) else f"over {EDGES[-1]}"
+
+
+def unit(prompt: str) -> str:
+    """The prompt without its length: asked for at five lengths it is still one prompt."""
+    return re.sub(r"\d[\d,]*(?=[ -]words?)", "N", prompt)
 
 
 def spread(prompts: dict[str, dict], rng: random.Random) -> list[str]:
@@ -69,7 +73,7 @@ def draw_pairs(models, n_pairs: int, n_checks: int, n_stories: int, rng: random.
     for number, (uid, duel, check) in zip(ids, plan):
         chosen = {m: sorted(rng.sample(range(len(models[m][uid]["stories"])), n_stories)) for m in duel}
         texts = [models[m][uid]["stories"][i] for m in duel for i in chosen[m]]
-        pair = {"uid": uid, "unit": strip_length(prompts[uid]["prompt"]), "models": list(duel)}
+        pair = {"uid": uid, "unit": unit(prompts[uid]["prompt"]), "models": list(duel)}
         pair |= {"target_words": prompts[uid]["target_words"], "stories": chosen}
         pairs[f"p{number:x}"] = pair | {"words": sum(len(t.split()) for t in texts), "check": check}
     return pairs
