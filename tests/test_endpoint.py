@@ -364,12 +364,10 @@ def test_settings_are_read_from_text_and_reach_the_wire():
         7,
         "low",
         99,
-    ) and "top_p" not in body
-    assert (
-        client.ledger.dollars == pytest.approx(0.012)
-        and client.budget == 50
-        and client.how.timeouts == (5, 60)
     )
+    assert "top_p" not in body
+    assert client.ledger.dollars == pytest.approx(0.012) and client.budget == 50
+    assert client.how.timeouts == (5, 60)
 
 
 @pytest.mark.parametrize(

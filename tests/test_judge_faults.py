@@ -135,9 +135,8 @@ def test_numbers_as_strings_extra_keys_and_fences_are_read():
 
 def test_a_cut_answer_is_asked_again_with_more_room_and_another_seed():
     _, _, server = ask([say("{", finish="length"), OK], max_tokens=100, seed=5, reasoning_effort="low")
-    assert [c["max_tokens"] for c in server.calls] == [100, 200] and server.calls[0]["seed"] != server.calls[
-        1
-    ]["seed"]
+    assert [c["max_tokens"] for c in server.calls] == [100, 200]
+    assert server.calls[0]["seed"] != server.calls[1]["seed"]
     assert server.calls[0]["reasoning_effort"] == "low" and server.calls[0]["temperature"] == 0.2
 
 
@@ -229,9 +228,8 @@ def test_a_server_that_drips_is_abandoned_at_the_deadline_and_close_ends_the_res
 
     began = time.monotonic()
     verdict, client, _ = ask([drip], deadline=1.0)
-    assert (
-        verdict is None and client.counts["deadline"] == 1 and time.monotonic() - began < 9
-    )  # the drip goes on for 11.7 s
+    # the drip goes on for 11.7 s
+    assert verdict is None and client.counts["deadline"] == 1 and time.monotonic() - began < 9
     with Server(lambda *_: OK, latency=30) as server:
         client = Judge(server.url, "m", in_flight=2)
         futures = [client.submit(PROMPT, f"{STORY} {i}") for i in range(30)]
@@ -247,9 +245,8 @@ def test_a_server_that_hangs_from_the_start_costs_one_deadline_not_one_a_story()
         client = Judge(server.url, "m", deadline=1.5)
         began = time.monotonic()
         assert [f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(10)]] == [None] * 10
-        assert (
-            time.monotonic() - began < 10 and client.counts["deadline"] == 10
-        )  # one after another would be 15 s
+        # one after another would be 15 s
+        assert time.monotonic() - began < 10 and client.counts["deadline"] == 10
         client.close()
 
 
@@ -311,11 +308,8 @@ def test_samples_are_averaged_and_one_that_fails_is_left_out():
     with Server(lambda body, number: [low, high, say("no"), say("no")][min(number, 4) - 1]) as server:
         client = Judge(server.url, "m", samples=3, in_flight=1)
         verdict = client.score(PROMPT, STORY)
-        assert (
-            verdict.samples == 2
-            and verdict.scores["P1"] == 6
-            and verdict.score == RUBRIC.score(verdict.scores)
-        )
+        assert verdict.samples == 2 and verdict.scores["P1"] == 6
+        assert verdict.score == RUBRIC.score(verdict.scores)
         client.close()
 
 
@@ -344,9 +338,8 @@ def test_group_wise_ranks_come_back_in_the_callers_order():
     for order in ([1, 2, 3, 4], [1, 1, 2, 3, 4], "12345", [0, 1, 2, 3, 4]):
         with Server(lambda *_: say(json.dumps({"order": order}))) as server:  # noqa: B023
             client = Judge(server.url, "m")
-            assert [f.result() for f in client.submit_group(PROMPT, stories)] == [None] * 5 and client.counts[
-                "schema"
-            ] == 2
+            assert [f.result() for f in client.submit_group(PROMPT, stories)] == [None] * 5
+            assert client.counts["schema"] == 2
             client.close()
 
 
@@ -362,12 +355,8 @@ def test_the_same_story_is_bought_once_and_every_parameter_has_its_own_verdict(t
             return len(server.calls) - before
 
         assert bought() == 1 and bought() == 0
-        assert (
-            bought(temperature=0.3) == 1
-            and bought(model="n") == 1
-            and bought(seed=1) == 1
-            and bought(samples=3) == 2
-        )
+        assert bought(temperature=0.3) == 1 and bought(model="n") == 1 and bought(seed=1) == 1
+        assert bought(samples=3) == 2
         other = judge.Rubric("other-1", RUBRIC.rule, RUBRIC.preamble, RUBRIC.dimensions)
         assert bought(rubric=other) == 1
 
@@ -377,22 +366,16 @@ def test_budget_stops_before_it_is_overspent_and_a_resumed_run_remembers(tmp_pat
     with Server(lambda *_: OK, latency=0.02) as server:
         client = Judge(server.url, "m", **options)
         verdicts = [f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(40)]]
-        assert (
-            client.out_of_budget
-            and 0 < client.ledger.dollars <= 0.1
-            and client.counts["budget"] == verdicts.count(None)
-        )
-        assert client.ledger.dollars == pytest.approx(
-            0.012 * len(server.calls)
-        ) and client.ledger.prompt_tokens == 1000 * len(server.calls)
+        assert client.out_of_budget and 0 < client.ledger.dollars <= 0.1
+        assert client.counts["budget"] == verdicts.count(None)
+        assert client.ledger.dollars == pytest.approx(0.012 * len(server.calls))
+        assert client.ledger.prompt_tokens == 1000 * len(server.calls)
         client.close()
         spent = client.ledger.dollars
         again = Judge(server.url, "m", **options)
         assert again.ledger.dollars == pytest.approx(spent) and again.score(PROMPT, f"{STORY} new") is None
-        assert (
-            again.score(PROMPT, f"{STORY} {[bool(v) for v in verdicts].index(True)}")
-            and again.ledger.cached == 1
-        )  # paid for
+        assert again.score(PROMPT, f"{STORY} {[bool(v) for v in verdicts].index(True)}")
+        assert again.ledger.cached == 1  # paid for
         other = Judge(server.url, "m", **{**options, "run": "b"})
         assert other.ledger.dollars == 0
         again.close(), other.close()
@@ -481,10 +464,8 @@ def test_a_hostile_server_loses_no_story_and_keeps_its_time(capsys):
     assert (
         sum(seen.values()) + COUNT - len(lost) == flat.total()
     )  # each call made a verdict or was counted, once
-    assert (
-        all(seen[kind] <= flat[kind] for kind in seen if kind != "stall")
-        and seen["stall"] >= flat["stall"] > 3
-    )
+    assert all(seen[kind] <= flat[kind] for kind in seen if kind != "stall")
+    assert seen["stall"] >= flat["stall"] > 3
     assert wild < BOUND * calm
 
 

@@ -132,18 +132,14 @@ def test_a_pair_is_bought_in_both_orders_once_and_its_evidence_is_checked(tmp_pa
         [(STORY, OTHER), (OTHER, STORY)],
         [(OTHER, STORY), (STORY, OTHER)],
     )
-    assert (
-        verdicts[0] == verdicts[2]
-        and verdicts[0].score == pytest.approx(200 / 3)
-        and verdicts[0].evidence == 1.0
-    )
+    assert verdicts[0] == verdicts[2] and verdicts[0].score == pytest.approx(200 / 3)
+    assert verdicts[0].evidence == 1.0
     assert mirror.score == -verdicts[0].score and client.ledger.cached == 6
     assert verdicts[0].quotes["P1"] == ["It was late"] * 2  # of the story that is judged, from both orders
     assert "80 words" not in server.calls[0]["messages"][1]["content"]
     schema = server.calls[0]["response_format"]["json_schema"]["schema"]["properties"]["P1"]["properties"]
-    assert (
-        schema["better"] == {"type": "integer", "minimum": -3, "maximum": 3} and list(schema)[-1] == "better"
-    )
+    assert schema["better"] == {"type": "integer", "minimum": -3, "maximum": 3}
+    assert list(schema)[-1] == "better"
 
 
 def test_invented_quotes_and_claims_without_any_count_against_the_judge():

@@ -96,9 +96,8 @@ def test_every_judge_flag_reaches_the_wire_or_the_client(model, tmp_path, monkey
     assert lines[0]["judge/dollars"] == pytest.approx(0.012 * lines[0]["judge/calls"])
     judge = made[-1][1]
     how = judge.how
-    assert (
-        how.deadline == 90 and how.timeouts == (5, 60) and how.budget == 50 and how.per_minute == (6e4, 6e9)
-    )
+    assert how.deadline == 90 and how.timeouts == (5, 60) and how.budget == 50
+    assert how.per_minute == (6e4, 6e9)
     assert how.in_flight == 3 and judge.samples == 2
 
 
@@ -137,9 +136,8 @@ def test_a_ranking_that_fails_leaves_the_whole_group_without_a_reward(model, tmp
             model, tmp_path, server, "--steps", 1, "--judge_mode", "group", "--judge_settings", "in_flight=1"
         )
     failed = [r.reward is None for r in data.read_episodes(run / "rollouts/step_000000.jsonl")]
-    assert sum(failed) == lines[0]["judge/failed"] and all(
-        len(set(failed[i : i + 4])) == 1 for i in range(0, 16, 4)
-    )
+    assert sum(failed) == lines[0]["judge/failed"]
+    assert all(len(set(failed[i : i + 4])) == 1 for i in range(0, 16, 4))
 
 
 @pytest.mark.parametrize(
@@ -156,13 +154,8 @@ def test_what_no_judge_can_follow_is_one_sentence_before_anything_is_written(
     with Server(graded) as server, pytest.raises(SystemExit) as end:
         go(model, tmp_path / "out", server, *flags)
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert (
-        end.value.code == 2
-        and error.startswith("error: ")
-        and sentence in error
-        and not (tmp_path / "out").exists()
-        and not server.calls
-    )
+    assert end.value.code == 2 and error.startswith("error: ") and sentence in error
+    assert not (tmp_path / "out").exists() and not server.calls
 
 
 def test_the_schema_mode_that_the_check_finds_serves_the_whole_run(model, tmp_path):
@@ -176,9 +169,8 @@ def test_the_schema_mode_that_the_check_finds_serves_the_whole_run(model, tmp_pa
     with Server(behave) as server:
         lines, _ = go(model, tmp_path, server, "--steps", 2)
     asked = ["schema" in body.get("response_format", {}) for body in server.calls]
-    assert (
-        asked[:3] == [False, False, True] and all(asked[2:]) and [m["judge/failed"] for m in lines] == [1, 0]
-    )
+    assert asked[:3] == [False, False, True] and all(asked[2:])
+    assert [m["judge/failed"] for m in lines] == [1, 0]
 
 
 def beside(better):
@@ -201,9 +193,8 @@ def test_pair_mode_judges_each_story_beside_the_person_whose_row_needs_no_call(m
         lines, run = go(model, tmp_path, server, "--steps", 2, "--judge_mode", "pair")
     assert len(server.calls) == 1 + 2 * 2 * 12  # two orders of twelve stories in two steps, and the check
     rows = data.read_episodes(run / "rollouts/step_000001.jsonl")
-    assert {r.rewards["quality"] for r in rows if r.is_human} == {0.0} and {
-        r.rewards["quality"] for r in rows if not r.is_human
-    } == {-1.0}
+    assert {r.rewards["quality"] for r in rows if r.is_human} == {0.0}
+    assert {r.rewards["quality"] for r in rows if not r.is_human} == {-1.0}
     assert [(m["judge/win_rate"], m["judge/order_flip"], m["judge/failed"]) for m in lines] == [(0, 0, 0)] * 2
 
 
@@ -303,9 +294,8 @@ def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
                     line["seconds"],
                 )
             )
-    assert len(rows) == SIZE[1] and all(
-        writing + judging - both > 0.25 * min(writing, judging) for writing, judging, both in rows
-    )
+    assert len(rows) == SIZE[1]
+    assert all(writing + judging - both > 0.25 * min(writing, judging) for writing, judging, both in rows)
 
 
 def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path):
@@ -406,8 +396,5 @@ def test_a_spent_budget_ends_the_run_with_its_state_saved_and_more_money_goes_on
         spent = 0.012 * (len(server.calls) - 1)  # the check is free of the ledger
         assert 0.192 < spent <= 0.3 and list((tmp_path / "r/checkpoints").glob("step_*"))
         lines, _ = go(model, tmp_path, server, *money, "budget=5", "--resume", "auto")
-        assert (
-            len(lines) == 3
-            and lines[-1]["judge/dollars"] == pytest.approx(0.012 * 48)
-            and len(server.calls) == 48 + 2
-        )
+        assert len(lines) == 3 and lines[-1]["judge/dollars"] == pytest.approx(0.012 * 48)
+        assert len(server.calls) == 48 + 2
