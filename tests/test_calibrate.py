@@ -11,7 +11,7 @@ import pytest
 
 import eval as evaluation
 import judge as judging
-from judge_server import Server, say
+from judge_server import Server, quick, say  # noqa: F401
 from lib.answers import Fault
 from lib.rubric import proved
 from scripts import agree, calibrate
@@ -19,12 +19,6 @@ from scripts import agree, calibrate
 ROOT = Path(__file__).resolve().parent.parent
 STORIES = [json.loads(line) for line in (ROOT / "stories/tiny.jsonl").read_text().splitlines()]
 FIVE = " ".join(f"word{i}" for i in range(500))
-
-
-@pytest.fixture(autouse=True)
-def no_judge(monkeypatch):
-    for name in ("JUDGE_URL", "JUDGE_MODEL", "JUDGE_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def shown(body) -> list[str]:

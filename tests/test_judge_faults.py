@@ -18,21 +18,14 @@ import pytest
 
 import judge
 from judge import RUBRIC, Judge, Verdict
-from judge_server import STORY, Server, answer, reset, say, status
-from lib import answers, endpoint
+from judge_server import STORY, Server, answer, quick, reset, say, status  # noqa: F401
+from lib import answers
 from lib.store import Store
 
 ROOT = Path(judge.__file__).parent
 PROMPT, KEY = "Write about a keeper. The story should be 80 words long.", "sk-secret-0123456789"
 OK = say(answer())
 MODES = list(answers.SCHEMA_MODES)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.02)
-    for name in ("JUDGE_URL", "JUDGE_MODEL", "JUDGE_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def ask(behaviours, story=STORY, **options):
@@ -120,16 +113,12 @@ def test_numbers_as_strings_extra_keys_and_fences_are_read():
         v["total"] = 99
         v["N1"]["quotes"] = ["“The  LAMP went out”", "never written"]
 
-    for text in (
-        answer(change),
-        "<think>{hm}</think>```json\n" + answer(change) + "\n```",
-        "Sure! " + answer(change),
-    ):
+    bare = answer(change)
+    for text in (bare, f"<think>{{hm}}</think>```json\n{bare}\n```", f"Sure! {bare}"):
         verdict, *_ = ask([say(text)])
         assert verdict.scores["P1"] == 7 and "total" not in verdict.scores
-        assert verdict.evidence == pytest.approx(
-            18 / 19
-        )  # 18 found, white space, case and quotes folded; one invented
+        # 18 found, white space, case and quotes folded; one invented
+        assert verdict.evidence == pytest.approx(18 / 19)
         assert Verdict(**json.loads(json.dumps(verdict.to_dict()))) == verdict
 
 
@@ -202,13 +191,10 @@ def test_check_says_why_there_is_no_judge():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    for url, words in [
-        (f"http://127.0.0.1:{port}/v1", "connection"),
-        ("http://no-such-host.invalid/v1", "connection"),
-    ]:
+    for url in (f"http://127.0.0.1:{port}/v1", "http://no-such-host.invalid/v1"):
         client = Judge(url, "m", KEY, timeouts=(2, 120))
         began = time.monotonic()
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match="connection"):
             client.check()
         assert time.monotonic() - began < 30
         client.close()
@@ -262,11 +248,8 @@ def test_a_server_that_hangs_from_the_start_costs_one_deadline_not_one_a_story()
 def test_the_schema_mode_is_found_out_once(refuses, code, mode):
     def behave(body, _):
         form = body.get("response_format", {"type": "text"})
-        name = (
-            form["type"] + ("+limits" if "maxLength" in json.dumps(form) else "")
-            if "schema" not in form
-            else "json_object+schema"
-        )
+        name = form["type"] + ("+limits" if "maxLength" in json.dumps(form) else "")
+        name = "json_object+schema" if "schema" in form else name
         return status(code, b"unknown response_format") if name in refuses else OK
 
     with Server(behave) as server:
@@ -280,9 +263,11 @@ def test_the_schema_mode_is_found_out_once(refuses, code, mode):
 
 def test_a_server_that_answers_500_to_json_schema_passes_the_check():
     """As llama-cpp-python's does: it takes a JSON object with a schema."""
-    with Server(
-        lambda body, _: status(500) if body["response_format"]["type"] == "json_schema" else OK
-    ) as server:
+
+    def behave(body, _):
+        return status(500) if body["response_format"]["type"] == "json_schema" else OK
+
+    with Server(behave) as server:
         client = Judge(server.url, "m")
         client.check()
         assert client.schema_mode == "json_object+schema" and client.score(PROMPT, STORY)
@@ -291,11 +276,8 @@ def test_a_server_that_answers_500_to_json_schema_passes_the_check():
 
 def test_a_model_that_wants_the_newer_token_field_gets_it():
     def behave(body, _):
-        return (
-            OK
-            if "max_completion_tokens" in body
-            else status(400, b"Unsupported parameter: use 'max_completion_tokens' instead")
-        )
+        old = status(400, b"Unsupported parameter: use 'max_completion_tokens' instead")
+        return OK if "max_completion_tokens" in body else old
 
     with Server(behave) as server:
         client = Judge(server.url, "m")
@@ -321,9 +303,8 @@ def test_group_wise_ranks_come_back_in_the_callers_order():
         for number in range(1, 6):
             shown[number] = int(text.split(f"<<<STORY {number} ")[1].split("number ")[1][0])
         assert list(shown.values()) != sorted(shown.values()), "shown in the order given"
-        return say(
-            json.dumps({"why": "", "order": sorted(shown, key=lambda n: -shown[n])})
-        )  # higher i is better
+        order = sorted(shown, key=lambda n: -shown[n])  # higher i is better
+        return say(json.dumps({"why": "", "order": order}))
 
     with Server(behave) as server:
         client = Judge(server.url, "m")
@@ -420,13 +401,8 @@ def test_48_stories_with_a_two_second_judge_at_16_in_flight(capsys):
     assert all(verdicts) and seconds < (8 if SLOW else 24)  # one after another: 96 s
 
 
-REASONS = {
-    "429": "http_429",
-    "500": "http_500",
-    "reset": "connection",
-    "stall": "timeout",
-    "json": "bad_json",
-}
+REASONS = {"429": "http_429", "500": "http_500", "reset": "connection", "stall": "timeout"}
+REASONS |= {"json": "bad_json"}
 
 
 def test_a_hostile_server_loses_no_story_and_keeps_its_time(capsys):
@@ -452,18 +428,14 @@ def test_a_hostile_server_loses_no_story_and_keeps_its_time(capsys):
     with Server(behave, latency=LATENCY) as server:
         wild, verdicts, client = timed(server, COUNT, timeouts=(10, STALL), retries=8)
     with capsys.disabled():
-        print(
-            f"\n{COUNT} stories, 30 % faults: {calm:.1f} s well-behaved, {wild:.1f} s hostile",
-            dict(client.counts),
-        )
+        took = f"{calm:.1f} s well-behaved, {wild:.1f} s hostile"
+        print(f"\n{COUNT} stories, 30 % faults: {took}", dict(client.counts))
     # Bad JSON is asked again once, so only a story that met it twice may be lost.
     lost = [str(i) for i, verdict in enumerate(verdicts) if verdict is None]
     assert all(dealt[story].count("json") >= 2 for story in lost) and len(lost) == client.counts["none"] < 15
     flat = Counter(kind for kinds in dealt.values() for kind in kinds)
     seen = {kind: client.counts[reason] for kind, reason in REASONS.items()}
-    assert (
-        sum(seen.values()) + COUNT - len(lost) == flat.total()
-    )  # each call made a verdict or was counted, once
+    assert sum(seen.values()) + COUNT - len(lost) == flat.total()  # each call: a verdict, or counted once
     assert all(seen[kind] <= flat[kind] for kind in seen if kind != "stall")
     assert seen["stall"] >= flat["stall"] > 3
     assert wild < BOUND * calm
@@ -481,12 +453,8 @@ print(sum(f.result() is not None for f in futures), flush=True)
 
 def run_scorer(url, cache, first, last, **options):
     code = SCORER.format(root=str(ROOT), url=url, cache=str(cache), first=first, last=last)
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    how = {"stdout": subprocess.PIPE, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    return subprocess.Popen([sys.executable, "-c", code], **how)
 
 
 def test_killed_in_the_middle_and_started_again_nothing_is_bought_twice(tmp_path):
