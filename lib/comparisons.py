@@ -71,15 +71,12 @@ def beside(rubric: Rubric, judge: str, answers: list[dict | None]) -> Verdict | 
     if not both:
         return None
     orders = [fmean(a["score"] for a, _ in both), fmean(-b["score"] for _, b in both)]
-    marks = {
-        d.key: fmean((a["scores"][d.key] - b["scores"][d.key]) / 2 for a, b in both)
-        for d in rubric.dimensions
-    }
-    shares = [answer["evidence"] for pair in both for answer in pair if answer["evidence"] is not None]
-    found, first = fmean(shares) if shares else None, both[0][0]
-    quotes = {key: [*first["quotes_1"][key], *both[0][1]["quotes_2"][key]] for key in marks}
-    score, version = 50 * (orders[0] + orders[1]), rubric.version
-    return Verdict(marks, score, first["why"], quotes, found, version, judge, len(both), orders)
+    marks, (first, second) = {}, both[0]
+    for d in rubric.dimensions:
+        marks[d.key] = fmean((a["scores"][d.key] - b["scores"][d.key]) / 2 for a, b in both)
+    quotes = {key: [*first["quotes_1"][key], *second["quotes_2"][key]] for key in marks}
+    found, score = mean(answer["evidence"] for pair in both for answer in pair), 50 * (orders[0] + orders[1])
+    return Verdict(marks, score, first["why"], quotes, found, rubric.version, judge, len(both), orders)
 
 
 def level(rubric: Rubric, judge: str, share: float, why: str) -> Verdict:
