@@ -20,11 +20,10 @@ def read_set(path: Path) -> dict[str, dict]:
                 raise ValueError(f"{where}: {name!r} is missing or not {kind.__name__}; expected {NEEDS}")
         uid, asked = row["uid"], {"prompt": row["prompt"], "target_words": row["target_words"]}
         if re.search(r"[\ud800-\udfff]", row["prompt"] + row["story"]):
-            raise ValueError(f"{where}: half of a character pair, which no page holds; write the story again")
+            raise ValueError(f"{where}: half of a character pair fits on no page; write the story again")
         entry = prompts.setdefault(uid, {**asked, "stories": []})
         if asked != {k: entry[k] for k in asked}:
-            more = "one uid, one prompt"
-            raise ValueError(f"{where}: uid {uid} had another prompt or target_words before; {more}")
+            raise ValueError(f"{where}: uid {uid} had another prompt or length before; one uid, one prompt")
         entry["stories"].append(row["story"])
     if not prompts:
         raise ValueError(f"{path}: holds no stories")
@@ -52,6 +51,5 @@ def read_sets(arguments: list[str]) -> tuple[dict[str, dict], dict[str, str]]:
             raise ValueError(f"{first} and {other} answer different prompts: {told}; {more}")
         for uid, entry in models[first].items():
             if any(entry[k] != models[other][uid][k] for k in ("prompt", "target_words")):
-                more = "one uid, one prompt"
-                raise ValueError(f"uid {uid} has different prompts in {first} and {other}; {more}")
+                raise ValueError(f"uid {uid}: {first} and {other} differ in its prompt; one uid, one prompt")
     return models, paths

@@ -14,7 +14,6 @@ Left out: a judge's agreement with each annotator (scripts/blind has that of the
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import defaultdict
@@ -163,7 +162,7 @@ def with_people(args, judge, rows: list[dict]) -> str:
 
 @flags.exits_cleanly
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="judge.py agree", description=__doc__.split("\n\n")[0])
+    parser = flags.parser(__doc__)
     add = parser.add_argument
     add("name", choices=["agree"])
     add("files", nargs="*", help="two files of verdicts; with a study's report, NAME=FILE per model")

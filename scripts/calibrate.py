@@ -13,7 +13,6 @@ Left out: agreement with people and between judges (scripts/agree.py), significa
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import statistics
@@ -245,7 +244,7 @@ def print_cost(judge):
 @flags.exits_cleanly
 def main(argv: list[str] | None = None) -> int:
     commands = {"score": score, "calibrate": calibrate}
-    parser = argparse.ArgumentParser(prog="judge.py", description=__doc__.split("\n\n")[0])
+    parser = flags.parser(__doc__)
     parser.add_argument("name", choices=tuple(commands), help="judge each story, or try the judge")
     parser.add_argument("file", help="JSON Lines with prompt and story")
     parser.add_argument("--rubric", default="story_quality", help="name in rubrics/ or path [%(default)s]")

@@ -8,7 +8,6 @@ The judge is eval.py's: JUDGE_URL and JUDGE_MODEL, else the offline one, which m
 
 from __future__ import annotations
 
-import argparse
 import sys
 from contextlib import closing
 from itertools import combinations
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 import judge as judging
 from lib import files, sets, stats
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 from lib.sweep import FEW
 
 TIE = 0.0075  # share of all points within which two stories are equal: two points of story_quality
@@ -94,7 +93,7 @@ def show(result: dict) -> str:
 
 @exits_cleanly
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python -m scripts.pairwise", description=__doc__.split("\n\n")[0])
+    p = parser(__doc__)
     p.add_argument("files", nargs="+", help="stories of one model each, as eval.py writes them, or NAME=FILE")
     p.add_argument("--out", type=Path, default=Path("out/pairwise.json"), help="default %(default)s")
     args = p.parse_args(argv)

@@ -104,11 +104,7 @@ def test_a_judge_that_likes_the_first_place_gives_a_tie(tmp_path):
 def test_models_with_other_prompts_are_refused(tmp_path, capsys):
     one, two = sets(tmp_path, one=lambda i: "A.", two=lambda i: "B.")
     for files, change, sentence in [
-        (
-            [one, two],
-            lambda text: text.replace("lamp 3", "door 3"),
-            "u3 has different prompts in one and two",
-        ),
+        ([one, two], lambda text: text.replace("lamp 3", "door 3"), "u3: one and two differ in its prompt"),
         ([one], str, "two models or more"),
         ([one, two], lambda text: '{"uid": "u0"}\n', "two.jsonl line 1: 'prompt' is missing"),
     ]:

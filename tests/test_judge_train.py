@@ -271,7 +271,7 @@ def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path
 def test_a_held_out_judge_is_logged_beside_the_reward_and_never_trained_on(model, tmp_path):
     nothing = say(answer(lambda v: [part.update(score=0) for part in v.values()]))
     with Server(graded) as server, Server(lambda *_: nothing) as other:
-        watch = f"--watch_url {other.url} --watch_model w --watch_every 2"
+        watch = f"--watch url={other.url} model=w every=2"
         lines, run = go(model, tmp_path, server, "--steps", 3, watch)
     assert [("watch/gap" in line) for line in lines] == [True, False, True]
     rows = [r for r in data.read_episodes(run / "rollouts/step_000000.jsonl") if not r.is_human]

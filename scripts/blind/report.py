@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import files
-from lib.pages import chart, estimate, markdown_table, point, write_page
+from lib.pages import chart, estimate, point, table, text_table, write_page
 from lib.stats import bootstrap, cohen, krippendorff, sign_test
 from lib.sweep import FEW
 from scripts.blind.make import CHOICES, READING, bucket, digest
@@ -21,10 +21,10 @@ HANDED = "give the file that the page downloaded"
 
 
 def read_json(path: str) -> dict:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise ValueError(f"{path}: not JSON ({problem}); was the download cut short?") from None
     if not isinstance(value, dict):
@@ -54,8 +54,8 @@ def read_answers(path: str, key: dict) -> dict:
     if page is None or file["page"] != page["sha256"]:
         more = "is not the one made for this study; its texts differ"
         raise ValueError(f"{path}: the page of {file['annotator']!r} {more}")
-    ids = {a["id"] for a in file["answers"]}
-    if len(ids) < len(file["answers"]) or not ids <= page["items"].keys():
+    ids = [a["id"] for a in file["answers"]]
+    if len(set(ids)) < len(ids) or not set(ids) <= page["items"].keys():
         raise ValueError(f"{path}: an answer is given twice or to a pair that the page does not hold")
     for a in file["answers"]:
         rated = all(r in range(1, 6) for r in a["ratings"].values())
@@ -141,8 +141,8 @@ def agree(rows: list[dict]) -> dict:
         shared = [p for p in units if (one, p) in label and (two, p) in label]
         a, b = [label[one, p] for p in shared], [label[two, p] for p in shared]
         agreed = sum(x == y for x, y in zip(a, b)) / len(shared) if shared else None
-        kappa = {"annotators": [one, two], "pairs": len(shared), "kappa": cohen(a, b), "agreed": agreed}
-        kappas.append(kappa)
+        about = {"annotators": [one, two], "pairs": len(shared)}
+        kappas.append(about | {"kappa": cohen(a, b), "agreed": agreed})
     alphas = {s: krippendorff(list(v.values()), interval=True) for s, v in rated.items() if v}
     alpha = krippendorff(list(units.values()))
     return {"cohen": kappas, "krippendorff_alpha": alpha, "krippendorff_alpha_ratings": alphas}
@@ -213,12 +213,11 @@ def figure(f: dict, scale: float = 1.0) -> str:
 
 
 def show(page: dict) -> str:
-    """The page's sentences, tables and warnings, for the terminal; what is folded there is left out."""
-    parts = [sentence + "\n" for sentence in page["lead"]]
-    for t in page["tables"]:
-        if "fold" not in t:
-            parts.append(f"{t['title']}\n{markdown_table(t['columns'], t['rows'])}")
-    return "\n".join(parts + [f"warning: {note}" for note in page["warnings"]])
+    """The page's sentences, tables and warnings for the terminal."""
+    tables = [t for t in page["tables"] if "fold" not in t]
+    told = [f"{t['title']}\n{text_table([t['columns'], *t['rows']])}" for t in tables]
+    warnings = [f"warning: {note}" for note in page["warnings"]]
+    return "\n\n".join(["\n".join(page["lead"]), *told, *warnings])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -237,57 +236,47 @@ def sentence(c: dict) -> str:
 def win_chart(c: dict) -> dict:
     """Win rate by requested length; 50 % is no preference."""
     name = f"{c['models'][0]} against {c['models'][1]}"
-    points, ticks = [], [[i, label] for i, label in enumerate(c["by_length"])]
+    series, names = {name: []}, list(c["by_length"])
     for i, figures in enumerate(c["by_length"].values()):
         around = [100 * x for x in figures["win_rate"]["interval"] or ()] or None
-        points.append(point(i, 100 * figures["win_rate"]["mean"], around))
-    title = f"Win rate in %: {name}"
-    return chart(name, title, "words requested", {name: points}, reference=50, ticks=ticks)
-
-
-def win_rows(comparisons: list[dict]):
-    """Of all lengths and of each, per pair of models."""
-    for c in comparisons:
-        for size, f in {"all": c, **c["by_length"]}.items():
-            counts, p = [f["won"], f["tied"], f["lost"]], f"{f['sign_test']['p']:.3g}"
-            yield [" against ".join(c["models"]), size, figure(f["win_rate"], 100), *counts, p]
-
-
-def agreement_rows(agreed: dict):
-    yield ["all readers, Krippendorff's alpha", "-", known(agreed["krippendorff_alpha"])]
-    for k in agreed["cohen"]:
-        yield [f"{' and '.join(k['annotators'])}, Cohen's kappa", k["pairs"], known(k["kappa"])]
-    for scale, alpha in agreed["krippendorff_alpha_ratings"].items():
-        yield [f"{scale}, alpha of the ratings", "-", known(alpha)]
-
-
-def reader_rows(annotators: dict):
-    for name, a in annotators.items():
-        checks, speed = f"{a['checks_passed']} of {a['checks_answered']}", a["median_words_a_minute"]
-        cells = [f"{a['answered']} of {a['of']}", checks, known(a["chose_side_A"])]
-        yield [name, *cells, "-" if speed is None else f"{speed:.0f}"]
+        series[name].append(point(i, 100 * figures["win_rate"]["mean"], around))
+    ticks = [[i, label] for i, label in enumerate(names)]
+    return chart(name, f"Win rate in %: {name}", "words requested", series, reference=50, ticks=ticks)
 
 
 def page_of(result: dict) -> dict:
     """The data of lib/page.html: win rates with intervals, by length, agreement, how each reader worked."""
-
-    def table(title: str, columns: list[str], rows, **more):
-        if rows := list(rows):
-            tables.append({"title": title, "columns": columns, "rows": rows, **more})
-
-    tables, ratings, comparisons = [], result["ratings"].items(), result["comparisons"]
+    wins, sizes = [], ["all", *dict.fromkeys(b for c in result["comparisons"] for b in c["by_length"])]
+    for c in result["comparisons"]:
+        for size, f in zip(sizes, [c, *(c["by_length"].get(b) for b in sizes[1:])]):
+            if f:
+                p, counts = f"{f['sign_test']['p']:.3g}", [f["won"], f["tied"], f["lost"]]
+                wins.append([" against ".join(c["models"]), size, figure(f["win_rate"], 100), *counts, p])
     columns = ["models", "words requested", "win rate in %", "won", "tied", "lost", "sign test p"]
-    table("Win rates", columns, win_rows(comparisons), caption="[95 % interval over prompts]")
-    table("Agreement", ["who", "pairs", "agreement"], agreement_rows(result["agreement"]))
-    rows = [[m, *(figure(s[k]) if k in s else "-" for k in SCALES)] for m, s in ratings]
-    table("Ratings, 1 to 5", ["model", *SCALES], rows)
+    tables = [table("Win rates", columns, wins, caption="[95 % interval over prompts]")]
+    agreed = result["agreement"]
+    rows = [["all readers, Krippendorff's alpha", "-", known(agreed["krippendorff_alpha"])]]
+    for k in agreed["cohen"]:
+        rows.append([f"{' and '.join(k['annotators'])}, Cohen's kappa", k["pairs"], known(k["kappa"])])
+    for scale, alpha in agreed["krippendorff_alpha_ratings"].items():
+        rows.append([f"{scale}, alpha of the ratings", "-", known(alpha)])
+    tables.append(table("Agreement", ["who", "pairs", "agreement"], rows))
+    if result["ratings"]:
+        rows = [[m, *(figure(s[k]) if k in s else "-" for k in SCALES)] for m, s in result["ratings"].items()]
+        tables.append(table("Ratings, 1 to 5", ["model", *SCALES], rows))
+    rows = []
+    for name, a in result["annotators"].items():
+        pairs, checks = f"{a['answered']} of {a['of']}", f"{a['checks_passed']} of {a['checks_answered']}"
+        speed = a["median_words_a_minute"]
+        rows.append([name, pairs, checks, known(a["chose_side_A"]), f"{speed:.0f}" if speed else "-"])
     columns = ["reader", "pairs answered", "checks passed", "share that chose A", "words a minute"]
-    table("Readers", columns, reader_rows(result["annotators"]))
+    tables.append(table("Readers", columns, rows))
     rows = [[j["annotator"], j["winner"] or "tie", j["reason"]] for j in result["judgements"] if j["reason"]]
-    table("What readers said", ["reader", "preferred", "why"], rows, fold="Reasons")
-    page = {"title": "Which stories readers prefer", "notes": [], "warnings": result["warnings"]}
-    page |= {"lead": [sentence(c) for c in comparisons], "tables": tables}
-    return page | {"charts": [win_chart(c) for c in comparisons], "reader": {"groups": []}}
+    if rows:
+        tables.append(table("What readers said", ["reader", "preferred", "why"], rows, fold="Reasons"))
+    page = {"title": "Which stories readers prefer", "warnings": result["warnings"], "tables": tables}
+    page |= {"lead": [sentence(c) for c in result["comparisons"]]}
+    return page | {"charts": [win_chart(c) for c in result["comparisons"]]}
 
 
 def known(x: float | None) -> str:
@@ -300,11 +289,10 @@ def run(args: argparse.Namespace):
         file = read_answers(path, key)
         name = file["annotator"]
         if name in answers:
-            more = "give each annotator's last file once"
-            raise ValueError(f"{path}: a second file of annotator {name}; {more}")
+            raise ValueError(f"{path}: a second file of annotator {name}; give each one's last file once")
         answers[name] = file
-    result, html = report(key, list(answers.values())), Path(args.out).with_suffix(".html")
-    page = page_of(result)
+    result = report(key, list(answers.values()))
+    page = Path(args.out).with_suffix(".html")
     files.write_json(args.out, result)
-    write_page(html, page)
-    print(f"{show(page)}\n{html}")
+    write_page(page, page_of(result))
+    print(f"{show(page_of(result))}\n{page}")
