@@ -6,8 +6,9 @@
 
 Pairs are JSON Lines with prompt, story_1, story_2 and preferred: "1", "2" or "tie". The judge is asked in
 each mode: each story alone, both beside each other in both orders, both in one ranking. Accuracy is the share
-of pairs in which it prefers what people preferred, half a point where it sees no difference; people's ties
-are left out and counted. Intervals resample prompts. What was asked before comes from the cache.
+of pairs in which it prefers what people preferred, half a point where it sees no difference, averaged over
+prompts, which the intervals resample. People's ties are left out and counted. What was asked before comes
+from the cache.
 
 Left out: a judge's agreement with each annotator (scripts/blind has that of the annotators).
 """
