@@ -33,7 +33,7 @@ import model as qwen
 import rollout
 import train
 from data import Episode, Example
-from lib import huggingface, optim, parallel, processes, sharding
+from lib import comparisons, huggingface, optim, parallel, processes, sharding
 from lib.flags import exits_cleanly, parser
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
@@ -252,6 +252,20 @@ def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
 # ---- time and money ------------------------------------------------------------
 
 
+def judging_of(c: train.Config, a) -> tuple[int, float]:
+    """(calls of the judge per step, tokens of the prompt of one call, at four letters per token)."""
+    rubric, request, story = judging.RUBRIC, "x" * 800, "x" * 4 * a.judged_tokens
+    policy, human = c.prompts * c.group, c.prompts * (c.hri != "off")
+    if c.judge_mode == "pair":  # in both orders; nothing is asked about the person's story
+        calls, task = 2 * policy * c.judge_samples, comparisons.pair_task(rubric, request, story, story)[0]
+    elif c.judge_mode == "group":  # one ranking of all stories of a group
+        order = list(range((policy + human) // c.prompts))
+        calls, task = c.prompts, comparisons.rank_task(rubric, request, [story] * len(order), order)[0]
+    else:
+        calls, task = (policy + human) * c.judge_samples, judging.pointwise_messages(rubric, request, story)
+    return calls, sum(len(message["content"]) for message in task) / 4
+
+
 def work(c: train.Config, a, hf_config: dict, m: Memory, f: Fit, steps: int) -> dict:
     """Hours and dollars: counted work divided by the given rates."""
     config = qwen.ModelConfig.from_hf(hf_config)
@@ -267,22 +281,13 @@ def work(c: train.Config, a, hf_config: dict, m: Memory, f: Fit, steps: int) -> 
     writing = policy / a.gpus / slots * a.story_tokens * step_seconds
     learned = tokens + (policy + human) * c.max_prompt_tokens / 2
     updating = m.flops * learned / a.gpus / (a.tflops * 1e12 * a.train_share)
-    calls = steps * (policy + human) * c.judge_samples
-    words = judging.pointwise_messages(judging.RUBRIC, "x" * 800, "x" * 4 * a.judged_tokens)
-    prompt = sum(len(x["content"]) for x in words) / 4  # four letters per token
-    judged = (calls * prompt, calls * a.verdict_tokens)
+    calls, prompt = judging_of(c, a)
+    judged = (steps * calls * prompt, steps * calls * a.verdict_tokens)
     hours = steps * (writing + updating) / 3600
-    return {
-        "tokens": steps * tokens,
-        "decode": slots / step_seconds,
-        "writing": writing,
-        "updating": updating,
-        "hours": hours,
-        "calls": calls,
-        "judged": judged,
-        "judge_dollars": (judged[0] * a.judge_price[0] + judged[1] * a.judge_price[1]) / 1e6,
-        "gpu_dollars": hours * a.gpus * a.gpu_price,
-    }
+    found = {"tokens": steps * tokens, "decode": slots / step_seconds, "writing": writing}
+    found |= {"updating": updating, "hours": hours, "gpu_dollars": hours * a.gpus * a.gpu_price}
+    found |= {"calls": steps * calls, "judged": judged}
+    return found | {"judge_dollars": sum(n * price for n, price in zip(judged, a.judge_price)) / 1e6}
 
 
 # ---- the report ------------------------------------------------------------
@@ -368,13 +373,8 @@ def flags() -> argparse.ArgumentParser:
     add("--judged_tokens", type=int, default=4000, help="tokens of a story as the judge reads it")
     add("--verdict_tokens", type=int, default=1500, help="tokens of the judge's answer")
     add("--gpu_price", type=float, default=0.0, help="dollars per GPU hour")
-    add(
-        "--judge_price",
-        type=float,
-        nargs=2,
-        default=(0.0, 0.0),
-        help="dollars per million tokens, in and out",
-    )
+    more = "dollars per million tokens, in and out"
+    add("--judge_price", type=float, nargs=2, default=(0.0, 0.0), help=more)
     return p
 
 

@@ -244,6 +244,32 @@ def test_price_and_time_are_the_given_rates(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "flags, calls, stories",
+    [
+        ("", 48, 1),  # 8 prompts x (5 stories + the person's)
+        ("--judge_samples 3", 144, 1),
+        ("--hri off", 40, 1),
+        ("--judge_mode pair", 80, 2),  # 8 x 5 stories in both orders, nothing for the person's
+        ("--judge_mode pair --judge_samples 2 --hri off", 160, 2),
+        ("--judge_mode group", 8, 6),
+        ("--judge_mode group --hri off", 8, 5),
+    ],
+)
+def test_calls_and_dollars_of_the_judge_in_each_mode(flags, calls, stories):
+    given = ["--judge_price", "2", "10", "--verdict_tokens", "100", "--preset", "polaris-9b"]
+    a, rest = plan.flags().parse_known_args([*given, *flags.split()])
+    c, prompts = train.parse(rest), []
+    for a.judged_tokens in (0, 4000):
+        assert plan.judging_of(c, a)[0] == calls
+        prompts.append(plan.judging_of(c, a)[1])
+    assert prompts[1] - prompts[0] == 4000 * stories and 500 < prompts[0] < 9000  # the rubric, the request
+    memory, fit = plan.Memory(plan.Counter(), 0, plan.Counter(), 6e10, 1), plan.Fit(8, {}, {}, 0, True)
+    found = plan.work(c, a, plan.NINE_B, memory, fit, steps=10)
+    assert found["calls"] == 10 * calls
+    assert found["judge_dollars"] == pytest.approx(10 * calls * (2 * prompts[1] + 10 * 100) / 1e6)
+
+
+@pytest.mark.parametrize(
     "flags, said",
     [
         (["--model", "no/such"], "no/such"),
