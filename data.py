@@ -25,6 +25,7 @@ from pathlib import Path
 from lib.bpe import BPE
 from lib.files import atomic, keep, kept, read_lines, write_lines
 from lib.huggingface import fetch
+from lib.packed import Packed
 from lib.processes import say
 
 
@@ -55,6 +56,15 @@ class Episode:
     reward: float | None = None  # None: the judge failed, the row leaves its group
     advantage: float = 0.0
     verdict: dict | None = None  # the judge's raw verdict
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt_ids + self.completion_ids
+
+
+def packed(rows: list[Episode]) -> Packed:
+    """Rows as a model reads them, with the log-probabilities of their completions asked for."""
+    return Packed([row.ids for row in rows], [len(row.prompt_ids) for row in rows])
 
 
 def words(text: str) -> int:

@@ -401,7 +401,6 @@ def main(argv=None) -> int:
         return flags.start("scripts.watch", *argv[1:])
     about = {"description": __doc__.splitlines()[0], "epilog": "eval.py watch RUN ...: a page about runs"}
     c = flags.read(Settings, argv, prog="eval.py", **about)
-    torch.set_flush_denormal(True)  # strong decays fill the delta rule with denormals, up to 12 x slower
     if WORLD > 1:
         processes.connect()
     try:

@@ -369,8 +369,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.prompt and not args.chat:
         parser.error("nothing to write about: pass --prompt or --chat")
-    # Strong decays fill the delta rule with denormal numbers, up to 12 x slower on a CPU.
-    torch.set_flush_denormal(True)
     path = args.checkpoint or newest_checkpoint()
     device = processes.pick_device()
     tokenizer = data.load_tokenizer(path)

@@ -25,6 +25,10 @@ from lib.files import lock, replace_folder, set_aside, write_json
 STATE = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)
 
 
+class Stop(Exception):
+    """A run ends early with its state saved; the message says why."""
+
+
 @contextmanager
 def new(folder: Path, step: int, keep: int):
     """Yields the hidden folder to fill, on all processes alike; then it becomes folder/step_N and older

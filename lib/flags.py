@@ -6,10 +6,12 @@ import argparse
 import importlib
 import math
 import sys
+import time
 import typing
 from dataclasses import MISSING, field, fields
 from functools import wraps
 
+from lib import processes
 from lib.processes import say
 
 
@@ -154,6 +156,8 @@ def exits_cleanly(main):
         try:
             return main(argv)
         except (ValueError, OSError) as error:
+            if not processes.MAIN:
+                time.sleep(3)  # torchrun ends this process meanwhile where the main one says the same
             print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt:

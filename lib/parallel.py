@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
+from tqdm import tqdm
 
 from lib import processes
 
@@ -38,3 +41,12 @@ def scorer_of(model, parallel: str, autocast: bool):
     return torch.nn.parallel.DistributedDataParallel(
         scorer, [device.index] if device.type == "cuda" else None
     )
+
+
+def accumulate(scorer, batches: list, what: str):
+    """Yields each batch, for a backward pass while it is held: DDP sums gradients over processes once, in the
+    last one. what: the name of a progress bar, for long updates."""
+    for i, batch in enumerate(tqdm(batches, what, disable=not processes.MAIN, leave=False, delay=5)):
+        last = i + 1 == len(batches)
+        with nullcontext() if last or not hasattr(scorer, "no_sync") else scorer.no_sync():
+            yield batch

@@ -19,7 +19,11 @@ barrier = dist.barrier
 
 
 def pick_device() -> torch.device:
-    """The device of this process: its own GPU where there is one, set up for every program alike."""
+    """The device of this process: its own GPU where there is one, set up for every program alike. To be
+    called before the first parallel operation, whose threads inherit what is set here."""
+    torch.set_flush_denormal(
+        True
+    )  # strong decays of the delta rule make denormals, up to 12 x slower on a CPU
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", LOCAL_RANK)
