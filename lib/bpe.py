@@ -8,6 +8,8 @@ from pathlib import Path
 
 import tiktoken
 
+CURE = "use the tokenizer.json of a Qwen model"
+
 
 class BPE:
     """Text to token ids and back.
@@ -21,10 +23,8 @@ class BPE:
         try:
             pattern, ranks = self._read(path)
         except (KeyError, TypeError, AttributeError, StopIteration, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} is not a byte-level BPE in Hugging Face's form ({type(error).__name__}: {error}); "
-                "use the tokenizer.json of a Qwen model"
-            ) from None
+            why = f"not a byte-level BPE in Hugging Face's form ({type(error).__name__}: {error})"
+            raise ValueError(f"{path} is {why}; {CURE}") from None
         self._bpe = tiktoken.Encoding("bpe", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self.vocab_size = max(*self._bytes, *self.added.values()) + 1
 
@@ -34,10 +34,7 @@ class BPE:
         pattern = next(s["pattern"]["Regex"] for s in steps if s["type"] == "Split")
         normaliser = (spec.get("normalizer") or {}).get("type")
         if normaliser != "NFC":
-            raise ValueError(
-                f"{path} normalises text by {normaliser}, Qwen's tokenizers by NFC; "
-                "use the tokenizer.json of a Qwen model"
-            )
+            raise ValueError(f"{path} normalises text by {normaliser}, not by NFC; {CURE}")
         letters = byte_letters()
         byte_of = {char: byte for byte, char in enumerate(letters)}
 
@@ -60,8 +57,7 @@ class BPE:
     def encode(self, text: str) -> list[int]:
         """Ordinary tokens only: no text becomes an added token, whatever it spells."""
         # Hugging Face normalises inside the tokenizer; tiktoken does not do it by itself.
-        ids = self._ids
-        return [ids[rank] for rank in self._bpe.encode_ordinary(unicodedata.normalize("NFC", text))]
+        return [self._ids[rank] for rank in self._bpe.encode_ordinary(unicodedata.normalize("NFC", text))]
 
     def decode(self, ids: list[int]) -> str:
         """Special tokens are dropped, as in Hugging Face with skip_special_tokens. Ids of padded embedding

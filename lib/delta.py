@@ -44,16 +44,15 @@ def delta_chunked(q, k, v, g, beta, state=None):
     C = min(CHUNK, max(16, dk))  # about as long as a key is wide: what grows with either weighs the same
     pad = -T % C
     n = (T + pad) // C
-    q, k, v, g, beta = (
-        F.pad(x.float(), (0, 0) * (x.dim() - 2) + (0, pad)) if pad else x.float() for x in (q, k, v, g, beta)
-    )
+    q, k, v, g, beta = (x.float() for x in (q, k, v, g, beta))
+    if pad:
+        q, k, v, g, beta = (F.pad(x, (0, 0) * (x.dim() - 2) + (0, pad)) for x in (q, k, v, g, beta))
     q, k = (x.view(B, n, C, Hk, 1, dk).permute(0, 3, 4, 1, 2, 5) for x in (q, k))  # [B, Hk, 1, n, C, dk]
     v = v.view(B, n, C, Hk, r, dv).permute(0, 3, 4, 1, 2, 5)  # [B, Hk, r, n, C, dv]
     g, beta = (x.view(B, n, C, Hk, r).permute(0, 3, 4, 1, 2) for x in (g, beta))  # [B, Hk, r, n, C]
 
     G = g.cumsum(-1)
-    # Mask before exp: above the diagonal the difference is positive and would overflow, and inf * 0 poisons
-    # gradients.
+    # Mask before exp: above the diagonal the difference is positive and overflows, and inf * 0 is NaN.
     above = torch.full((C, C), -math.inf, device=G.device).triu(1)
     decay = (G[..., :, None] + (-G)[..., None, :]).add_(above).exp_()
     A = (k @ k.transpose(-1, -2)) * decay * beta[..., None]

@@ -84,8 +84,7 @@ def keep(path: Path, depends_on: dict, rows: list[dict]):
 
 
 def kept(path: Path, depends_on: dict) -> tuple[list[dict] | None, list[str]]:
-    """(the rows that `keep` wrote, []) or, where they depend on something else, (None, the names of what
-    differs)."""
+    """(the rows that `keep` wrote, []) or, where they depend on something else, (None, what differs)."""
     if not path.exists():
         return None, []
     first, *rows = [row for _, row in read_lines(path)] or [{}]
@@ -115,9 +114,8 @@ class Journal:
                     row = json.loads(line)
                     self.rows[row["key"]] = row
                 except (ValueError, KeyError, TypeError):
-                    raise ValueError(
-                        f"{part} line {number} is damaged; delete it, and what it held is done again"
-                    ) from None
+                    cure = "delete it, and what it held is done again"
+                    raise ValueError(f"{part} line {number} is damaged; {cure}") from None
 
     def __enter__(self):
         return self
@@ -144,13 +142,10 @@ def replace_folder(partial: Path, path: Path):
 
 def set_aside(folder: Path) -> Path:
     """Renames a folder that a new one would replace -> its new name, which ends in the present time."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    taken = [
-        folder.with_name(f"{folder.name}-until-{stamp}{n}") for n in ("", *(f"-{i}" for i in range(2, 100)))
-    ]
-    aside = next(name for name in taken if not name.exists())
-    folder.rename(aside)
-    return aside
+    aside = folder.with_name(f"{folder.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}-2")
+    return folder.rename(aside)
 
 
 def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
@@ -202,9 +197,7 @@ def lock(folder: Path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ValueError(
-            f"another process is writing {folder}; wait for it to end, or choose another name"
-        ) from None
+        raise ValueError(f"another process is writing {folder}; wait, or choose another name") from None
     return file
 
 
@@ -213,5 +206,5 @@ def replace_between(text: str, begin: str, end: str, new: str) -> str:
     head, found, rest = text.partition(begin)
     _, found_end, tail = rest.partition(end)
     if not found or not found_end:
-        raise ValueError(f"the marks {begin!r} and {end!r} do not both stand in the page; put them back")
+        raise ValueError(f"the page lacks the mark {begin!r} or {end!r}; put them back")
     return f"{head}{begin}\n{new.strip()}\n{end}{tail}"

@@ -38,9 +38,8 @@ def scorer_of(model, parallel: str, autocast: bool):
     if parallel != "ddp":
         return scorer
     device = next(model.parameters()).device
-    return torch.nn.parallel.DistributedDataParallel(
-        scorer, [device.index] if device.type == "cuda" else None
-    )
+    ids = [device.index] if device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(scorer, ids)
 
 
 def accumulate(scorer, batches: list, what: str):

@@ -104,11 +104,11 @@ def saved(out):
 
 def test_the_length_in_a_prompt_is_replaced():
     assert (
-        evaluation.at_length("A fox: write a story 1,200 words long.", 12000)
+        data.at_length("A fox: write a story 1,200 words long.", 12000)
         == "A fox: write a story 12000 words long."
     )
-    assert evaluation.at_length("A 50-word-long story", 80) == "A 80-word-long story"
-    assert evaluation.at_length("Tell me of 3 foxes", 80) == "Tell me of 3 foxes. It should be 80 words long."
+    assert data.at_length("A 50-word-long story", 80) == "A 80-word-long story"
+    assert data.at_length("Tell me of 3 foxes", 80) == "Tell me of 3 foxes. It should be 80 words long."
     shipped = data.read_examples(ROOT / "stories" / "heldout.jsonl")
     todo = evaluation.requests_for(shipped, [100, 12000, 100], 5)
     assert (

@@ -251,19 +251,12 @@ def test_stop_token_is_kept_and_the_limit_holds(model):
     assert any(c.finished for c in done) and not all(c.finished for c in done)
 
 
-def test_on_finish_is_called_once_a_story_while_others_are_written(model):
-    calls = []
-    done = generate(
-        model,
-        prompts_of([5] * 12),
-        max_new_tokens=60,
-        seed=2,
-        slots=4,
-        stop_ids=range(8),
-        on_finish=lambda i, c: calls.append((i, list(c.ids))),
-    )
-    assert sorted(i for i, _ in calls) == list(range(12)) and [i for i, _ in calls] != list(range(12))
-    assert all(ids == done[i].ids for i, ids in calls)
+def test_a_story_ends_once_while_others_are_written(model):
+    how = {"max_new_tokens": 60, "seed": 2, "slots": 4, "stop_ids": range(8)}
+    ends = [(i, list(c.ids)) for i, c, ended in rollout.stream(model, prompts_of([5] * 12), **how) if ended]
+    done = generate(model, prompts_of([5] * 12), **how)
+    assert sorted(i for i, _ in ends) == list(range(12)) and [i for i, _ in ends] != list(range(12))
+    assert all(ids == done[i].ids for i, ids in ends)
 
 
 def test_greedy_ignores_seed_and_truncation(model):
