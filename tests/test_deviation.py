@@ -335,13 +335,10 @@ def test_dpo_equals_trl():
         _total_train_tokens=0,
         _tp_size=1,
     )
-    inputs = {
-        "input_ids": torch.zeros(2 * B, T + 1, dtype=torch.long),
-        "attention_mask": torch.ones(2 * B, T + 1),
-        "completion_mask": torch.ones(2 * B, T + 1, dtype=torch.long),
-        "ref_chosen_logps": ref_2B[:B],
-        "ref_rejected_logps": ref_2B[B:],
-    }
+    inputs = {"input_ids": torch.zeros(2 * B, T + 1, dtype=torch.long)}
+    inputs |= {"attention_mask": torch.ones(2 * B, T + 1)}
+    inputs |= {"completion_mask": torch.ones(2 * B, T + 1, dtype=torch.long), "ref_chosen_logps": ref_2B[:B]}
+    inputs |= {"ref_rejected_logps": ref_2B[B:]}
     theirs = DPOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
     logp_2B = logp_2BT.sum(1)
     ours = D.ddpo_loss(logp_2B[:B], logp_2B[B:], ref_2B[:B], ref_2B[B:], beta=0.1).mean()
@@ -434,9 +431,8 @@ def test_vendi_score_against_a_singular_value_reference():
 
 
 def test_metrics_of_nothing_are_nan():
-    assert math.isnan(D.mean_pairwise_distance(torch.zeros(1, 1))) and math.isnan(
-        D.vendi_score(torch.zeros(0, 0))
-    )
+    assert math.isnan(D.mean_pairwise_distance(torch.zeros(1, 1)))
+    assert math.isnan(D.vendi_score(torch.zeros(0, 0)))
     assert math.isnan(D.distinct_n(["", "word"], 2)) and math.isnan(D.compression_ratio([]))
 
 
@@ -519,9 +515,5 @@ def test_command_line(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             D.main([str(bad)])
         out, err = capsys.readouterr()
-        assert (
-            stop.value.code == 2
-            and out == ""
-            and err.startswith("error: cannot compare ")
-            and err.count("\n") == 1
-        )
+        assert stop.value.code == 2 and out == "" and err.startswith("error: cannot compare ")
+        assert err.count("\n") == 1

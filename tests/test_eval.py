@@ -18,33 +18,13 @@ import torch
 import data
 import eval as evaluation
 import judge as judging
-import model as qwen
+from launch import SMALL, base
 from lib import endpoint, files, stats, sweep, text
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.trapped = 1'><b>bold</b>"
-TINY = {
-    "model_type": "qwen3_5_text",
-    "vocab_size": 4096,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "linear_conv_kernel_dim": 4,
-    "layer_types": ["linear_attention", "full_attention"],
-    "tie_word_embeddings": True,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "max_position_embeddings": 4096,
-    "eos_token_id": 4093,
-    "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rope_type": "default"},
-}
+TINY = SMALL | {"linear_num_key_heads": 2, "max_position_embeddings": 4096, "eos_token_id": 4093}
+TINY |= {"architectures": ["Qwen3_5ForCausalLM"]}
 
 
 @pytest.fixture(scope="session")
@@ -54,10 +34,7 @@ def checkpoint(tmp_path_factory):
 
     def make(seed=0):
         path = folder / f"random-{seed}"
-        if not path.exists():
-            qwen.save(qwen.new({**TINY, "architectures": ["Qwen3_5ForCausalLM"]}, seed), path, torch.float32)
-            data.load_tokenizer(ROOT / "stories" / "tiny-base").save(path)
-        return path
+        return path if path.exists() else base(path, seed, scale=1, **TINY)
 
     return make
 
@@ -111,14 +88,11 @@ def test_the_length_in_a_prompt_is_replaced():
     assert data.at_length("Tell me of 3 foxes", 80) == "Tell me of 3 foxes. It should be 80 words long."
     shipped = data.read_examples(ROOT / "stories" / "heldout.jsonl")
     todo = evaluation.requests_for(shipped, [100, 12000, 100], 5)
-    assert (
-        len(todo) == 10 and len({e.uid for e in todo}) == 10 and len({evaluation.unit(e) for e in todo}) == 5
-    )
+    assert len(todo) == 10 and len({e.uid for e in todo}) == 10
+    assert len({evaluation.unit(e) for e in todo}) == 5
     assert all(f"{e.target_words} words long" in e.prompt for e in todo)
-    assert (
-        len(evaluation.requests_for(shipped, [], 0)) == 60
-        and len({evaluation.unit(e) for e in shipped}) == 30
-    )
+    assert len(evaluation.requests_for(shipped, [], 0)) == 60
+    assert len({evaluation.unit(e) for e in shipped}) == 30
 
 
 def test_thirds_lose_nothing_and_are_thirds():
@@ -222,14 +196,8 @@ def test_differences_are_paired():
 def test_buckets():
     assert [label for label, _, _ in sweep.buckets_of([800, 100, 800])] == ["100", "800"]
     wide = sweep.buckets_of(range(1000, 12001, 500))
-    assert [label for label, _, _ in wide] == [
-        "0-2,000",
-        "2,000-4,000",
-        "4,000-6,000",
-        "6,000-8,000",
-        "8,000-10,000",
-        "10,000-12,000",
-    ]
+    named = "0-2,000 2,000-4,000 4,000-6,000 6,000-8,000 8,000-10,000 10,000-12,000".split()
+    assert [label for label, _, _ in wide] == named
     assert all(sum(low < t <= high for _, low, high in wide) == 1 for t in range(1000, 12001, 500))
 
 
@@ -240,12 +208,10 @@ def test_the_papers_bands_stand_beside_the_buckets_and_enter_no_slope():
     found = sweep.summarise({"m": rows}, ["quality"], [], [r["target"] for r in rows], evaluation.PUBLISHED)[
         "figures"
     ]["m"]["quality"]
-    assert found["1-4k"]["mean"] == pytest.approx(2 - 2.5) and found["8-12k"]["mean"] == pytest.approx(
-        2 - 10.5
-    )
-    assert found["slope"]["mean"] == pytest.approx(-2) and found["slope"]["interval"] == pytest.approx(
-        [-2, -2]
-    )
+    assert found["1-4k"]["mean"] == pytest.approx(2 - 2.5)
+    assert found["8-12k"]["mean"] == pytest.approx(2 - 10.5)
+    assert found["slope"]["mean"] == pytest.approx(-2)
+    assert found["slope"]["interval"] == pytest.approx([-2, -2])
 
 
 def test_empty_stories_are_counted_and_break_nothing(tmp_path):
@@ -254,27 +220,17 @@ def test_empty_stories_are_counted_and_break_nothing(tmp_path):
         code(
             evaluation.main,
             [
-                "--endpoint",
-                server.url,
-                "--model",
-                "mute",
-                "--prompts",
-                str(prompts(tmp_path / "p.jsonl", 2)),
-                "--out",
-                str(tmp_path / "o"),
+                *f"--endpoint {server.url} --model mute".split(),
+                *f"--prompts {prompts(tmp_path / 'p.jsonl', 2)} --out {tmp_path / 'o'}".split(),
             ],
         )
         == 0
     )
     figures = {m: f["all"]["mean"] for m, f in saved(tmp_path / "o")["figures"]["mute"].items()}
-    assert (
-        figures["empty"] == 1 and figures["written"] == figures["length_score"] == 0 and figures["early"] == 1
-    )
-    assert (
-        figures["quality"] == judging.RUBRIC.empty("").score
-        and figures["vendi"] is None
-        and figures["distance"] is None
-    )
+    assert figures["empty"] == 1 and figures["written"] == figures["length_score"] == 0
+    assert figures["early"] == 1
+    assert figures["quality"] == judging.RUBRIC.empty("").score and figures["vendi"] is None
+    assert figures["distance"] is None
 
 
 # ---- the log
@@ -300,17 +256,7 @@ def test_a_torn_line_is_cut_and_a_damaged_one_named(tmp_path):
 
 def test_killed_anywhere_and_started_again_it_reports_the_same(checkpoint, tmp_path):
     file = prompts(tmp_path / "prompts.jsonl", 4)
-    flags = [
-        "--model",
-        str(checkpoint()),
-        "--prompts",
-        str(file),
-        "--lengths",
-        "20",
-        "40",
-        "--max_new_tokens",
-        "64",
-    ]
+    flags = f"--model {checkpoint()} --prompts {file} --lengths 20 40 --max_new_tokens 64".split()
     assert code(evaluation.main, [*flags, "--out", str(tmp_path / "quiet")]) == 0
     for attempt in range(5):  # on a busy machine it may be over before the signal comes
         out, seed = tmp_path / f"killed-{attempt}", time.time_ns()
@@ -349,18 +295,8 @@ def test_two_models_from_the_command_line(checkpoint, tmp_path, capsys):
         code(
             evaluation.main,
             [
-                "--model",
-                str(checkpoint(0)),
-                str(checkpoint(1)),
-                "--prompts",
-                str(file),
-                "--lengths",
-                "20",
-                "60",
-                "--max_new_tokens",
-                "64",
-                "--out",
-                str(out),
+                *f"--model {checkpoint(0)} {checkpoint(1)} --prompts {file}".split(),
+                *f"--lengths 20 60 --max_new_tokens 64 --out {out}".split(),
             ],
         )
         == 0
@@ -406,16 +342,8 @@ def test_a_prompt_longer_than_the_model_reaches_is_cut_and_said(checkpoint, tmp_
         code(
             evaluation.main,
             [
-                "--model",
-                str(checkpoint()),
-                "--prompts",
-                str(prompts(tmp_path / "p.jsonl", 1)),
-                "--length",
-                "12000",
-                "--samples",
-                "1",
-                "--out",
-                str(tmp_path / "o"),
+                *f"--model {checkpoint()} --prompts {prompts(tmp_path / 'p.jsonl', 1)}".split(),
+                *f"--length 12000 --samples 1 --out {tmp_path / 'o'}".split(),
             ],
         )
         == 0
@@ -446,20 +374,13 @@ def test_a_prompt_longer_than_the_model_reaches_is_cut_and_said(checkpoint, tmp_
 def test_bad_input_gets_one_sentence(checkpoint, tmp_path, capsys, flags, sentence):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.jsonl").write_text('{"question": "why?"}\n')
-    paths = {
-        "MODEL": str(checkpoint()),
-        "EMPTY": str(tmp_path / "empty"),
-        "OTHER": str(tmp_path / "other.jsonl"),
-    }
+    paths = {"MODEL": str(checkpoint()), "EMPTY": str(tmp_path / "empty")}
+    paths |= {"OTHER": str(tmp_path / "other.jsonl")}
     more = [] if flags[0] == "watch" else ["--out", str(tmp_path / "out")]
     assert code(evaluation.main, [paths.get(f, f) for f in flags] + more) == 2
     error = capsys.readouterr().err
-    assert (
-        error.startswith("error: ")
-        and sentence in error
-        and error.count("\n") == 1
-        and not (tmp_path / "out").exists()
-    )
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 # ---- a model behind an endpoint
@@ -515,45 +436,26 @@ def test_an_endpoint_that_stops_half_way_loses_nothing(tmp_path, capsys, monkeyp
     server = Server(reply)
     file = prompts(tmp_path / "p.jsonl", 4)
     flags = [
-        "--endpoint",
-        server.url,
-        "--model",
-        "org/big-27b",
-        "--prompts",
-        str(file),
-        "--out",
-        str(tmp_path / "o"),
-        "--in_flight",
-        "2",
-        "--top_k",
-        "20",
+        *f"--endpoint {server.url} --model org/big-27b --prompts {file}".split(),
+        *f"--out {tmp_path / 'o'} --in_flight 2 --top_k 20".split(),
     ]
     down[0] = True
     assert code(evaluation.main, flags) == 2
     error = capsys.readouterr().err
-    assert (
-        "gave no answer (http_503" in error
-        and "start the same command again" in error
-        and not (tmp_path / "o/report.json").exists()
-    )
+    assert "gave no answer (http_503" in error and "start the same command again" in error
+    assert not (tmp_path / "o/report.json").exists()
     kept = sum('"story ' in line for line in (tmp_path / "o/log.jsonl").read_text().splitlines())
     assert kept == 5
     down[0] = False
     assert code(evaluation.main, flags) == 0
     assert len(served) == 8  # four prompts, two stories each, none asked twice
     body, headers = server.seen[0]
-    assert (
-        headers["Authorization"] == "Bearer sk-very-secret"
-        and body["model"] == "org/big-27b"
-        and body["top_k"] == 20
-        and body["min_p"] == 0
-        and body["repetition_penalty"] == 1
-    )
+    assert headers["Authorization"] == "Bearer sk-very-secret" and body["model"] == "org/big-27b"
+    assert body["top_k"] == 20 and body["min_p"] == 0 and body["repetition_penalty"] == 1
     assert len({b["seed"] for b, _ in server.seen}) == 8
     report = saved(tmp_path / "o")
-    assert report["models"] == ["big-27b"] and report["figures"]["big-27b"]["ratio"]["all"][
-        "mean"
-    ] == pytest.approx(7 / 50)
+    assert report["models"] == ["big-27b"]
+    assert report["figures"]["big-27b"]["ratio"]["all"]["mean"] == pytest.approx(7 / 50)
     assert all(
         "sk-very-secret" not in p.read_text(errors="replace")
         for p in (tmp_path / "o").rglob("*.*")
@@ -590,11 +492,7 @@ def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, t
         str(prompts(tmp_path / "p.jsonl", 3)),
         "--out",
         str(tmp_path / "o"),
-        "--max_new_tokens",
-        "60",
-        "--samples",
-        "1",
-        "--judge_url",
+        *"--max_new_tokens 60 --samples 1 --judge_url".split(),
         server.url,
         "--judge_model",
         "reader",
@@ -603,11 +501,8 @@ def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, t
     told = capsys.readouterr()
     quality = saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]
     assert "1 texts got no verdict (bad_json" in told.err and "n=2" in told.out
-    assert (
-        quality["mean"] == 100
-        and quality["prompts"] == 2
-        and "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1]
-    )
+    assert quality["mean"] == 100 and quality["prompts"] == 2
+    assert "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1]
     broken[0] = False
     assert code(evaluation.main, flags) == 0
     assert saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]["prompts"] == 3
@@ -618,15 +513,8 @@ def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, t
 
 def small(checkpoint, tmp_path, n=3):
     return [
-        "--model",
-        str(checkpoint()),
-        "--prompts",
-        str(prompts(tmp_path / "p.jsonl", n)),
-        "--lengths",
-        "20",
-        "40",
-        "--max_new_tokens",
-        "64",
+        *f"--model {checkpoint()} --prompts {prompts(tmp_path / 'p.jsonl', n)}".split(),
+        *"--lengths 20 40 --max_new_tokens 64".split(),
     ]
 
 
@@ -635,11 +523,7 @@ def test_two_processes_write_the_same_stories_and_one_report(checkpoint, tmp_pat
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     two = [
         sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "eval.py",
+        *"-m torch.distributed.run --standalone --nproc_per_node=2 eval.py".split(),
         *flags,
         "--out",
         str(tmp_path / "two"),
@@ -671,11 +555,8 @@ def test_a_folder_in_use_is_refused(checkpoint, tmp_path, capsys):
     held = files.lock(tmp_path / "o")
     assert code(evaluation.main, flags) == 2
     error = capsys.readouterr().err
-    assert (
-        error.count("another process is writing") == 1
-        and "Traceback" not in error
-        and not (tmp_path / "o").exists()
-    )
+    assert error.count("another process is writing") == 1 and "Traceback" not in error
+    assert not (tmp_path / "o").exists()
     held.close()
     assert code(evaluation.main, flags) == 0
 
@@ -685,9 +566,8 @@ def test_an_out_that_cannot_be_is_one_sentence(checkpoint, tmp_path, capsys, whe
     (tmp_path / "file").write_text("mine")
     assert code(evaluation.main, [*small(checkpoint, tmp_path), "--out", str(tmp_path / where)]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert (
-        len(error) == 1 and "choose another --out" in error[0] and (tmp_path / "file").read_text() == "mine"
-    )
+    assert len(error) == 1 and "choose another --out" in error[0]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("room", [1_000, 5_000, 12_000])
@@ -722,22 +602,16 @@ def test_ctrl_c_keeps_what_was_written_and_says_how_to_go_on(checkpoint, tmp_pat
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
-    assert (
-        process.returncode == 130
-        and f"what was written is kept in {tmp_path / 'o'}: the same command goes on" in error
-    )
+    assert process.returncode == 130
+    assert f"what was written is kept in {tmp_path / 'o'}: the same command goes on" in error
     assert "Traceback" not in error and log.read_bytes().count(b"\n") > 0
 
 
 def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = [
-        "--model",
-        str(checkpoint()),
-        "--prompts",
-        str(prompts(tmp_path / "p.jsonl", 2)),
-        "--max_new_tokens",
-        "30",
+        *f"--model {checkpoint()}".split(),
+        *f"--prompts {prompts(tmp_path / 'p.jsonl', 2)} --max_new_tokens 30".split(),
     ]
     for lengths in (["20"], ["20", "40"]):
         assert code(evaluation.main, [*flags, "--lengths", *lengths]) == 0
@@ -761,14 +635,7 @@ def test_prompts_that_are_none_say_so(checkpoint, tmp_path, capsys):
     assert (
         code(
             evaluation.main,
-            [
-                "--model",
-                str(checkpoint()),
-                "--prompts",
-                str(tmp_path / "none.jsonl"),
-                "--out",
-                str(tmp_path / "o"),
-            ],
+            f"--model {checkpoint()} --prompts {tmp_path / 'none.jsonl'} --out {tmp_path / 'o'}".split(),
         )
         == 2
     )
@@ -782,16 +649,8 @@ def answers(tmp_path, reply, *flags):
     """The stories of one prompt, and the bodies that were sent."""
     server = Server(reply)
     argv = [
-        "--endpoint",
-        server.url,
-        "--model",
-        "m",
-        "--prompts",
-        str(prompts(tmp_path / "p.jsonl", 1)),
-        "--samples",
-        "1",
-        "--out",
-        str(tmp_path / "o"),
+        *f"--endpoint {server.url} --model m --prompts {prompts(tmp_path / 'p.jsonl', 1)}".split(),
+        *f"--samples 1 --out {tmp_path / 'o'}".split(),
     ]
     ended = code(evaluation.main, [*argv, *flags])
     path = tmp_path / "o/stories/m.jsonl"
@@ -882,14 +741,8 @@ def test_a_story_ends_at_every_end_token_of_its_model(checkpoint, tmp_path, monk
         code(
             evaluation.main,
             [
-                "--model",
-                str(folder),
-                "--prompts",
-                str(prompts(tmp_path / "p.jsonl", 1)),
-                "--max_new_tokens",
-                "20",
-                "--out",
-                str(tmp_path / "o"),
+                *f"--model {folder} --prompts {prompts(tmp_path / 'p.jsonl', 1)}".split(),
+                *f"--max_new_tokens 20 --out {tmp_path / 'o'}".split(),
             ],
         )
         == 0

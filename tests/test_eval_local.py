@@ -25,13 +25,7 @@ def test_stories_from_a_real_server(url, tmp_path):  # noqa: F811
         str(tmp_path / "p.jsonl"),
         "--out",
         str(tmp_path / "o"),
-        "--max_new_tokens",
-        "80",
-        "--lengths",
-        "30",
-        "60",
-        "--in_flight",
-        "1",
+        *"--max_new_tokens 80 --lengths 30 60 --in_flight 1".split(),
     ]
     assert evaluation.main(flags) == 0
     report = json.loads((tmp_path / "o/report.json").read_text())

@@ -74,16 +74,7 @@ def flags(start, source, out, *more):
         str(source),
         "--out",
         str(out),
-        "--pairs",
-        "6",
-        "--steps",
-        "12",
-        "--lr",
-        "3e-3",
-        "--test_every",
-        "6",
-        "--micro_batch_tokens",
-        "200",
+        *"--pairs 6 --steps 12 --lr 3e-3 --test_every 6 --micro_batch_tokens 200".split(),
         *map(str, more),
     ]
 
@@ -219,14 +210,11 @@ def test_requests_that_differ_in_length_alone_stay_on_one_side():
     assert not subjects[0] & subjects[1]
 
 
-BAD_LINES = {
-    "the score is NaN": '{"prompt": "p", "story": "s", "score": NaN}',
-    "the score is Infinity": '{"prompt": "p", "story": "s", "score": Infinity}',
-    'the score is "7"': '{"prompt": "p", "story": "s", "score": "7"}',
-    'needs "prompt"': '{"story": "s", "score": 1}',
-    'or "upvotes"': '{"prompt": "p", "story": "s"}',
-    "not JSON": '{"prompt": ',
-}
+BAD_LINES = {"the score is NaN": '{"prompt": "p", "story": "s", "score": NaN}'}
+BAD_LINES |= {"the score is Infinity": '{"prompt": "p", "story": "s", "score": Infinity}'}
+BAD_LINES |= {'the score is "7"': '{"prompt": "p", "story": "s", "score": "7"}'}
+BAD_LINES |= {'needs "prompt"': '{"story": "s", "score": 1}', 'or "upvotes"': '{"prompt": "p", "story": "s"}'}
+BAD_LINES |= {"not JSON": '{"prompt": '}
 
 
 @pytest.mark.parametrize("message", BAD_LINES)
@@ -236,12 +224,8 @@ def test_a_bad_line_is_named(start, tmp_path, capsys, message):
     with pytest.raises(SystemExit) as stop:
         prefer.main(flags(start, path, tmp_path / "out"))
     said = capsys.readouterr().err
-    assert (
-        stop.value.code == 2
-        and "bad.jsonl line 2" in said
-        and message in said
-        and not (tmp_path / "out").exists()
-    )
+    assert stop.value.code == 2 and "bad.jsonl line 2" in said and message in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_impossible_requests_end_in_one_sentence(start, tmp_path, capsys, monkeypatch):
@@ -354,18 +338,16 @@ def test_a_run_that_is_terminated_goes_on_as_if_nothing_had_happened(start, tmp_
     monkeypatch.setattr(prefer, "update", interrupted)
     with pytest.raises(SystemExit) as stop:
         prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6))
-    assert stop.value.code == 1 and [p.name for p in (tmp_path / "cut/checkpoints").glob("step_*")] == [
-        "step_000003"
-    ]
+    assert stop.value.code == 1
+    assert [p.name for p in (tmp_path / "cut/checkpoints").glob("step_*")] == ["step_000003"]
     with lock(tmp_path / "cut"), pytest.raises(SystemExit):
         prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6, "--resume", "auto"))
     assert "another process is writing" in capsys.readouterr().err
     prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6, "--resume", "auto"))
     whole, cut = metrics(tmp_path, "whole"), metrics(tmp_path, "cut")
     assert [m["step"] for m in cut] == list(range(7))
-    assert [m.get("loss") for m in cut] == [m.get("loss") for m in whole] and cut[-1][
-        "held_out/margin"
-    ] == whole[-1]["held_out/margin"]
+    assert [m.get("loss") for m in cut] == [m.get("loss") for m in whole]
+    assert cut[-1]["held_out/margin"] == whole[-1]["held_out/margin"]
 
 
 def test_two_processes_learn_what_one_does(start, tmp_path):

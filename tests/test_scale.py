@@ -89,13 +89,9 @@ def test_uneven_stories_do_not_hang(model, tmp_path):
         model,
         "--out",
         tmp_path,
-        "--parallel",
-        "fsdp",
-        "--steps",
+        *"--parallel fsdp --steps".split(),
         2,
-        "--kl",
-        "0.1",
-        "--updates_per_batch",
+        *"--kl 0.1 --updates_per_batch".split(),
         2,
     ]
     Run(*flags, world=4, patch=uneven, log=tmp_path / "log").ok()
@@ -163,11 +159,7 @@ def test_torchrun_restarts_from_the_checkpoint_when_a_worker_is_killed(model, al
     ]
     command = [
         sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=4",
-        "--max-restarts=2",
+        *"-m torch.distributed.run --standalone --nproc_per_node=4 --max-restarts=2".split(),
         ROOT / "train.py",
         *flags,
     ]

@@ -248,9 +248,11 @@ def compare(report: Report, name: str, pair, pairs: int, clock):
         ours, peer, wrong = setup(pair)
     except ImportError as error:
         missing = f"{error.name} is not installed (pip install -r requirements-bench.txt)"
-        return report.say(f"{what:52s} skipped: {missing}", row=name, skipped=missing)
+        report.say(f"{what:52s} skipped: {missing}", row=name, skipped=missing)
+        return
     if wrong:
-        return report.say(f"{what:52s} VOID: {wrong}", row=name, void=wrong)
+        report.say(f"{what:52s} VOID: {wrong}", row=name, void=wrong)
+        return
     ours()
     peer()
     times = []
