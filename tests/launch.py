@@ -50,7 +50,7 @@ def base(folder: Path, seed=0, scale=4, **change) -> Path:
 
 
 def in_process(model, out: Path, monkeypatch):
-    """For a fixture: yields a function that runs train.py here -> the folder of the run. code: how it ends."""
+    """For a fixture: yields a function that runs train.py here -> the folder. code: how it ends."""
     import train
 
     monkeypatch.setattr(train.metrics, "plot", lambda *_: None)
