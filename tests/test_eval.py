@@ -80,10 +80,8 @@ def saved(out):
 
 
 def test_the_length_in_a_prompt_is_replaced():
-    assert (
-        data.at_length("A fox: write a story 1,200 words long.", 12000)
-        == "A fox: write a story 12000 words long."
-    )
+    asked = "A fox: write a story 1,200 words long."
+    assert data.at_length(asked, 12000) == "A fox: write a story 12000 words long."
     assert data.at_length("A 50-word-long story", 80) == "A 80-word-long story"
     assert data.at_length("Tell me of 3 foxes", 80) == "Tell me of 3 foxes. It should be 80 words long."
     shipped = data.read_examples(ROOT / "stories" / "heldout.jsonl")
@@ -98,16 +96,14 @@ def test_the_length_in_a_prompt_is_replaced():
 def test_thirds_lose_nothing_and_are_thirds():
     rng = random.Random(0)
     for _ in range(20):
-        story = "\n\n".join(
-            " ".join(
-                " ".join(
-                    rng.choices(["a", "ship", "sank", "and", "the", "crew", "sang"], k=rng.randint(3, 12))
-                ).capitalize()
-                + "."
-                for _ in range(rng.randint(2, 6))
-            )
-            for _ in range(rng.randint(8, 20))
-        )
+        paragraphs = []
+        for _ in range(rng.randint(8, 20)):
+            words = [rng.choices("a ship sank and the crew sang".split(), k=rng.randint(3, 12))]
+            words += [
+                rng.choices("a ship sank and the crew sang".split(), k=9) for _ in range(rng.randint(1, 5))
+            ]
+            paragraphs.append(" ".join(" ".join(sentence).capitalize() + "." for sentence in words))
+        story = "\n\n".join(paragraphs)
         parts = text.split_evenly(story, 3, data.words)
         if data.words(story) >= evaluation.THIRDS_FROM:
             assert "".join("".join(parts).split()) == "".join(story.split())
@@ -148,11 +144,8 @@ def test_stories_of_one_prompt_are_one_observation():
     assert sweep.figures(many, "ratio", [("100", 0, 100)]) == sweep.figures(few, "ratio", [("100", 0, 100)])
     alone = sweep.figures(few[:1], "ratio", [("100", 0, 100)])["all"]
     assert alone == {"mean": 0.0, "interval": None, "prompts": 1}
-    assert sweep.figures([], "ratio", [("100", 0, 100)])["all"] == {
-        "mean": None,
-        "interval": None,
-        "prompts": 0,
-    }
+    nothing = {"mean": None, "interval": None, "prompts": 0}
+    assert sweep.figures([], "ratio", [("100", 0, 100)])["all"] == nothing
 
 
 def test_means_slopes_and_intervals_against_a_loop():
@@ -216,16 +209,9 @@ def test_the_papers_bands_stand_beside_the_buckets_and_enter_no_slope():
 
 def test_empty_stories_are_counted_and_break_nothing(tmp_path):
     server = Server(lambda body, number: "" if number % 2 else "<think>only a thought</think>\n")
-    assert (
-        code(
-            evaluation.main,
-            [
-                *f"--endpoint {server.url} --model mute".split(),
-                *f"--prompts {prompts(tmp_path / 'p.jsonl', 2)} --out {tmp_path / 'o'}".split(),
-            ],
-        )
-        == 0
-    )
+    flags = f"--endpoint {server.url} --model mute "
+    flags += f"--prompts {prompts(tmp_path / 'p.jsonl', 2)} --out {tmp_path / 'o'}"
+    assert code(evaluation.main, flags.split()) == 0
     figures = {m: f["all"]["mean"] for m, f in saved(tmp_path / "o")["figures"]["mute"].items()}
     assert figures["empty"] == 1 and figures["written"] == figures["length_score"] == 0
     assert figures["early"] == 1
@@ -291,16 +277,9 @@ def test_killed_anywhere_and_started_again_it_reports_the_same(checkpoint, tmp_p
 def test_two_models_from_the_command_line(checkpoint, tmp_path, capsys):
     file = prompts(tmp_path / "prompts.jsonl", 3)
     out = tmp_path / "out"
-    assert (
-        code(
-            evaluation.main,
-            [
-                *f"--model {checkpoint(0)} {checkpoint(1)} --prompts {file}".split(),
-                *f"--lengths 20 60 --max_new_tokens 64 --out {out}".split(),
-            ],
-        )
-        == 0
-    )
+    flags = f"--model {checkpoint(0)} {checkpoint(1)} --prompts {file} "
+    flags += f"--lengths 20 60 --max_new_tokens 64 --out {out}"
+    assert code(evaluation.main, flags.split()) == 0
     told = capsys.readouterr()
     assert "measures form, not quality" in told.err and "only 3 prompts" in told.out
     report = saved(out)
@@ -317,37 +296,22 @@ def test_two_models_from_the_command_line(checkpoint, tmp_path, capsys):
         np.mean([offline.score(s["prompt"], s["story"]).score for s in stories])
     )
     [d] = report["differences"]
-    assert d["figures"]["ratio"]["all"]["mean"] == pytest.approx(
-        report["figures"]["random-1"]["ratio"]["all"]["mean"]
-        - report["figures"]["random-0"]["ratio"]["all"]["mean"]
-    )
-    assert {"report.html", "report.json", "quality.png", "ratio.png", "log.jsonl", "stories"} <= {
-        p.name for p in out.iterdir()
-    }
+    of = [report["figures"][f"random-{i}"]["ratio"]["all"]["mean"] for i in (0, 1)]
+    assert d["figures"]["ratio"]["all"]["mean"] == pytest.approx(of[1] - of[0])
+    there = {p.name for p in out.iterdir()}
+    assert {"report.html", "report.json", "quality.png", "ratio.png", "log.jsonl", "stories"} <= there
     assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
 
 
 def test_a_prompt_longer_than_the_model_reaches_is_cut_and_said(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        evaluation.rollout,
-        "stream",
-        lambda model, prompts, *, max_new_tokens, **_: iter(
-            [
-                (i, evaluation.rollout.Completion([5] * max_new_tokens, [], False), True)
-                for i in range(len(prompts))
-            ]
-        ),
-    )
-    assert (
-        code(
-            evaluation.main,
-            [
-                *f"--model {checkpoint()} --prompts {prompts(tmp_path / 'p.jsonl', 1)}".split(),
-                *f"--length 12000 --samples 1 --out {tmp_path / 'o'}".split(),
-            ],
-        )
-        == 0
-    )
+    def stream(model, prompts, *, max_new_tokens, **_):
+        for i in range(len(prompts)):
+            yield i, evaluation.rollout.Completion([5] * max_new_tokens, [], False), True
+
+    monkeypatch.setattr(evaluation.rollout, "stream", stream)
+    flags = f"--model {checkpoint()} --prompts {prompts(tmp_path / 'p.jsonl', 1)} "
+    flags += f"--length 12000 --samples 1 --out {tmp_path / 'o'}"
+    assert code(evaluation.main, flags.split()) == 0
     assert (
         "12,000 words would get up to 21,664 tokens, but the model has positions for 4,0"
         in capsys.readouterr().err
@@ -399,11 +363,8 @@ class Server:
                 with lock:
                     outer.seen.append((body, dict(self.headers)))
                     said = reply(body, len(outer.seen))
-                answer = json.dumps(
-                    said
-                    if isinstance(said, dict)
-                    else {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
-                ).encode()
+                answer = {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
+                answer = json.dumps(said if isinstance(said, dict) else answer).encode()
                 self.send_response(said if isinstance(said, int) else 200)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
@@ -435,10 +396,8 @@ def test_an_endpoint_that_stops_half_way_loses_nothing(tmp_path, capsys, monkeyp
 
     server = Server(reply)
     file = prompts(tmp_path / "p.jsonl", 4)
-    flags = [
-        *f"--endpoint {server.url} --model org/big-27b --prompts {file}".split(),
-        *f"--out {tmp_path / 'o'} --in_flight 2 --top_k 20".split(),
-    ]
+    flags = f"--endpoint {server.url} --model org/big-27b --prompts {file}".split()
+    flags += f"--out {tmp_path / 'o'} --in_flight 2 --top_k 20".split()
     down[0] = True
     assert code(evaluation.main, flags) == 2
     error = capsys.readouterr().err
@@ -456,11 +415,8 @@ def test_an_endpoint_that_stops_half_way_loses_nothing(tmp_path, capsys, monkeyp
     report = saved(tmp_path / "o")
     assert report["models"] == ["big-27b"]
     assert report["figures"]["big-27b"]["ratio"]["all"]["mean"] == pytest.approx(7 / 50)
-    assert all(
-        "sk-very-secret" not in p.read_text(errors="replace")
-        for p in (tmp_path / "o").rglob("*.*")
-        if p.suffix != ".png"
-    )
+    texts = [p for p in (tmp_path / "o").rglob("*.*") if p.suffix != ".png"]
+    assert all("sk-very-secret" not in p.read_text(errors="replace") for p in texts)
 
 
 def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, tmp_path, capsys, monkeypatch):
@@ -473,30 +429,17 @@ def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, t
             and "bell" in body["messages"][1]["content"]
         ):
             return "I would rather not."
-        return json.dumps(
-            {
-                d.key: {
-                    "why": "so",
-                    "quotes": [],
-                    "score": d.high if d.key[0] == "P" and d.key != "PENALTY" else d.low,
-                }
-                for d in judging.RUBRIC.dimensions
-            }
-        )
+        verdict = {}
+        for d in judging.RUBRIC.dimensions:
+            score = d.high if d.key[0] == "P" and d.key != "PENALTY" else d.low
+            verdict[d.key] = {"why": "so", "quotes": [], "score": score}
+        return json.dumps(verdict)
 
     server = Server(reply)
-    flags = [
-        "--model",
-        str(checkpoint()),
-        "--prompts",
-        str(prompts(tmp_path / "p.jsonl", 3)),
-        "--out",
-        str(tmp_path / "o"),
-        *"--max_new_tokens 60 --samples 1 --judge_url".split(),
-        server.url,
-        "--judge_model",
-        "reader",
-    ]
+    flags = (
+        f"--model {checkpoint()} --prompts {prompts(tmp_path / 'p.jsonl', 3)} --out {tmp_path / 'o'}".split()
+    )
+    flags += f"--max_new_tokens 60 --samples 1 --judge_url {server.url} --judge_model reader".split()
     assert code(evaluation.main, flags) == 0
     told = capsys.readouterr()
     quality = saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]
@@ -512,22 +455,15 @@ def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, t
 
 
 def small(checkpoint, tmp_path, n=3):
-    return [
-        *f"--model {checkpoint()} --prompts {prompts(tmp_path / 'p.jsonl', n)}".split(),
-        *"--lengths 20 40 --max_new_tokens 64".split(),
-    ]
+    asked = f"--model {checkpoint()} --prompts {prompts(tmp_path / 'p.jsonl', n)}"
+    return f"{asked} --lengths 20 40 --max_new_tokens 64".split()
 
 
 def test_two_processes_write_the_same_stories_and_one_report(checkpoint, tmp_path):
     flags = small(checkpoint, tmp_path)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    two = [
-        sys.executable,
-        *"-m torch.distributed.run --standalone --nproc_per_node=2 eval.py".split(),
-        *flags,
-        "--out",
-        str(tmp_path / "two"),
-    ]
+    two = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2 eval.py".split()]
+    two += [*flags, "--out", str(tmp_path / "two")]
     done = subprocess.run(two, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (
@@ -538,11 +474,8 @@ def test_two_processes_write_the_same_stories_and_one_report(checkpoint, tmp_pat
     assert (tmp_path / "two/stories/random-0.jsonl").read_bytes() == (
         tmp_path / "one/stories/random-0.jsonl"
     ).read_bytes()
-    shares = [
-        sum('"story ' in line for line in (tmp_path / "two" / name).read_text().splitlines())
-        for name in ("log.jsonl", "log.1.jsonl")
-    ]
-    assert shares == [6, 6]
+    for name in ("log.jsonl", "log.1.jsonl"):
+        assert sum('"story ' in line for line in (tmp_path / "two" / name).read_text().splitlines()) == 6
     size = {p.name: p.stat().st_size for p in (tmp_path / "two").glob("log*")}
     assert (
         code(evaluation.main, [*flags, "--out", str(tmp_path / "two")]) == 0
@@ -574,11 +507,9 @@ def test_an_out_that_cannot_be_is_one_sentence(checkpoint, tmp_path, capsys, whe
 def test_a_full_disk_is_one_sentence_and_the_next_start_goes_on(checkpoint, tmp_path, room):
     """No file may grow beyond `room` bytes: the log, the report or the page is cut, wherever that falls."""
     flags = [*small(checkpoint, tmp_path, 4), "--out", str(tmp_path / "o")]
-    limited = (
-        f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import eval; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY)); "
-        "eval.main(sys.argv[1:])"
-    )
+    limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import eval; "
+    limited += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY)); "
+    limited += "eval.main(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", limited, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -609,10 +540,8 @@ def test_ctrl_c_keeps_what_was_written_and_says_how_to_go_on(checkpoint, tmp_pat
 
 def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = [
-        *f"--model {checkpoint()}".split(),
-        *f"--prompts {prompts(tmp_path / 'p.jsonl', 2)} --max_new_tokens 30".split(),
-    ]
+    flags = f"--model {checkpoint()}".split()
+    flags += f"--prompts {prompts(tmp_path / 'p.jsonl', 2)} --max_new_tokens 30".split()
     for lengths in (["20"], ["20", "40"]):
         assert code(evaluation.main, [*flags, "--lengths", *lengths]) == 0
     names = sorted(p.name for p in Path("out/eval").iterdir() if p.is_dir())
@@ -632,13 +561,8 @@ def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch
 
 def test_prompts_that_are_none_say_so(checkpoint, tmp_path, capsys):
     (tmp_path / "none.jsonl").write_text("\n")
-    assert (
-        code(
-            evaluation.main,
-            f"--model {checkpoint()} --prompts {tmp_path / 'none.jsonl'} --out {tmp_path / 'o'}".split(),
-        )
-        == 2
-    )
+    flags = f"--model {checkpoint()} --prompts {tmp_path / 'none.jsonl'} --out {tmp_path / 'o'}"
+    assert code(evaluation.main, flags.split()) == 2
     assert "none.jsonl holds no examples" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
@@ -648,10 +572,8 @@ def test_prompts_that_are_none_say_so(checkpoint, tmp_path, capsys):
 def answers(tmp_path, reply, *flags):
     """The stories of one prompt, and the bodies that were sent."""
     server = Server(reply)
-    argv = [
-        *f"--endpoint {server.url} --model m --prompts {prompts(tmp_path / 'p.jsonl', 1)}".split(),
-        *f"--samples 1 --out {tmp_path / 'o'}".split(),
-    ]
+    argv = f"--endpoint {server.url} --model m --prompts {prompts(tmp_path / 'p.jsonl', 1)}".split()
+    argv += f"--samples 1 --out {tmp_path / 'o'}".split()
     ended = code(evaluation.main, [*argv, *flags])
     path = tmp_path / "o/stories/m.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -667,13 +589,8 @@ def completion(content, finish="stop", **message):
 def test_all_sampling_is_sent_and_thinking_is_a_template_argument(tmp_path):
     ended, rows, [body] = answers(tmp_path, completion("A story."), "--thinking", "off")
     assert ended == 0 and [r["story"] for r in rows] == ["A story."]
-    assert {k: body[k] for k in evaluation.SAMPLING} == {
-        "temperature": 0.8,
-        "top_p": 0.95,
-        "top_k": 0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-    }
+    usual = {"temperature": 0.8, "top_p": 0.95, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert {k: body[k] for k in evaluation.SAMPLING} == usual
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
 
 
@@ -715,13 +632,8 @@ def test_both_writers_are_asked_the_same_by_default(checkpoint, tmp_path, monkey
     monkeypatch.setattr(evaluation, "write_local", note("local"))
     monkeypatch.setattr(evaluation, "write_endpoint", note("endpoint"))
     assert code(evaluation.main, ["--model", str(checkpoint()), "--out", str(tmp_path / "a")]) == 0
-    assert (
-        code(
-            evaluation.main,
-            ["--model", "m", "--endpoint", "http://127.0.0.1:9", "--out", str(tmp_path / "b")],
-        )
-        == 0
-    )
+    flags = f"--model m --endpoint http://127.0.0.1:9 --out {tmp_path / 'b'}"
+    assert code(evaluation.main, flags.split()) == 0
     assert asked["local"] == asked["endpoint"] and asked["local"]
 
 
@@ -737,14 +649,7 @@ def test_a_story_ends_at_every_end_token_of_its_model(checkpoint, tmp_path, monk
     monkeypatch.setattr(
         evaluation.rollout, "stream", lambda *a, **how: seen.append(set(how["stop_ids"])) or stream(*a, **how)
     )
-    assert (
-        code(
-            evaluation.main,
-            [
-                *f"--model {folder} --prompts {prompts(tmp_path / 'p.jsonl', 1)}".split(),
-                *f"--max_new_tokens 20 --out {tmp_path / 'o'}".split(),
-            ],
-        )
-        == 0
-    )
+    flags = f"--model {folder} --prompts {prompts(tmp_path / 'p.jsonl', 1)} "
+    flags += f"--max_new_tokens 20 --out {tmp_path / 'o'}"
+    assert code(evaluation.main, flags.split()) == 0
     assert seen == [{7, tokenizer.end_id, tokenizer.token("<|endoftext|>")}]

@@ -37,13 +37,8 @@ class CharTokenizer:
 
 
 TOKENIZER = CharTokenizer()
-EXAMPLE = Example(
-    uid="e1",
-    prompt="A lighthouse, 9 words long",
-    target_words=9,
-    story="The lamp went out. Nobody came.",
-    reasoning="Keep it quiet.",
-)
+STORY, NOTES = "The lamp went out. Nobody came.", "Keep it quiet."
+EXAMPLE = Example("e1", "A lighthouse, 9 words long", 9, story=STORY, reasoning=NOTES)
 
 
 @pytest.mark.parametrize("thinking", [True, False])

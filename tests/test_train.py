@@ -341,10 +341,8 @@ def test_killed_in_update_and_in_sampling_goes_on_as_if_nothing_had_been(straigh
     assert Run(*flags, patch=kill_in_sampling, log=tmp_path / "3").wait() == [-signal.SIGKILL]
     Run(*flags, log=tmp_path / "4").ok()
     same(whole, tmp_path / "tiny")
-    assert [p.name for p in sorted((tmp_path / "tiny/checkpoints").iterdir())] == [
-        "step_000002",
-        "step_000004",
-    ]
+    left = sorted(p.name for p in (tmp_path / "tiny/checkpoints").iterdir())
+    assert left == ["step_000002", "step_000004"]
     agree_with_transformers(newest(whole))
 
 
@@ -537,22 +535,9 @@ def test_world_size_must_divide_the_batch():
 
 def test_polaris_preset_has_the_papers_numbers_and_wants_a_judge(monkeypatch):
     c = train.parse(["--preset", "polaris-9b", "--judge_url", "", "--judge_model", ""])
-    assert (c.prompts, c.group, c.lr, c.clip_low, c.clip_high, c.hri_peak, c.hri_warmup) == (
-        8,
-        5,
-        1e-6,
-        0.20,
-        0.28,
-        0.4,
-        15,
-    )
-    assert (c.max_new_tokens, c.max_prompt_tokens, c.top_p, c.top_k, c.repetition_penalty) == (
-        8192,
-        256,
-        0.95,
-        20,
-        1.10,
-    )
+    assert (c.prompts, c.group, c.lr, c.clip_low, c.clip_high) == (8, 5, 1e-6, 0.20, 0.28)
+    assert (c.hri_peak, c.hri_warmup, c.max_new_tokens, c.max_prompt_tokens) == (0.4, 15, 8192, 256)
+    assert (c.top_p, c.top_k, c.repetition_penalty) == (0.95, 20, 1.10)
     with pytest.raises(ValueError, match="JUDGE_URL and JUDGE_MODEL"):
         train.check(c, 4)
 
@@ -584,11 +569,8 @@ def test_resume_says_what_differs(go, tmp_path, capsys, model):
     go("--lr", "1e-9", "--steps", 2, "--resume", "auto")
     assert "--lr 1e-09 (was 0.001)" in capsys.readouterr().out
     before, after = state(run / "checkpoints/step_000001"), state(run / "checkpoints/step_000002")
-    moved = max(
-        (after[k] - before[k]).abs().max().item()
-        for k in before
-        if k.startswith("model.") and before[k].is_floating_point()
-    )
+    trained = [k for k in before if k.startswith("model.") and before[k].is_floating_point()]
+    moved = max((after[k] - before[k]).abs().max().item() for k in trained)
     assert 0 < moved < 1e-6  # the flag is what counts, not the rate in the checkpoint
     (run / "checkpoints/step_000002/state").rename(tmp_path / "state")
     go("--resume", "auto", code=2)
