@@ -91,13 +91,9 @@ class Config:
     wandb: bool = same("wandb")
 
 
-TINY = {
-    "model": train.PRESETS["tiny"]["model"],
-    "data": ["out/tiny/rollouts"],
-    "thinking": False,
-    "steps": 40,
-}
-TINY |= {"max_tokens": 1024, "lr": 1e-4, "checkpointing": False, "micro_batch_tokens": 4096, "save_every": 0}
+TINY = {"model": train.PRESETS["tiny"]["model"], "data": ["out/tiny/rollouts"], "thinking": False}
+TINY |= {"steps": 40, "max_tokens": 1024, "lr": 1e-4, "checkpointing": False}
+TINY |= {"micro_batch_tokens": 4096, "save_every": 0}
 PRESETS = {"polaris-9b": {}, "tiny": TINY}
 
 
@@ -189,8 +185,7 @@ def read_groups(sources: list[str], tokenizer, c: Config) -> tuple[dict[str, lis
 def split(groups: dict, share: float, seed: int) -> tuple[dict, dict]:
     """(train, test): whole prompts; those that differ only in the length they ask for stay together."""
     units = list(dict.fromkeys(map(strip_length, groups)))
-    most = max(1, round(share * len(units)))
-    held = {units[i] for i in data.order(len(units), 0, seed)[:most]}
+    held = {units[i] for i in data.order(len(units), 0, seed)[: max(1, round(share * len(units)))]}
     test = {prompt: group for prompt, group in groups.items() if strip_length(prompt) in held}
     return {prompt: group for prompt, group in groups.items() if prompt not in test}, test
 
@@ -258,8 +253,8 @@ def logprobs(scorer, batch: list[Pair], c: Config):
     rows = [p.chosen for p in batch] + [p.rejected for p in batch]
     logp, _ = scorer(data.packed(rows), c.temperature)
     counts = [len(r.completion_ids) for r in rows]
-    sums = torch.stack([x.sum() for x in logp.split(counts)])
-    return sums.view(2, -1), (sums / torch.tensor(counts, device=sums.device)).view(2, -1)
+    sums = torch.stack([x.sum() for x in logp.split(counts)]).view(2, -1)
+    return sums, sums / torch.tensor(counts, device=sums.device).view(2, -1)
 
 
 def losses(c: Config, batch: list[Pair], sums, means):
@@ -323,13 +318,6 @@ def batch_of(pairs: list[Pair], step: int, c: Config) -> list[Pair]:
     return [pairs[i] for i in data.next_batch(len(pairs), position, c.pairs, c.seed)[0]]
 
 
-def keep_reference(scorer, pairs: list[Pair], steps: int, c: Config):
-    """Fills in `ref` of the pairs that these steps train."""
-    used = {id(pair): pair for step in range(steps) for pair in batch_of(pairs, step, c)}.values()
-    for pair, values in zip(used, score(scorer, list(used), c)):
-        pair.ref = (values[0], values[1])
-
-
 CURVES = {"held_out/margin": "held-out margin, as the loss sees it", "loss": "loss"}
 CURVES |= {"held_out/margin_token": "held-out margin per token", "grad_norm": "gradient norm"}
 CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen_token": "log p per token, chosen"}
@@ -344,7 +332,9 @@ def run(c: Config):
     steps = c.steps if c.steps >= 0 else len(pairs) // c.pairs
     before = score(scorer, held_out, c)
     if c.method in ("dpo", "ddpo", "divpo"):
-        keep_reference(scorer, pairs, steps, c)
+        used = list({id(pair): pair for step in range(steps) for pair in batch_of(pairs, step, c)}.values())
+        for pair, values in zip(used, score(scorer, used, c)):
+            pair.ref = (values[0], values[1])
 
     # ---- train
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
