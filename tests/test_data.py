@@ -172,7 +172,7 @@ def test_save_keeps_the_files_byte_for_byte(tokenizer, tmp_path):
 def test_tokenizer_that_is_missing_or_of_another_kind(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         data.load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="there is no tokenizer.json in"):
+    with pytest.raises(FileNotFoundError, match="no tokenizer.json in"):
         data.load_tokenizer(tmp_path)
     for text in ("{", "[]", "{}", '{"model": {"vocab": {}, "merges": []}, "pre_tokenizer": null}'):
         (tmp_path / "tokenizer.json").write_text(text)
@@ -180,7 +180,7 @@ def test_tokenizer_that_is_missing_or_of_another_kind(tmp_path):
             data.load_tokenizer(tmp_path)
     spec = json.loads((BASE / "tokenizer.json").read_text(encoding="utf-8"))
     (tmp_path / "tokenizer.json").write_text(json.dumps({**spec, "normalizer": None}))
-    with pytest.raises(ValueError, match="normalises text by None, Qwen's tokenizers by NFC"):
+    with pytest.raises(ValueError, match="normalises text by None, not by NFC"):
         data.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({**spec, "added_tokens": spec["added_tokens"][:3]}))
     with pytest.raises(ValueError, match="has no token <think>"):
@@ -250,20 +250,14 @@ def test_target_is_read_from_the_prompt_and_the_published_key_is_known(tmp_path)
             '{"prompt": "Write a tale."}',
             'line 2: no "target_words", and the prompt does not say "N words long"',
         ),
-        (
-            '{"prompt": "p", "target_words": "90"}',
-            'line 2: "target_words" is "90"; it must be a whole number',
-        ),
-        ('{"prompt": "p", "target_words": 0}', 'line 2: "target_words" is 0; it must be a whole number'),
-        (
-            '{"prompt": "p", "target_words": true}',
-            'line 2: "target_words" is true; it must be a whole number',
-        ),
-        ('{"prompt": "p", "target_words": 1.5}', 'line 2: "target_words" is 1.5; it must be a whole number'),
-        ('{"prompt": "p, 0 words long"}', 'line 2: "target_words" is 0; it must be'),
+        ('{"prompt": "p", "target_words": "90"}', 'line 2: "target_words" is "90"; give a whole number'),
+        ('{"prompt": "p", "target_words": 0}', 'line 2: "target_words" is 0; give a whole number'),
+        ('{"prompt": "p", "target_words": true}', 'line 2: "target_words" is true; give a whole number'),
+        ('{"prompt": "p", "target_words": 1.5}', 'line 2: "target_words" is 1.5; give a whole number'),
+        ('{"prompt": "p, 0 words long"}', 'line 2: "target_words" is 0; give'),
         (
             '{"prompt": "p, 1.200 words long"}',
-            'line 2: "1.200 words long" in the prompt is ambiguous; write the number as',
+            'line 2: "1.200 words long" in the prompt is ambiguous; write 1200',
         ),
         ('{"prompt": "p, 1,20 words long"}', 'line 2: "1,20 words long" in the prompt is ambiguous'),
         (
@@ -272,7 +266,7 @@ def test_target_is_read_from_the_prompt_and_the_published_key_is_known(tmp_path)
         ),
         (
             '{"prompt": "p, 90 words long", "target_words": 80}',
-            'line 2: "target_words" is 80, but the prompt asks for 90',
+            'line 2: "target_words" is 80, the prompt asks for 90',
         ),
         (
             '{"prompt": "p", "target_words": 9, "story": ""}',
@@ -281,7 +275,7 @@ def test_target_is_read_from_the_prompt_and_the_published_key_is_known(tmp_path)
         ('{"prompt": "p", "target_words": 9, "story": ["x"]}', 'line 2: "story" is list, not text'),
         ('{"prompt": "p", "target_words": 9, "reasoning": 1}', 'line 2: "reasoning" is int, not text'),
         ('{"prompt": "p", "target_words": 9, "uid": ""}', 'line 2: "uid" is empty'),
-        ('{"prompt": "p", "target_words": 9, "uid": "ok"}', 'line 2: uid "ok" is already on line 1'),
+        ('{"prompt": "p", "target_words": 9, "uid": "ok"}', 'line 2: uid "ok" is also on line 1'),
         (
             '{"prompt": "p", "target_words": 9, "storry": "x"}',
             'line 2: unknown key "storry"; the keys are uid, prompt',
@@ -375,7 +369,7 @@ def test_groups_survive_the_round_trip_and_say_what_differs(tmp_path, capsys):
     data.write_groups(path, {"lr": 1.0, "shape": (1, 2)}, [rows, []])
     assert data.read_groups(path, {"lr": 1.0, "shape": (1, 2)}) == [rows, []]
     assert data.read_groups(path, {"lr": 2.0, "shape": (1, 2)}) is None
-    assert "stories of a killed step have other lr; they are written again" in capsys.readouterr().out
+    assert "a killed step's stories have other lr; they are written again" in capsys.readouterr().out
     data.write_episodes(path, rows)  # the form of an earlier version: no first line
     assert data.read_groups(path, {"lr": 1.0}) is None and "other lr" in capsys.readouterr().out
 
