@@ -71,8 +71,7 @@ class Settings(judging.Flags):
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
-# ------------------------------------------------------------------------------------------------------------
-# What is asked: held-out prompts, each at each requested length
+# ---- what is asked: held-out prompts, each at each requested length ----------------
 
 
 def unit(example: data.Example) -> str:
@@ -94,8 +93,7 @@ def bounds_of(bands: str, target: int) -> judging.LengthBounds:
     return judging.bounds(("short" if target < SHORT else "paper") if bands == "auto" else bands)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Who writes: a checkpoint on this machine, or a model behind an endpoint
+# ---- who writes: a checkpoint on this machine, or a model behind an endpoint -------
 
 THOUGHT = 4096  # tokens that a thought may take before its story
 
@@ -199,8 +197,7 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
         say(f"{writer.label}: the server refuses {', '.join(sorted(line.spared))}; its own apply", sys.stderr)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Writing and judging, shared over processes
+# ---- writing and judging, shared over processes ------------------------------------
 
 THIRDS_FROM = 150  # words; a third of less is not a passage
 
@@ -267,8 +264,7 @@ def write_and_judge(writers: list[Writer], todo: list[data.Example], judge, log,
     return {label: [rows[job.key] for job in part] for label, part in jobs.items()}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# What is measured
+# ---- what is measured --------------------------------------------------------------
 
 METRICS = ("quality", "third_1", "third_2", "third_3", "decay", "written", "ratio", "in_band", "length_score")
 METRICS += ("early", "truncated", "empty", "repetition", "compression", "distinct_2", "distance", "vendi")
@@ -325,8 +321,7 @@ def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, simi
     return report | {"warnings": report["warnings"] + warnings, "band": band}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# From the question to the report
+# ---- from the question to the report -----------------------------------------------
 
 
 def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None) -> dict:

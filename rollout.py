@@ -51,8 +51,7 @@ class Completion:
     finished: bool = False  # ended by a stop token; False: cut at max_new_tokens
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The replica: what generation runs on
+# ---- the replica: what generation runs on ------------------------------------------
 
 
 def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | None = None) -> Qwen35:
@@ -90,8 +89,7 @@ def pack(copy: Qwen35) -> Qwen35:
     return copy
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Slots
+# ---- slots -------------------------------------------------------------------------
 
 
 class Slots:
@@ -216,8 +214,7 @@ def slots_of(model: Qwen35, stories: int, max_len: int, wanted: int | None, samp
     return new
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Generate
+# ---- generate ----------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -320,8 +317,7 @@ def stop_ids(folder, tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-# ---------------------------------------------------------------------------------------------------------
-# One story to the terminal
+# ---- one story to the terminal -----------------------------------------------------
 
 
 def newest_checkpoint() -> Path:

@@ -324,7 +324,6 @@ CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen_token
 
 
 def run(c: Config):
-    # ---- read, pair, weigh
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
     pairs, held_out = prepare(c, tokenizer)
     # ---- score under the starting model
@@ -338,8 +337,7 @@ def run(c: Config):
 
     # ---- train
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-    folder = Path(c.out, c.name)
-    at = checkpoint.open_run(folder, c.resume)
+    at = checkpoint.open_run(folder := Path(c.out, c.name), c.resume)
     start = train.load_checkpoint(c, at, model, optimiser)[0] if at else 0
     log = Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
     stopping, bad_updates, step = processes.catch_signals(), 0, start
