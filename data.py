@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lib.bpe import BPE
-from lib.files import atomic, keep, kept, read_lines, write_lines
+from lib.files import atomic, read_lines, write_lines
 from lib.huggingface import fetch
 from lib.packed import Packed
 from lib.processes import say
@@ -158,15 +158,20 @@ def write_episodes(path: str | Path, episodes: list[Episode]):
 
 def write_groups(path: Path, depends_on: dict, groups: list[list[Episode]]):
     """The groups of a step that is not trained yet, with what they depend on."""
-    keep(path, depends_on, [{"group": [asdict(row) for row in group]} for group in groups])
+    lines = [{"group": [asdict(row) for row in group]} for group in groups]
+    write_lines(path, [{"depends_on": depends_on}, *lines])
 
 
 def read_groups(path: Path, depends_on: dict) -> list[list[Episode]] | None:
     """What `write_groups` wrote; None where there is nothing, or (said) it depends on something else."""
-    lines, differs = kept(path, depends_on)
-    if differs:
+    if not path.exists():
+        return None
+    first, *lines = [row for _, row in read_lines(path)] or [{}]
+    was, now = first.get("depends_on", {}), json.loads(json.dumps(depends_on))
+    if differs := [name for name in now if was.get(name) != now[name]]:
         print(f"{path.name}: a killed step's stories have other {', '.join(differs)}; they are written again")
-    return lines and [[episode(row, str(path)) for row in line["group"]] for line in lines]
+        return None
+    return [[episode(row, str(path)) for row in line["group"]] for line in lines]
 
 
 def _example(row: dict, where: str, uid: str) -> Example:

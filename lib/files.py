@@ -78,21 +78,6 @@ def digest(paths: str | Path | list) -> str:
     return sha.hexdigest()
 
 
-def keep(path: Path, depends_on: dict, rows: list[dict]):
-    """JSON Lines under a first line that says what they depend on."""
-    write_lines(path, [{"depends_on": depends_on}, *rows])
-
-
-def kept(path: Path, depends_on: dict) -> tuple[list[dict] | None, list[str]]:
-    """(the rows that `keep` wrote, []) or, where they depend on something else, (None, what differs)."""
-    if not path.exists():
-        return None, []
-    first, *rows = [row for _, row in read_lines(path)] or [{}]
-    was, now = first.get("depends_on", {}), json.loads(json.dumps(depends_on))
-    differs = [name for name in now if was.get(name) != now[name]]
-    return (None, differs) if differs else (rows, [])
-
-
 class Journal:
     """Append-only JSON Lines of {"key": ..., ...}, for work that must not be done twice.
 

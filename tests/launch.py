@@ -49,6 +49,12 @@ def base(folder: Path, seed=0, scale=4, **change) -> Path:
     return folder
 
 
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 def in_process(model, out: Path, monkeypatch):
     """For a fixture: yields a function that runs train.py here -> the folder. code: how it ends."""
     import train
@@ -75,11 +81,8 @@ class Run:
     before main."""
 
     def __init__(self, *args, world=1, nodes=1, patch=None, log: Path):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
         shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world // nodes}
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         self.log, self.processes = log, []
         log.write_text("")
         for r in range(world):

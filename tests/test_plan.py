@@ -4,7 +4,6 @@ import ctypes
 import json
 import os
 import re
-import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 import model as qwen
 import rollout
 import train
-from launch import FLAGS, SMALL, base, context
+from launch import FLAGS, SMALL, base, context, free_port
 from lib import onednn, optim, processes
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
@@ -74,10 +73,7 @@ def real(rank, world, port, folders, flags, pipe):
 
 
 def measured(folders, flags, world) -> dict[str, int]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    pipes = [context.Pipe() for _ in range(world)]
+    port, pipes = free_port(), [context.Pipe() for _ in range(world)]
     args = [(rank, world, port, folders, flags, pipes[rank][1]) for rank in range(world)]
     started = [context.Process(target=real, args=a) for a in args]
     for process in started:

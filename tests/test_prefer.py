@@ -7,7 +7,6 @@ import math
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -316,12 +315,9 @@ def test_a_run_that_is_terminated_goes_on_as_if_nothing_had_happened(start, tmp_
 def test_two_processes_learn_what_one_does(start, tmp_path):
     source = votes(tmp_path / "votes.jsonl")
     prefer.main(flags(start, source, tmp_path, "--name", "one", "--steps", 3, "--test_every", 1))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
     command = [sys.executable, "-m", "scripts.prefer"]
     command += flags(start, source, tmp_path, "--name", "two", "--steps", 3, "--test_every", 1)
-    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port())}
     env |= {"OMP_NUM_THREADS": "1"}
     both = []
     for rank in ("0", "1"):

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 import data
 import model as qwen
 import rollout
-from launch import SMALL
+from launch import SMALL, free_port
 from lib import sampling
 from lib.lora import add_lora
 from lib.packed import Packed
@@ -368,12 +368,7 @@ def uneven(rank, world, port, folder):
 
 
 def test_ranks_with_uneven_stories_do_not_hang(tmp_path):
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = mp.spawn(uneven, (4, port, str(tmp_path)), nprocs=4, join=False)
+    context = mp.spawn(uneven, (4, free_port(), str(tmp_path)), nprocs=4, join=False)
     deadline = time.monotonic() + 120
     while not context.join(timeout=5):  # returns as soon as one of them ends
         assert time.monotonic() < deadline, "a rank hangs"
