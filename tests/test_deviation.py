@@ -319,22 +319,11 @@ def test_dpo_equals_trl():
         return x
 
     model.training = False
-    trainer = SimpleNamespace(
-        model=model,
-        beta=0.1,
-        ld_alpha=None,
-        precompute_ref_logps=True,
-        f_divergence_type="reverse_kl",
-        loss_types=["sigmoid"],
-        loss_weights=[1.0],
-        use_weighting=False,
-        aux_loss_enabled=False,
-        label_smoothing=0.0,
-        accelerator=SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same),
-        _metrics=defaultdict(lambda: defaultdict(list)),
-        _total_train_tokens=0,
-        _tp_size=1,
-    )
+    how = {"beta": 0.1, "ld_alpha": None, "precompute_ref_logps": True, "f_divergence_type": "reverse_kl"}
+    how |= {"loss_types": ["sigmoid"], "loss_weights": [1.0], "use_weighting": False, "label_smoothing": 0.0}
+    how |= {"aux_loss_enabled": False, "_total_train_tokens": 0, "_tp_size": 1}
+    how["accelerator"] = SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same)
+    trainer = SimpleNamespace(model=model, _metrics=defaultdict(lambda: defaultdict(list)), **how)
     inputs = {"input_ids": torch.zeros(2 * B, T + 1, dtype=torch.long)}
     inputs |= {"attention_mask": torch.ones(2 * B, T + 1)}
     inputs |= {"completion_mask": torch.ones(2 * B, T + 1, dtype=torch.long), "ref_chosen_logps": ref_2B[:B]}

@@ -41,15 +41,10 @@ def test_a_copy_without_the_line_trains(model, go, tmp_path, line, flags):
     kept = [text for text in source if not text.lstrip().startswith(line)]
     assert len(kept) == len(source) - 1
     copy = tmp_path / "train_without.py"
-    copy.write_text(
-        "".join(kept).replace("Path(__file__).resolve().parent", repr(ROOT).replace("PosixPath", "Path"))
-    )
-    command = [
-        sys.executable,
-        str(copy),
-        *FLAGS,
-        *f"--steps 2 --model {model} --out {tmp_path / 'out'}".split(),
-    ]
+    root = repr(ROOT).replace("PosixPath", "Path")
+    copy.write_text("".join(kept).replace("Path(__file__).resolve().parent", root))
+    command = [sys.executable, str(copy), *FLAGS]
+    command += f"--steps 2 --model {model} --out {tmp_path / 'out'}".split()
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *flags], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
