@@ -110,9 +110,7 @@ def test_completion_ends_the_turn_and_holds_no_second_think(tokenizer, hugging_f
     assert ids[-1] == tokenizer.end_id
     bare = "" if not reasoning else reasoning.replace("<think>", "").replace("</think>", "").strip()
     thought = bare if thinking else ""
-    text = (
-        f"<|im_start|>user\n{PROMPT.strip()}<|im_end|>\n<|im_start|>assistant\n<think>\n{thought}\n"
-    )
+    text = f"<|im_start|>user\n{PROMPT.strip()}<|im_end|>\n<|im_start|>assistant\n<think>\n{thought}\n"
     text += "</think>\n\nA moon fell.\n\nThe end.<|im_end|>"
     if thought or not thinking:  # an empty thought with thinking on is two tokens, "\n" + "\n"
         assert ids == hugging_face.encode(text, add_special_tokens=False)
