@@ -30,7 +30,6 @@ import torch
 import data
 import deviation
 import judge as judging
-import model as qwen
 import rollout
 from lib import files, flags, huggingface, processes, stats, sweep
 from lib.asking import Pending, Progress, complete_all, open_line
@@ -126,7 +125,8 @@ def find_writer(name: str, endpoint: str) -> Writer:
     folder, path = huggingface.fetch(name), Path(name).resolve()
     huggingface.read_config(folder)
     # A run that overwrites its checkpoint makes another model of it.
-    identity = [str(path), files.stamps(folder, (".json", ".safetensors"))]
+    parts = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
+    identity = [str(path), [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in parts]]
     label = f"{path.parent.parent.name}/{path.name}" if path.parent.name == "checkpoints" else path.name
     return Writer(name, label, identity, folder)
 
@@ -148,13 +148,7 @@ def jobs_of(writer: Writer, todo: list[data.Example], c: Settings) -> list[Job]:
 def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
     """Yields (job, story without its thought, whether it ended by itself, tokens) as each story ends, in any
     order."""
-    device = processes.pick_device()
-    tokenizer = data.load_tokenizer(writer.folder)
-    gpu = device.type == "cuda"
-    model = qwen.load(writer.folder, torch.bfloat16 if gpu else torch.float32, device, fused=True)
-    if not gpu:
-        processes.choose_threads(sum(p.numel() for p in model.parameters()))
-    thinking = rollout.thinks(model) if c.thinking == "auto" else c.thinking == "on"
+    model, tokenizer, thinking = rollout.open_writer(writer.folder, c.thinking)
     how = {name: getattr(c, name) for name in SAMPLING}
     how["stop_ids"] = rollout.stop_ids(writer.folder, tokenizer)
     for target in sorted({job.request.target_words for job in jobs}):

@@ -516,9 +516,7 @@ def empty(config: ModelConfig, dtype, device, fused: bool = False) -> Qwen35:
     """A model whose weights are yet to be written, without ever holding them in another dtype or place."""
     with torch.device("meta"):
         model = cast(Qwen35(config, fused), dtype)
-    for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty_like(p, device=device)))
+    sharding.materialise(model, device)
     return model
 
 

@@ -33,7 +33,7 @@ import model as qwen
 from lib import huggingface, lora, onednn, processes
 from lib.flags import exits_cleanly
 from lib.packed import send
-from lib.processes import choose_threads, free_bytes
+from lib.processes import free_bytes
 from lib.sampling import Sampling, block_size, check_request, gumbel, keys_of, pick
 from model import Qwen35, slot_bytes
 
@@ -333,6 +333,14 @@ def thinks(model: Qwen35) -> bool:
     return bool((model.hf_config or {}).get("thinking", model.config.hidden_size >= 1024))
 
 
+def open_writer(path, thinking: str = "auto"):
+    """A checkpoint on this process's device, ready to write -> (model, tokenizer, whether it thinks first)."""
+    device, tokenizer = processes.pick_device(), data.load_tokenizer(path)
+    model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device, fused=True)
+    processes.choose_threads(sum(p.numel() for p in model.parameters()))
+    return model, tokenizer, thinks(model) if thinking == "auto" else thinking == "on"
+
+
 @exits_cleanly
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Write one story to the terminal, token by token.")
@@ -354,17 +362,13 @@ def main(argv=None):
     if not args.prompt and not args.chat:
         parser.error("nothing to write about: pass --prompt or --chat")
     path = args.checkpoint or newest_checkpoint()
-    device = processes.pick_device()
-    tokenizer = data.load_tokenizer(path)
-    model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device, fused=True)
-    if device.type == "cpu":
-        choose_threads(sum(p.numel() for p in model.parameters()))
+    writer = open_writer(path, args.thinking)
     print(path, file=sys.stderr)
     if args.prompt:
-        write(model, tokenizer, args, args.prompt, args.words)
+        write(*writer, args, args.prompt, args.words)
     while args.chat and (prompt := ask("\nprompt (empty: the end): ")):
         words = ask("words (empty: no length requested): ")
-        write(model, tokenizer, args, prompt, int(words) if words else None)
+        write(*writer, args, prompt, int(words) if words else None)
         args.seed += 1
 
 
@@ -375,10 +379,9 @@ def ask(question: str) -> str:
         return ""
 
 
-def write(model, tokenizer, args, prompt: str, words: int | None):
+def write(model, tokenizer, thinking: bool, args, prompt: str, words: int | None):
     if words is not None and words < 1:
         raise ValueError(f"--words is {words}; a story has at least 1 word")
-    thinking = thinks(model) if args.thinking == "auto" else args.thinking == "on"
     prompt = data.at_length(prompt, words) if words else prompt.strip()
     limit = args.max_new_tokens or 3 * (words or 500) + (4096 if thinking else 64)
     print(f"{prompt}\n", file=sys.stderr)

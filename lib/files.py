@@ -143,12 +143,6 @@ def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
     return aside
 
 
-def stamps(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int, int]]:
-    """(name, bytes, time of change) of some of a folder's files: tells that a file is no longer the same."""
-    parts = sorted(p for p in folder.iterdir() if p.suffix in suffixes)
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in parts]
-
-
 def key_of(*parts) -> str:
     """A short hash of what JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
