@@ -334,7 +334,7 @@ def thinks(model: Qwen35) -> bool:
 
 
 def open_writer(path, thinking: str = "auto"):
-    """A checkpoint on this process's device, ready to write -> (model, tokenizer, whether it thinks first)."""
+    """A checkpoint on this process's device -> (model, tokenizer, whether it thinks first), to write with."""
     device, tokenizer = processes.pick_device(), data.load_tokenizer(path)
     model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device, fused=True)
     processes.choose_threads(sum(p.numel() for p in model.parameters()))
