@@ -269,8 +269,7 @@ class Tokenizer(BPE):
 
 def split_thinking(text: str) -> tuple[str | None, str]:
     """(reasoning, story) of an assistant's words: the text before the first </think>, without the tags, and
-    the rest. (None, text) where no thought was closed; a thought that was opened and never closed is all
-    reasoning: (text, "")."""
+    the rest. (None, text) where no thought was closed; (text, "") of one that was never closed."""
     thought, closed, story = text.partition("</think>")
     if closed:
         return thought.replace("<think>", "", 1).strip(), story.strip()

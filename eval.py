@@ -146,8 +146,7 @@ def jobs_of(writer: Writer, todo: list[data.Example], c: Settings) -> list[Job]:
 
 
 def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
-    """Yields (job, story without its thought, whether it ended by itself, tokens) as each story ends, in any
-    order."""
+    """Yields (job, story without its thought, whether it ended by itself, tokens) as each story ends."""
     model, tokenizer, thinking = rollout.open_writer(writer.folder, c.thinking)
     how = {name: getattr(c, name) for name in SAMPLING}
     how["stop_ids"] = rollout.stop_ids(writer.folder, tokenizer)

@@ -3,8 +3,7 @@
 The reference is fed to the model token by token (teacher forcing) and judged by the same judge and reward as
 the policy's stories. It is an anchor: mean and standard deviation are those of the policy's rewards alone, so
 that the advantage of the reference says how far a person is ahead of the model, and the policy's own
-advantages are the same with and without it. A weight that grows from 0 keeps the reference from dominating
-the first steps.
+advantages are the same with and without it. A weight that grows from 0 keeps it small at first.
 
 Source: POLARIS (arXiv 2606.04095). The coefficient of grad log pi for each token of the reference, with
 A_h = (R_h - mean) / (std + 1e-6) and w = `weight(step)`:
@@ -31,8 +30,7 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
     The end token is kept, so that the row also teaches where to stop; reasoning, when `thinking` and given,
     is trained too. A row of more than `max_tokens` completion tokens is cut, as the policy's rows are, and
     `story` is cut with it: judge and gradient see the same text. ValueError: there is no story, nothing of it
-    survives the cut, or the sequence would hold any other number of <think> than one. Needs no model: build
-    all rows before step 0."""
+    survives the cut, or the sequence would hold any other number of <think> than one. Needs no model."""
     if not example.story or not example.story.strip():
         raise ValueError(f"example {example.uid!r} has no human story to inject: give it a 'story'")
     prompt_ids = tokenizer.chat(example.prompt, thinking)
@@ -66,8 +64,7 @@ def weight(step: int, peak: float = 0.4, warmup: int = 15) -> float:
 
 
 def anchor(ranked, groups, weight: float, mode: str = "polaris", normalise_std: bool = True):
-    """Adds each group's reference to the rows to learn from, with its advantage: how far it is ahead of the
-    policy, times `weight`.
+    """Adds each group's reference to the rows to learn from; its advantage: how far it leads, times `weight`.
 
     groups: all rows, judged. ranked: per group, the policy rows to learn from, whose rewards differ; empty
     where the group cannot rank its stories: then its reference stays out too, as one without a verdict does.

@@ -286,8 +286,7 @@ def generate(model: Qwen35, prompts, **request) -> list[Completion]:
 
 def write_rows(model, rows, tokenizer, seeds, stopping, *, thinking: bool, slots: int, **how):
     """Writes the completions of `rows` (Episodes with prompt_ids) into them; yields the index of each
-    finished one. seeds: one per row. stopping: a list; when something is in it the writing ends. how: as for
-    `stream`."""
+    finished one. seeds: one per row. stopping: a list; what is in it ends this. how: as for `stream`."""
     prompts = [row.prompt_ids for row in rows]
     with tqdm(None, "  stories", len(rows), leave=False, mininterval=1, disable=not processes.MAIN) as bar:
         for i, done, ended in stream(model, prompts, seed=seeds, slots=slots or None, **how):

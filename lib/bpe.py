@@ -16,8 +16,7 @@ class BPE:
 
     added: text -> id of the tokens that no text becomes; vocab_size: a checkpoint may pad its embedding
     beyond it. Ranks come from the merges, in their order, and from nothing else: an entry of the vocabulary
-    that no merge makes is never emitted by Hugging Face, though tiktoken would emit it whole. ValueError:
-    another kind of tokenizer."""
+    that no merge makes is never emitted by Hugging Face, but by tiktoken. ValueError: another kind."""
 
     def __init__(self, path: Path):
         try:

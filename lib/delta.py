@@ -4,8 +4,7 @@ Within a chunk, with G the running sum of g and S the state before it, the writt
     (I + A) U = beta V - (beta K e^G) S,     A_ij = beta_i e^(G_i - G_j) k_i.k_j  for j < i
 so one triangular solve on [beta V | beta K e^G] gives U0 and W with U = U0 - W S, and
     S' = (e^(G_C) I - Kd^T W) S + Kd^T U0,   Kd = K e^(G_C - G)
-is one affine map per chunk: the only sequential part. Key heads are never repeated: r = Hv / Hk value heads
-share one.
+is one affine map per chunk: the only sequential part. Hv / Hk value heads share one key head.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ from lib.processes import say
 
 def opt(default, help: str, group: str = "", *, low=None, high=None, above=None, choices: tuple = ()):
     """A field of a configuration. `group` starts a new section of --help with this field; low, high
-    (inclusive), above (exclusive) and choices are what `check_ranges` allows. A field of the type Literal
-    allows its words."""
+    (inclusive), above (exclusive) and choices are what `check_ranges` allows. A Literal allows its words."""
     meta = {"help": help, "group": group, "low": low, "high": high, "above": above, "choices": choices}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)

@@ -36,8 +36,7 @@ class LoRALinear(nn.Module):
 
 def add_lora(module, rank: int, alpha: float, seed: int = 0, skip: tuple[str, ...] = ("lm_head",)):
     """Freezes `module` and puts a LoRALinear (fp32 pair) in place of each bias-free nn.Linear below it,
-    except those whose own name is in `skip`. Returns the new parameters. ValueError: rank < 1, or nothing to
-    bind to."""
+    except those whose own name is in `skip`. Returns the new parameters. ValueError: rank < 1, no layer."""
     if rank < 1:
         raise ValueError(f"--lora_rank is {rank}; LoRA needs a rank of at least 1 (8 to 64 is usual)")
     module.requires_grad_(False)

@@ -32,8 +32,7 @@ def choose(parallel: str, shard: bool) -> tuple[str, int]:
 
 
 def scorer_of(model, parallel: str, autocast: bool):
-    """model (sharded already, where it is to be) -> the module whose backward pass sums gradients over
-    processes."""
+    """model (sharded already, where it is to be) -> the module whose backward pass sums over processes."""
     scorer = Scorer(model, autocast)
     if parallel != "ddp":
         return scorer

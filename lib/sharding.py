@@ -16,8 +16,7 @@ def shard(module, blocks, device=None, *, bf16: bool, shards: int, whole: tuple[
     Masters keep their dtype (fp32 for training), products run in bf16 where asked, gradients are reduced in
     fp32. With fewer shards than processes, each `shards` neighbours hold the whole module between them
     (HSDP). whole: endings of the names of parameters that stay whole on every process, because mixed
-    precision would round them; `average_replicated` averages their gradients. methods: what is called besides
-    `forward`.
+    precision would round them; `average_replicated` averages their gradients. methods: besides `forward`.
     """
     replicas = dist.get_world_size() // shards
     device = torch.device(device or next(module.parameters()).device)

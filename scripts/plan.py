@@ -265,8 +265,7 @@ def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps
     config = qwen.ModelConfig.from_hf(hf_config)
     policy, human = c.prompts * c.group, c.prompts * (c.hri != "off")
     tokens, slots = (policy + human) * a.story_tokens, max(1, f.slots)
-    # Decoding reads all weights once per step, and each slot's states twice and its keys once, at half of the
-    # final length.
+    # Decoding reads all weights once per step, and each slot's states twice and half of its keys once.
     embedding = 2 * config.vocab_size * config.hidden_size
     weights = 2 * sum(qwen.count(hf_config)) - embedding * (not config.tie_word_embeddings)
     state = rollout.slot_bytes(config, 0, 2) - 16 * config.vocab_size
