@@ -34,7 +34,11 @@ class BPE:
         normaliser = (spec.get("normalizer") or {}).get("type")
         if normaliser != "NFC":
             raise ValueError(f"{path} normalises text by {normaliser}, not by NFC; {CURE}")
-        letters = byte_letters()
+        # GPT-2's table of the letter that stands for each byte: printable bytes stand for themselves, the others,
+        # in order, for the letters from U+0100 on.
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [b for b in range(256) if b not in printable]
+        letters = [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
         byte_of = {char: byte for byte, char in enumerate(letters)}
 
         def spell(token: str) -> bytes:
@@ -62,11 +66,3 @@ class BPE:
         """Special tokens are dropped, as in Hugging Face with skip_special_tokens. Ids of padded embedding
         rows and cut characters show as U+FFFD."""
         return b"".join(self._bytes.get(i, b"\xef\xbf\xbd") for i in ids).decode("utf-8", errors="replace")
-
-
-def byte_letters() -> str:
-    """The letter that stands for each byte in tokenizer.json (GPT-2's table): printable bytes stand for
-    themselves, the others, in order, for the letters from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return "".join(chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256))

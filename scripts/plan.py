@@ -325,13 +325,6 @@ def deep(hf_config: dict) -> bool:
 # ---- the command ------------------------------------------------------------
 
 
-def model_config(name: str) -> dict:
-    """config.json of a folder or hub id, its weights left where they are; the 9B's stands here."""
-    if name == train.Config.model and not Path(name).exists():
-        return huggingface.read_json(NINE_B)
-    return huggingface.read_config(huggingface.fetch(name, ["*.json"]))
-
-
 @exits_cleanly
 def main(argv=None):
     about = {"prog": "python -m scripts.plan", "description": __doc__.split("\n\n")[0]}
@@ -343,7 +336,9 @@ def main(argv=None):
     check_ranges(a)
     c = train.parse(rest if "--preset" in " ".join(rest) else ["--preset", "polaris-9b", *rest])
     train.check(replace(c, judge="offline"), a.gpus)
-    hf_config = model_config(c.model)
+    here = c.model == train.Config.model and not Path(c.model).exists()  # no network for the 9B
+    config = NINE_B if here else Path(huggingface.fetch(c.model, ["*.json"]), "config.json")
+    hf_config = huggingface.read_json(config)
     examples = sum(1 for line in open(c.data) if line.strip()) if Path(c.data).exists() else a.examples
     steps = c.steps if c.steps >= 0 else examples // c.prompts
     m = memory(c, hf_config, a.gpus, a.gpus_per_node)
