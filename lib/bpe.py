@@ -34,7 +34,7 @@ class BPE:
         normaliser = (spec.get("normalizer") or {}).get("type")
         if normaliser != "NFC":
             raise ValueError(f"{path} normalises text by {normaliser}, not by NFC; {CURE}")
-        # GPT-2's table of the letter that stands for each byte: printable bytes stand for themselves, the others,
+        # GPT-2's table of a letter for each byte: printable bytes stand for themselves, the others,
         # in order, for the letters from U+0100 on.
         printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
         others = [b for b in range(256) if b not in printable]
