@@ -287,3 +287,7 @@ def load_tokenizer(path_or_repo: str | Path) -> Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer.json in {path.parent}; copy the model's tokenizer there")
     return Tokenizer(path)
+
+
+if __name__ == "__main__":
+    print(__doc__)

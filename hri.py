@@ -78,3 +78,7 @@ def anchor(ranked, groups, weight: float, mode: str = "polaris", normalise_std: 
                 ahead /= stdev(rewards) + 1e-6 if normalise_std else 1.0
                 row.advantage = weight * (max(0.0, ahead) if mode == "positive" else ahead)
                 rows.append(row)
+
+
+if __name__ == "__main__":
+    print(__doc__)
