@@ -34,6 +34,7 @@ from lib.endpoint import Endpoint, known, settings, then
 from lib.flags import opt
 from lib.form import strip_length
 from lib.form import words as count_words
+from lib.grams import Grams
 from lib.rubric import Rubric, Verdict, read_rubric
 from lib.settings import Settings
 from lib.store import Ledger
@@ -233,23 +234,23 @@ def settle(groups: list[Asked], bounds: LengthBounds):
 
 
 class OfflineJudge:
-    """Measures FORM, not quality: whole sentences, their shape, repetition, words of the request, things and
-    people named, and, where stories/words.txt lists real words (one per line, lower case), the share of them.
+    """Measures FORM, not quality: which words follow which, the order of sentences, their shape, repetition,
+    words of the request. stories/words.txt lists real words, stories/grams.bin pairs and triples of them.
     Deterministic, free, and blind to meaning: a dull story in good form beats a fine one in bad form. For
     demos and tests, never for a claim.
     """
 
-    def __init__(self, words: str | Path | None = ROOT / "stories" / "words.txt"):
-        listed = words and Path(words).is_file()
-        self.words = frozenset(Path(words).read_text(encoding="utf-8").split()) if listed else None
-        self.name = "offline-form-1" + ("+words" if self.words else "")  # what it measures, and by what
+    def __init__(self, folder: Path = ROOT / "stories"):
+        self.words = frozenset((folder / "words.txt").read_text(encoding="utf-8").split())
+        self.grams = Grams((folder / "grams.bin").read_bytes())
+        self.name = "offline-form-2"  # the form of a story, by the second way to measure it
         self.rubric, self.counts, self.ledger = RUBRIC, Counter(), Ledger()
         self.out_of_budget, self.last_error = False, ""
 
     def score(self, prompt: str, story: str) -> Verdict:
         if not story.split():
             return RUBRIC.empty(self.name)
-        scores = form.grade(story, strip_length(prompt), self.words)
+        scores = form.grade(story, strip_length(prompt), self.words, self.grams)
         return Verdict(scores, RUBRIC.score(scores), rubric=RUBRIC.version, judge=self.name)
 
     def submit(self, prompt: str, story: str, draw: int = 0) -> Future:
