@@ -153,7 +153,7 @@ def offline(c) -> bool:
 
 
 def check(c):
-    """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch_url and watch_model."""
+    """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch."""
     if c.judge_samples > 1 and c.judge_mode == "group":
         raise ValueError("--judge_mode group ranks a group once; leave --judge_samples out")
     try:
@@ -166,8 +166,10 @@ def check(c):
             "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, "
             "to an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality"
         )
-    if bool(getattr(c, "watch_url", "")) != bool(getattr(c, "watch_model", "")):
-        raise ValueError("the watch judge needs both --watch_url and --watch_model")
+    watch = {"every": "10"} | getattr(c, "watch", {})
+    right = set(watch) == {"url", "model", "every"} and watch["every"].isdigit() and int(watch["every"])
+    if getattr(c, "watch", {}) and not right:
+        raise ValueError("--watch needs url=ADDRESS model=NAME, and may have every=STEPS")
 
 
 def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: dict | None = None):
@@ -376,11 +378,11 @@ def verdict_metrics(verdicts: list[dict | None]) -> dict[str, float]:
 
 
 def make_watch(c) -> Judge | None:
-    """A second judge that is never trained on, one for the whole run; None without c.watch_url."""
-    if not c.watch_url:
+    """A second judge that is never trained on, one for the whole run; None without c.watch."""
+    if not c.watch:
         return None
     cache, key = Path(c.out, "judge.sqlite"), os.environ.get("WATCH_API_KEY", "")
-    return Judge(c.watch_url, c.watch_model, key, cache=cache, run=f"{c.name}/watch")
+    return Judge(c.watch["url"], c.watch["model"], key, cache=cache, run=f"{c.name}/watch")
 
 
 def watch(judge: Judge | None, rows: list[tuple[str, str, float]], most: int = 8) -> dict[str, float]:

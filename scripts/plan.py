@@ -16,7 +16,6 @@ for the last story of a step, the vision tower.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from contextlib import contextmanager
@@ -27,13 +26,14 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
+import data
 import judge as judging
 import model as qwen
 import rollout
 import train
 from data import FRAME, Episode, Example
-from lib import huggingface, optim, parallel, processes, sharding
-from lib.flags import add_fields, check_ranges, exits_cleanly, opt
+from lib import comparisons, huggingface, optim, parallel, processes, sharding
+from lib.flags import add_fields, check_ranges, exits_cleanly, opt, parser
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
 
@@ -260,6 +260,20 @@ def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
 # ---- time and money ------------------------------------------------------------
 
 
+def judging_of(c: train.Config, a: Settings) -> tuple[int, float]:
+    """(calls of the judge per step, tokens of the prompt of one call, at four letters per token)."""
+    rubric, request, story = judging.RUBRIC, "x" * 800, "x" * 4 * a.judged_tokens
+    policy, human = c.prompts * c.group, c.prompts * (c.hri != "off")
+    if c.judge_mode == "pair":  # in both orders; nothing is asked about the person's story
+        calls, task = 2 * policy * c.judge_samples, comparisons.pair_task(rubric, request, story, story)[0]
+    elif c.judge_mode == "group":  # one ranking of all stories of a group
+        order = list(range((policy + human) // c.prompts))
+        calls, task = c.prompts, comparisons.rank_task(rubric, request, [story] * len(order), order)[0]
+    else:
+        calls, task = (policy + human) * c.judge_samples, judging.pointwise_messages(rubric, request, story)
+    return calls, sum(len(message["content"]) for message in task) / 4
+
+
 def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps: int) -> list[str]:
     """Hours and dollars: counted work divided by the given rates."""
     config = qwen.ModelConfig.from_hf(hf_config)
@@ -274,10 +288,8 @@ def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps
     writing = policy / a.gpus / slots * a.story_tokens * decode
     learned = tokens + (policy + human) * c.max_prompt_tokens / 2
     learning = m.flops * learned / a.gpus / (a.tflops * 1e12 * a.train_share)
-    hours, calls = steps * (writing + learning) / 3600, steps * (policy + human) * c.judge_samples
-    words = judging.pointwise_messages(judging.RUBRIC, "x" * 800, "x" * 4 * a.judged_tokens)
-    read = calls * sum(len(x["content"]) for x in words) / 4e6  # four letters per token, in millions
-    told = calls * a.verdict_tokens / 1e6
+    hours, (calls, prompt) = steps * (writing + learning) / 3600, judging_of(c, a)
+    read, told = (steps * calls * n / 1e6 for n in (prompt, a.verdict_tokens))  # millions of tokens
     dollars = read * a.judge_price[0] + told * a.judge_price[1]
     paid = f", {dollars:.0f} dollars" if any(a.judge_price) else "; give --judge_price IN OUT"
     gpu = f", {hours * a.gpus * a.gpu_price:.0f} dollars of GPU" if a.gpu_price else ""
@@ -286,7 +298,7 @@ def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps
     done = f"{steps * tokens / 1e6:.1f} M completion tokens of {a.story_tokens:,} per story"
     lines = ["", f"{steps} steps, {done}", f"  writing {writing:.0f} s per step {at}"]
     lines += [f"  learning {learning:.0f} s per step {by}", f"  {hours:.1f} hours{gpu}"]
-    return lines + [f"  {calls:,} judge calls, {read:.1f} M tokens in, {told:.1f} M out{paid}"]
+    return lines + [f"  {steps * calls:,} judge calls, {read:.1f} M tokens in, {told:.1f} M out{paid}"]
 
 
 # ---- the report ------------------------------------------------------------
@@ -325,22 +337,27 @@ def deep(hf_config: dict) -> bool:
 # ---- the command ------------------------------------------------------------
 
 
+def read_flags(argv=None) -> tuple[Settings, list[str]]:
+    """(the plan's own flags, what is left for train.py)"""
+    line = parser(__doc__, epilog="All flags of train.py are understood as well.", allow_abbrev=False)
+    add_fields(line, Settings, {})
+    own, rest = line.parse_known_args(argv)
+    check_ranges(a := Settings(**vars(own)))
+    return a, rest
+
+
 @exits_cleanly
 def main(argv=None):
-    about = {"prog": "python -m scripts.plan", "description": __doc__.split("\n\n")[0]}
-    about |= {"epilog": "All flags of train.py are understood as well.", "allow_abbrev": False}
-    parser = argparse.ArgumentParser(**about)
-    add_fields(parser, Settings, {})
-    own, rest = parser.parse_known_args(argv)
-    a = Settings(**vars(own))
-    check_ranges(a)
+    a, rest = read_flags(argv)
     c = train.parse(rest if "--preset" in " ".join(rest) else ["--preset", "polaris-9b", *rest])
     train.check(replace(c, judge="offline"), a.gpus)
     here = c.model == train.Config.model and not Path(c.model).exists()  # no network for the 9B
     config = NINE_B if here else Path(huggingface.fetch(c.model, ["*.json"]), "config.json")
     hf_config = huggingface.read_json(config)
-    examples = sum(1 for line in open(c.data) if line.strip()) if Path(c.data).exists() else a.examples
-    steps = c.steps if c.steps >= 0 else examples // c.prompts
+    examples = data.read_examples(c.data) if Path(c.data).exists() else []
+    steps = c.steps if c.steps >= 0 else (len(examples) or a.examples) // c.prompts
+    assumed = f"{c.data} does not exist yet: {a.examples:,} examples assumed, see --examples"
+    print(data.describe(c.data, examples) if examples else assumed)
     m = memory(c, hf_config, a.gpus, a.gpus_per_node)
     f = fit(c, m, a.gpus, a.card)
     print(report(c, a, hf_config, m, f, steps))

@@ -130,7 +130,7 @@ IDLE = Pair(train.IDLE, train.IDLE, delta=0.0)  # fills a micro-batch
 
 
 def length(pair: Pair) -> int:  # padded tokens of both
-    return 2 * max(len(pair.chosen.ids), len(pair.rejected.ids))
+    return 2 * max(data.length(pair.chosen), data.length(pair.rejected))
 
 
 def files_of(source: str) -> list[Path]:
@@ -170,7 +170,7 @@ def read_groups(sources: list[str], tokenizer, c: Config) -> tuple[dict[str, lis
                 left["without a score"] += 1
             elif not story:
                 left["empty"] += 1
-            elif len(response.ids) > c.max_tokens:
+            elif data.length(response) > c.max_tokens:
                 left[f"longer than {c.max_tokens} tokens"] += 1
             elif (prompt, story) in texts:
                 left["identical to an earlier one"] += 1
@@ -305,7 +305,7 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
         margin = used * (sums[0] - sums[1]).detach().sum() / len(pairs)
         totals.add({"loss": loss.detach(), "margin_sum": margin})
     norm, stepped = optim.descend(optimiser, c.grad_clip)
-    speed = sum(len(p.chosen.ids) + len(p.rejected.ids) for p in pairs) / (time.time() - began)
+    speed = sum(data.length(p.chosen) + data.length(p.rejected) for p in pairs) / (time.time() - began)
     stats = {"grad_norm": norm, "stepped": stepped, "train/tokens_per_second": speed}
     stats |= {"delta/mean": mean(p.delta for p in pairs), "gap/mean": mean(p.gap for p in pairs)}
     return stats | totals.of_all()
@@ -337,6 +337,7 @@ def run(c: Config):
 
     # ---- train
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
+    facts = {"method": c.method, "pairs": len(pairs)}
     at = checkpoint.open_run(folder := Path(c.out, c.name), c.resume)
     start = train.load_checkpoint(c, at, model, optimiser)[0] if at else 0
     log = Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
@@ -359,9 +360,9 @@ def run(c: Config):
                 step += 1
                 raise train.Stop(f"{signals[0]} received; --resume auto goes on")
             if step + 1 == steps or (step < steps and c.save_every and (step + 1) % c.save_every == 0):
-                train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0)
+                train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0, **facts)
     except train.Stop as why:
-        train.save_checkpoint(c, model, optimiser, tokenizer, step, 0)
+        train.save_checkpoint(c, model, optimiser, tokenizer, step, 0, **facts)
         processes.say(f"stopped after {step} steps: {why}; the state is saved", sys.stderr)
         raise SystemExit(1) from None
     if processes.MAIN:

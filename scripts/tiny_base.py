@@ -17,12 +17,12 @@ All of it goes to out/base (--out). scripts.warm_start does the training, in two
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import random
 import re
 import shutil
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -32,7 +32,7 @@ import data
 import model as qwen
 from lib import form, grams
 from lib.files import atomic, lock, read_lines, write_text
-from lib.flags import exits_cleanly
+from lib.flags import called, exits_cleanly
 from lib.text import FLAGGED
 
 BASE = Path(__file__).resolve().parent.parent / "stories" / "tiny-base"
@@ -369,7 +369,7 @@ COMMANDS = {
 
 @exits_cleanly
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ArgumentParser(prog=called(), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     commands = p.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
         sub = commands.add_parser(name, help=text)

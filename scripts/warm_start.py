@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import data
 import train
-from lib import checkpoint, flags, metrics, optim, processes
+from lib import checkpoint, flags, huggingface, metrics, optim, processes
 from lib.flags import opt
 
 
@@ -50,7 +50,9 @@ def pick(n: int, start: int, count: int, seed: int) -> list[int]:
 
 def run(c: Config):
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
-    stories = list(train.prepare(c, tokenizer)[1].values())
+    processes.from_main(huggingface.check_push, c.push)
+    examples, references = train.prepare(c, tokenizer)
+    stories, facts = list(references.values()), {"data": data.describe(c.data, examples)}
     model, scorer = train.build(c, device)
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay, betas=(0.9, 0.95))
     folder = Path(c.out, c.name)
@@ -75,8 +77,10 @@ def run(c: Config):
             nll=f"{stats['nll']:.3f}", tokens_per_second=f"{stats['train/tokens_per_second']:.0f}"
         )
         if step + 1 == c.steps or (c.save_every and (step + 1) % c.save_every == 0):
-            train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0)
-    processes.say(f"wrote {folder}/checkpoints/step_{c.steps:06d}; train.py --model takes it")
+            train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0, **facts)
+    if processes.MAIN:
+        print(f"wrote {folder}/checkpoints/step_{c.steps:06d}; train.py --model takes it")
+        processes.say(huggingface.push(folder / "checkpoints", c.push))
 
 
 @flags.exits_cleanly

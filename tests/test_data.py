@@ -403,3 +403,34 @@ def test_prose_drops_verse_notes_and_plays():
     assert prose(text) == STORY * 2
     play = "HAMLET. To be, or not to be, that is the question, my lord, and so on to the end."
     assert prose("\n\n".join([play] * 60)) == []
+
+
+def test_a_data_file_is_described_in_a_line():
+    examples = [data.Example(str(i), "p", words, "s" * (i % 2)) for i, words in enumerate((40, 1200, 90))]
+    said = data.describe("some/where/a.jsonl", examples)
+    assert said == "a.jsonl, 3 examples of 40 to 1,200 words, 1 with a reference story"
+
+
+def test_the_best_and_the_worst_story_of_a_step_are_told_in_plain_letters():
+    def row(advantage, story, reward=0.5, human=False):
+        asked = data.Example("a", "Write\nabout a lamp.", 120)
+        return data.Episode(asked, [], [], None, True, human, story, {}, reward, advantage)
+
+    long = "\x1b[2Jbright\n\n" + "lamp " * 70
+    rows = [
+        row(0.1, "so so"),
+        row(-1.5, "dull"),
+        row(2, "a person's", human=True),
+        row(1.25, long),
+        row(9, "unjudged", None),
+    ]
+    best, worst = data.best_and_worst(rows)
+    assert best.splitlines()[0] == "best advantage +1.25, reward 0.50, 71 of 120 words"
+    assert best.splitlines()[1] == "  Write about a lamp."
+    assert best.splitlines()[2] == "  [2Jbright " + "lamp " * 59 + "..." and "\x1b" not in best
+    assert worst.splitlines() == [
+        "worst advantage -1.50, reward 0.50, 1 of 120 words",
+        "  Write about a lamp.",
+        "  dull",
+    ]
+    assert data.best_and_worst([row(0, "x", None)]) == []

@@ -206,6 +206,21 @@ def test_plans_of_the_9b(flags, code, peak, capsys):
         assert "replica" not in out  # LoRA decodes from its own base
 
 
+def test_the_data_file_and_its_examples_are_named(capsys, tmp_path, monkeypatch):
+    calm = plan.Memory(plan.Counter(weights=1e9), 1e8, plan.Counter(weights=1e9), 6e10, 1300)
+    monkeypatch.setattr(plan, "memory", lambda *_: calm)
+    rows = [{"prompt": f"{i}: 50 words long.", "target_words": 50, "story": "s"} for i in range(24)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan.main(["--data", str(tmp_path / "mine.jsonl")])
+    out = capsys.readouterr().out
+    assert (
+        "mine.jsonl, 24 examples of 50 to 50 words, 24 with a reference story" in out and "\n3 steps" in out
+    )
+    plan.main(["--data", "no/such.jsonl", "--examples", "80"])
+    out = capsys.readouterr().out
+    assert "no/such.jsonl does not exist yet: 80 examples assumed" in out and "\n10 steps" in out
+
+
 def test_price_and_time_are_the_given_rates(capsys, tmp_path, monkeypatch):
     calm = plan.Memory(plan.Counter(weights=1e9), 1e8, plan.Counter(weights=1e9), 6e10, 1300)
     monkeypatch.setattr(plan, "memory", lambda *_: calm)
@@ -222,6 +237,33 @@ def test_price_and_time_are_the_given_rates(capsys, tmp_path, monkeypatch):
     assert re.search(r"hours, (\d+) dollars of GPU", a)
     learning = float(re.search(r"learning (\d+) s", a)[1])  # 48 rows of 6,000 tokens and half their prompts
     assert learning == pytest.approx(6e10 * 48 * (6000 + 128) / 4 / (312e12 * 0.35), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "flags, calls, stories",
+    [
+        ("", 48, 1),  # 8 prompts x (5 stories + the person's)
+        ("--judge_samples 3", 144, 1),
+        ("--hri off", 40, 1),
+        ("--judge_mode pair", 80, 2),  # 8 x 5 stories in both orders, nothing for the person's
+        ("--judge_mode pair --judge_samples 2 --hri off", 160, 2),
+        ("--judge_mode group", 8, 6),
+        ("--judge_mode group --hri off", 8, 5),
+    ],
+)
+def test_calls_and_dollars_of_the_judge_in_each_mode(flags, calls, stories):
+    given = ["--judge_price", "2", "10", "--verdict_tokens", "100", "--preset", "polaris-9b"]
+    a, rest = plan.read_flags([*given, *flags.split()])
+    c, prompts = train.parse(rest), []
+    for a.judged_tokens in (0, 4000):
+        assert plan.judging_of(c, a)[0] == calls
+        prompts.append(plan.judging_of(c, a)[1])
+    assert prompts[1] - prompts[0] == 4000 * stories and 500 < prompts[0] < 9000  # the rubric, the request
+    memory, fit = plan.Memory(plan.Counter(), 0, plan.Counter(), 6e10, 1), plan.Fit(8, {}, {}, 0, True)
+    told = plan.work(c, a, json.loads(plan.NINE_B.read_text()), memory, fit, steps=1000)[-1]
+    assert f"  {1000 * calls:,} judge calls" in told
+    dollars = 1000 * calls * (2 * prompts[1] + 10 * 100) / 1e6
+    assert float(re.search(r"out, (\d+) dollars", told)[1]) == pytest.approx(dollars, abs=0.5)
 
 
 @pytest.mark.parametrize(

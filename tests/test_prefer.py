@@ -144,7 +144,7 @@ def test_rollouts_are_read_as_the_tokens_that_were_sampled(start, tokenizer, tmp
     c = config(start, folder)
     for source in (folder, folder.parent, folder / "step_000000.jsonl"):
         groups, left = prefer.read_groups([source], tokenizer, c)
-        assert [r.ids for r in groups["A story."]] == [r.ids for r in rows[:3]]
+        assert [r.completion_ids for r in groups["A story."]] == [r.completion_ids for r in rows[:3]]
         assert left == {"without a score": 1}
     rows[1].completion_ids = [5, 6, 7]
     data.write_episodes(folder / "step_000000.jsonl", rows)

@@ -151,14 +151,11 @@ def test_micro_batches_do_not_change_the_gradient(model, loss_mean):
 
 
 def test_micro_batches_hold_every_row_within_the_budget():
-    def length(row):
-        return len(row.ids)
-
     rows = some_groups(30)[1]
-    chunks = micro_batches(rows, 150, length)
+    chunks = micro_batches(rows, 150, data.length)
     assert sorted(map(id, (r for b in chunks for r in b))) == sorted(map(id, rows))
-    assert all(len(b) == 1 or len(b) * max(map(length, b)) <= 150 for b in chunks)
-    assert len(micro_batches(rows, 1, length)) == len(rows)  # a row longer than the budget trains alone
+    assert all(len(b) == 1 or len(b) * max(map(data.length, b)) <= 150 for b in chunks)
+    assert len(micro_batches(rows, 1, data.length)) == len(rows)  # a row longer than the budget trains alone
 
 
 # ---- whole runs

@@ -35,7 +35,7 @@ from lib.files import lock, replace_between, write_json, write_text
 from lib.flags import check_ranges, exits_cleanly, opt, read
 from lib.lora import add_lora
 from lib.packed import Packed
-from lib.pages import figure, save_figure
+from lib.pages import figure, legend_beside, save_figure
 from scripts.bench import peers
 from scripts.bench.peers import NINE_B, TINY, slots_at
 
@@ -117,7 +117,7 @@ def draw(cells: list[tuple[int, int, float]], path: Path):
     right.set(xlabel="rows in the batch", ylabel="tokens per second")
     for ax in (left, right):
         ax.set(xscale="log", yscale="log")
-        ax.legend()
+        legend_beside(ax)
     save_figure(fig, path)
 
 
@@ -318,7 +318,7 @@ def measure(a: Settings, wanted: list[str], picture: Path) -> Report:
 
 @exits_cleanly
 def main(argv=None) -> int:
-    a = read(Settings, argv, prog="python -m scripts.bench", description=__doc__.split("\n")[0])
+    a = read(Settings, argv, __doc__)
     wanted = check(a)
     torch.set_flush_denormal(True)  # on our side and on the peer's: threads inherit it
     torch.set_num_threads(a.threads)
