@@ -609,7 +609,7 @@ def save_adapter(model: Qwen35, path, base: str):
 if __name__ == "__main__":
     print(
         "Qwen3.5 by hand: the network that rollout.py samples from and train.py differentiates.",
-        "Imported by rollout.py, train.py and eval.py; nothing runs here.",
+        "Imported by rollout.py and train.py; nothing runs here.",
         'To let it write: python rollout.py --prompt "A lighthouse keeper finds a second moon" --words 120',
         sep="\n",
     )
