@@ -336,8 +336,7 @@ def run(c: Config):
             pair.ref = (values[0], values[1])
 
     # ---- train
-    optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-    facts = {"method": c.method, "pairs": len(pairs)}
+    optimiser, facts = optim.adamw(scorer, c.lr, c.weight_decay), {"method": c.method, "pairs": len(pairs)}
     at = checkpoint.open_run(folder := Path(c.out, c.name), c.resume)
     start = train.load_checkpoint(c, at, model, optimiser)[0] if at else 0
     log = Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
