@@ -457,7 +457,7 @@ def run(c: Config):
             if groups:
                 data.write_groups(pending, settings, groups)
             replica = replica if c.keep_replica else None
-            meet(c, groups, judge, stopping, judged=fresh)
+            meet(c, groups, judge, stopping, fresh)
             seconds = time.time() - clock
 
             # ---- advantages
