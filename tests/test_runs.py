@@ -186,9 +186,8 @@ def test_moved_data_keep_their_place_and_other_data_start_anew(go, tmp_path):
     go("--steps", 2, "--data", tmp_path / "moved.jsonl", "--resume", "auto")
     data.write_examples(tmp_path / "other.jsonl", examples[:-1])
     go("--steps", 3, "--data", tmp_path / "other.jsonl", "--resume", "auto")
-    order = [examples[i].uid for i in data.order(96, 0, 0)][:8] + [
-        examples[i].uid for i in data.order(95, 0, 0)
-    ][:4]
+    n = len(examples)
+    order = [examples[i].uid for i in data.order(n, 0, 0)[:8] + data.order(n - 1, 0, 0)[:4]]
     rows = [row for step in range(3) for row in data.read_episodes(run / f"rollouts/step_{step:06d}.jsonl")]
     assert list(dict.fromkeys(row.example.uid for row in rows)) == list(dict.fromkeys(order))
 
