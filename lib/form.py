@@ -122,18 +122,23 @@ def measure(text: str, request: str, real_words: frozenset[str] | None, grams: G
 
 def _flaws(text, parts, found, listed, lengths, real_words) -> dict[str, float]:
     n, triples = len(listed), runs(listed)[1]
-    plain = re.findall(r"(?<![\w'’])[a-z]+(?![\w'’])", text)  # names have a capital and are in no list
     odd_marks = re.findall(r"[,;:.!?]{2,}|\s[,.;:!?]|[^\w\s.,;:!?'\"“”‘’—–…()-]", text)
     return {
         "loops": 1 - len(set(triples)) / max(1, len(triples)),
         "doubled": sum(a == b != "#" for a, b in zip(listed, listed[1:])) / n,
-        "unreal": sum(w not in real_words for w in plain) / max(1, len(plain)) if real_words else 0.0,
+        "unreal": 1 - share_real(text, real_words) if real_words else 0.0,
         "capitals": len(re.findall(r"\b[A-Z]", text)) / n,
         "unjoined": sum(_cannot_join(a, b) for a, b in zip(found, found[1:])) / n,
         "odd_marks": len(odd_marks) / n,
         "lower_starts": sum(bool(re.match(r"\W*[a-z]", s)) for s in parts) / len(parts),
         "ragged": sum(k < 3 or k > 45 for k in lengths) / len(lengths),
     }
+
+
+def share_real(text: str, listed: frozenset[str]) -> float:
+    """Share of the words in small letters that the list has; names have a capital and are in no list."""
+    plain = re.findall(r"(?<![\w'’])[a-z]+(?![\w'’])", text)
+    return sum(w in listed for w in plain) / len(plain) if plain else 1.0
 
 
 def _cannot_join(a: str, b: str) -> bool:

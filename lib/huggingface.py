@@ -42,7 +42,7 @@ def asking(repo: str, cure: str):
     try:  # the bases: whatever HTTP client this version of the hub's package has
         yield
     except (*HfHubHTTPError.__bases__, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:200].replace(get_token() or "\0", "***")
+        why = " ".join(str(error).split()).replace(get_token() or "\0", "***")[:200]
         raise ValueError(f"--push {repo}: {type(error).__name__}, {why}; {cure}") from None
 
 

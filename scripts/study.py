@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +36,7 @@ import train
 from lib import huggingface
 from lib.files import lock, read_lines, replace_between, write_json, write_text
 from lib.flags import check_ranges, exits_cleanly, opt, parse
-from lib.form import strip_length
+from lib.form import share_real, strip_length
 from lib.pages import figure, markdown_table, save_figure
 from lib.stats import mean, student
 from scripts import prefer
@@ -306,19 +305,13 @@ def training_table(a: Config, results: dict[str, list[dict]]) -> str:
 
 
 def length_table(a: Config, results: dict[str, list[dict]]) -> str:
-    rows = []
+    rows, listed = [], judging.OfflineJudge().words
     for n in a.lengths:
         for name, cells in results.items():
             shown = [show([figure_of(c, k, n) for c in cells]) for k in MEASURES]
             told = [row["story"] for c in cells for row in stories(a, c) if row["target_words"] == n]
-            rows.append([n, name, *shown, mean([real_words(story) for story in told])])
+            rows.append([n, name, *shown, mean([share_real(story, listed) for story in told])])
     return markdown_table(["asked", "method", *MEASURES.values(), "real words"], rows)
-
-
-def real_words(story: str) -> float | None:
-    """Share of lower-case words that several of the hundred books hold (no list knows the names)."""
-    known, words = judging.OfflineJudge().words, re.findall(r"\b[a-z]+(?:'[a-z]+)?\b", story)
-    return sum(w in known or w.removesuffix("'s") in known for w in words) / len(words) if words else None
 
 
 def stories(a: Config, cell: dict) -> list[dict]:
