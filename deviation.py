@@ -248,7 +248,7 @@ def divpo_pairs(rewards_n, d_n, rho: float = 0.25, pool: str = "range") -> list[
     Candidates for chosen are near the best reward, for rejected near the worst: with `pool` 'range' within
     rho of the spread max - min, with 'rank' the top and bottom share rho of the responses (one at least).
     Chosen is the most deviant of the first, rejected the least deviant of the second; rho 0 is best against
-    worst. NaN rewards are left out. [] for fewer than two responses or for equal rewards."""
+    worst. NaN rewards are left out. [] for fewer than two, or where the pair is not ordered by reward."""
     if pool not in ("range", "rank") or not 0 <= rho <= 0.5:
         raise ValueError(f"DivPO needs a pool 'range' or 'rank' and rho in [0, 0.5]; got {pool!r} and {rho}")
     rewards, d = [float(r) for r in rewards_n], [float(x) for x in d_n]

@@ -32,7 +32,7 @@ class Stop(Exception):
 @contextmanager
 def new(folder: Path, step: int, keep: int):
     """Yields the hidden folder to fill, on all processes alike; then it becomes folder/step_N and older
-    checkpoints beyond the last `keep` (0: all stay) are removed. ValueError: nothing has changed."""
+    checkpoints beyond the last `keep` (0: all stay) are removed. ValueError: failed, nothing changed."""
     final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.saving"
     try:
         yield partial
