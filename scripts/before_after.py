@@ -11,11 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-
 import data
 import judge as judging
-import model as qwen
 import rollout
 import train
 from lib import form
@@ -24,13 +21,12 @@ from lib.pages import markdown_table
 
 
 def write(folder: str, requests: list[data.Example], c: train.Config) -> list[str]:
-    tokenizer = data.load_tokenizer(folder)
+    model, tokenizer, _ = rollout.open_writer(folder)
     how = {name: getattr(c, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
     how |= {"max_new_tokens": c.max_new_tokens, "stop_ids": rollout.stop_ids(folder, tokenizer)}
     prompts = [tokenizer.chat(e.prompt, c.thinking) for e in requests]
-    model = qwen.load(folder, torch.float32, fused=True)
     stories = rollout.generate(model, prompts, seed=list(range(len(prompts))), **how)
-    return [data.split_thinking(tokenizer.decode(story.ids))[1] for story in stories]
+    return [rollout.story_of(tokenizer.decode(story.ids), c.thinking) for story in stories]
 
 
 def measure(judge, request: data.Example, story: str) -> list:
@@ -43,7 +39,6 @@ def main(argv=None):
     p = parser(__doc__)
     p.add_argument("run", type=Path, help="folder of a run of train.py, such as out/tiny")
     run = p.parse_args(argv).run
-    torch.set_flush_denormal(True)
     c = train.Config(**json.loads((run / "config.json").read_text()))
     asked = data.read_examples(train.ROOT / "stories/heldout.jsonl")
     requests = [asked[0], asked[3], asked[4]]  # three subjects, of 50, 120 and 50 words
