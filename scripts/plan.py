@@ -161,10 +161,8 @@ def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float, in
 def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, device: str = "cpu") -> Memory:
     """One process of `world` (`node` in a machine) from its start to its second update. half: what a GPU
     gets. device: the CPU serves where torch has no CUDA; its fake tensors are as large."""
-    device, prompt = (
-        torch.device(device),
-        c.max_prompt_tokens + 16,
-    )  # words around it, see data.Tokenizer.chat
+    device = torch.device(device)
+    prompt = c.max_prompt_tokens + 16  # words around it, see data.Tokenizer.chat
     longest = prompt + c.max_new_tokens
     rows = 2 * max(1, c.micro_batch_tokens // longest)  # two micro-batches: the second adds to gradients
     with rehearsal(world, min(world, node)) as ledger, as_on_a_gpu(half):
@@ -198,9 +196,7 @@ def memory(c: train.Config, hf_config: dict, world: int, node: int, half: bool =
         return rehearse(c, hf_config, world, node, half)
     few, text = [], hf_config.get("text_config", hf_config)
     for n in (FEW, 2 * FEW):
-        shallow = text | {"num_hidden_layers": n}
-        if "layer_types" in text:
-            shallow["layer_types"] = text["layer_types"][:n]
+        shallow = text | {"num_hidden_layers": n, "layer_types": text.get("layer_types", [])[:n]}
         shallow = hf_config | {"text_config": shallow} if text is not hf_config else shallow
         few.append(rehearse(c, shallow, world, node, half))
     return few[0].line(few[1], text["num_hidden_layers"], FEW, 2 * FEW)
@@ -232,8 +228,7 @@ def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
 
 def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
     """Single changes that would make the plan fit, up to three: each is rehearsed, none is guessed."""
-    shorter = c.max_new_tokens // 2
-    shortened = {"max_new_tokens": shorter, "micro_batch_tokens": shorter}
+    shortened = dict.fromkeys(("max_new_tokens", "micro_batch_tokens"), c.max_new_tokens // 2)
     tries = {" ".join(f"--{name} {n}" for name, n in shortened.items()): (shortened, a.gpus)}
     if not c.lora_rank:
         tries["--lora_rank 32"] = ({"lora_rank": 32, "parallel": "auto"}, a.gpus)
@@ -251,17 +246,21 @@ def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
 # ---- time and money ------------------------------------------------------------
 
 
+def cache_bytes(config: qwen.ModelConfig, tokens: int) -> tuple[int, int]:
+    """Of one story in bf16: (DeltaNet states and windows of any length, keys and values of `tokens`)."""
+    start = rollout.slot_bytes(config, 0, 2)
+    return start - 16 * config.vocab_size, rollout.slot_bytes(config, tokens, 2) - start
+
+
 def work(c: train.Config, a, hf_config: dict, m: Memory, f: Fit, steps: int) -> dict:
     """Hours and dollars: counted work divided by the given rates."""
     config = qwen.ModelConfig.from_hf(hf_config)
     policy, human = c.prompts * c.group, c.prompts * (c.hri != "off")
     tokens, slots = (policy + human) * a.story_tokens, max(1, f.slots)
-    # Decoding reads all weights once per step, and each slot's states twice and its keys once, at half of the
-    # final length.
+    # Decoding reads per step all weights once, each slot's states twice, its keys once, at half its length.
     weights = 2 * (sum(qwen.count(hf_config)) - config.vocab_size * config.hidden_size)
     weights += 2 * config.vocab_size * config.hidden_size * config.tie_word_embeddings
-    state = rollout.slot_bytes(config, 0, 2) - 16 * config.vocab_size
-    keys = rollout.slot_bytes(config, a.story_tokens // 2, 2) - rollout.slot_bytes(config, 0, 2)
+    state, keys = cache_bytes(config, a.story_tokens // 2)
     step_seconds = (weights + slots * (2 * state + keys)) / (a.bandwidth * 1e9 * a.decode_share)
     writing = policy / a.gpus / slots * a.story_tokens * step_seconds
     learned = tokens + (policy + human) * c.max_prompt_tokens / 2
@@ -300,6 +299,14 @@ def table(f: Fit) -> list[str]:
     return lines + [f"  {'all':34}{f.writing.total() / 1e9:8.1f}{f.learning.total() / 1e9:8.1f}"]
 
 
+def serving(hf_config: dict) -> str:
+    """Memory of the trained model behind a server; 4 bit takes about 4.5 bits per weight, scales included."""
+    total = sum(qwen.count(hf_config))
+    state, keys = cache_bytes(qwen.ModelConfig.from_hf(hf_config), 1000)
+    weights = f"weights {2 * total / 1e9:.3g} GB in bf16, {4.5 / 8 * total / 1e9:.3g} GB at 4 bit"
+    return f"served: {weights}; per story {state / 1e6:.3g} MB + {keys / 1e6:.3g} MB per thousand tokens"
+
+
 def report(c: train.Config, a, hf_config: dict, m: Memory, f: Fit, steps: int) -> str:
     total, (frozen, trained) = sum(qwen.count(hf_config)), qwen.count(hf_config, c.lora_rank)
     kind = parallel.choose(c.parallel, shard=not c.lora_rank)[0] if a.gpus > 1 else "none"
@@ -312,26 +319,25 @@ def report(c: train.Config, a, hf_config: dict, m: Memory, f: Fit, steps: int) -
         "",
         *table(f),
         f"peak {f.peak / 1e9:.1f} GB of {usable(a) / 1e9:.1f}; {f.slots} slots of {m.slot / 1e6:.0f} MB",
+        serving(hf_config),
     ]
     if not f.fits:
         return "\n".join([*lines, f"does not fit; what helps: {advice(c, a, hf_config, m)}"])
     w = work(c, a, hf_config, m, f, steps)
     gpu = f", {w['gpu_dollars']:.0f} dollars of GPU" if a.gpu_price else ""
     paid = f", {w['judge_dollars']:.0f} dollars" if any(a.judge_price) else "; give --judge_price IN OUT"
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{steps} steps, {w['tokens'] / 1e6:.1f} M completion tokens of {a.story_tokens:,} per story",
-            f"  writing {w['writing']:.0f} s per step ({w['decode']:.0f} tokens/s per GPU at "
-            f"{a.decode_share:.0%} of {a.bandwidth:g} GB/s)",
-            f"  learning {w['updating']:.0f} s per step ({m.flops / 1e9:.1f} GFLOP counted per token, at "
-            f"{a.train_share:.0%} of {a.tflops:g} TFLOP/s)",
-            f"  {w['hours']:.1f} hours{gpu}",
-            f"  {w['calls']:,} judge calls, {w['judged'][0] / 1e6:.1f} M tokens in, "
-            f"{w['judged'][1] / 1e6:.1f} M out{paid}",
-        ]
-    )
+    lines += [
+        "",
+        f"{steps} steps, {w['tokens'] / 1e6:.1f} M completion tokens of {a.story_tokens:,} per story",
+        f"  writing {w['writing']:.0f} s per step ({w['decode']:.0f} tokens/s per GPU at "
+        f"{a.decode_share:.0%} of {a.bandwidth:g} GB/s)",
+        f"  learning {w['updating']:.0f} s per step ({m.flops / 1e9:.1f} GFLOP counted per token, at "
+        f"{a.train_share:.0%} of {a.tflops:g} TFLOP/s)",
+        f"  {w['hours']:.1f} hours{gpu}",
+        f"  {w['calls']:,} judge calls, {w['judged'][0] / 1e6:.1f} M tokens in, "
+        f"{w['judged'][1] / 1e6:.1f} M out{paid}",
+    ]
+    return "\n".join(lines)
 
 
 def deep(hf_config: dict) -> bool:
@@ -345,9 +351,8 @@ def model_config(name: str) -> dict:
     """config.json of a folder or hub id, its weights left where they are; the 9B's stands here."""
     if Path(name).exists():
         return huggingface.read_config(Path(name))
-    return (
-        NINE_B if name == train.Config.model else huggingface.read_config(huggingface.fetch(name, ["*.json"]))
-    )
+    is_9b = name == train.Config.model
+    return NINE_B if is_9b else huggingface.read_config(huggingface.fetch(name, ["*.json"]))
 
 
 def flags() -> argparse.ArgumentParser:
@@ -372,13 +377,8 @@ def flags() -> argparse.ArgumentParser:
     add("--judged_tokens", type=int, default=4000, help="tokens of a story as the judge reads it")
     add("--verdict_tokens", type=int, default=1500, help="tokens of the judge's answer")
     add("--gpu_price", type=float, default=0.0, help="dollars per GPU hour")
-    add(
-        "--judge_price",
-        type=float,
-        nargs=2,
-        default=(0.0, 0.0),
-        help="dollars per million tokens, in and out",
-    )
+    price = {"type": float, "nargs": 2, "default": (0.0, 0.0)}
+    add("--judge_price", **price, help="dollars per million tokens, in and out")
     return p
 
 

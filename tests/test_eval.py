@@ -548,6 +548,8 @@ def test_an_endpoint_that_stops_half_way_loses_nothing(tmp_path, capsys, monkeyp
         and body["top_k"] == 20
         and body["min_p"] == 0
         and body["repetition_penalty"] == 1
+        and body["repeat_penalty"] == 1  # llama.cpp's name, and the order of Hugging Face
+        and body["samplers"] == ["penalties", "temperature", "top_k", "top_p", "min_p"]
     )
     assert len({b["seed"] for b, _ in server.seen}) == 8
     report = saved(tmp_path / "o")
