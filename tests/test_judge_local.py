@@ -41,7 +41,7 @@ def serving(*command: str):
             try:
                 if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).status_code == 200:
                     break
-            except requests.ConnectionError:
+            except requests.RequestException:  # not there yet, or too busy to answer
                 pass
             assert process.poll() is None, "llama-server ended at once"
             time.sleep(0.25)

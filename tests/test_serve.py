@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import requests
@@ -23,8 +22,9 @@ BASE = ROOT / "stories/tiny-base"
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A random model, grouped values, its own vocabulary, at the size that llama.cpp's kernels take."""
-    config = SMALL | {"architectures": ["Qwen3_5ForCausalLM"], "hidden_size": 64, "dtype": "float32"}
+    """A random model with two value heads per key head and a vocabulary of its own."""
+    config = SMALL | {"architectures": ["Qwen3_5ForCausalLM"], "dtype": "float32"}
+    config["rope_parameters"] = SMALL["rope_parameters"] | {"mrope_section": [2, 1, 1]}
     folder = tmp_path / "checkpoint"
     qwen.save(qwen.new(config, seed=1), folder)
     data.load_tokenizer(BASE).save(folder)
@@ -57,21 +57,24 @@ def pretended(venv):
 
 
 def start(folder, *flags, cwd):
-    command = [sys.executable, "-m", "scripts.serve", *map(str, flags)]
+    command = [sys.executable, "-m", "scripts.serve", "--checkpoint", str(folder), *map(str, flags)]
     where = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    return subprocess.run([*command, str(folder)], cwd=cwd, env=where, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=where, capture_output=True, text=True)
 
 
 def test_the_converter_is_told_what_it_cannot_know_and_the_server_gets_its_file(checkpoint, tmp_path):
     venv = pretended(tmp_path / "venv")
-    done = start(checkpoint, "--venv", venv, "--port", "8099", "--outtype", "f32", cwd=tmp_path)
+    done = start(checkpoint, "--venv", venv, "--outtype", "f32", "--port", "8099", "-c", "500", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    asked = json.loads((tmp_path / "out/serve/demo-f32.gguf").read_text())
-    how = ["--no-mtp", "--outtype", "f32", "--outfile", "out/serve/demo-f32.gguf"]
-    assert asked == ["qwen35", str(checkpoint), *how]
+    asked = json.loads((tmp_path / "out/serve/f32.gguf").read_text())
+    assert asked == [
+        "qwen35",
+        str(checkpoint),
+        *"--no-mtp --outtype f32 --outfile out/serve/f32.gguf".split(),
+    ]
     served = done.stdout.splitlines()[-1]
-    assert served.startswith("-m out/serve/demo-f32.gguf --reasoning off ")
-    assert "--port 8099 --alias demo" in served
+    assert served.startswith("-m out/serve/f32.gguf --alias demo --reasoning off ")
+    assert served.endswith(" --port 8099 -c 500")
     bad = shutil.copytree(checkpoint, tmp_path / "bad")
     done = start(bad, "--venv", venv, cwd=tmp_path)
     assert (
@@ -80,20 +83,27 @@ def test_the_converter_is_told_what_it_cannot_know_and_the_server_gets_its_file(
 
 
 def test_a_model_that_thinks_is_served_so(checkpoint):
-    a = SimpleNamespace(port=1, name="m", context=100)
     change(checkpoint / "config.json", thinking=True)
-    command = serve.service(checkpoint / "server", checkpoint, checkpoint / "m.gguf", a)
+    command = serve.service(checkpoint / "server", checkpoint, checkpoint / "m.gguf")
     assert command[command.index("--reasoning") + 1] == "auto"
 
 
-def test_what_llama_cpp_would_misread_is_refused(checkpoint, tmp_path):
-    change(checkpoint / "config.json", linear_value_head_dim=24)
-    with pytest.raises(ValueError, match="keys of 16 and values of 24"):
-        serve.conversion(tmp_path, checkpoint, tmp_path / "m.gguf", "f32")
-    change(checkpoint / "config.json", linear_value_head_dim=16)
-    change(checkpoint / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
-    with pytest.raises(ValueError, match="another way than Qwen3.5"):
-        serve.conversion(tmp_path, checkpoint, tmp_path / "m.gguf", "f32")
+@pytest.mark.parametrize(
+    "file, values, said",
+    [
+        ("config.json", {"linear_value_head_dim": 24}, "keys of 16 and values of 24"),
+        ("config.json", {"rope_parameters": SMALL["rope_parameters"]}, "mrope_section that adds up to 4"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "in another way than Qwen3.5"),
+    ],
+)
+def test_what_llama_cpp_would_misread_is_refused(checkpoint, file, values, said):
+    serve.check(checkpoint)
+    change(checkpoint / file, **values)
+    with pytest.raises(ValueError, match=said):
+        serve.check(checkpoint)
+
+
+def test_without_llama_cpp_the_target_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="make serve"):
         serve.needed(tmp_path)
 
