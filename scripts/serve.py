@@ -1,7 +1,7 @@
 """A checkpoint behind llama.cpp's server: its own converter makes a GGUF of it, then its own server opens it.
 
     make serve                                                          # the newest checkpoint under out/
-    make serve CHECKPOINT=out/tiny/checkpoints/step_000045 SERVE="--outtype f32 --port 8090"
+    make serve CHECKPOINT=out/tiny/checkpoints/step_000045 SERVE="--outtype bf16 --port 8090"
     python eval.py --endpoint http://127.0.0.1:8081/v1 --model demo --thinking off   # in another terminal
 
 `make serve` puts the converter beside the server that `make judge` builds. This program adds what neither can
@@ -78,7 +78,7 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     p.add_argument("--checkpoint", help="folder (default: the newest under out/)")
-    p.add_argument("--outtype", default="bf16", choices=("f32", "bf16", "q8_0"), help="of the GGUF")
+    p.add_argument("--outtype", default="f32", choices=("f32", "bf16", "q8_0"), help="bf16 for a large model")
     p.add_argument("--port", default="8081")
     p.add_argument("--venv", type=Path, default=ROOT / ".venv-judge", help="where llama.cpp is")
     a, rest = p.parse_known_args(argv)
