@@ -6,6 +6,7 @@ PY = .venv/bin/python
 # The demo is the same on every machine: two processes, one thread each, GPUs left alone.
 train: .venv/.installed
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc_per_node=2 train.py
+	$(PY) -m scripts.before_after out/tiny
 
 test: .venv/.installed
 	$(PY) -m pytest -q

@@ -300,6 +300,27 @@ def split_thinking(text: str) -> tuple[str | None, str]:
     return None, text.strip()
 
 
+def describe(path: str | Path, examples: list[Example]) -> str:
+    """A data file in a line: its name, how many examples and references it has, the words asked for."""
+    asked, told = [e.target_words for e in examples], sum(bool(e.story) for e in examples)
+    how = f"{min(asked):,} to {max(asked):,} words, {told:,} with a reference story"
+    return f"{Path(path).name}, {len(examples):,} examples of {how}"
+
+
+def best_and_worst(rows: list[Episode], most: int = 60) -> list[str]:
+    """The policy's stories with the highest and the lowest advantage, for the terminal: their first `most`
+    words, in letters alone (a story may hold what moves a cursor). [] where no row has a reward."""
+    rows = sorted((r for r in rows if r.reward is not None and not r.is_human), key=lambda r: r.advantage)
+    told = []
+    for which, row in zip(("best", "worst"), (rows[-1], rows[0]) if rows else ()):
+        of = f"{words(row.story)} of {row.example.target_words} words"
+        parts = row.example.prompt.split(), row.story.split()
+        prompt, story = (" ".join(part[:most]) + " ..." * (len(part) > most) for part in parts)
+        lines = [f"{which} advantage {row.advantage:+.2f}, reward {row.reward:.2f}, {of}", prompt, story]
+        told.append("\n  ".join("".join(c for c in line if c.isprintable()) for line in lines))
+    return told
+
+
 def load_tokenizer(path_or_repo: str | Path) -> Tokenizer:
     """Tokenizer from a folder, a tokenizer.json or a hub id such as "Qwen/Qwen3.5-9B".
 
@@ -314,4 +335,9 @@ def load_tokenizer(path_or_repo: str | Path) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    print(__doc__)
+    print(
+        __doc__.partition("\n")[0],
+        "Imported by hri.py, rollout.py, train.py and eval.py; nothing runs here.",
+        "To start something: python train.py (the demo), python -m scripts.anthologies (stories from books).",
+        sep="\n",
+    )

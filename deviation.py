@@ -313,6 +313,8 @@ def main(argv=None):
     parser.add_argument("--similarity", default="tfidf", choices=SIMILARITIES)
     args = parser.parse_args(argv)
     try:
+        if len(args.files) == 1:
+            raise ValueError("one story has no deviation, which is a distance to others; name two files")
         delta_n, d_n = weights_of(
             [Path(file).read_text(encoding="utf-8") for file in args.files], args.similarity
         )

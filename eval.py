@@ -401,8 +401,7 @@ def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["watch"]:
         return flags.start("scripts.watch", *argv[1:])
-    about = {"description": __doc__.splitlines()[0], "epilog": "eval.py watch RUN ...: a page about runs"}
-    c = flags.read(Settings, argv, prog="eval.py", **about)
+    c = flags.read(Settings, argv, __doc__, epilog="eval.py watch RUN ...: a page about runs")
     torch.set_flush_denormal(True)  # strong decays fill the delta rule with denormals, up to 12 x slower
     if WORLD > 1:
         processes.connect()

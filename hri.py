@@ -100,4 +100,9 @@ def anchor(ranked, groups, weight: float, mode: str = "polaris", normalise_std: 
 
 
 if __name__ == "__main__":
-    print(__doc__)
+    print(
+        "Human-reference injection: one story written by a person joins each group of the policy's stories.",
+        "Imported by train.py, which calls references, weight and anchor; nothing runs here.",
+        "To see what it does: python train.py against python train.py --hri off.",
+        sep="\n",
+    )

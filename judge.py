@@ -34,6 +34,7 @@ from lib.endpoint import Endpoint, known, settings, then
 from lib.flags import opt
 from lib.form import strip_length
 from lib.form import words as count_words
+from lib.grams import Grams
 from lib.rubric import Rubric, Verdict, read_rubric
 from lib.settings import Settings
 from lib.store import Ledger
@@ -152,7 +153,7 @@ def offline(c) -> bool:
 
 
 def check(c):
-    """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch_url and watch_model."""
+    """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch."""
     if c.judge_samples > 1 and c.judge_mode == "group":
         raise ValueError("--judge_mode group ranks a group once; leave --judge_samples out")
     try:
@@ -165,8 +166,10 @@ def check(c):
             "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, "
             "to an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality"
         )
-    if bool(getattr(c, "watch_url", "")) != bool(getattr(c, "watch_model", "")):
-        raise ValueError("the watch judge needs both --watch_url and --watch_model")
+    watch = {"every": "10"} | getattr(c, "watch", {})
+    right = set(watch) == {"url", "model", "every"} and watch["every"].isdigit() and int(watch["every"])
+    if getattr(c, "watch", {}) and not right:
+        raise ValueError("--watch needs url=ADDRESS model=NAME, and may have every=STEPS")
 
 
 def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: dict | None = None):
@@ -233,23 +236,23 @@ def settle(groups: list[Asked], bounds: LengthBounds):
 
 
 class OfflineJudge:
-    """Measures FORM, not quality: whole sentences, their shape, repetition, words of the request, things and
-    people named, and, where stories/words.txt lists real words (one per line, lower case), the share of them.
+    """Measures FORM, not quality: which words follow which, the order of sentences, their shape, repetition,
+    words of the request. stories/words.txt lists real words, stories/grams.bin pairs and triples of them.
     Deterministic, free, and blind to meaning: a dull story in good form beats a fine one in bad form. For
     demos and tests, never for a claim.
     """
 
-    def __init__(self, words: str | Path | None = ROOT / "stories" / "words.txt"):
-        listed = words and Path(words).is_file()
-        self.words = frozenset(Path(words).read_text(encoding="utf-8").split()) if listed else None
-        self.name = "offline-form-1" + ("+words" if self.words else "")  # what it measures, and by what
+    def __init__(self, folder: Path = ROOT / "stories"):
+        self.words = frozenset((folder / "words.txt").read_text(encoding="utf-8").split())
+        self.grams = Grams((folder / "grams.bin").read_bytes())
+        self.name = "offline-form-2"  # the form of a story, by the second way to measure it
         self.rubric, self.counts, self.ledger = RUBRIC, Counter(), Ledger()
         self.out_of_budget, self.last_error = False, ""
 
     def score(self, prompt: str, story: str) -> Verdict:
         if not story.split():
             return RUBRIC.empty(self.name)
-        scores = form.grade(story, strip_length(prompt), self.words)
+        scores = form.grade(story, strip_length(prompt), self.words, self.grams)
         return Verdict(scores, RUBRIC.score(scores), rubric=RUBRIC.version, judge=self.name)
 
     def submit(self, prompt: str, story: str, draw: int = 0) -> Future:
@@ -375,11 +378,11 @@ def verdict_metrics(verdicts: list[dict | None]) -> dict[str, float]:
 
 
 def make_watch(c) -> Judge | None:
-    """A second judge that is never trained on, one for the whole run; None without c.watch_url."""
-    if not c.watch_url:
+    """A second judge that is never trained on, one for the whole run; None without c.watch."""
+    if not c.watch:
         return None
     cache, key = Path(c.out, "judge.sqlite"), os.environ.get("WATCH_API_KEY", "")
-    return Judge(c.watch_url, c.watch_model, key, cache=cache, run=f"{c.name}/watch")
+    return Judge(c.watch["url"], c.watch["model"], key, cache=cache, run=f"{c.name}/watch")
 
 
 def watch(judge: Judge | None, rows: list[tuple[str, str, float]], most: int = 8) -> dict[str, float]:

@@ -606,3 +606,12 @@ def save_adapter(model: Qwen35, path, base: str):
     multimodal = "text_config" in model.hf_config
     name = (model.hf_config.get("architectures") or ["Qwen3_5ForConditionalGeneration"])[0]
     lora.save_adapter(model, path, base, model.prefix, name if multimodal else None)
+
+
+if __name__ == "__main__":
+    print(
+        "Qwen3.5 by hand: the network that rollout.py samples from and train.py differentiates.",
+        "Imported by rollout.py, train.py and eval.py; nothing runs here.",
+        'To let it write: python rollout.py --prompt "A lighthouse keeper finds a second moon" --words 120',
+        sep="\n",
+    )

@@ -41,9 +41,10 @@ import judge as judging
 import model as qwen
 import rollout
 from data import Episode, Example
-from lib import batches, checkpoint, files, flags, huggingface, metrics, optim, parallel, processes, sharding
+from lib import batches, card, checkpoint, files, flags, huggingface, metrics, optim, parallel, processes
 from lib.flags import opt
 from lib.processes import say
+from lib.sharding import freeze
 from lib.stats import jumped, mean
 
 ROOT = Path(__file__).resolve().parent
@@ -51,8 +52,7 @@ ROOT = Path(__file__).resolve().parent
 
 @dataclass
 class Config:
-    """Every number of a run. The defaults are POLARIS's; a preset changes some; a flag of the same name
-    wins."""
+    """Every number of a run: POLARIS's defaults, changed by a preset, changed by flags of the same names."""
 
     preset: str = opt("auto", "polaris-9b | tiny | auto: polaris-9b where there is a GPU, else tiny", "data")
     model: str = opt("Qwen/Qwen3.5-9B", "checkpoint folder or hub id of a Qwen3.5 model")
@@ -99,9 +99,7 @@ class Config:
     judge_mode: Literal["story", "pair", "group"] = opt("story", "alone, beside the reference, or ranked")
     judge_samples: int = opt(1, "verdicts averaged per story", low=1)
     judge_settings: dict[str, str] = opt({}, "of the calls: in_flight=32 budget=500 ..., see docs/judge.md")
-    watch_url: str = opt("", "a second judge, never trained on (key: WATCH_API_KEY), logged as watch/*")
-    watch_model: str = opt("", "its model; best of another family than the judge's")
-    watch_every: int = opt(10, "steps between two looks of the watch judge", low=1)
+    watch: dict[str, str] = opt({}, "second judge, never trained on: url=.. model=.. every=10; see docs")
 
     parallel: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = opt("auto", "fsdp for GPUs", "machine")
     lora_rank: int = opt(0, "0: train all weights; else LoRA of this rank on a bf16 base", low=0)
@@ -114,6 +112,7 @@ class Config:
     save_every: int = opt(20, "steps between checkpoints; 0: only the last step saves", "saving", low=0)
     keep: int = opt(2, "checkpoints kept; 0: all", low=0)
     resume: str = opt("", "auto: the newest checkpoint of this run; or a checkpoint folder; empty: anew")
+    push: str = opt("", "owner/name on the hub that gets the last checkpoint; a new one is private")
     wandb: bool = opt(False, "also log to wandb (pip install wandb)")
 
 
@@ -146,6 +145,7 @@ def check(c: Config, world: int):
         f"--out {c.out} is a file; name a folder": Path(c.out).is_file(),
         f"--parallel none would train {world} separate models; use ddp": c.parallel == "none" and world > 1,
         "LoRA does not shard its base; use --parallel ddp": c.lora_rank and c.parallel.endswith("sdp"),
+        "--push needs a step whose checkpoint it can upload": c.push and not c.steps,
         "--wandb needs its package: pip install wandb": c.wandb and not importlib.util.find_spec("wandb"),
     }
     for sentence in (s for s, is_wrong in wrong.items() if is_wrong):
@@ -249,7 +249,7 @@ def meet(c: Config, groups, judge, stopping):
 
 def story_settings(c: Config, origin: str) -> dict:
     """What the stories of a step depend on: those of a killed step are used again only where all is equal."""
-    free = {*"preset out name steps slots keep_replica bands save_every keep resume wandb".split()}
+    free = {*"preset out name steps slots keep_replica bands save_every keep resume push wandb".split()}
     free |= {name for name in vars(c) if name.startswith(("judge", "watch"))}
     settings = {name: value for name, value in asdict(c).items() if name not in free}
     return settings | {"last step": c.lr_decay and c.steps, "origin": origin, "file": files.digest(c.data)}
@@ -371,13 +371,8 @@ def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=
     total = totals.of_all()
     of = {name: total["tokens" if name in ("nll", "entropy") else "sampled"] for name in MEANS}
     means = {name: total[name] / max(of[name], 1.0) for name in MEANS}
-    means |= {
-        "grad_norm": norm,
-        "stepped": stepped,
-        "loss": total["loss"],
-        "mismatch/max": total["mismatch/max"],
-    }
-    return means | {"train/tokens_per_second": tokens / (time.time() - began)}
+    means |= {"loss": total["loss"], "mismatch/max": total["mismatch/max"], "grad_norm": norm}
+    return means | {"stepped": stepped, "train/tokens_per_second": tokens / (time.time() - began)}
 
 
 # ---- log and save ------------------------------------------------------------
@@ -404,13 +399,15 @@ def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode
     step, rows = line["step"], [row for group in groups for row in group]
     judged = [row for row in rows if row.rewards and not row.is_human]
     judged = [(row.example.prompt, row.story, 100 * row.rewards["quality"]) for row in judged]
-    seen = judging.watch(watcher, judged) if step % c.watch_every == 0 else {}
+    seen = judging.watch(watcher, judged) if step % int(c.watch.get("every", 10)) == 0 else {}
     log.write(line | judging.verdict_metrics([row.verdict for row in rows]) | seen)
     data.write_episodes(log.path.with_name("rollouts") / f"step_{step:06d}.jsonl", rows)
     gaps = [m["mismatch/mean"] for m in log.recent(20) if "mismatch/mean" in m]
     broken = bool(gaps) and jumped(gaps, start=0.1, times=20, least=1e-3)
     alarms = ["sampler and trainer disagree, see mismatch/mean: is the replica refreshed?"] if broken else []
-    for text in alarms + (judging.alarms(log.recent(20)) if step % 10 == 9 else []):
+    alarms += judging.alarms(log.recent(20)) if step % 10 == 9 else []
+    alarms += data.best_and_worst(rows) if step % 10 == 0 or step + 1 == bar.total else []
+    for text in alarms:
         bar.write(f"step {step}: {text}")
     bar.set_postfix({name: f"{line[of]:.3g}" for name, of in TOLD.items() if line[of] is not None})
     return broken
@@ -422,12 +419,15 @@ CURVES |= {"deviation/mean": "deviation"}
 TOLD = {"reward": "reward/mean", "in_band": "length/in_band", "words": "length/words"}
 
 
-def save_checkpoint(c: Config, model, optimiser, tokenizer, step: int, position: int):
-    """out/<run>/checkpoints/step_N: a folder that transformers loads, and in state/ what --resume loads."""
+def save_checkpoint(c: Config, model, optimiser, tokenizer, step: int, position: int, **facts):
+    """out/<run>/checkpoints/step_N: a folder that transformers loads, and in state/ what --resume loads.
+    facts: what its model card says beside settings and metrics."""
     with checkpoint.new(Path(c.out, c.name, "checkpoints"), step, c.keep) as partial:
         qwen.save(model, partial, torch.bfloat16, write=processes.MAIN)
         if processes.MAIN:
             tokenizer.save(partial)
+            log = Path(c.out, c.name, "metrics.jsonl")
+            card.write(partial, asdict(c), model.source, facts | {"steps": step}, log, TOLD)
             if c.lora_rank:
                 qwen.save_adapter(model, partial / "adapter", c.model)
         about = {"step": step, "position": position, "data": files.digest(c.data), "config": asdict(c)}
@@ -455,6 +455,7 @@ def load_checkpoint(c: Config, folder: Path, model, optimiser) -> tuple[int, int
 
 def run(c: Config):
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
+    processes.from_main(huggingface.check_push, c.push)
     examples, references = prepare(c, tokenizer)
     server = processes.from_main(judging.try_out, c) if c.steps else {}
     model, scorer = build(c, device)
@@ -464,8 +465,9 @@ def run(c: Config):
         start, position = load_checkpoint(c, at, model, optimiser)
     settings = story_settings(c, "" if c.resume in ("", "auto") else str(at))
     judge, watcher = judging.make(c, learned=server), judging.make_watch(c)
+    facts = {"data": data.describe(c.data, examples), "judge": judge.name}
     log = metrics.Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
-    reference = sharding.freeze(build(c, device)[1]) if c.kl else None
+    reference = freeze(build(c, device)[1]) if c.kl else None
     steps = c.steps if c.steps >= 0 else len(examples) // c.prompts
     stopping = processes.catch_signals()  # from here on there is a state worth saving
     replica, step, bad_updates, bad_samples, began = None, start, 0, 0, time.time()
@@ -509,12 +511,8 @@ def run(c: Config):
             # ---- log
             everyone, dropped = processes.gather(groups), processes.reduce(ranked.count([]))
             if processes.MAIN:
-                line = {"step": step} | measure(everyone, seconds, weight) | learned | judge.metrics()
-                line |= {
-                    "groups/dropped": dropped,
-                    "bad_updates": bad_updates,
-                    "seconds": time.time() - clock,
-                }
+                line = {"step": step, "seconds": time.time() - clock} | measure(everyone, seconds, weight)
+                line |= learned | judge.metrics() | {"groups/dropped": dropped, "bad_updates": bad_updates}
                 bad_samples = bad_samples + 1 if log_step(c, log, watcher, bar, line, everyone) else 0
             pending.unlink()
 
@@ -524,11 +522,11 @@ def run(c: Config):
             if processes.reduce(bad_samples) == 3:
                 raise Stop("sampler and trainer disagreed three times in a row, see mismatch/*")
             if step + 1 == steps or (c.save_every and (step + 1) % c.save_every == 0):
-                save_checkpoint(c, model, optimiser, tokenizer, step + 1, position)
+                save_checkpoint(c, model, optimiser, tokenizer, step + 1, position, **facts)
                 if processes.MAIN:
                     metrics.plot({c.name: log.metrics}, folder / "curves.png", CURVES)
     except Stop as why:
-        save_checkpoint(c, model, optimiser, tokenizer, step, position)
+        save_checkpoint(c, model, optimiser, tokenizer, step, position, **facts)
         bar.close()
         say(f"stopped at step {step}: {why}; the state is saved, --resume auto goes on", sys.stderr)
         raise SystemExit(1) from None
@@ -536,8 +534,9 @@ def run(c: Config):
         judge.close()
         bar.close()
     if processes.MAIN:
-        say(f"{steps - start} steps in {time.time() - began:.0f} s; {log.change(TOLD)}")
+        say(f"{steps - start} steps in {time.time() - began:.0f} s{log.change(TOLD)}")
         say(f"wrote {folder}/: curves.png, metrics.jsonl, rollouts/, checkpoints/")
+        say(huggingface.push(folder / "checkpoints", c.push))
 
 
 @flags.exits_cleanly
@@ -547,10 +546,6 @@ def main(argv=None):
     try:
         check(c, processes.WORLD)
         run(c)
-    except (ValueError, OSError):
-        if not processes.MAIN:
-            time.sleep(3)  # torchrun ends this process meanwhile where the main one says the same
-        raise
     finally:
         processes.disconnect()
         checkpoint.release()

@@ -6,11 +6,29 @@ import argparse
 import importlib
 import math
 import sys
+import time
 import typing
 from dataclasses import MISSING, field, fields
 from functools import wraps
+from pathlib import Path
 
+from lib import processes
 from lib.processes import say
+
+
+def called(command: str = "") -> str:
+    """How this program was started: "train.py", or "python -m scripts.plan". command: the word that makes a
+    script start this one, as in "eval.py watch"."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec:
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return f"{Path(sys.argv[0]).name} {command}".strip()
+
+
+def parser(about: str, command: str = "", **more) -> argparse.ArgumentParser:
+    """A command line whose --help has the program's name as it was started, and the first paragraph of
+    `about`."""
+    return argparse.ArgumentParser(prog=called(command), description=about.split("\n\n")[0], **more)
 
 
 def opt(default, help: str, group: str = "", *, low=None, high=None, above=None, choices: tuple = ()):
@@ -33,26 +51,27 @@ def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "",
     first.add_argument("--preset", default="auto")
     preset = first.parse_known_args(argv)[0].preset
     chosen = auto if preset == "auto" else preset
-    parser = argparse.ArgumentParser(
+    line = argparse.ArgumentParser(
+        prog=called(),
         usage="%(prog)s [--flag value ...]",
         description=about,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if chosen not in presets:
-        parser.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
-    add_fields(parser, kind, presets[chosen] | {"preset": chosen})
-    values = vars(parser.parse_args(argv))
+        line.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
+    add_fields(line, kind, presets[chosen] | {"preset": chosen})
+    values = vars(line.parse_args(argv))
     if preset == "auto":
         say(f"preset {chosen}: {why}; --preset {' | '.join(presets)} chooses")
     return kind(**values | {"preset": chosen})
 
 
-def read(kind, argv=None, **about):
-    """Command line -> an instance of the dataclass `kind`, without presets. about: of argparse's parser."""
-    parser = argparse.ArgumentParser(**about)
-    add_fields(parser, kind, {})
-    return kind(**vars(parser.parse_args(argv)))
+def read(kind, argv, about: str, **more):
+    """Command line -> an instance of the dataclass `kind`, without presets. about, more: see `parser`."""
+    line = parser(about, **more)
+    add_fields(line, kind, {})
+    return kind(**vars(line.parse_args(argv)))
 
 
 def start(module: str, *arguments: str) -> int:
@@ -154,6 +173,8 @@ def exits_cleanly(main):
         try:
             return main(argv)
         except (ValueError, OSError) as error:
+            if not processes.MAIN:
+                time.sleep(3)  # torchrun ends this process meanwhile where the main one says the same
             print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt:

@@ -1,5 +1,5 @@
-"""What a program can see of a text's form: whole sentences and their shapes, repeats, things and people
-named.
+"""What a program can see of a text's form: which words follow which, in what order its sentences come,
+whether it keeps to what was asked for, and what breaks it.
 
 It knows nothing of meaning. Also here: the one count of words that every length in this project means.
 """
@@ -10,32 +10,14 @@ import re
 import statistics
 from dataclasses import dataclass
 
+from lib.grams import EARLY, LATE, Grams, runs, tokens
 
-def _set(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-DETERMINERS = _set("a an the my your his its our their this these every some no")
-JOINERS = _set("and but or of to in on at for with from by into over under through as because if when while")
-PRONOUNS = _set("i he she it we they you me him her us them who")
-PEOPLE = PRONOUNS - {"it"} | _set("man woman boy girl child mother father sister brother wife husband friend")
-SENSES = _set(
-    """saw heard felt smelled tasted touched cold warm hot wet dry dark bright red blue green white black grey
-    yellow gold silver salt smoke rain snow wind sun moon stars fire water stone wood iron glass bread milk
-    tea coat boots hands eyes face door window table lamp bell road river sea field garden house kitchen roof
-    stairs bird dog horse cat tree leaves grass boat letter clock key box rope knife basket candle"""
+DETERMINERS = frozenset("a an the my your his its our their this these every some no".split())
+JOINERS = frozenset(
+    "and but or of to in on at for with from by into over under through as because if".split()
 )
-FEELINGS = _set(
-    """but though yet still never only again alone afraid glad sorry sad happy angry proud ashamed love loved
-    hope wished missed laughed cried smiled wept quiet silence remembered forgot waited promised"""
-)
-ACTS = _set(
-    """said asked took gave went came ran walked turned looked opened closed put held carried found left told
-    kept made began stood sat called wanted knew thought tried pulled pushed brought lifted"""
-)
-REQUEST = _set(
-    "write story short about words long word tell that with from must should which where have make"
-)
+PRONOUNS = frozenset("i he she it we they you me him her us them who".split())
+REQUEST = frozenset("write story short about words long word tell that with from must should make".split())
 
 
 def words(text: str) -> int:
@@ -80,12 +62,20 @@ def repeats(text: str) -> tuple[float, float, float]:
     return (again / len(grams), near / len(grams), repeated_lines) if grams else (0.0, 0.0, repeated_lines)
 
 
+def sentences(text: str) -> list[str]:
+    found = re.split(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)])\s+", text.strip())
+    return [s for s in found if re.search(r"\w", s)] or [""]
+
+
+# ---- what is measured --------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Form:
     words: int
     sentences: int
-    # what breaks a text, as shares of its words, sentences or 3-grams
-    loops: float  # 3-grams that occurred before
+    # what breaks a text, as shares of its words, sentences or runs
+    loops: float  # triples that occurred before
     doubled: float  # words that repeat the one before
     unreal: float  # words in small letters that no list of words has
     capitals: float
@@ -94,78 +84,113 @@ class Form:
     lower_starts: float  # sentences that begin with a small letter
     ragged: float  # sentences of fewer than 3 or more than 45 words
     finished: bool  # the last sentence ends
-    # what carries one
-    used: float  # the request's words, each once
-    stuffed: float  # 1: the request's words fill the text
+    quotes: int  # quotation marks
     copied: float  # 4-grams taken from the request
+    stuffed: float  # 1: the request's words fill the text
+    # what carries one
+    familiar: float  # pairs and triples that other texts have
+    order: float  # 0..1: sentences come in the order in which stories tell
+    used: float  # the request's words, each once
+    kept: float  # thirds of the text that have some of them
     people: float
-    acts: float
-    things: float
-    feelings: float
     spread: float  # of the sentences' lengths, as a share of their mean
     openers: float  # sentences that begin with another word than the rest
     richness: float  # different words
-    quotes: int  # quotation marks
 
 
-def measure(text: str, request: str, real_words: frozenset[str] | None) -> Form:
-    """The form of a text that answers a request. real_words: in lower case; None: not checked."""
-    sentences = re.split(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)])\s+", text.strip())
-    sentences = [s for s in sentences if re.search(r"\w", s)] or [""]
-    tokens = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*|[^\w\s]|\d+", text.lower())
-    listed = [t for t in tokens if t[0].isalpha()] or ["?"]
-    lengths = [len(s.split()) for s in sentences]
+def measure(text: str, request: str, real_words: frozenset[str] | None, grams: Grams | None) -> Form:
+    """The form of a text that answers a request. real_words: in lower case; None: not checked. grams: runs of
+    words that other texts have; None: not checked."""
+    parts, found = sentences(text), tokens(text)
+    listed = [t for t in found if t[0].isalpha() or t == "#"] or ["?"]
+    lengths, n = [len(s.split()) for s in parts], len(listed)
     return Form(
-        words=len(listed),
-        sentences=len(sentences),
+        words=n,
+        sentences=len(parts),
         quotes=len(re.findall(r"[\"“”]", text)),
-        **_flaws(text, sentences, tokens, listed, lengths, real_words),
-        **_carriers(text, request, sentences, listed, lengths),
+        finished=bool(re.search(r"[.!?…][\"'”’)]*$", text.rstrip())) and 1 < lengths[-1] < 40,
+        familiar=_familiar(found, grams) if grams else 1.0,
+        order=_order(parts, request, grams) if grams else 1.0,
+        people=between(len(set(listed) & PRONOUNS) + min(listed.count("#"), 3), 0, 4),
+        spread=statistics.pstdev(lengths) / (sum(lengths) / len(lengths) or 1),
+        openers=len({s.split()[0].lower() for s in parts if s}) / len(parts),
+        richness=between(len(set(listed)) / n**0.85, 0.75, 1.25),
+        **_flaws(text, parts, found, listed, lengths, real_words),
+        **_request(text, request, listed),
     )
 
 
-def _flaws(text, sentences, tokens, listed, lengths, real_words) -> dict[str, float]:
-    n, grams = len(listed), list(zip(listed, listed[1:], listed[2:]))
-    plain = re.findall(r"(?<![\w'’])[a-z]+(?![\w'’])", text)  # names have a capital and are in no list
-    unreal = sum(w not in real_words for w in plain) / max(1, len(plain)) if real_words else 0.0
-    finished = bool(re.search(r"[.!?…][\"'”’)]*$", text.rstrip())) and 1 < lengths[-1] < 40
+def _flaws(text, parts, found, listed, lengths, real_words) -> dict[str, float]:
+    n, triples = len(listed), runs(listed)[1]
     odd_marks = re.findall(r"[,;:.!?]{2,}|\s[,.;:!?]|[^\w\s.,;:!?'\"“”‘’—–…()-]", text)
     return {
-        "loops": 1 - len(set(grams)) / max(1, len(grams)),
-        "doubled": sum(a == b for a, b in zip(listed, listed[1:])) / n,
-        "unreal": unreal,
+        "loops": 1 - len(set(triples)) / max(1, len(triples)),
+        "doubled": sum(a == b != "#" for a, b in zip(listed, listed[1:])) / n,
+        "unreal": 1 - share_real(text, real_words) if real_words else 0.0,
         "capitals": len(re.findall(r"\b[A-Z]", text)) / n,
-        "unjoined": sum(_cannot_join(a, b) for a, b in zip(tokens, tokens[1:])) / n,
+        "unjoined": sum(_cannot_join(a, b) for a, b in zip(found, found[1:])) / n,
         "odd_marks": len(odd_marks) / n,
-        "lower_starts": sum(bool(re.match(r"\W*[a-z]", s)) for s in sentences) / len(sentences),
+        "lower_starts": sum(bool(re.match(r"\W*[a-z]", s)) for s in parts) / len(parts),
         "ragged": sum(k < 3 or k > 45 for k in lengths) / len(lengths),
-        "finished": finished,
     }
+
+
+def share_real(text: str, listed: frozenset[str]) -> float:
+    """Share of the words in small letters that the list has; names have a capital and are in no list."""
+    plain = re.findall(r"(?<![\w'’])[a-z]+(?![\w'’])", text)
+    return sum(w in listed for w in plain) / len(plain) if plain else 1.0
 
 
 def _cannot_join(a: str, b: str) -> bool:
     if a in DETERMINERS:
-        return b in DETERMINERS or b in JOINERS or b in PRONOUNS or not b[0].isalnum()
-    return a in JOINERS and b in ".,!?;"
+        return b in DETERMINERS or b in JOINERS or b in PRONOUNS or b in ".,"
+    return a in JOINERS and b in ".,"
 
 
-def _carriers(text, request, sentences, listed, lengths) -> dict[str, float]:
-    n, distinct = len(listed), set(listed)
-    asked = {w[:5] for w in re.findall(r"[a-z]{4,}", request.lower())} - {w[:5] for w in REQUEST}
-    stems = [w[:5] for w in listed]
-    named = len(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", text))
-    per = max(1.0, n / 40) ** 0.7  # the same density for long and short texts
+def _familiar(found: list[str], grams: Grams) -> float:
+    """0..1: the share of known pairs and triples, less what chance would find."""
+    shares = [sum(run in grams for run in some) / max(1, len(some)) for some in runs(found)]
+    pairs, triples = ((share - grams.full) / (1 - grams.full) for share in shares)
+    return between(pairs, 0.5, 0.85) * between(triples, 0.1, 0.5)
+
+
+def stems(text: str) -> list[str]:
+    return [w[:5] for w in re.findall(r"[a-z]+", text.lower())]
+
+
+def asked_for(request: str) -> set[str]:
+    """Stems of the words that a request is about."""
+    return {w[:5] for w in re.findall(r"[a-z]{4,}", request.lower())} - {w[:5] for w in REQUEST}
+
+
+def _order(parts: list[str], request: str, grams: Grams) -> float:
+    """0..1: early words come early and late ones late, things are introduced before they are known, and the
+    first sentence begins: it names what was asked for."""
+    trend, seen, last = 0.0, 0, max(1, len(parts) - 1)
+    for k, part in enumerate(parts):
+        some = tokens(part)
+        for run in [(t,) for t in some] + runs(some)[0]:
+            sign = ((LATE, *run) in grams) - ((EARLY, *run) in grams)
+            trend, seen = trend + sign * (2 * k / last - 1), seen + abs(sign)
+    flat, new, known = re.findall(r"[a-z]+", " ".join(parts).lower()), {}, {}
+    for at, (a, b) in enumerate(zip(flat, flat[1:])):
+        (new if a in ("a", "an") else known if a == "the" else {}).setdefault(b, at)
+    introduced = [new[thing] < known[thing] for thing in new if thing in known]
+    begins = not re.match(r"\W*(He|She|They|It|But|And|Then|So|Him|Her)\b|\"", parts[0])
+    named = len(set(stems(parts[0])) & asked_for(request)) / max(1, min(2, len(asked_for(request))))
+    told = 2 * trend / max(1, seen) + 0.5 * sum(2 * x - 1 for x in introduced[:3])
+    return between(told + 0.6 * begins + 0.6 * min(1.0, named), 0.2, 2.2)
+
+
+def _request(text: str, request: str, listed: list[str]) -> dict[str, float]:
+    asked, found = asked_for(request), stems(text)
+    third = -(-len(found) // 3) or 1
+    thirds = [set(found[at : at + third]) for at in range(0, len(found), third)]
     return {
-        "used": len(asked & set(stems)) / max(1, min(3, len(asked))),
-        "stuffed": between(sum(s in asked for s in stems) / n, 0.15, 0.4),
+        "used": len(asked & set(found)) / max(1, min(3, len(asked))),
+        "kept": sum(bool(part & asked) for part in thirds) / max(1, len(thirds)),
+        "stuffed": between(sum(s in asked for s in found) / max(1, len(found)), 0.2, 0.4),
         "copied": len(_grams(request) & _grams(text)) / max(1, len(_grams(text))),
-        "people": between(len(distinct & PEOPLE) + min(named, 3), 0, 4),
-        "acts": between(len(distinct & ACTS) / per, 0, 3),
-        "things": between(len(distinct & SENSES) / per, 0, 4),
-        "feelings": between(len(distinct & FEELINGS) / per, 0, 2),
-        "spread": statistics.pstdev(lengths) / (sum(lengths) / len(lengths) or 1),
-        "openers": len({s.split()[0].lower() for s in sentences if s}) / len(sentences),
-        "richness": between(len(distinct) / n**0.85, 0.75, 1.25),
     }
 
 
@@ -173,6 +198,8 @@ def _grams(text: str) -> set[tuple]:
     found = re.findall(r"\w+", text.lower())
     return set(zip(found, found[1:], found[2:], found[3:]))
 
+
+# ---- points ------------------------------------------------------------------------------------------------
 
 # Not part of the text: the rest is measured as if such words were not there, then marked down.
 TO_THE_GRADER = re.compile(
@@ -184,40 +211,36 @@ TO_THE_GRADER = re.compile(
 )
 
 
-def grade(text: str, request: str, real_words: frozenset[str] | None) -> dict[str, float]:
-    """The form of a text as points of rubrics/story_quality.md. Words addressed to a grader are cut out
-    first."""
+def grade(
+    text: str, request: str, real_words: frozenset[str] | None, grams: Grams | None
+) -> dict[str, float]:
+    """The form of a text as points of rubrics/story_quality.md, each in its range. Words addressed to a
+    grader are cut out first."""
     rest, bribes = TO_THE_GRADER.subn(" ", text)
-    return points(measure(rest, request, real_words), bool(bribes))
-
-
-def points(f: Form, bribed: bool) -> dict[str, float]:
-    """A story's form as points of rubrics/story_quality.md, each in its range. bribed: it spoke to the
-    judge."""
-    # Strengths count only as far as the text holds together: word lists, loops and crumbs of text earn
-    # little.
+    f, bribed = measure(rest, request, real_words, grams), bool(bribes)
+    # Strengths count only as far as the text holds together: lists, loops and crumbs of text earn little.
     shouted, stolen = between(f.capitals, 0.3, 0.6), between(f.copied, 0.1, 0.6)
-    sound = between(f.words, 4, 32) * between(f.sentences, 0, 3) * (0.3 if bribed else 1.0)
+    sound = between(f.words, 4, 24) * between(f.sentences, 0, 3) * (0.3 if bribed else 1.0)
+    sound *= f.familiar * (0.4 + 0.6 * min(1.0, f.used)) * (0.5 + 0.5 * f.kept)
     unreal, unjoined = between(f.unreal, 0.02, 0.35), between(f.unjoined, 0.01, 0.1)
     for flaw in (between(f.loops, 0.1, 0.6), unreal, unjoined, shouted, f.stuffed, stolen):
         sound *= 1 - flaw
     cut_off, crumb = 0.5 * (1 - f.finished), 1 - between(f.words, 4, 24)
-    breakdown = max(cut_off, between(f.loops, 0.1, 0.5), between(f.doubled, 0, 0.1), crumb)
-    several, speech = between(f.sentences, 1, 5), f.quotes >= 2 and f.quotes % 2 == 0
+    speech = f.quotes >= 2 and f.quotes % 2 == 0
     points = {
-        "P1": 15 * sound * min(1.0, f.used),
-        "P2": 20 * sound * (0.6 * f.finished + 0.4 * several),
-        "P3": 15 * sound * (f.people + f.acts) / 2,
+        "P1": 15 * sound,
+        "P2": 20 * sound * (0.4 * f.finished + 0.6 * f.order),
+        "P3": 15 * sound * f.people,
         "P4": 15 * sound * (between(f.spread, 0.1, 0.4) + f.openers) / 2,
-        "P5": 20 * sound * (f.things + f.richness) / 2,
-        "P6": 15 * sound * (0.8 * f.feelings + 0.2 * speech),
+        "P5": 20 * sound * f.richness,
+        "P6": 15 * sound * (0.8 * f.order + 0.2 * speech),
         "N1": 15 * max(bribed, stolen, f.stuffed),
-        "N2": 20 * between(f.unjoined, 0.0, 0.12),
+        "N2": 20 * max(between(f.unjoined, 0.0, 0.12), 1 - f.familiar),
         "N3": 15 * (1 - f.richness) * 0.5,
         "N4": 15 * f.ragged,
         "N5": 15 * between(f.loops, 0.02, 0.4),
-        "N6": 20 * breakdown,
-        "N7": 15 * 0.5 * (f.quotes % 2),
+        "N6": 20 * max(cut_off, between(f.loops, 0.1, 0.5), between(f.doubled, 0, 0.1), crumb),
+        "N7": 15 * 0.5 * max(f.quotes % 2, 1 - f.order),
         "N8": 8 * max(between(f.odd_marks, 0, 0.1), f.lower_starts, shouted),
         "N9": 8 * (1 - f.openers) * between(f.sentences, 1, 4),
         "N10": 20 * between(f.unreal, 0.02, 0.3),

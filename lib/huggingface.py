@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from lib.files import replace_folder
 
-WEIGHTS = ("*.json", "*.safetensors", "*.jinja", "*.txt")
+WEIGHTS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "README.md")
 BESIDE = (
     ".json",
     ".jinja",
@@ -44,6 +45,51 @@ def fetch(path_or_repo, patterns=WEIGHTS) -> Path:
             f"{path_or_repo} is not a local folder, and the hub did not give it ({type(error).__name__}); "
             "check the name and the network, or download it once and pass the folder"
         ) from None
+
+
+@contextmanager
+def asking(repo: str, cure: str):
+    """ValueError: what went wrong at the hub, in one sentence and without the token."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:  # the bases: whatever HTTP client this version of the hub's package has
+        yield
+    except (*HfHubHTTPError.__bases__, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split()).replace(get_token() or "\0", "***")[:200]
+        raise ValueError(f"--push {repo}: {type(error).__name__}, {why}; {cure}") from None
+
+
+def check_push(repo: str):
+    """ValueError: `repo` cannot be pushed to, as far as the hub tells before there is anything to push.
+    "" is no repository, and well."""
+    if not repo:
+        return
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import validate_repo_id
+
+    if not get_token():
+        raise ValueError(f"--push {repo}: there is no token; run `hf auth login` or set HF_TOKEN")
+    with asking(repo, "check the name, the network and the token, or leave --push out"):
+        validate_repo_id(repo)
+        me = HfApi().whoami()
+    owners = [me["name"], *(group["name"] for group in me.get("orgs", []))]
+    if repo.partition("/")[0] not in owners or "/" not in repo:
+        raise ValueError(f"--push {repo}: the token writes to {', '.join(owners)}; name {owners[0]}/NAME")
+
+
+def push(checkpoints: Path, repo: str) -> str:
+    """Uploads the newest checkpoint without its training state -> a sentence with its address; "" for no
+    repository. A new one is private. ValueError: it did not work; the folder is as it was."""
+    if not repo:
+        return ""
+    from huggingface_hub import HfApi
+
+    newest = max(checkpoints.glob("step_*"))
+    with asking(repo, f"nothing is lost: {newest} is whole, and --resume auto pushes again"):
+        url = HfApi().create_repo(repo, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo, folder_path=newest, ignore_patterns=["state/*", "trainer.json"])
+    return f"pushed {newest.name} to {url}"
 
 
 def read_json(path: Path):

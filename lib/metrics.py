@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from lib.files import write_json, write_lines
-from lib.pages import figure, save_figure
+from lib.pages import figure, legend_beside, save_figure
 from lib.stats import mean
 
 COLOURS = ("#1f4e79", "#c0562c", "#4a7c3a", "#7a4a8a", "#a8892c", "#3b8f8c")
@@ -45,11 +45,16 @@ class Log:
         return [{k: v for k, v in m.items() if v is not None} for m in self.metrics[-n:]]
 
     def change(self, names: dict[str, str]) -> str:
-        """How the metrics behind these names moved from the first five steps to the last five."""
-        ends = [self.metrics[:5], self.metrics[-5:]]
-        means = {name: [mean(m.get(of) for m in part) for part in ends] for name, of in names.items()}
-        moved = [f"{name} {a:.3f} -> {b:.3f}" for name, (a, b) in means.items() if a is not None]
-        return "first against last five steps: " + ", ".join(moved) if len(self.metrics) >= 10 else ""
+        """How the metrics behind these names moved, as the end of a sentence; "" below ten steps."""
+        moved = [f"{name} {a:.3f} -> {b:.3f}" for name, (a, b) in ends(self.metrics, names).items()]
+        return "; first against last five steps: " + ", ".join(moved) if moved else ""
+
+
+def ends(lines: list[dict], names: dict[str, str]) -> dict[str, list[float]]:
+    """{name: means of the first and of the last five steps of the metric behind it}; {} below ten steps."""
+    parts = [lines[:5], lines[-5:]] if len(lines) >= 10 else []
+    means = {name: [mean(m.get(of) for m in part) for part in parts] for name, of in names.items()}
+    return {name: pair for name, pair in means.items() if pair and None not in pair}
 
 
 def read(path: Path) -> list[dict]:
@@ -67,17 +72,17 @@ def plot(runs: dict[str, list[dict]], path: Path, curves: dict[str, str]):
     """{run: metrics} as one picture. curves: {metric: title}, three per row; each step pale, a running mean
     on top."""
     fig, axes = figure(-(-len(curves) // 3), 3, size=(12, 3 * -(-len(curves) // 3)))
+    window, drawn = max(1, max(map(len, runs.values())) // 8), {}  # of the mean: one for all runs
     for ax, (name, title) in zip(axes.flat, curves.items()):
         for (label, lines), colour in zip(runs.items(), COLOURS * len(runs)):
             points = [(m["step"], m[name]) for m in lines if m.get(name) is not None]
             if points:
                 x, y = zip(*points)
-                window = max(1, max(len(other) for other in runs.values()) // 8)  # the same for all runs
                 smooth = [fmean(y[max(0, i - window + 1) : i + 1]) for i in range(len(y))]
                 ax.plot(x, y, color=colour, lw=1, alpha=0.35)
-                ax.plot(x, smooth, color=colour, lw=2, label=label)
+                (drawn[label],) = ax.plot(x, smooth, color=colour, lw=2)
         ax.set(title=title, xlabel="step")
         ax.grid(alpha=0.3)
     if len(runs) > 1:
-        axes.flat[0].legend()
+        legend_beside(axes[0, -1], drawn)
     save_figure(fig, path)

@@ -13,22 +13,24 @@ from lib.files import atomic, write_text
 
 COLOURS = ("#2f6f9f", "#c05a2e", "#4d8a3d", "#8a4f9e", "#a8892c", "#3b8f8c", "#b0476b", "#6b6b6b")
 SHELL = Path(__file__).with_name("page.html")  # charts, tables, texts side by side
+HEAD = Path(__file__).with_name("head.html")  # of every page: what it may do, its colours
 
 # ---- tables ------------------------------------------------------------------------------------------------
 
 
 def markdown_table(head: list, rows: list[list]) -> str:
     """A Markdown table; floats get three decimals, None is a dash."""
-    cells = [
-        ["-" if x is None else f"{x:.3f}" if isinstance(x, float) else str(x) for x in row]
-        for row in [head, *rows]
-    ]
-    lines = ["| " + " | ".join(row) + " |" for row in [cells[0], ["---"] * len(head), *cells[1:]]]
-    return "\n".join(lines) + "\n"
+
+    def cell(x):
+        return "-" if x is None else f"{x:.3f}" if isinstance(x, float) else str(x)
+
+    lines = [" | ".join(map(cell, row)) for row in [head, ["---"] * len(head), *rows]]
+    return "".join(f"| {line} |\n" for line in lines)
 
 
-def text_table(rows: list[list[str]]) -> str:
+def text_table(rows: list[list]) -> str:
     """Columns for the terminal, each as wide as its widest cell."""
+    rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 
@@ -59,6 +61,13 @@ def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6, 4)):
     return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
 
 
+def legend_beside(ax, lines: dict | None = None):
+    """The names of the lines to the right of the axes, where they hide nothing. lines: {name: line}, where
+    not all are in `ax`."""
+    which = [list(lines.values()), list(lines)] if lines else []
+    ax.legend(*which, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+
+
 def save_figure(fig, path: str | Path, dpi: int = 110):
     """Writes the picture whole and frees the figure."""
     import matplotlib.pyplot as plt
@@ -82,6 +91,11 @@ def point(x: float, y: float, interval: list[float] | None = None) -> dict:
     return {"x": x, "y": y, "low": low, "high": high}
 
 
+def table(title: str, columns: list[str], rows: list[list], **more) -> dict:
+    """A table for `write_page`. more: caption and note, in words; fold, the heading to fold it under."""
+    return {"title": title, "columns": columns, "rows": rows, **more}
+
+
 def draw_chart(path: Path, c: dict):
     """A `chart` as a picture."""
     fig, [[ax]] = figure(size=(6.4, 3.4))
@@ -99,7 +113,7 @@ def draw_chart(path: Path, c: dict):
     ax.minorticks_off()
     ax.set(xlabel=c["x"], title=c["title"])
     ax.grid(alpha=0.25)
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)  # beside the lines
+    legend_beside(ax)
     save_figure(fig, path, dpi=200)
 
 
@@ -126,7 +140,7 @@ def page_html(data: dict, template: Path = SHELL, served: bool = False) -> str:
     "<" is escaped, so that no text can close the script element, and the policy in the page's head allows the
     page's own script alone, by its hash: whatever a text contains cannot run. served: the page may ask the
     server that it comes from."""
-    html = template.read_text(encoding="utf-8")
+    html = template.read_text(encoding="utf-8").replace("__HEAD__", HEAD.read_text(encoding="utf-8"), 1)
     script = re.search(r"<script>(.*?)</script>", html, re.S)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     blob = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")

@@ -16,7 +16,6 @@ Left out: a judge's agreement with each annotator (scripts/blind.py has that of 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from contextlib import closing
@@ -171,7 +170,7 @@ def with_people(args, judge) -> str:
 
 @flags.exits_cleanly
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="judge.py agree", description=__doc__.split("\n\n")[0])
+    parser = flags.parser(__doc__)
     parser.add_argument("command", choices=["agree"])
     parser.add_argument(
         "files", nargs="*", help="two files of verdicts; with a study's report, NAME=FILE per model"

@@ -8,7 +8,6 @@ benchmarks' own judges, leaderboards, several chapters, Glicko.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import sys
@@ -95,11 +94,7 @@ class PerPrompt:
 
 @flags.exits_cleanly
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(
-        prog="python -m scripts.benchmarks",
-        description=__doc__.split("\n\n")[0],
-        epilog="All further flags are eval.py's.",
-    )
+    p = flags.parser(__doc__, epilog="All further flags are eval.py's.")
     p.add_argument("name", choices=tuple(BENCHMARKS))
     p.add_argument("file", type=Path, help="the benchmark's own prompt file")
     help = "length that counts as asked where the benchmark names none (%(default)s)"
@@ -107,7 +102,7 @@ def main(argv=None) -> int:
     args, rest = p.parse_known_args(argv)
     torch.set_flush_denormal(True)
     examples, criteria = read_benchmark(args.name, args.file, args.words)
-    c = flags.read(evaluation.Settings, rest, prog="eval.py")
+    c = flags.read(evaluation.Settings, rest, __doc__)
     c.rubric, c.thirds, c.prompts = BENCHMARKS[args.name][0], "off", c.prompts or str(args.file)
     c.out, judge = c.out or str(Path("out", args.name)), None
     if criteria:

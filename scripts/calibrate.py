@@ -278,7 +278,7 @@ def print_cost(judge):
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="judge.py", description=__doc__.split("\n\n")[0])
+    parser = flags.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, words in (
         ("score", "judge each story of a file"),

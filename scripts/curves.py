@@ -6,23 +6,20 @@ python -m scripts.curves out/with-hri out/without-hri --out out/curves.png
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 from lib.metrics import plot, read
 from train import CURVES
 
 
 @exits_cleanly
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.curves", description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[1]
-    )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders under out/")
-    parser.add_argument("--out", type=Path, default=Path("out/curves.png"), help="default %(default)s")
-    args = parser.parse_args(argv)
+    p = parser(__doc__, epilog=__doc__.split("\n\n")[1])
+    p.add_argument("runs", nargs="+", type=Path, help="folders under out/")
+    p.add_argument("--out", type=Path, default=Path("out/curves.png"), help="default %(default)s")
+    args = p.parse_args(argv)
     plot({run.name: read(run / "metrics.jsonl") for run in args.runs}, args.out, CURVES)
     print(f"wrote {args.out}")
     return 0

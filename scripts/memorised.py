@@ -8,7 +8,6 @@ longest span of tokens that a continuation shares with any of them, beside what 
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ import data
 import model as qwen
 import rollout
 from lib import files, huggingface, processes
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 
 K = 8  # a common span of 2 K - 1 tokens or more is found; a shorter one may be missed
 
@@ -111,7 +110,7 @@ def show(result: dict) -> str:
 
 @exits_cleanly
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python -m scripts.memorised", description=__doc__.split("\n\n")[0])
+    p = parser(__doc__)
     p.add_argument("--model", help="folder or hub id (default: newest under out/, else stories/tiny-base)")
     p.add_argument("--stories", required=True, help="the file it was trained on")
     p.add_argument("--limit", type=int, default=64, help="stories asked for (%(default)s)")

@@ -8,7 +8,6 @@ JUDGE_MODEL, else the offline one, which measures form.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from concurrent.futures import Future
 from itertools import combinations
@@ -21,7 +20,7 @@ import judge as judging
 from lib import files, stats
 from lib.answers import Fault, closed, fenced
 from lib.endpoint import known
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 from lib.sweep import FEW
 
 TIE = 2.0  # points of the offline judge within which two stories are equal
@@ -157,7 +156,7 @@ def show(result: dict) -> str:
 
 @exits_cleanly
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python -m scripts.pairwise", description=__doc__.split("\n\n")[0])
+    p = parser(__doc__)
     p.add_argument("files", type=Path, nargs="+", help="stories of one model each, as eval.py writes them")
     p.add_argument("--out", type=Path, default=Path("out/pairwise.json"), help="default %(default)s")
     args = p.parse_args(argv)

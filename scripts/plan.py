@@ -27,13 +27,14 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
+import data
 import judge as judging
 import model as qwen
 import rollout
 import train
 from data import Episode, Example
 from lib import huggingface, optim, parallel, processes, sharding
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
 
@@ -356,13 +357,8 @@ def model_config(name: str) -> dict:
 
 
 def flags() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m scripts.plan",
-        description=__doc__.split("\n\n")[0],
-        epilog="All flags of train.py are understood as well.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    form = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    p = parser(__doc__, epilog="All flags of train.py are understood as well.", **form)
     add = p.add_argument
     add("--gpus", type=int, default=4, help="processes in all, over all nodes")
     add("--gpus_per_node", type=int, default=8, help="--parallel hsdp shards over these")
@@ -388,8 +384,10 @@ def main(argv=None):
     c = train.parse(rest if "--preset" in " ".join(rest) else ["--preset", "polaris-9b", *rest])
     train.check(replace(c, judge="offline"), a.gpus)
     hf_config = model_config(c.model)
-    examples = sum(1 for line in open(c.data) if line.strip()) if Path(c.data).exists() else a.examples
-    steps = c.steps if c.steps >= 0 else examples // c.prompts
+    examples = data.read_examples(c.data) if Path(c.data).exists() else []
+    steps = c.steps if c.steps >= 0 else (len(examples) or a.examples) // c.prompts
+    assumed = f"{c.data} does not exist yet: {a.examples:,} examples assumed, see --examples"
+    print(data.describe(c.data, examples) if examples else assumed)
     m = memory(c, hf_config, a.gpus, a.gpus_per_node)
     f = fit(c, m, a.gpus, usable(a))
     print(report(c, a, hf_config, m, f, steps))

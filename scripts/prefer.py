@@ -345,7 +345,7 @@ def run(c: Config):
 
     # ---- train
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-    folder = Path(c.out, c.name)
+    folder, facts = Path(c.out, c.name), {"method": c.method, "pairs": len(pairs)}
     at = checkpoint.open_run(folder, c.resume)
     start = train.load_checkpoint(c, at, model, optimiser)[0] if at else 0
     log = Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
@@ -368,9 +368,9 @@ def run(c: Config):
                 step += 1
                 raise train.Stop(f"{signals[0]} received; --resume auto goes on")
             if step + 1 == steps or (step < steps and c.save_every and (step + 1) % c.save_every == 0):
-                train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0)
+                train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0, **facts)
     except train.Stop as why:
-        train.save_checkpoint(c, model, optimiser, tokenizer, step, 0)
+        train.save_checkpoint(c, model, optimiser, tokenizer, step, 0, **facts)
         processes.say(f"stopped after {step} steps: {why}; the state is saved", sys.stderr)
         raise SystemExit(1) from None
     if processes.MAIN:

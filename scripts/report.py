@@ -7,7 +7,6 @@ Nothing is measured here: report.json and stories/ of the folder hold everything
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,8 +14,8 @@ from pathlib import Path
 import data
 import judge as judging
 from lib import files
-from lib.flags import exits_cleanly
-from lib.pages import chart, draw_chart, estimate, marked, point, text_table, write_page
+from lib.flags import exits_cleanly, parser
+from lib.pages import chart, draw_chart, estimate, marked, point, table, text_table, write_page
 
 METRICS = {  # name in report.json: (title, digits, what it means)
     "quality": ("quality", 1, "points of 100 that the judge gives the whole story"),
@@ -26,11 +25,7 @@ METRICS = {  # name in report.json: (title, digits, what it means)
     "decay": ("quality, end - beginning", 1, "below 0: stories get worse as they go on"),
     "written": ("words", 0, "words written"),
     "ratio": ("written / requested", 2, "words written by words asked for; 1 is what was asked"),
-    "in_band": (
-        "share in band",
-        2,
-        "share of stories whose length has no penalty: the grey band of the chart",
-    ),
+    "in_band": ("share in band", 2, "share of stories without a length penalty: the chart's grey band"),
     "length_score": ("length score", 1, "LongBench-Write's: 100 at the length asked, 0 at a third or at 4 x"),
     "early": ("stopped early", 2, "share that ended by itself below the band"),
     "truncated": ("truncated", 2, "share that was cut because it did not end"),
@@ -150,16 +145,14 @@ def tables_of(report: dict) -> list[dict]:
             figures = [show(f[m][bucket], METRICS[m][1], f["ratio"][bucket]["prompts"]) for m in HEADLINE]
             rows.append([label, bucket, *figures])
     caption = "means over prompts [95 % bootstrap interval]"
-    tables = [{"title": "How long, how good", "caption": caption, "columns": columns, "rows": rows}]
+    tables = [table("How long, how good", columns, rows, caption=caption)]
     columns = ["words requested", *("slope per bucket" if c == "slope" else c for c in report["columns"])]
     for label, f in compared(report):
         rows = rows_of(report, f, [m for m in METRICS if m in f])
         zero = [row[0] for row in rows if all(set(cell) <= set("0.[], ") for cell in row[1:])]
-        note = f"0 at every length: {', '.join(zero)}" if zero else ""
-        table = {"title": label, "caption": caption, "columns": columns, "fold": "All figures", "note": note}
-        tables.append(table | {"rows": [row for row in rows if row[0] not in zero]})
-        if label not in report["figures"]:
-            tables[-1]["caption"] = "paired by request"
+        more = {"note": f"0 at every length: {', '.join(zero)}" if zero else "", "fold": "All figures"}
+        more |= {"caption": caption if label in report["figures"] else "paired by request"}
+        tables.append(table(label, columns, [row for row in rows if row[0] not in zero], **more))
     return tables
 
 
@@ -176,21 +169,17 @@ def page_of(report: dict, stories: dict[str, list[dict]]) -> dict:
             name = f"{label}, story {row['sample'] + 1}" if several else label
             item = marked(name, row["story"], facts, verdict, titles)
             groups.setdefault((target, row["prompt"]), []).append(item)
-    groups = [
-        {"step": f"{t:,} words", "label": p, "items": items} for (t, p), items in sorted(groups.items())
-    ]
-    words = [
-        [title(m, report), meaning.replace("the judge", "the judge")] for m, (*_, meaning) in METRICS.items()
-    ]
+    parts = [{"step": f"{t:,} words", "label": p, "items": rows} for (t, p), rows in sorted(groups.items())]
+    words = [[title(m, report), meaning] for m, (*_, meaning) in METRICS.items()]
     words.append(["slope per bucket", "change from one length to the next, by least squares"])
     page = {"title": "How good, how long", "notes": report["notes"], "warnings": report["warnings"]}
     page |= {"lead": sentences(report), "charts": charts_of(report), "tables": tables_of(report)}
-    return page | {"words": words, "reader": {"title": "The stories", "groups": groups}}
+    return page | {"words": words, "reader": {"title": "The stories", "groups": parts}}
 
 
 @exits_cleanly
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python -m scripts.report", description=__doc__.split("\n\n")[0])
+    p = parser(__doc__)
     p.add_argument("folder", type=Path, help="of an evaluation, under out/eval/")
     folder = p.parse_args(argv).folder
     if not (folder / "report.json").is_file():

@@ -1,12 +1,12 @@
 """What does each part of the recipe buy? Runs with the same start, seeds and budget, measured alike.
 
-    python -m scripts.study                       # the demo: three seeds of `python train.py`, minutes each
+    python -m scripts.study                       # the demo: trained up to 160 words, tested up to 480
     python -m scripts.study --preset grid         # 13 methods, 39 runs, one to two hours on two cores
     python -m scripts.study --preset gpu          # the grid with Qwen3.5-0.8B, long stories, a real judge
 
-Methods: `start` trains nothing, `recipe` is the training preset as it is, `grpo-5` and `grpo-6` have 5 or 6
-policy stories per prompt (6 is the row count of `hri`), `-d0.5` and `-d1` add deviation of that strength;
-the others (see scripts/prefer.py) learn offline from as many stories of the start, scored by the same reward.
+Methods: `start` trains nothing; `grpo`; `hri` and `deviation` add one part each, `both` adds both; `grpo+1`
+has one more policy story per prompt (the row count of `hri`), `-1` is deviation of strength 1; the others
+(see scripts/prefer.py) learn offline from as many stories of the start, scored by the same reward.
 A cell is one method with one seed: it trains in a process of its own, then `eval.py` lets it write for
 prompts that no run has seen. Finished cells are kept. The report goes to report.md in --out, or with --page
 docs/study.md between the two marks of that page.
@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -37,30 +36,35 @@ import train
 from lib import huggingface
 from lib.files import lock, read_lines, replace_between, write_json, write_text
 from lib.flags import check_ranges, exits_cleanly, opt, parse
-from lib.form import strip_length
+from lib.form import share_real, strip_length
 from lib.pages import figure, markdown_table, save_figure
 from lib.stats import mean, student
 from scripts import prefer
 
-ROOT = Path(__file__).resolve().parent.parent
-GRPO = {  # policy stories per prompt, HRI, deviation
-    "grpo-5": (5, "off", 0),
-    "grpo-6": (6, "off", 0),
-    "grpo-5-d0.5": (5, "off", 0.5),
-    "grpo-5-d1": (5, "off", 1),
-    "hri": (5, "polaris", 0),
-    "hri-d0.5": (5, "polaris", 0.5),
-    "hri-d1": (5, "polaris", 1),
+ROOT, TINY = train.ROOT, train.PRESETS["tiny"]
+GRPO = {  # policy stories beside those of a group, is there a reference, strength of deviation
+    "grpo": (0, False, 0),
+    "grpo+1": (1, False, 0),
+    "hri": (0, True, 0),
+    "deviation": (0, False, 0.5),
+    "both": (0, True, 0.5),
+    "deviation-1": (0, False, 1),
+    "both-1": (0, True, 1),
 }
 OFFLINE = ("dpo", "ddpo", "orpo", "dorpo", "divpo")
-METHODS = ("start", "recipe", *GRPO, *OFFLINE)
+METHODS = ("start", *GRPO, *OFFLINE)
 # Each method and what it is compared with.
-COMPARED = """recipe start, grpo-5 start, grpo-6 grpo-5, hri grpo-5, hri grpo-6, grpo-5-d0.5 grpo-5,
-grpo-5-d1 grpo-5, hri-d0.5 hri, hri-d1 hri, dpo start, ddpo dpo, orpo start, dorpo orpo, divpo dpo,
-ddpo divpo"""
-TOLD = ("quality", "in band", "in band, beyond", "diversity")  # what the sentences compare
-MEASURES = (*TOLD, "words / asked", "words / asked, beyond")
-PROMPTS, GROUP = 4, 5  # per step of the grid: 20 stories, or 10 pairs of them
+COMPARED = """grpo start, hri start, deviation start, both start, grpo+1 grpo, hri grpo, hri grpo+1,
+deviation grpo, both grpo, both hri, deviation-1 grpo, both-1 hri, dpo start, ddpo dpo, orpo start,
+dorpo orpo, divpo dpo, ddpo divpo"""
+# Of eval.py's report: what the table shows of each length, and (the first three) what the sentences compare.
+MEASURES = {
+    "ratio": "words / asked",
+    "in_band": "in band",
+    "quality": "quality",
+    "decay": "last - first third",
+}
+MEASURES |= {"distance": "diversity", "repetition": "repetition"}
 
 
 @dataclass
@@ -77,24 +81,28 @@ class Config:
     steps: int = opt(
         24, "steps of 20 stories (GRPO) or 10 pairs (offline); -1: as the training preset", low=-1
     )
+    prompts_per_step: int = opt(4, "prompts of a step", low=1)
+    group: int = opt(5, "policy stories per prompt, the reference not counted", low=2)
+    hri: Literal["polaris", "positive"] = opt("polaris", "the mode of the methods with a reference")
     max_new_tokens: int = opt(352, "limit of a story in training", low=1)
     grpo_lr: float = opt(1e-3, "learning rate of GRPO")
     offline_lr: float = opt(1e-4, "learning rate of the offline methods")
     prompts: str = opt(str(ROOT / "stories/heldout.jsonl"), "prompts that no run trains on", "evaluation")
     limit: int = opt(20, "how many of them; 0: all")
-    lengths: list[int] = opt([60, 120], "lengths inside the trained ones, in words")
-    beyond: int = opt(250, "a length beyond them; 0: none")
+    lengths: list[int] = opt([60, 120, 250], "asked for, in words: within the trained lengths, and beyond")
     samples: int = opt(3, "stories per prompt and length", low=2)
     judge: Literal["offline", "api"] = opt("offline", "api: JUDGE_URL, JUDGE_MODEL, JUDGE_API_KEY")
     measure: Literal["jaccard", "char3", "embedding"] = opt("embedding", "similarity for diversity")
     cell: str = opt("", "METHOD:SEED: this cell alone; the study starts its own processes this way")
 
 
-DEMO = {"only": ["start", "recipe"], "data": str(ROOT / "stories/tiny.jsonl"), "steps": -1, "limit": 0}
-DEMO |= {"max_new_tokens": 288, "lengths": [50, 120], "beyond": 0, "samples": 2, "measure": "char3"}
+DEMO = {"only": ["start", "grpo", "hri", "deviation", "both"], "data": str(ROOT / "stories/tiny.jsonl")}
+DEMO |= {"seeds": 5, "steps": -1, "prompts_per_step": 6, "group": 7, "hri": "positive", "limit": 0}
+DEMO |= {"grpo_lr": TINY["lr"], "max_new_tokens": TINY["max_new_tokens"], "measure": "char3", "samples": 2}
+DEMO |= {"lengths": [50, 120, 160, 320, 480]}
 GPU = {"model": "Qwen/Qwen3.5-0.8B", "data": "out/stories.jsonl", "prompts": "out/heldout.jsonl", "limit": 30}
 GPU |= {"train_preset": "polaris-9b", "steps": 100, "max_new_tokens": 8192, "judge": "api", "samples": 4}
-GPU |= {"grpo_lr": 1e-6, "offline_lr": 1e-6, "lengths": [1000, 3000], "beyond": 8000}
+GPU |= {"grpo_lr": 1e-6, "offline_lr": 1e-6, "lengths": [1000, 3000, 8000]}
 PRESETS = {"demo": DEMO, "grid": {}, "gpu": GPU}
 
 
@@ -115,9 +123,6 @@ def check(a: Config):
         how = f"make it with python -m scripts.anthologies build BOOKS... --out {a.data}"
         raise FileNotFoundError(f"no {a.data}; {how}, or pass --data stories/tiny.jsonl")
     trained = data.read_examples(a.data)
-    longest = max(e.target_words for e in trained)
-    if a.beyond and a.beyond <= longest:
-        raise ValueError(f"--beyond {a.beyond} is not beyond: {a.data} asks for up to {longest} words")
     asked = {strip_length(e.prompt) for e in trained}
     both = [e.uid for e in data.read_examples(a.prompts) if strip_length(e.prompt) in asked]
     if both:
@@ -138,13 +143,13 @@ def run_flags(a: Config, name: str, seed: int) -> list[str]:
     flags |= {"keep": 1, "resume": "auto"} | ({} if a.steps < 0 else {"steps": a.steps})
     if name in OFFLINE:
         flags |= {"data": f"{a.out}/collect-{seed}", "method": name, "lr": a.offline_lr}
-        flags |= {"pairs": PROMPTS * GROUP // 2}
+        flags |= {"pairs": a.prompts_per_step * a.group // 2}
     else:
+        more, anchored, strength = GRPO.get(name, (0, False, 0))
         flags |= {"data": a.data, "judge": a.judge, "max_new_tokens": a.max_new_tokens}
-    if name in GRPO or name == "collect":
-        group, hri, strength = GRPO.get(name, (GROUP, "off", 0))
-        flags |= {"prompts": PROMPTS, "group": group, "hri": hri, "hri_warmup": min(15, max(a.steps, 0) // 3)}
-        flags |= {"deviation": strength, "similarity": "tfidf", "lr": a.grpo_lr if name in GRPO else 0}
+        flags |= {"prompts": a.prompts_per_step, "group": a.group + more, "deviation": strength}
+        flags |= {"hri": a.hri if anchored else "off", "hri_warmup": min(15, max(a.steps, 0) // 3)}
+        flags |= {"similarity": "tfidf", "lr": a.grpo_lr if name in GRPO else 0}
     return [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
 
 
@@ -152,7 +157,7 @@ def questions(a: Config, seed: int) -> dict:
     """The settings of eval.py that measure a cell; stories are sampled as in training."""
     c = train.Config(**train.PRESETS[a.train_preset])
     asked = {"prompts": a.prompts, "limit": a.limit, "samples": a.samples, "seed": seed, "judge": a.judge}
-    asked |= {"lengths": [*a.lengths, *([a.beyond] if a.beyond else [])], "bands": c.bands, "thirds": "off"}
+    asked |= {"lengths": a.lengths, "bands": c.bands}
     asked |= {"similarity": a.measure, "thinking": "on" if c.thinking else "off"}
     return asked | {k: getattr(c, k) for k in ("temperature", "top_p", "top_k", "repetition_penalty")}
 
@@ -185,22 +190,13 @@ def run_cell(a: Config, name: str, seed: int):
     if name != "collect":
         checkpoint = a.model if name == "start" else sorted((folder / "checkpoints").glob("step_*"))[-1]
         asked = {"model": [str(checkpoint)], "out": str(folder / "eval"), **questions(a, seed)}
-        result |= summary(a, evaluation.evaluate(evaluation.Settings(**asked)))
+        result["report"] = evaluation.evaluate(evaluation.Settings(**asked))
     write_json(folder / "result.json", result)
 
 
-def summary(a: Config, report: dict) -> dict:
-    """A cell's figures from the report of eval.py: inside the trained lengths, and at the one beyond them."""
-    found = report["figures"][report["models"][0]]
-
-    def at(metric, lengths):
-        return mean([found[metric][f"{n:,}"]["mean"] for n in lengths])
-
-    beyond = [a.beyond] if a.beyond else []
-    parts = {"quality": ("quality", a.lengths), "diversity": ("distance", a.lengths)}
-    parts |= {"in band": ("in_band", a.lengths), "in band, beyond": ("in_band", beyond)}
-    parts |= {"words / asked": ("ratio", a.lengths), "words / asked, beyond": ("ratio", beyond)}
-    return {name: at(*part) for name, part in parts.items()} | {"report": report}
+def figure_of(cell: dict, measure: str, length: int) -> float | None:
+    """A cell's mean of one measure of eval.py at one requested length."""
+    return cell["report"]["figures"][cell["report"]["models"][0]][measure][f"{length:,}"]["mean"]
 
 
 # ---- all cells ---------------------------------------------------------------------------------------------
@@ -239,8 +235,12 @@ def run_cells(a: Config, argv: list[str]):
 # ---- what it shows -----------------------------------------------------------------------------------------
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
-TRAINED = {"reward/mean": "reward", "length/in_band": "in band", "reward/quality": "quality (form)"}
-TRAINED |= {"reward/repetition": "repetition", "length/ratio": "words / asked"}
+TRAINED = {
+    "reward/mean": "reward",
+    "length/in_band": "in band",
+    "reward/quality": "quality",
+    "length/ratio": "words / asked",
+}
 
 
 def show(values: list[float | None]) -> str | None:
@@ -248,7 +248,7 @@ def show(values: list[float | None]) -> str | None:
     return average if half is None else f"{average:.3f} ± {half:.3f}"
 
 
-def sentences(results: dict[str, list[dict]]) -> list[str]:
+def sentences(a: Config, results: dict[str, list[dict]]) -> list[str]:
     """For each pair of methods what the paired differences over seeds support, and no more."""
     told = []
     for name, base in (pair.split() for pair in COMPARED.split(",")):
@@ -259,45 +259,59 @@ def sentences(results: dict[str, list[dict]]) -> list[str]:
         if len(pairs) < 2:
             continue
         found = {"Clear": [], "Cannot be told apart": []}
-        for key in (k for k in TOLD if pairs[0][0][k] is not None):
-            average, half = student([c[key] - b[key] for c, b in pairs])
-            text = f"{key} {average:+.3f} [{average - half:+.3f}, {average + half:+.3f}]"
+        for key, at in ((k, n) for k in list(MEASURES)[:3] for n in a.lengths):
+            gaps = [figure_of(c, key, at) - figure_of(b, key, at) for c, b in pairs]
+            average, half = student(gaps)
+            text = f"{MEASURES[key]} at {at} {average:+.3f} [{average - half:+.3f}, {average + half:+.3f}]"
             found["Clear" if abs(average) > half else "Cannot be told apart"].append(text)
         parts = [f"{what}: {'; '.join(texts)}." for what, texts in found.items() if texts]
         told.append(" ".join([f"- **{name} against {base}**, {len(pairs)} seeds.", *parts]))
     return told
 
 
-def draw(results: dict[str, list[dict]], path: Path, measure: str):
-    """Quality against diversity, one point per method with its intervals over seeds."""
-    fig, ((ax,),) = figure(size=(8, 6))
-    for name, cells in results.items():
-        (x, dx), (y, dy) = (student([c[k] for c in cells]) for k in ("diversity", "quality"))
-        colour = "#b5542a" if name in OFFLINE else "#1f4e79" if "hri" in name else "#5f9e6e"
-        ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", color=colour, lw=0.6, capsize=2)
-        ax.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9, color=colour)
-    ax.set_xlabel(f"diversity: mean distance between stories of one prompt ({measure}, not trained on)")
-    ax.set_ylabel("quality by the judge (offline judge: form)")
+def draw(a: Config, results: dict[str, list[dict]], path: Path):
+    """Words written and quality against the length asked for, a line per method, intervals over seeds."""
+    fig, (axes,) = figure(columns=2, size=(11, 4.5))
+    longest = max(e.target_words for e in data.read_examples(a.data))
+    for ax, key, name in zip(
+        axes, ("ratio", "quality"), ("words written / asked", "quality (offline: form)")
+    ):
+        for name_of, cells in results.items():
+            points = [student([figure_of(c, key, n) for c in cells]) for n in a.lengths]
+            y, error = [p[0] for p in points], [p[1] or 0.0 for p in points]
+            ax.errorbar(a.lengths, y, yerr=error, marker="o", lw=1.2, capsize=2, label=name_of)
+        ax.axvspan(longest, max(a.lengths), color="#00000010", label="longer than any trained on")
+        ax.set_xlabel("words asked for")
+        ax.set_ylabel(name)
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     save_figure(fig, path)
 
 
-def training_table(a: Config, seeds: list[int]) -> str:
-    """Means of the first and the last five steps of each seed."""
+def training_table(a: Config, results: dict[str, list[dict]]) -> str:
+    """Means of the first and of the last five steps, over seeds."""
     rows = []
-    for seed in seeds:
-        lines = [m for _, m in read_lines(Path(a.out, f"recipe-{seed}", "metrics.jsonl")) if m["step"] >= 0]
-        edge = min(5, max(1, len(lines) // 2))
-        first = [mean([m[k] for m in lines[:edge]]) for k in TRAINED]
-        last = [mean([m[k] for m in lines[-edge:]]) for k in TRAINED]
-        gain = [y - x for x, y in zip(first, last)]
-        rows += [[seed, "first", *first], [seed, "last", *last], [seed, "difference", *gain]]
-    return markdown_table(["seed", "steps", *TRAINED.values()], rows)
+    for name in (n for n in results if n in GRPO):
+        edges = []
+        for cell in results[name]:
+            path = Path(a.out, f"{name}-{cell['seed']}", "metrics.jsonl")
+            lines = [m for _, m in read_lines(path) if m["step"] >= 0]
+            few = min(5, max(1, len(lines) // 2))
+            edges.append(
+                [[mean([m[k] for m in part]) for k in TRAINED] for part in (lines[:few], lines[-few:])]
+            )
+        for i, when in enumerate(("first", "last")):
+            rows.append([name, when, *(show([edge[i][k] for edge in edges]) for k in range(len(TRAINED)))])
+    return markdown_table(["method", "steps", *TRAINED.values()], rows)
 
 
-def real_words(story: str) -> float | None:
-    """Share of lower-case words that several of the hundred books hold (no list knows the names)."""
-    known, words = judging.OfflineJudge().words, re.findall(r"\b[a-z]+(?:'[a-z]+)?\b", story)
-    return sum(w in known or w.removesuffix("'s") in known for w in words) / len(words) if words else None
+def length_table(a: Config, results: dict[str, list[dict]]) -> str:
+    rows, listed = [], judging.OfflineJudge().words
+    for n in a.lengths:
+        for name, cells in results.items():
+            shown = [show([figure_of(c, k, n) for c in cells]) for k in MEASURES]
+            told = [row["story"] for c in cells for row in stories(a, c) if row["target_words"] == n]
+            rows.append([n, name, *shown, mean([share_real(story, listed) for story in told])])
+    return markdown_table(["asked", "method", *MEASURES.values(), "real words"], rows)
 
 
 def stories(a: Config, cell: dict) -> list[dict]:
@@ -309,44 +323,14 @@ def stories(a: Config, cell: dict) -> list[dict]:
     return sorted(rows, key=lambda row: subjects.index(strip_length(row["prompt"])))
 
 
-def held_out_table(a: Config, cells: list[dict]) -> str:
-    rows = []
-    for c in cells:
-        found = c["report"]["figures"][c["report"]["models"][0]]
-        share, (low, high) = (
-            found["in_band"]["all"]["mean"],
-            found["in_band"]["all"]["interval"] or (0.0, 0.0),
-        )
-        error = (high - low) / 3.92  # a 95 % interval is 2 x 1.96 standard errors wide
-        at = [found[k][f"{n:,}"]["mean"] for k in ("in_band", "written") for n in a.lengths]
-        known = mean([real_words(row["story"]) for row in stories(a, c)])
-        rows.append([f"{c['method']}, seed {c['seed']}", f"{share:.3f} ± {error:.3f}", *at, known])
-    asked = [f"{what} at {n}" for what in ("in band", "words") for n in a.lengths]
-    return markdown_table(["model", "in band", *asked, "real words"], rows)
-
-
-def five_stories(a: Config, before: dict, after: dict) -> list[str]:
+def three_stories(a: Config, before: dict, after: dict) -> list[str]:
     shown, rows = [], list(zip(stories(a, before), stories(a, after)))
-    for first, then in rows[:: a.samples][:5]:
+    for first, then in rows[:: a.samples][:3]:
         shown.append(f"**{first['prompt']}**\n")
         for name, story in (("before", first["story"]), ("after", then["story"])):
             quoted = "\n".join(f"> {line}" for line in story.splitlines())
             shown.append(f"{name} ({data.words(story)} words)\n\n{quoted}\n")
     return shown
-
-
-def demo_part(a: Config, results: dict[str, list[dict]]) -> list[str]:
-    before, after = results["start"], results["recipe"]
-    bands = [f"{n} words: {n * low:.0f} to {n * high:.0f}" for n, low, high in before[0]["report"]["band"]]
-    return [
-        "\n## Training: first and last five steps\n",
-        training_table(a, [c["seed"] for c in after]),
-        f"## Held-out subjects, each seed\n\nBands: {'; '.join(bands)}. Where two bands do not overlap, a "
-        "writer that ignores the number cannot exceed 0.5. ±: one standard error over prompts.\n",
-        held_out_table(a, [*before, *after]),
-        "## Five stories, before and after\n\nUnchosen: the first five requests, seed 0.\n",
-        *five_stories(a, before[0], after[0]),
-    ]
 
 
 def page_of(a: Config) -> tuple[Path, str]:
@@ -357,25 +341,32 @@ def page_of(a: Config) -> tuple[Path, str]:
 def report(a: Config, argv: list[str]):
     results = {m: [r for s in range(a.seeds) if (r := finished(a, m, s))] for m in METHODS if m in a.only}
     cells = [c for part in results.values() for c in part]
-    needed = [k for k in TOLD if a.beyond or "beyond" not in k]
-    if empty := [f"{c['method']}-{c['seed']}" for c in cells if None in [c[k] for k in needed]]:
-        raise ValueError(f"{', '.join(empty)}: empty stories, or no verdict; see the stories in {a.out}")
-    rows = [[name, *(show([c[k] for c in part]) for k in MEASURES)] for name, part in results.items()]
+    silent = [c for c in cells for n in a.lengths if figure_of(c, "quality", n) is None]
+    if silent:
+        names = sorted({f"{c['method']}-{c['seed']}" for c in silent})
+        raise ValueError(f"{', '.join(names)}: empty stories, or no verdict; see the stories in {a.out}")
+    page, old = page_of(a)
+    draw(a, results, page.with_suffix(".png"))
     text = [
         f"Made by `{' '.join(['python -m scripts.study', *argv])}`: {a.seeds} seed(s), judge: {a.judge}.\n",
-        markdown_table(["method", *MEASURES], rows),
-        "Mean ± half a 95 % interval over seeds (Student's t). Quality: 0 to 100. In band: share of stories "
-        f"with a length in the band. Diversity: 1 - {a.measure} similarity; training uses tf-idf.\n",
-        *sentences(results),
+        f"![words written and quality against the length asked for]({page.with_suffix('.png').name})\n",
+        "## Training: first and last five steps\n",
+        training_table(a, results),
+        "## Held-out subjects, by requested length\n",
+        length_table(a, results),
+        "Mean ± half a 95 % interval over seeds (Student's t). Quality: 0 to 100; offline: form. In band: "
+        f"share with a length in the band. Diversity: 1 - {a.measure} similarity; training uses tf-idf.\n",
+        "## What the differences support\n",
+        *sentences(a, results),
         "\nBrackets: 95 % intervals of the paired difference over seeds; one in twenty is clear by chance.\n",
         *dict.fromkeys(f"- {w.partition(': ')[2] or w}" for c in cells for w in c["report"]["warnings"]),
     ]
-    page, old = page_of(a)
-    if {"start", "recipe"} <= set(results):
-        text += demo_part(a, results)
-    else:
-        draw(results, page.with_suffix(".png"), a.measure)
-        text.insert(1, f"![quality against diversity]({page.with_suffix('.png').name})\n")
+    others = [name for name in results if name != "start"]
+    if "start" in results and others:
+        text.append(
+            f"\n## Three stories, start and {others[-1]}\n\nUnchosen: the first three requests, seed 0.\n"
+        )
+        text += three_stories(a, results["start"][0], results[others[-1]][0])
     write_text(page, replace_between(old, BEGIN, END, "\n".join(text)))
     print("\n".join(text), f"\nwrote {page}")
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import data
 import train
-from lib import checkpoint, flags, metrics, optim, processes
+from lib import checkpoint, flags, huggingface, metrics, optim, processes
 from lib.flags import opt
 
 
@@ -50,13 +50,17 @@ def pick(n: int, start: int, count: int, seed: int) -> list[int]:
 
 def run(c: Config):
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
-    stories = list(train.prepare(c, tokenizer)[1].values())
+    processes.from_main(huggingface.check_push, c.push)
+    examples, references = train.prepare(c, tokenizer)
+    stories, facts = list(references.values()), {"data": data.describe(c.data, examples)}
     model, scorer = train.build(c, device)
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay, betas=(0.9, 0.95))
     folder = Path(c.out, c.name)
-    checkpoint.open_run(folder, "")
-    log = metrics.Log(folder, 0, asdict(c), c.wandb) if processes.MAIN else None
-    bar = tqdm(range(c.steps), c.name, disable=not processes.MAIN, mininterval=2)
+    at = checkpoint.open_run(folder, c.resume)
+    start = train.load_checkpoint(c, at, model, optimiser)[0] if at else 0
+    log = metrics.Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
+    left = range(start, c.steps)
+    bar = tqdm(left, c.name, c.steps, initial=start, disable=not processes.MAIN, mininterval=2)
     for step in bar:
         clock = time.time()
         optim.set_lr(optimiser, c.lr * min((step + 1) / (0.05 * c.steps + 1), 1 - step / c.steps))
@@ -72,8 +76,11 @@ def run(c: Config):
         bar.set_postfix(
             nll=f"{stats['nll']:.3f}", tokens_per_second=f"{stats['train/tokens_per_second']:.0f}"
         )
-    train.save_checkpoint(c, model, optimiser, tokenizer, c.steps, 0)
-    processes.say(f"wrote {folder}/checkpoints/step_{c.steps:06d}; train.py --model takes it")
+        if step + 1 == c.steps or (c.save_every and (step + 1) % c.save_every == 0):
+            train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0, **facts)
+    if processes.MAIN:
+        print(f"wrote {folder}/checkpoints/step_{c.steps:06d}; train.py --model takes it")
+        processes.say(huggingface.push(folder / "checkpoints", c.push))
 
 
 @flags.exits_cleanly

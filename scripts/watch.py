@@ -9,7 +9,6 @@ Reads config.json, metrics.jsonl and rollouts/ of each run and leaves report.htm
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -18,8 +17,8 @@ from pathlib import Path
 import data
 import judge as judging
 from lib import files, metrics
-from lib.flags import exits_cleanly
-from lib.pages import chart, marked, point, serve, write_page
+from lib.flags import exits_cleanly, parser
+from lib.pages import chart, marked, point, serve, table, write_page
 
 FIRST = {
     "reward/mean": "Reward",
@@ -92,12 +91,9 @@ def settings_tables(runs: dict[str, tuple]) -> list[dict]:
     """The configs: what differs is shown, the rest folded."""
     names = dict.fromkeys(name for _, config in runs.values() for name in config)
     rows = [[name, *(str(config.get(name, "-")) for _, config in runs.values())] for name in names]
-    columns, table = ["setting", *runs], "How the runs differ"
     differs = [row for row in rows if row[0] != "name" and len(set(row[1:])) > 1]
-    tables = [{"title": table, "columns": columns, "rows": differs}] if differs else []
-    return tables + [{"title": "config.json", "columns": columns, "rows": rows, "fold": "Settings"}] * bool(
-        rows
-    )
+    told = {"How the runs differ": (differs, None), "config.json": (rows, "Settings")}
+    return [table(title, ["setting", *runs], rows, fold=fold) for title, (rows, fold) in told.items() if rows]
 
 
 def choose_steps(stories: dict[int, Path], asked: list[int], room: int) -> list[int]:
@@ -158,11 +154,10 @@ def page_of(folders: list[Path], asked: list[int], room: int | None = None) -> d
             few = f"stories of {len(shown)} of {len(stories)} steps of {folder.name}"
             notes.append(f"{few}, to keep this page small; --steps N shows others")
     if still:
-        fold = "The same at every step"
-        tables.append({"title": "Metrics", "columns": ["metric", "value"], "rows": still, "fold": fold})
+        tables.append(table("Metrics", ["metric", "value"], still, fold="The same at every step"))
     reader = {"title": "Groups, sorted by advantage", "groups": groups}
-    about = {"title": "Run " + " and ".join(runs), "notes": notes, "warnings": [], "controls": True}
-    return about | {"cards": cards_of(curves, titles), "charts": charts, "tables": tables, "reader": reader}
+    about = {"title": "Run " + " and ".join(runs), "notes": notes, "controls": True, "reader": reader}
+    return about | {"cards": cards_of(curves, titles), "charts": charts, "tables": tables}
 
 
 def follow(folders: list[Path], asked: list[int], port: int):
@@ -176,8 +171,8 @@ def follow(folders: list[Path], asked: list[int], port: int):
         try:
             return page_of(folders, asked, PAGE_BYTES // 10)
         except (ValueError, OSError) as error:
-            empty = {"notes": ["waiting"], "charts": [], "tables": [], "reader": {"groups": []}}
-            return {"title": "Run " + " and ".join(f.name for f in folders), "warnings": [str(error)]} | empty
+            runs = " and ".join(folder.name for folder in folders)
+            return {"title": f"Run {runs}", "notes": ["waiting"], "warnings": [str(error)]}
 
     with serve(stamp, make, port) as server:
         print(f"http://127.0.0.1:{server.server_port}/ (this machine alone; Ctrl-C ends)", flush=True)
@@ -186,7 +181,7 @@ def follow(folders: list[Path], asked: list[int], port: int):
 
 @exits_cleanly
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python eval.py watch", description=__doc__.split("\n\n")[0])
+    p = parser(__doc__, "watch")
     p.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="such as out/tiny")
     more = "whose stories to show (default: all that fit on a page)"
     p.add_argument("--steps", type=int, nargs="+", default=[], metavar="N", help=more)

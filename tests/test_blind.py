@@ -328,7 +328,7 @@ def test_models_with_other_prompts_or_one_name_are_refused(tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "s"), "--annotators", "x", "--pairs", "5"]
     assert (
         run(["make", str(one), str(two), *arguments]) == 2
-        and "different prompts in one and two" in capsys.readouterr().err
+        and "one and two differ in its prompt" in capsys.readouterr().err
     )
     assert (
         run(["make", str(one), f"one={two}", *arguments]) == 2
@@ -384,7 +384,7 @@ def test_report_of_two_annotators(study, capsys):
     assert report["judgements"][0]["reason"] == "because “é” 🦘" and report["ratings"] == {}
     assert (
         any("only 12 prompts" in w for w in report["warnings"])
-        and "win rate in % 10.4 [" in capsys.readouterr().out
+        and "win rate in %: 10.4 [" in capsys.readouterr().out
     )
 
 

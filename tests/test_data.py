@@ -12,6 +12,8 @@ import pytest
 
 import data
 from data import Episode, Example
+from lib.form import strip_length
+from lib.text import FLAGGED
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "stories" / "tiny-base"
@@ -454,15 +456,14 @@ def test_passages_begin_and_end_where_sentences_do():
 
     found = [p for seed in range(40) for p in passages(STORY, random.Random(seed))]
     whole = "\n\n".join(STORY)
-    assert all(25 <= data.words(p) <= 190 and p in whole for p in found)
+    assert all(30 <= data.words(p) <= 500 and p in whole for p in found)
     for p in found:
         assert p[0] in '"OTWSHNM' and p[-1] in '.?"' and not p.endswith("Mr.")
         before, after = whole[: whole.index(p)].rstrip(), whole[whole.index(p) + len(p) :].lstrip()
         assert (not before or before[-1] in '.?"') and not before.endswith("Mr.")
         assert not after or after[0] in '"OTWSHNM'
     lengths = [data.words(p) for p in found]
-    assert min(lengths) < 50 and max(lengths) > 150
-    assert sum(p.endswith("in the rain.") for p in found) > len(found) / 4  # endings are well represented
+    assert min(lengths) < 60 and max(lengths) > 250
 
 
 def test_request_says_the_length_and_uses_the_passage(tmp_path):
@@ -477,6 +478,45 @@ def test_request_says_the_length_and_uses_the_passage(tmp_path):
         del row["target_words"]
         assert data.read_examples(lines(tmp_path, json.dumps(row)))[0].target_words == 80
         assert sum(w in prompt for w in [*rarity, "Marta", "Brown"]) >= 2
+
+
+def test_simple_paragraphs_have_short_sentences_of_common_words():
+    from scripts.tiny_base import simple
+
+    common = set("the man went to his house and sat down by fire it was cold he had no wood".split())
+    assert simple("The man went to the house. It was cold, and Tom had no wood.", common)
+    assert not simple("The man went to the ultimate mansion.", common)
+    assert not simple("The man went to the house and " * 5 + "sat down.", common)
+    assert not simple("1914.", common)
+
+
+def test_stories_for_the_base_come_with_other_names_and_requests():
+    from scripts.tiny_base import BOYS, GIRLS, story_examples
+
+    told = "Tom gave Anna a red drum. Anna thanked Tom, but Will ran home. " * 5
+    prompt = "Write a story about a red drum. It should be 70 words long."
+    found = story_examples([Example("a", prompt, 70, told)], 8, random.Random(0))
+    assert len(found) == len({e.uid for e in found}) == 8 and len({e.prompt for e in found}) > 3
+    for e in found:
+        first, second = e.story.split()[0], e.story.split()[2]
+        assert first in BOYS and second in GIRLS and "but Will ran" in e.story
+        assert e.story == told.replace("Tom", first).replace("Anna", second)
+        assert "red drum" in e.prompt and f"{e.target_words} words long" in e.prompt
+        assert abs(e.target_words - data.words(told)) <= 5
+    assert len({e.story for e in found}) > 4
+
+
+def test_the_stories_of_base_demo_and_evaluation_are_apart():
+    folder = ROOT / "stories"
+    sets = {name: data.read_examples(folder / f"{name}.jsonl") for name in ("simple", "tiny", "heldout")}
+    subjects = {name: {strip_length(e.prompt) for e in examples} for name, examples in sets.items()}
+    assert not subjects["simple"] & subjects["tiny"] and not subjects["heldout"] & subjects["tiny"]
+    assert not subjects["simple"] & subjects["heldout"]
+    begins = {e.story[:60] for e in sets["simple"]}
+    assert not begins & {e.story[:60] for e in sets["tiny"]} and len(begins) == len(sets["simple"])
+    assert max(e.target_words for e in sets["tiny"]) <= 160
+    for e in sets["simple"] + sets["tiny"]:
+        assert abs(data.words(e.story) - e.target_words) <= 5 and not FLAGGED.search(e.story)
 
 
 def test_prose_drops_verse_notes_and_plays():
@@ -496,3 +536,34 @@ def test_prose_drops_verse_notes_and_plays():
         )
         == []
     )
+
+
+def test_a_data_file_is_described_in_a_line():
+    examples = [data.Example(str(i), "p", words, "s" * (i % 2)) for i, words in enumerate((40, 1200, 90))]
+    said = data.describe("some/where/a.jsonl", examples)
+    assert said == "a.jsonl, 3 examples of 40 to 1,200 words, 1 with a reference story"
+
+
+def test_the_best_and_the_worst_story_of_a_step_are_told_in_plain_letters():
+    def row(advantage, story, reward=0.5, human=False):
+        asked = data.Example("a", "Write\nabout a lamp.", 120)
+        return data.Episode(asked, [], [], None, True, human, story, {}, reward, advantage)
+
+    long = "\x1b[2Jbright\n\n" + "lamp " * 70
+    rows = [
+        row(0.1, "so so"),
+        row(-1.5, "dull"),
+        row(2, "a person's", human=True),
+        row(1.25, long),
+        row(9, "unjudged", None),
+    ]
+    best, worst = data.best_and_worst(rows)
+    assert best.splitlines()[0] == "best advantage +1.25, reward 0.50, 71 of 120 words"
+    assert best.splitlines()[1] == "  Write about a lamp."
+    assert best.splitlines()[2] == "  [2Jbright " + "lamp " * 59 + "..." and "\x1b" not in best
+    assert worst.splitlines() == [
+        "worst advantage -1.50, reward 0.50, 1 of 120 words",
+        "  Write about a lamp.",
+        "  dull",
+    ]
+    assert data.best_and_worst([row(0, "x", None)]) == []

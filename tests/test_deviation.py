@@ -506,6 +506,14 @@ def test_embeddings_know_what_a_story_is_about():
     torch.testing.assert_close(D._embed(ships), hidden / hidden.norm(), atol=1e-5, rtol=1e-4)
 
 
+def test_one_story_has_no_deviation(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("the sea at night")
+    with pytest.raises(SystemExit) as stop:
+        D.main([str(tmp_path / "a.txt")])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and "one story has no deviation" in err and err.count("\n") == 1
+
+
 def test_command_line(tmp_path, capsys):
     files = []
     for i, text in enumerate(["the sea at night", "the sea at noon", "zork grue plugh"]):
@@ -517,7 +525,7 @@ def test_command_line(tmp_path, capsys):
     files[0].write_bytes(b"\xff\xfe\xff")
     for bad in (files[0], tmp_path / "none.txt"):
         with pytest.raises(SystemExit) as stop:
-            D.main([str(bad)])
+            D.main([str(bad), str(files[1])])
         out, err = capsys.readouterr()
         assert (
             stop.value.code == 2

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -266,7 +267,7 @@ def test_blank_and_total():
 def test_offline_judge_prefers_form_and_cannot_be_bought_cheaply():
     offline = OfflineJudge()
     good = offline.score(PROMPT, GOOD).score
-    assert good > 60 and offline.name.startswith("offline-form")
+    assert good > 40 and offline.name.startswith("offline-form")
     for bad in [
         "The keeper saw a second moon.",
         "Lighthouse keeper finds a second moon. " * 8,
@@ -283,8 +284,6 @@ def test_offline_judge_prefers_form_and_cannot_be_bought_cheaply():
 
 def test_offline_judge_falls_with_the_damage():
     offline, chance = OfflineJudge(), random.Random(0)
-    if not offline.words:
-        pytest.skip("stories/words.txt is not there")
 
     def mean(change):
         return sum(offline.score(e["prompt"], change(e["story"])).score for e in STORIES) / len(STORIES)
@@ -302,6 +301,23 @@ def test_offline_judge_falls_with_the_damage():
     )  # words that are none
     assert whole > mean(lambda t: " ".join(chance.sample(t.split(), len(t.split())))) + 30  # shuffled
     assert whole > mean(lambda t: t[: len(t) // 3] * 3) + 60  # loop
+
+
+def test_offline_judge_tells_a_story_from_its_own_words_in_another_order():
+    offline, chance = OfflineJudge(), random.Random(0)
+    wins = Counter()
+    for i, e in enumerate(STORIES):
+        paragraphs = [re.split(r"(?<=[.!?])\s+|(?<=[.!?]\")\s+", p) for p in e["story"].split("\n\n")]
+        order = [sentence for paragraph in paragraphs for sentence in paragraph]
+        chance.shuffle(order)
+        sentences = "\n\n".join(" ".join(order.pop() for _ in paragraph) for paragraph in paragraphs)
+        words = e["story"].split()
+        altered = {"words": " ".join(chance.sample(words, len(words))), "sentences": sentences}
+        altered["request"] = STORIES[(i + 7) % len(STORIES)]["story"]
+        whole = offline.score(e["prompt"], e["story"]).score
+        wins.update(name for name, text in altered.items() if offline.score(e["prompt"], text).score < whole)
+    assert wins["words"] == len(STORIES)
+    assert wins["sentences"] >= 0.8 * len(STORIES) and wins["request"] >= 0.9 * len(STORIES)
 
 
 def test_a_bribe_never_gains_with_the_offline_judge():

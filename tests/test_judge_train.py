@@ -376,17 +376,7 @@ def test_a_held_out_judge_is_logged_beside_the_reward_and_never_trained_on(model
         Server(lambda *_: say(answer(lambda v: [part.update(score=0) for part in v.values()]))) as other,
     ):
         lines, run = go(
-            model,
-            tmp_path,
-            server,
-            "--steps",
-            3,
-            "--watch_url",
-            other.url,
-            "--watch_model",
-            "w",
-            "--watch_every",
-            2,
+            model, tmp_path, server, "--steps", 3, "--watch", f"url={other.url}", "model=w", "every=2"
         )
     assert [("watch/gap" in line) for line in lines] == [True, False, True]
     rows = [r for r in data.read_episodes(run / "rollouts/step_000000.jsonl") if not r.is_human]

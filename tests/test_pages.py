@@ -14,13 +14,14 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 from test_eval import ROOT, TRAP, Server, code, prompts
 
 import data
 import eval as evaluation
 import judge as judging
-from lib import pages
+from lib import metrics, pages
 from scripts import report as shown
 from scripts import watch
 
@@ -570,3 +571,73 @@ def test_nothing_in_a_page_ends_its_script(tmp_path):
         and "@import" not in html
         and "url(" not in html
     )
+
+
+# ---- pictures
+
+
+def test_runs_in_one_picture_are_smoothed_alike_and_named_beside_the_lines(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(metrics, "save_figure", lambda fig, path: kept.append(fig))
+    long = [{"step": i, "b": float(i % 7)} for i in range(80)]
+    short = [{"step": i, "a": 1.0 + i, "b": float(i * i)} for i in range(24)]
+    metrics.plot({"long": long, "ax": short}, tmp_path / "x.png", {"a": "A", "b": "B"})
+    [fig] = kept
+    fig.canvas.draw()
+    one, two, three = fig.axes
+    for lines, line in ((long, two.lines[1]), (short, two.lines[3])):  # each pale, then its running mean
+        y = [m["b"] for m in lines]
+        assert list(line.get_ydata()) == pytest.approx(
+            [np.mean(y[max(0, i - 9) : i + 1]) for i in range(len(y))]
+        )
+    [legend] = [ax.get_legend() for ax in fig.axes if ax.get_legend()]
+    assert {text.get_text() for text in legend.get_texts()} == {"long", "ax"}
+    box = legend.get_window_extent()
+    assert all(box.x0 >= ax.get_window_extent().x1 for ax in fig.axes) and box.x1 <= fig.bbox.x1
+
+
+def test_a_chart_names_its_lines_beside_them(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(pages, "save_figure", lambda fig, path, dpi: kept.append(fig))
+    points = [pages.point(x, x * x, [x * x - 1, x * x + 1]) for x in (1, 2, 3)]
+    pages.draw_chart(
+        tmp_path / "x.png", pages.chart("n", "T", "x", {"m": points}, ticks=[[1, "1"], [3, "3"]])
+    )
+    kept[0].canvas.draw()
+    [ax] = kept[0].axes
+    assert ax.get_legend().get_window_extent().x0 >= ax.get_window_extent().x1
+
+
+# ---- every control of an evaluation's page, without a mouse
+
+
+def test_the_report_by_keyboard_alone(tmp_path, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    server = Server(lambda body, number: f"Story {number}. It rained on. " + TRAP)
+    argv = ["--endpoint", server.url, "--model", "a", "b", "--prompts", str(prompts(tmp_path / "p.jsonl", 2))]
+    assert code(evaluation.main, [*argv, "--lengths", "20", "40", "--out", str(tmp_path / "o")]) == 0
+    look(browser, tmp_path / "o/report.html")
+    for _ in range(80):
+        press(browser, Keys.TAB)
+        at = browser.switch_to.active_element
+        if at.tag_name == "body" or at.get_attribute("data-reached"):
+            break  # once around
+        browser.execute_script("arguments[0].dataset.reached = 1", at)
+        name = at.get_attribute("aria-label") or at.text.split("\n")[0]
+        if at.tag_name == "summary" and name in ("All figures", "What the words mean"):
+            press(browser, Keys.ENTER)
+            assert browser.execute_script("return arguments[0].parentNode.open", at)
+        elif name == "next prompt":
+            before = browser.find_element("css selector", ".request").text
+            press(browser, Keys.ENTER)
+            assert browser.find_element("css selector", ".request").text != before
+    what = "svg[role=img], select, input, button, summary, .scroll"
+    seen = browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length)"
+        ".map(e => [e.outerHTML.slice(0, 80), !!e.dataset.reached])",
+        what,
+    )
+    assert len(seen) > 15 and [html for html, reached in seen if not reached] == []
+    assert browser.execute_script("return window.trapped") is None
+    quiet(browser)

@@ -227,6 +227,21 @@ def test_plans_of_the_9b(flags, code, peak, capsys):
         assert "replica" not in out  # LoRA decodes from its own base
 
 
+def test_the_data_file_and_its_examples_are_named(capsys, tmp_path, monkeypatch):
+    calm = plan.Memory(plan.Counter(weights=1e9), 1e8, plan.Counter(weights=1e9), 6e10, 1300)
+    monkeypatch.setattr(plan, "memory", lambda *_: calm)
+    rows = [{"prompt": f"{i}: 50 words long.", "target_words": 50, "story": "s"} for i in range(24)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan.main(["--data", str(tmp_path / "mine.jsonl")])
+    out = capsys.readouterr().out
+    assert (
+        "mine.jsonl, 24 examples of 50 to 50 words, 24 with a reference story" in out and "\n3 steps" in out
+    )
+    plan.main(["--data", "no/such.jsonl", "--examples", "80"])
+    out = capsys.readouterr().out
+    assert "no/such.jsonl does not exist yet: 80 examples assumed" in out and "\n10 steps" in out
+
+
 def test_price_and_time_are_the_given_rates(capsys, tmp_path, monkeypatch):
     calm = plan.Memory(plan.Counter(weights=1e9), 1e8, plan.Counter(weights=1e9), 6e10, 1300)
     monkeypatch.setattr(plan, "memory", lambda *_: calm)

@@ -62,4 +62,16 @@ def test_every_flag_in_the_readme_is_a_flag():
 )
 def test_scripts_say_what_they_do(script):
     text = help_of(("-m", f"scripts.{script[:-3]}"))
-    assert "usage:" in text and len(text.splitlines()) > 5
+    assert text.startswith(f"usage: python -m scripts.{script[:-3]} ") and len(text.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    "command", ["train.py", "eval.py", "eval.py watch", "rollout.py", "judge.py", "deviation.py"]
+)
+def test_help_names_the_program_as_it_was_called(command):
+    assert help_of(tuple(command.split())).startswith(f"usage: {command} ")
+
+
+@pytest.mark.parametrize("package", ["anthologies", "bench", "blind"])
+def test_help_of_a_package(package):
+    assert help_of(("-m", f"scripts.{package}")).startswith(f"usage: python -m scripts.{package} ")

@@ -4,6 +4,7 @@ lines."""
 import importlib.util
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -406,3 +407,36 @@ def test_locks_end_with_the_process(tmp_path):
     process.join()
     train.files.lock(folder).close()  # whoever held it is gone
     assert Path(folder.parent, ".run.lock").exists()
+
+
+# ---- what the terminal shows
+
+
+def test_the_best_and_the_worst_story_are_shown_every_ten_steps_and_at_the_last(go, capsys):
+    run = go("--steps", 12, "--hri", "off")
+    out = capsys.readouterr().out
+    assert re.search(r"^12 steps in \d+ s; first against last five steps: reward ", out, re.M)
+    told = re.findall(r"^step (\d+): (best|worst) advantage ([+-][\d.]+), reward", out, re.M)
+    assert [(int(step), which) for step, which, _ in told] == [
+        (s, w) for s in (0, 10, 11) for w in ("best", "worst")
+    ]
+    for step, which, advantage in told:
+        rows = data.read_episodes(run / f"rollouts/step_{int(step):06d}.jsonl")
+        row = (max if which == "best" else min)(rows, key=lambda r: r.advantage)
+        assert float(advantage) == pytest.approx(row.advantage, abs=0.005)
+        letters = "".join(c for c in row.story if c.isprintable() and not c.isspace())
+        assert letters[:20] in re.sub(r"\s", "", out)
+
+
+@pytest.mark.parametrize(
+    "watch",
+    [
+        ["url=http://127.0.0.1:9"],
+        ["every=5"],
+        ["url=u", "model=m", "every=0"],
+        ["url=u", "model=m", "evry=5"],
+    ],
+)
+def test_a_watch_judge_is_named_whole_or_not_at_all(go, capsys, watch):
+    go("--watch", *watch, code=2)
+    assert "--watch needs url=ADDRESS model=NAME, and may have every=STEPS" in capsys.readouterr().err

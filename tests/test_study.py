@@ -36,7 +36,7 @@ def flags(tmp_path_factory):
         "data": folder / "train.jsonl",
         "out": folder / "out",
     }
-    flags |= {"seeds": 1, "steps": 2, "lengths": [10, 20], "beyond": 40, "limit": 2, "samples": 2, "jobs": 1}
+    flags |= {"seeds": 1, "steps": 2, "lengths": [10, 20, 40], "limit": 2, "samples": 2, "jobs": 1}
     return flags | {"max_new_tokens": 24, "measure": "char3", "only": ["start", "hri", "dpo"]}
 
 
@@ -76,18 +76,18 @@ def test_a_study_runs_its_cells_once_and_reports_them(flags, monkeypatch, capsys
     assert started == ["hri:0"]  # the others were finished
     page = (out / "report.md").read_text()
     assert (out / "report.png").stat().st_size > 10_000
-    names = [row.split(" | ")[0] for row in page.splitlines() if row.startswith("| ")]
-    assert names == ["| method", "| ---", "| start", "| hri", "| dpo"]
+    table = page[page.index("| asked |") :].split("\n\n")[0].splitlines()
+    named = [tuple(row.strip("| ").split(" | ")[:2]) for row in table[2:]]
+    assert named == [(str(n), method) for n in (10, 20, 40) for method in ("start", "hri", "dpo")]
     assert "one seed, so no difference is claimed" in page and "Cannot be told apart" not in page
     assert digest(DOCS) == docs  # only --page touches a page of the documentation
 
     result = json.loads((out / "dpo-0/result.json").read_text())
     rows = study.stories(study.read_flags(line(flags)), result)
     assert len(rows) == 2 * 3 * 2 and {r["target_words"] for r in rows} == {10, 20, 40}
-    inside = [data.words(r["story"]) / r["target_words"] for r in rows if r["target_words"] != 40]
-    assert result["words / asked"] == pytest.approx(sum(inside) / len(inside))
-    beyond = [data.words(r["story"]) / 40 for r in rows if r["target_words"] == 40]
-    assert result["words / asked, beyond"] == pytest.approx(sum(beyond) / len(beyond))
+    for asked in (10, 20, 40):
+        told = [data.words(r["story"]) / asked for r in rows if r["target_words"] == asked]
+        assert study.figure_of(result, "ratio", asked) == pytest.approx(sum(told) / len(told))
 
     # `collect` takes no step: what it samples from is the start, bit for bit
     before, after = (
@@ -107,32 +107,29 @@ def test_a_page_keeps_what_is_around_the_marks(flags, tmp_path, capsys):
     study.main(line(flags, only=["start"], page=page, out=tmp_path / "out"))
     text = page.read_text()
     assert text.startswith("# Mine\n\nbefore\n") and text.endswith("\nafter\n")
-    assert "\nold\n" not in text and "| start |" in text and not (tmp_path / "out/report.md").exists()
+    assert "\nold\n" not in text and "| 10 | start |" in text and not (tmp_path / "out/report.md").exists()
     page.write_text("no marks\n")
     assert "put them back" in refused(capsys, *line(flags, only=["start"], page=page, out=tmp_path / "two"))
     assert page.read_text() == "no marks\n" and not (tmp_path / "two").exists()
 
 
-def test_the_demo_shows_each_seed_and_five_stories(flags, tmp_path, capsys):
+def test_the_demo_shows_training_over_seeds_and_three_stories(flags, tmp_path, capsys):
     demo = {k: flags[k] for k in ("model", "data", "samples", "max_new_tokens", "lengths")}
     demo |= {"preset": "demo", "seeds": 2, "steps": 2, "limit": 3, "out": tmp_path / "demo"}
+    demo |= {"only": ["start", "both"], "prompts_per_step": 2, "group": 3}
     for seed in (0, 1):
-        for name in ("start", "recipe"):
+        for name in ("start", "both"):
             study.main(line(demo, cell=f"{name}:{seed}"))
     study.main(line(demo))
     page = (tmp_path / "demo/report.md").read_text()
-    metrics = [json.loads(m) for m in (tmp_path / "demo/recipe-1/metrics.jsonl").read_text().splitlines()]
-    assert f"| 1 | last | {metrics[-1]['reward/mean']:.3f} |" in page
-    rows = [
-        row.split(" | ") for row in page.splitlines() if row.startswith(("| start, seed", "| recipe, seed"))
-    ]
-    assert len(rows) == 4 and all(" ± " in row[1] for row in rows)
-    figures = json.loads((tmp_path / "demo/recipe-0/result.json").read_text())["report"]["figures"]
-    share = next(iter(figures.values()))["in_band"]["all"]["mean"]
-    assert rows[2][1].startswith(f"{share:.3f} ± ")
-    prompts = [row for row in page.splitlines() if row.startswith("**")]
-    assert len(prompts) == 5 == len(set(prompts)) and page.count("before (") == page.count("after (") == 5
+    last = [launch.metrics(tmp_path / f"demo/both-{seed}")[-1]["reward/mean"] for seed in (0, 1)]
+    assert f"| both | last | {study.show(last)} |" in page
+    prompts = [row for row in page.splitlines() if row.startswith(("**Tell", "**Write"))]
+    assert len(prompts) == 3 and page.count("before (") == page.count("after (") == 3
     assert study.judging.strip_length(prompts[0]) == study.judging.strip_length(prompts[1])
+    command = study.run_flags(study.read_flags(line(demo)), "both", 1)
+    flag = dict(zip(command[::2], command[1::2]))
+    assert flag["--hri"] == "positive" and flag["--deviation"] == "0.5" and flag["--group"] == "3"
 
 
 def test_a_cell_that_fails_is_named_and_what_is_finished_is_kept(flags, tmp_path, capsys):
@@ -152,7 +149,7 @@ def test_a_cell_that_fails_is_named_and_what_is_finished_is_kept(flags, tmp_path
 def test_bad_requests_end_before_anything_is_run(flags, tmp_path, capsys):
     known = tmp_path / "known.jsonl"
     known.write_text(json.dumps({"prompt": "Tell of subject 3. It should be 900 words long."}) + "\n")
-    cases = [({"beyond": 20}, "is not beyond"), ({"samples": 1}, "at least 2"), ({"seeds": 0}, "at least 1")]
+    cases = [({"samples": 1}, "at least 2"), ({"seeds": 0}, "at least 1")]
     cases += [({"measure": "tfidf"}, "choose one of jaccard"), ({"model": tmp_path / "none"}, "none")]
     cases += [({"data": tmp_path / "none.jsonl"}, "scripts.anthologies build"), ({"steps": 0}, "at least 1")]
     cases += [({"prompts": known}, "are trained on"), ({"judge": "api"}, "JUDGE_URL")]
@@ -187,11 +184,13 @@ def test_a_second_study_a_file_in_the_way_and_a_full_disk_end_in_one_sentence(fl
 # ---- what is claimed ---------------------------------------------------------------------------------------
 
 
-def cells(quality, diversity):
-    fixed = {"in band": 0.5, "in band, beyond": 0.1}
-    return [
-        fixed | {"seed": s, "quality": q, "diversity": d} for s, (q, d) in enumerate(zip(quality, diversity))
-    ]
+def cells(quality, ratio):
+    def cell(seed, q, r):
+        values = {"quality": q, "ratio": r, "in_band": 0.5}
+        figures = {name: {"60": {"mean": value}} for name, value in values.items()}
+        return {"seed": seed, "report": {"models": ["m"], "figures": {"m": figures}}}
+
+    return [cell(seed, q, r) for seed, (q, r) in enumerate(zip(quality, ratio))]
 
 
 def test_intervals_are_students():
@@ -205,16 +204,15 @@ def test_intervals_are_students():
 def test_sentences_claim_what_the_paired_differences_support_and_no_more():
     results = {"start": cells([0.1, 0.2, 0.3], [0.5, 0.5, 0.5])}
     results |= {name: cells([0.31, 0.4, 0.5], [0.4, 0.6, 0.5]) for name in ("dpo", "ddpo")}
-    dpo, ddpo = study.sentences(results)
+    dpo, ddpo = study.sentences(study.Config(lengths=[60]), results)
     clear, unclear = dpo.split("Cannot be told apart:")
-    assert (
-        "quality +0.203" in clear and "diversity" in unclear
-    )  # seeds differ by more than the methods, pairs do not
-    assert "Cannot be told apart: quality +0.000" in ddpo and "in band" in ddpo
+    # seeds differ by more than the methods, pairs do not
+    assert "quality at 60 +0.203" in clear and "words / asked at 60" in unclear
+    assert "quality at 60 +0.000" in ddpo.split("Cannot be told apart:")[1] and "in band" in ddpo
 
 
 def test_the_grid_names_every_run_that_was_asked_for():
-    both = {(5, hri, d) for hri in ("off", "polaris") for d in (0, 0.5, 1)}
-    assert set(study.GRPO.values()) >= both | {(6, "off", 0)}
+    both = {(0, hri, d) for hri in (False, True) for d in (0, 0.5, 1)}
+    assert set(study.GRPO.values()) == both | {(1, False, 0)}
     assert set(study.OFFLINE) == {"dpo", "ddpo", "orpo", "dorpo", "divpo"}
     assert {m for pair in study.COMPARED.split(",") for m in pair.split()} == set(study.METHODS)

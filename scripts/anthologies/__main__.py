@@ -26,6 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import Example, read_examples, words, write_examples
+from lib import flags
 from lib.files import write_lines
 from lib.pages import figure, save_figure
 from lib.text import FLAGGED
@@ -180,9 +181,7 @@ def _add_books(p) -> None:
 
 def parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(
-        prog="python -m scripts.anthologies", description=__doc__, formatter_class=form
-    )
+    top = argparse.ArgumentParser(prog=flags.called(), description=__doc__, formatter_class=form)
     sub = top.add_subparsers(required=True, metavar="fetch | split | build | prompts | stats")
     fetch.add_arguments(sub.add_parser("fetch", help="download the catalogue's books from a mirror"))
     p = sub.add_parser("split", help="every story of the books, before any choosing")

@@ -34,7 +34,7 @@ from lib.files import lock, replace_between, write_json, write_text
 from lib.flags import check_ranges, exits_cleanly, opt, read
 from lib.lora import add_lora
 from lib.packed import Packed
-from lib.pages import figure, save_figure
+from lib.pages import figure, legend_beside, save_figure
 from scripts.bench import peers
 from scripts.bench.peers import ROPE, TINY, slots_at
 
@@ -121,8 +121,8 @@ def draw(cells: list[tuple[int, int, float]], path: Path):
         right.plot(*zip(*line), "o-", label=f"{context:,} tokens")
     left.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="ms per decode step")
     right.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel="tokens per second")
-    left.legend()
-    right.legend()
+    legend_beside(left)
+    legend_beside(right)
     save_figure(fig, path)
 
 
@@ -337,7 +337,7 @@ def measure(a: Settings, wanted: list[str], picture: Path) -> Report:
 
 @exits_cleanly
 def main(argv=None) -> int:
-    a = read(Settings, argv, prog="python -m scripts.bench", description=__doc__.split("\n")[0])
+    a = read(Settings, argv, __doc__)
     wanted = check(a)
     # Before the first parallel operation: worker threads inherit it. It holds for our side and for the
     # peer's.

@@ -18,16 +18,16 @@ that it was not edited in passing. They do not stop a forger, who can compute th
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from lib import flags
 from lib.flags import exits_cleanly
 from scripts.blind import make, report
 
 
 @exits_cleanly
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.blind", description=__doc__.split("\n\n")[0])
+    parser = flags.parser(__doc__)
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser(
         "make", help="stories of two or more models -> a page per annotator and key.json"

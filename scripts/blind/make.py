@@ -48,17 +48,13 @@ def read_stories(path: Path) -> dict[str, dict]:
                 raise ValueError(f"{where}: {name!r} is missing or not {kind.__name__}; expected {NEEDS}")
         uid, asked = row["uid"], {"prompt": row["prompt"], "target_words": row["target_words"]}
         if re.search(r"[\ud800-\udfff]", row["prompt"] + row["story"]):
-            raise ValueError(
-                f"{where}: half of a character pair, which no page can hold; write the story again"
-            )
+            raise ValueError(f"{where}: half of a character pair fits on no page; write the story again")
         if not row["story"].strip():
             more = "write it again, or take this uid out of every model's file"
             raise ValueError(f"{where}: the story of {uid} is empty; {more}")
         entry = prompts.setdefault(uid, {**asked, "stories": []})
         if asked != {k: entry[k] for k in asked}:
-            raise ValueError(
-                f"{where}: uid {uid} had another prompt or target_words before; one uid, one prompt"
-            )
+            raise ValueError(f"{where}: uid {uid} had another prompt or length before; one uid, one prompt")
         entry["stories"].append(row["story"])
     if not prompts:
         raise ValueError(f"{path}: holds no stories")
@@ -88,9 +84,7 @@ def read_models(arguments: list[str]) -> tuple[dict[str, dict], dict[str, dict]]
             )
         for uid, entry in models[first].items():
             if any(entry[k] != models[other][uid][k] for k in ("prompt", "target_words")):
-                raise ValueError(
-                    f"uid {uid} has different prompts in {first} and {other}; one uid, one prompt"
-                )
+                raise ValueError(f"uid {uid}: {first} and {other} differ in its prompt; one uid, one prompt")
     return models, sources
 
 

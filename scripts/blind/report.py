@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import files
-from lib.pages import chart, estimate, point, write_page
+from lib.pages import chart, estimate, point, table, text_table, write_page
 from lib.stats import bootstrap, cohen, krippendorff, sign_test
 from lib.sweep import FEW
 from scripts.blind.make import CHOICES, READING, bucket, digest
@@ -141,8 +141,8 @@ def agree(rows: list[dict]) -> dict:
         shared = [p for p in units if (one, p) in label and (two, p) in label]
         a, b = [label[one, p] for p in shared], [label[two, p] for p in shared]
         agreed = sum(x == y for x, y in zip(a, b)) / len(shared) if shared else None
-        kappa = {"annotators": [one, two], "pairs": len(shared), "kappa": cohen(a, b), "agreed": agreed}
-        kappas.append(kappa)
+        about = {"annotators": [one, two], "pairs": len(shared)}
+        kappas.append(about | {"kappa": cohen(a, b), "agreed": agreed})
     alphas = {s: krippendorff(list(v.values()), interval=True) for s, v in rated.items() if v}
     alpha = krippendorff(list(units.values()))
     return {"cohen": kappas, "krippendorff_alpha": alpha, "krippendorff_alpha_ratings": alphas}
@@ -212,21 +212,12 @@ def figure(f: dict, scale: float = 1.0) -> str:
     return estimate(scale * f["mean"], around, 1) + f", n = {f['prompts']}"
 
 
-def show(result: dict) -> str:
-    lines = []
-    for c in result["comparisons"]:
-        counts = f"{c['won']} won, {c['tied']} tied, {c['lost']} lost"
-        p = f"sign test p = {c['sign_test']['p']:.3g}"
-        win = figure(c["win_rate"], 100)
-        lines.append(f"{' against '.join(c['models'])}: win rate in % {win} prompts; {counts}; {p}")
-        lines += [f"  {b} words: {figure(d['win_rate'], 100)}" for b, d in c["by_length"].items()]
-    for model, scales in result["ratings"].items():
-        lines.append(f"{model}: " + "; ".join(f"{scale} {figure(f)}" for scale, f in scales.items()))
-    for k in result["agreement"]["cohen"]:
-        who = " and ".join(k["annotators"])
-        lines.append(f"{who}: Cohen's kappa {known(k['kappa'])} over {k['pairs']} shared pairs")
-    lines.append(f"Krippendorff's alpha {known(result['agreement']['krippendorff_alpha'])}")
-    return "\n".join(lines + [f"warning: {note}" for note in result["warnings"]])
+def show(page: dict) -> str:
+    """The page's sentences, tables and warnings for the terminal."""
+    tables = [t for t in page["tables"] if "fold" not in t]
+    told = [f"{t['title']}\n{text_table([t['columns'], *t['rows']])}" for t in tables]
+    warnings = [f"warning: {note}" for note in page["warnings"]]
+    return "\n\n".join(["\n".join(page["lead"]), *told, *warnings])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -262,34 +253,30 @@ def page_of(result: dict) -> dict:
                 p, counts = f"{f['sign_test']['p']:.3g}", [f["won"], f["tied"], f["lost"]]
                 wins.append([" against ".join(c["models"]), size, figure(f["win_rate"], 100), *counts, p])
     columns = ["models", "words requested", "win rate in %", "won", "tied", "lost", "sign test p"]
-    tables = [
-        {"title": "Win rates", "caption": "[95 % interval over prompts]", "columns": columns, "rows": wins}
-    ]
+    tables = [table("Win rates", columns, wins, caption="[95 % interval over prompts]")]
     agreed = result["agreement"]
     rows = [["all readers, Krippendorff's alpha", "-", known(agreed["krippendorff_alpha"])]]
     for k in agreed["cohen"]:
         rows.append([f"{' and '.join(k['annotators'])}, Cohen's kappa", k["pairs"], known(k["kappa"])])
     for scale, alpha in agreed["krippendorff_alpha_ratings"].items():
         rows.append([f"{scale}, alpha of the ratings", "-", known(alpha)])
-    tables.append({"title": "Agreement", "columns": ["who", "pairs", "agreement"], "rows": rows})
+    tables.append(table("Agreement", ["who", "pairs", "agreement"], rows))
     if result["ratings"]:
         rows = [[m, *(figure(s[k]) if k in s else "-" for k in SCALES)] for m, s in result["ratings"].items()]
-        tables.append({"title": "Ratings, 1 to 5", "columns": ["model", *SCALES], "rows": rows})
+        tables.append(table("Ratings, 1 to 5", ["model", *SCALES], rows))
     rows = []
     for name, a in result["annotators"].items():
-        checks, speed = f"{a['checks_passed']} of {a['checks_answered']}", a["median_words_a_minute"]
-        pairs, side = f"{a['answered']} of {a['of']}", a["chose_side_A"]
-        cells = [pairs, checks, known(side), "-" if speed is None else f"{speed:.0f}"]
-        rows.append([name, *cells])
+        pairs, checks = f"{a['answered']} of {a['of']}", f"{a['checks_passed']} of {a['checks_answered']}"
+        speed = a["median_words_a_minute"]
+        rows.append([name, pairs, checks, known(a["chose_side_A"]), f"{speed:.0f}" if speed else "-"])
     columns = ["reader", "pairs answered", "checks passed", "share that chose A", "words a minute"]
-    tables.append({"title": "Readers", "columns": columns, "rows": rows})
+    tables.append(table("Readers", columns, rows))
     rows = [[j["annotator"], j["winner"] or "tie", j["reason"]] for j in result["judgements"] if j["reason"]]
     if rows:
-        table = {"title": "What readers said", "columns": ["reader", "preferred", "why"], "rows": rows}
-        tables.append(table | {"fold": "Reasons"})
-    page = {"title": "Which stories readers prefer", "notes": [], "warnings": result["warnings"]}
-    page |= {"lead": [sentence(c) for c in result["comparisons"]], "tables": tables}
-    return page | {"charts": [win_chart(c) for c in result["comparisons"]], "reader": {"groups": []}}
+        tables.append(table("What readers said", ["reader", "preferred", "why"], rows, fold="Reasons"))
+    page = {"title": "Which stories readers prefer", "warnings": result["warnings"], "tables": tables}
+    page |= {"lead": [sentence(c) for c in result["comparisons"]]}
+    return page | {"charts": [win_chart(c) for c in result["comparisons"]]}
 
 
 def known(x: float | None) -> str:
@@ -302,12 +289,10 @@ def run(args: argparse.Namespace):
         file = read_answers(path, key)
         name = file["annotator"]
         if name in answers:
-            raise ValueError(
-                f"{path}: a second file of annotator {name}; give each annotator's last file once"
-            )
+            raise ValueError(f"{path}: a second file of annotator {name}; give each one's last file once")
         answers[name] = file
     result = report(key, list(answers.values()))
     page = Path(args.out).with_suffix(".html")
     files.write_json(args.out, result)
     write_page(page, page_of(result))
-    print(f"{show(result)}\n{page}")
+    print(f"{show(page_of(result))}\n{page}")
