@@ -74,9 +74,9 @@ def service(server: Path, checkpoint: Path, gguf: Path) -> list[str]:
 
 @exits_cleanly
 def main(argv=None):
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    name = "python -m scripts.serve"
+    p = argparse.ArgumentParser(name, description=__doc__, formatter_class=form, allow_abbrev=False)
     p.add_argument("--checkpoint", help="folder (default: the newest under out/)")
     p.add_argument("--outtype", default="f32", choices=("f32", "bf16", "q8_0"), help="bf16 for a large model")
     p.add_argument("--port", default="8081")
