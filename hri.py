@@ -1,11 +1,9 @@
-"""Human-reference injection (HRI): one story written by a person joins each group of the policy's own
-stories.
+"""Human-reference injection (HRI): a story written by a person joins each group of the policy's own stories.
 
 The reference is fed to the model token by token (teacher forcing) and judged by the same judge and reward as
 the policy's stories. It is an anchor: mean and standard deviation are those of the policy's rewards alone, so
 that the advantage of the reference says how far a person is ahead of the model, and the policy's own
-advantages are the same with and without it. A weight that grows from 0 keeps the reference from dominating
-the first steps.
+advantages are the same with and without it. A weight that grows from 0 keeps it small at first.
 
 Source: POLARIS (arXiv 2606.04095). The coefficient of grad log pi for each token of the reference, with
 A_h = (R_h - mean) / (std + 1e-6) and w = `weight(step)`:
@@ -25,34 +23,23 @@ from statistics import fmean, stdev
 
 from data import Episode, Example
 
-MODES = ("polaris", "positive", "off")
-
 
 def reference_episode(example: Example, tokenizer, thinking: bool = True, max_tokens: int = 8192) -> Episode:
-    """The reference row of a group: the story of `example` as if the policy had written it, still without a
-    reward.
+    """The reference row of a group: the story of `example` as if the policy had written it, without a reward.
 
     The end token is kept, so that the row also teaches where to stop; reasoning, when `thinking` and given,
     is trained too. A row of more than `max_tokens` completion tokens is cut, as the policy's rows are, and
     `story` is cut with it: judge and gradient see the same text. ValueError: there is no story, nothing of it
-    survives the cut, or the sequence would hold any other number of <think> than one. Needs no model: build
-    all rows before step 0."""
+    survives the cut, or the sequence would hold any other number of <think> than one. Needs no model."""
     if not example.story or not example.story.strip():
-        raise ValueError(
-            f"example {example.uid!r} has no human story to inject: "
-            "give it a non-empty 'story' or leave the reference out of its group"
-        )
+        raise ValueError(f"example {example.uid!r} has no human story to inject: give it a 'story'")
     prompt_ids = tokenizer.chat(example.prompt, thinking)
     reasoning = example.reasoning if thinking else None
     ids = tokenizer.completion(example.story, reasoning=reasoning, thinking=thinking)
-    # The chat prompt already opens <think>. A row that opens it again trains the model to do so, and no curve
-    # shows it.
-    thinks = tokenizer.decode(prompt_ids + ids).count("<think>")
-    if thinks != 1:
-        raise ValueError(
-            f"the reference of example {example.uid!r} holds {thinks} <think> instead of one: "
-            "take the tags out of its prompt, story and reasoning"
-        )
+    # The prompt already opens <think>: a row that opens it again trains the model to, and no curve shows it.
+    if (thinks := tokenizer.decode(prompt_ids + ids).count("<think>")) != 1:
+        where = f"example {example.uid!r}: its reference holds {thinks} <think> instead of one"
+        raise ValueError(f"{where}; take the tags out of its prompt, story and reasoning")
     finished, story = len(ids) <= max_tokens, example.story.strip()
     if not finished:
         ids = ids[:max_tokens]
@@ -60,13 +47,9 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
         text = tokenizer.decode(ids)
         story = text.partition("</think>")[2].strip() if thinking else text.strip()
         if not story:
-            raise ValueError(
-                f"the reasoning of example {example.uid!r} fills all {max_tokens} tokens of its row: "
-                "shorten it or raise the token limit"
-            )
-    return Episode(
-        example, prompt_ids, ids, sampler_logprobs=None, finished=finished, is_human=True, story=story
-    )
+            where = f"example {example.uid!r}: its reasoning fills all {max_tokens} tokens of its row"
+            raise ValueError(f"{where}; shorten it or raise the token limit")
+    return Episode(example, prompt_ids, ids, None, finished, is_human=True, story=story)
 
 
 def references(examples: list[Example], tokenizer, thinking: bool, max_tokens: int) -> dict[str, Episode]:
@@ -76,14 +59,12 @@ def references(examples: list[Example], tokenizer, thinking: bool, max_tokens: i
 
 
 def weight(step: int, peak: float = 0.4, warmup: int = 15) -> float:
-    """w = peak * min(1, step / warmup), step from 0: no reference at step 0, no decay. warmup 0: `peak` at
-    once."""
+    """w = peak * min(1, step / warmup), step from 0: no reference at step 0, no decay; warmup 0: at once."""
     return peak * min(1.0, step / warmup) if warmup > 0 else peak
 
 
 def anchor(ranked, groups, weight: float, mode: str = "polaris", normalise_std: bool = True):
-    """Adds each group's reference to the rows to learn from, with its advantage: how far it is ahead of the
-    policy, times `weight`.
+    """Adds each group's reference to the rows to learn from; its advantage: how far it leads, times `weight`.
 
     groups: all rows, judged. ranked: per group, the policy rows to learn from, whose rewards differ; empty
     where the group cannot rank its stories: then its reference stays out too, as one without a verdict does.

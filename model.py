@@ -516,9 +516,7 @@ def empty(config: ModelConfig, dtype, device, fused: bool = False) -> Qwen35:
     """A model whose weights are yet to be written, without ever holding them in another dtype or place."""
     with torch.device("meta"):
         model = cast(Qwen35(config, fused), dtype)
-    for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty_like(p, device=device)))
+    sharding.materialise(model, device)
     return model
 
 
@@ -611,7 +609,7 @@ def save_adapter(model: Qwen35, path, base: str):
 if __name__ == "__main__":
     print(
         "Qwen3.5 by hand: the network that rollout.py samples from and train.py differentiates.",
-        "Imported by rollout.py, train.py and eval.py; nothing runs here.",
+        "Imported by rollout.py and train.py; nothing runs here.",
         'To let it write: python rollout.py --prompt "A lighthouse keeper finds a second moon" --words 120',
         sep="\n",
     )

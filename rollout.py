@@ -33,7 +33,7 @@ import model as qwen
 from lib import huggingface, lora, onednn, processes
 from lib.flags import exits_cleanly
 from lib.packed import send
-from lib.processes import choose_threads, free_bytes
+from lib.processes import free_bytes
 from lib.sampling import Sampling, block_size, check_request, gumbel, keys_of, pick
 from model import Qwen35, slot_bytes
 
@@ -51,13 +51,11 @@ class Completion:
     finished: bool = False  # ended by a stop token; False: cut at max_new_tokens
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The replica: what generation runs on
+# ---- the replica: what generation runs on ------------------------------------------
 
 
 def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | None = None) -> Qwen35:
-    """A copy of the model for generation only: fused projections, no gradients, one lasting address per
-    weight.
+    """A copy of the model for generation only: fused projections, no gradients, lasting addresses of weights.
 
     dtype: of its weights (None: the model's own). compile: decode through torch.compile on a CPU (a GPU has
     its graphs); a minute or more at the first story. last: an earlier replica, refreshed instead. Where the
@@ -91,8 +89,7 @@ def pack(copy: Qwen35) -> Qwen35:
     return copy
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Slots
+# ---- slots -------------------------------------------------------------------------
 
 
 class Slots:
@@ -198,10 +195,9 @@ def plan_slots(model: Qwen35, stories: int, max_len: int, wanted: int | None) ->
     free = int(0.9 * free_bytes(weight.device))  # the rest is for the prefill and for the allocator
     fits, least = free // each, min(wanted or 1, stories)
     if least > fits:
-        raise ValueError(
-            f"{least} slot(s) of {max_len:,} tokens need {least * each / 1e9:.1f} GB and {free / 1e9:.1f} GB "
-            f"are free, room for {fits}; lower max_new_tokens, slots, or the replica's dtype"
-        )
+        need = f"{least} slot(s) of {max_len:,} tokens need {least * each / 1e9:.1f} GB"
+        cure = "lower max_new_tokens, slots, or the replica's dtype"
+        raise ValueError(f"{need} and {free / 1e9:.1f} GB are free, room for {fits}; {cure}")
     return min(stories, fits, wanted or 64)
 
 
@@ -218,8 +214,7 @@ def slots_of(model: Qwen35, stories: int, max_len: int, wanted: int | None, samp
     return new
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Generate
+# ---- generate ----------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -262,58 +257,53 @@ def stream(model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=None, k
 def extend(story: Completion, index: int, ids: list[int], logps: list[float], stop):
     """Appends what belongs to the story, up to its stop token."""
     if any(math.isnan(x) for x in logps):
-        raise ValueError(
-            f"the model gave NaN logits for prompt {index} after {len(story.ids)} tokens; its weights have "
-            "diverged or a dtype overflowed: load an earlier checkpoint"
-        )
+        where = f"the model gave NaN logits for prompt {index} after {len(story.ids)} tokens"
+        why = "its weights have diverged or a dtype overflowed"
+        raise ValueError(f"{where}; {why}: load an earlier checkpoint")
     end = next((j + 1 for j, token in enumerate(ids) if token in stop), None)
     story.ids += ids[:end]
     story.logprobs += logps[:end]
     story.finished = end is not None
 
 
-def generate(model: Qwen35, prompts, *, on_finish=None, **request) -> list[Completion]:
+def generate(model: Qwen35, prompts, **request) -> list[Completion]:
     """Stories for prompts (lists of token ids), in the order of the prompts; equal prompts are read once.
 
     model: a Qwen35, or better a `replica` of it (otherwise one is made for this call). max_new_tokens:
     required. temperature 1.0 (0: greedy), top_p 1.0, top_k 0, min_p 0.0, repetition_penalty 1.0: the last
     four are off. stop_ids: tokens that end a story and stay in it. seed: one per prompt, on which alone its
     story depends, or an int from which each gets its own. slots: stories written at the same time (None: what
-    memory allows, at most 64), kept with their graphs for the next call where keep_slots. on_finish(index,
-    completion) is called as each story ends, so that it can be judged while others are written.
+    memory allows, at most 64), kept with their graphs for the next call where keep_slots.
 
     No collective operation is used: processes may have different prompts and end at different times.
     ValueError: an impossible request, too little memory for one slot, NaN logits.
     """
     stories = [None] * len(prompts)
-    for i, story, ended in stream(model, prompts, **request):
+    for i, story, _ in stream(model, prompts, **request):
         stories[i] = story
-        if ended and on_finish is not None:
-            on_finish(i, story)
     return stories
 
 
 def write_rows(model, rows, tokenizer, seeds, stopping, *, thinking: bool, slots: int, **how):
     """Writes the completions of `rows` (Episodes with prompt_ids) into them; yields the index of each
-    finished one. seeds: one per row. stopping: a list; when something is in it the writing ends. how: as for
-    `stream`."""
+    finished one. seeds: one per row. stopping: a list; what is in it ends this. how: as for `stream`."""
     prompts = [row.prompt_ids for row in rows]
-    with tqdm(
-        total=len(rows), desc="  stories", disable=not processes.MAIN, leave=False, mininterval=1
-    ) as bar:
+    with tqdm(None, "  stories", len(rows), leave=False, mininterval=1, disable=not processes.MAIN) as bar:
         for i, done, ended in stream(model, prompts, seed=seeds, slots=slots or None, **how):
             if stopping:
                 return
             if ended:
-                row, text = rows[i], tokenizer.decode(done.ids)
-                row.completion_ids, row.sampler_logprobs, row.finished = (
-                    done.ids,
-                    done.logprobs,
-                    done.finished,
-                )
-                row.story = data.split_thinking("<think>" + text if thinking else text)[1]
+                row = rows[i]
+                row.story = story_of(tokenizer.decode(done.ids), thinking)
+                row.completion_ids, row.sampler_logprobs = done.ids, done.logprobs
+                row.finished = done.finished
                 bar.update()
                 yield i
+
+
+def story_of(text: str, thinking: bool) -> str:
+    """What follows the thought. The prompt opened <think>: a story whose thought never closed is empty."""
+    return data.split_thinking("<think>" * thinking + text)[1]
 
 
 def stop_ids(folder, tokenizer) -> tuple[int, ...]:
@@ -326,8 +316,7 @@ def stop_ids(folder, tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-# ---------------------------------------------------------------------------------------------------------
-# One story to the terminal
+# ---- one story to the terminal -----------------------------------------------------
 
 
 def newest_checkpoint() -> Path:
@@ -343,14 +332,20 @@ def thinks(model: Qwen35) -> bool:
     return bool((model.hf_config or {}).get("thinking", model.config.hidden_size >= 1024))
 
 
+def open_writer(path, thinking: str = "auto"):
+    """A checkpoint on this process's device -> (model, tokenizer, whether it thinks first), to write with."""
+    device, tokenizer = processes.pick_device(), data.load_tokenizer(path)
+    model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device, fused=True)
+    processes.choose_threads(sum(p.numel() for p in model.parameters()))
+    return model, tokenizer, thinks(model) if thinking == "auto" else thinking == "on"
+
+
 @exits_cleanly
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Write one story to the terminal, token by token.")
     flag = parser.add_argument
     flag("--prompt", help="what the story is about")
-    flag(
-        "--chat", action="store_true", help="ask for a prompt and a length, write the story, ask for the next"
-    )
+    flag("--chat", action="store_true", help="ask for a prompt and a length, write it, ask for the next")
     flag("--words", type=int, help="how long it should be; added to the prompt as a sentence")
     flag("--checkpoint", help="folder or hub id (default: newest under out/, else stories/tiny-base)")
     flag("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
@@ -360,32 +355,19 @@ def main(argv=None):
     flag("--repetition_penalty", type=float, default=1.0)
     flag("--seed", type=int, default=0, help="the same seed writes the same story")
     flag("--max_new_tokens", type=int, help="cut there (default: ample for --words)")
-    flag(
-        "--thinking",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="auto: as the checkpoint was trained",
-    )
+    thinking = {"default": "auto", "help": "auto: as the checkpoint was trained"}
+    flag("--thinking", choices=("auto", "on", "off"), **thinking)
     args = parser.parse_args(argv)
     if not args.prompt and not args.chat:
         parser.error("nothing to write about: pass --prompt or --chat")
-    # Strong decays fill the delta rule with denormal numbers, up to 12 x slower on a CPU.
-    torch.set_flush_denormal(True)
     path = args.checkpoint or newest_checkpoint()
-    device = processes.pick_device()
-    tokenizer = data.load_tokenizer(path)
-    model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device, fused=True)
-    if device.type == "cpu":
-        choose_threads(sum(p.numel() for p in model.parameters()))
+    writer = open_writer(path, args.thinking)
     print(path, file=sys.stderr)
     if args.prompt:
-        write(model, tokenizer, args, args.prompt, args.words)
-    while args.chat:
-        prompt = ask("\nprompt (empty: the end): ")
-        if not prompt:
-            break
+        write(*writer, args, args.prompt, args.words)
+    while args.chat and (prompt := ask("\nprompt (empty: the end): ")):
         words = ask("words (empty: no length requested): ")
-        write(model, tokenizer, args, prompt, int(words) if words else None)
+        write(*writer, args, prompt, int(words) if words else None)
         args.seed += 1
 
 
@@ -396,14 +378,10 @@ def ask(question: str) -> str:
         return ""
 
 
-def write(model, tokenizer, args, prompt: str, words: int | None):
+def write(model, tokenizer, thinking: bool, args, prompt: str, words: int | None):
     if words is not None and words < 1:
         raise ValueError(f"--words is {words}; a story has at least 1 word")
-    thinking = thinks(model) if args.thinking == "auto" else args.thinking == "on"
-    prompt = prompt.strip()
-    if words:
-        prompt += "" if prompt.endswith((".", "!", "?")) else "."
-        prompt += f" It should be {words} words long."
+    prompt = data.at_length(prompt, words) if words else prompt.strip()
     limit = args.max_new_tokens or 3 * (words or 500) + (4096 if thinking else 64)
     print(f"{prompt}\n", file=sys.stderr)
 
@@ -420,7 +398,7 @@ def write(model, tokenizer, args, prompt: str, words: int | None):
         print(piece, end="", flush=True)
         text, pending = text + piece, []
     seconds = time.perf_counter() - start
-    written = data.words(data.split_thinking(("<think>" if thinking else "") + text)[1])
+    written = data.words(story_of(text, thinking))
     asked = f"{words} requested" if words else "no length requested"
     why = "the story ended by itself" if story.finished else f"cut at {limit} tokens"
     print(f"\n\n{written} words written, {asked}, {done / seconds:.0f} tokens/s, {why}")

@@ -25,7 +25,6 @@ import os
 import random
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -42,6 +41,7 @@ import model as qwen
 import rollout
 from data import Episode, Example
 from lib import batches, card, checkpoint, files, flags, huggingface, metrics, optim, parallel, processes
+from lib.checkpoint import Stop
 from lib.flags import opt
 from lib.processes import say
 from lib.sharding import freeze
@@ -118,13 +118,12 @@ class Config:
 
 # On form the policy soon beats the reference, and a negative anchor would push it from good words: positive.
 # fmt: off
-TINY = {
+PRESETS = {"polaris-9b": {}, "tiny": {
     "model": str(ROOT / "stories/tiny-base"), "data": str(ROOT / "stories/tiny.jsonl"), "judge": "offline",
     "thinking": False, "steps": 45, "prompts": 8, "group": 7, "max_new_tokens": 288, "top_p": 1.0, "top_k": 0,
     "repetition_penalty": 1.0, "bands": "short", "hri": "positive", "hri_warmup": 0, "deviation": 0.5,
     "lr": 1.5e-3, "lr_warmup": 6, "lr_decay": True, "checkpointing": False, "micro_batch_tokens": 2048,
-    "keep_replica": True, "save_every": 0}
-PRESETS = {"polaris-9b": {}, "tiny": TINY}
+    "keep_replica": True, "save_every": 0}}
 # fmt: on
 
 
@@ -137,7 +136,7 @@ def parse(argv=None) -> Config:
 
 
 def check(c: Config, world: int):
-    """Every impossible combination, before anything is loaded or written. ValueError: what, and the cure."""
+    """Every impossible combination, before anything is loaded. ValueError: what, and the cure."""
     flags.check_ranges(c)
     wrong = {
         f"--prompts {c.prompts} does not divide over {world} processes; use a multiple": c.prompts % world,
@@ -165,19 +164,16 @@ def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
     references = hri.references(examples, tokenizer, c.thinking, c.max_new_tokens)
     if not references and c.hri != "off":
         raise ValueError(f"no example in {c.data} has a human story; add them, or pass --hri off")
-    alone = sum(not example.story for example in examples) if c.judge_mode == "pair" else 0
-    if alone:
+    if c.judge_mode == "pair" and (alone := sum(not example.story for example in examples)):
         raise ValueError(f"--judge_mode pair: {alone} of {len(examples)} examples have no human story")
-    whole = [r for r in references.values() if r.finished]
+    targets, whole = [e.target_words for e in examples], [r for r in references.values() if r.finished]
     per_word = mean(len(r.completion_ids) / data.words(r.story) for r in whole) or 1.3
-    targets = [e.target_words for e in examples]
     say(judging.check_room(targets, per_word, c.max_new_tokens, judging.bounds(c.bands)))
     return examples, references
 
 
 def build(c: Config, device, half: bool | None = None):
-    """The policy, and the module that scores tokens with it, placed on this machine's processes. half:
-    products in bf16, and a frozen base too (None: on GPUs)."""
+    """The policy and its scorer, on all processes. half: bf16 products, frozen base (None: on GPUs)."""
     half = device.type == "cuda" if half is None else half
     kind, shards = parallel.choose(c.parallel, shard=half and not c.lora_rank)
     processes.first_on_each_node(huggingface.fetch, c.model)  # the others find the files in the cache
@@ -198,8 +194,8 @@ def build(c: Config, device, half: bool | None = None):
 def sample(c: Config, step, batch, examples, references, replica, tokenizer, judge, stopping):
     """This process's groups of the step: policy rows, then the reference if there is one, all with rewards.
 
-    batch: indices of the step's examples. references: {uid: Episode}, empty where none joins. A story goes to
-    the judge when it is finished, while others are still being written. A signal (`stopping`) ends it early.
+    batch: indices of the step's examples. references: {uid: Episode}, empty where none joins. A story is
+    judged while others are still being written. [] where a signal is in `stopping`.
     """
     mine = list(enumerate(batch))[processes.RANK :: processes.WORLD]
     groups = []
@@ -223,47 +219,38 @@ def sample(c: Config, step, batch, examples, references, replica, tokenizer, jud
     return groups
 
 
-def judge_again(c: Config, judge, groups):
-    """Asks for verdicts once more; what was bought before comes from the judge's store."""
-    judging.settle([judging.Asked(judge, c.judge_mode, group) for group in groups], judging.bounds(c.bands))
-
-
-class Stop(Exception):
-    """The run ends early with its state saved; the message says why."""
-
-
-def meet(c: Config, groups, judge, stopping):
+def meet(c: Config, groups, judge, stopping, judged: bool):
     """All processes agree that the step can be trained. Stop: a signal, a spent budget, or a silent judge."""
-    for wait in (1, 2, 0):
+    for wait in (0, 1, 2):
+        time.sleep(wait)
+        if wait or not judged:  # what was bought before comes from the judge's store
+            asked = [judging.Asked(judge, c.judge_mode, group) for group in groups]
+            judging.settle(asked, judging.bounds(c.bands))
         if signals := processes.gather(stopping):
             raise Stop(f"{signals[0]} received")
         if processes.reduce(judge.out_of_budget):
             raise Stop("the judge's budget is spent")
         if processes.reduce(sum(row.reward is not None for g in groups for row in g if not row.is_human)):
             return
-        if not wait:
-            raise Stop(f"the judge gave no verdict for a whole step, three times ({judge.last_error})")
-        time.sleep(wait)
-        judge_again(c, judge, groups)
+    raise Stop(f"the judge gave no verdict for a whole step, three times ({judge.last_error})")
 
 
 def story_settings(c: Config, origin: str) -> dict:
     """What the stories of a step depend on: those of a killed step are used again only where all is equal."""
-    free = {*"preset out name steps slots keep_replica bands save_every keep resume push wandb".split()}
-    free |= {name for name in vars(c) if name.startswith(("judge", "watch"))}
-    settings = {name: value for name, value in asdict(c).items() if name not in free}
+    free = "preset out name steps slots keep_replica bands save_every keep resume push wandb".split()
+    settings = {k: v for k, v in asdict(c).items() if k not in free and not k.startswith(("judge", "watch"))}
     return settings | {"last step": c.lr_decay and c.steps, "origin": origin, "file": files.digest(c.data)}
 
 
-# ---- advantage and loss ------------------------------------------------------------
+# ---- advantage, loss, update ------------------------------------------------------------
 
 
 def grpo_advantages(groups: list[list[Episode]], normalise_std: bool) -> list[list[Episode]]:
     """Sets each policy row's advantage: its reward, centred and scaled over the policy rows of its group.
 
-    Rows without a verdict enter no mean and get 0. Returns, per group, the policy rows to learn from: none
-    where the group cannot rank its stories (fewer than two rewards, or all equal to 1e-6). Such a group
-    teaches nothing, and its reference would be divided by a standard deviation of 0. (2402.03300)
+    Returns, per group, the policy rows to learn from: those with a verdict, or none where the group cannot
+    rank its stories (fewer than two rewards, or all equal to 1e-6). Such a group teaches nothing, and its
+    reference would be divided by a standard deviation of 0. (2402.03300)
     """
     ranked = []
     for group in groups:
@@ -307,30 +294,16 @@ def policy_loss(c: Config, logp, old_logp, advantage, human, weight, count, samp
     return loss, sums | {"mismatch/clipped": (gap.exp() > (c.mismatch_cap or torch.inf)).sum()}
 
 
-# Statistics that are means over the batch's tokens: of all, or (below entropy) of those that were sampled.
-MEANS = ("nll", "entropy", "clip/share", "mismatch/mean", "mismatch/k3", "mismatch/clipped")
-
-
-# ---- update ------------------------------------------------------------
-
+# Statistics that are means over the batch's tokens: over all of them, or over those that were sampled.
+MEANS = {"nll": "tokens", "entropy": "tokens", "clip/share": "sampled", "mismatch/mean": "sampled"}
+MEANS |= {"mismatch/k3": "sampled", "mismatch/clipped": "sampled"}
 IDLE = Episode(Example("", "", 1), [0], [0], None, False, True, "")  # fills a micro-batch with weight 0
-
-
-def length(row: Episode) -> int:
-    return len(row.prompt_ids) + len(row.completion_ids)
-
-
-def score(scorer, batch: list[Episode], temperature: float):
-    """One micro-batch through the model -> (log-probabilities, entropies) [N] of its completion tokens."""
-    rows = [row.prompt_ids + row.completion_ids for row in batch]
-    return scorer(qwen.Packed(rows, starts=[len(row.prompt_ids) for row in batch]), temperature)
 
 
 def batch_loss(c: Config, logp, old_logp, batch: list[Episode], count: float, ref_logp=None):
     """`policy_loss` of a micro-batch whose completion tokens have these log-probabilities [N]."""
     counts, device = [len(row.completion_ids) for row in batch], logp.device
-    share = [1 / n if c.loss_mean == "sequence" else 1.0 for n in counts]
-    weight = [0.0 if row is IDLE else x for row, x in zip(batch, share)]
+    weight = [(row is not IDLE) / (n if c.loss_mean == "sequence" else 1) for row, n in zip(batch, counts)]
     rows = ([row.advantage for row in batch], [row.is_human for row in batch], weight)
     advantage, human, weight = (batches.per_token(values, counts, device) for values in rows)
     sampler = [x for row, n in zip(batch, counts) for x in row.sampler_logprobs or [0.0] * n]
@@ -339,10 +312,9 @@ def batch_loss(c: Config, logp, old_logp, batch: list[Episode], count: float, re
 
 
 def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=None) -> dict:
-    """`c.updates_per_batch` optimiser steps on this process's groups -> statistics of the last, over all.
-
-    DDP and FSDP average gradients over ranks; the loss is divided by the count of all ranks and multiplied by
-    their number, so that the gradient is that of one sum over the whole batch. {"loss": None}: nothing to do.
+    """`c.updates_per_batch` optimiser steps on all processes' groups -> statistics of the last, or only
+    {"loss": None}: nothing to do. DDP and FSDP average gradients over processes; the loss is divided by the
+    count of all and multiplied by their number: the gradient is that of one sum over the whole batch.
     """
     began = time.time()
     rows = [row for group in groups for row in group if row.completion_ids]
@@ -350,29 +322,25 @@ def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=
     if not tokens:
         return {"loss": None}
     count = {"token": tokens, "sequence": n_rows, "constant": n_rows * c.max_new_tokens}[c.loss_mean]
-    chunks = batches.equal_count(batches.micro_batches(rows, c.micro_batch_tokens, length), IDLE)
+    chunks = batches.equal_count(batches.micro_batches(rows, c.micro_batch_tokens, data.length), IDLE)
     with torch.no_grad():
-        refs = [score(reference, batch, c.temperature)[0] if reference else None for batch in chunks]
+        refs = [reference(data.packed(batch), c.temperature)[0] if reference else None for batch in chunks]
     olds = [None] * len(chunks)
     for _ in range(c.updates_per_batch):
         optimiser.zero_grad(set_to_none=True)
         totals = processes.Totals()
-        bar = tqdm(chunks, "  micro-batches", disable=not processes.MAIN, leave=False, delay=5)
-        for i, batch in enumerate(bar):
-            last = i + 1 == len(chunks)  # DDP sums gradients over processes once, at the last
-            with nullcontext() if last or not hasattr(scorer, "no_sync") else scorer.no_sync():
-                logp, entropy = score(scorer, batch, c.temperature)
-                if olds[i] is None:
-                    olds[i] = logp.detach()  # the first pass over this batch: ratio 1 by construction
-                loss, sums = batch_loss(c, logp, olds[i], batch, count, refs[i])
-                (loss * processes.WORLD).backward()
+        for i, batch in enumerate(parallel.accumulate(scorer, chunks, "  micro-batches")):
+            logp, entropy = scorer(data.packed(batch), c.temperature)
+            if olds[i] is None:
+                olds[i] = logp.detach()  # the first pass over this batch: ratio 1 by construction
+            loss, sums = batch_loss(c, logp, olds[i], batch, count, refs[i])
+            (loss * processes.WORLD).backward()
             totals.add(sums | {"entropy": entropy.sum() * (batch[0] is not IDLE)})
         norm, stepped = optim.descend(optimiser, c.grad_clip)
     total = totals.of_all()
-    of = {name: total["tokens" if name in ("nll", "entropy") else "sampled"] for name in MEANS}
-    means = {name: total[name] / max(of[name], 1.0) for name in MEANS}
-    means |= {"loss": total["loss"], "mismatch/max": total["mismatch/max"], "grad_norm": norm}
-    return means | {"stepped": stepped, "train/tokens_per_second": tokens / (time.time() - began)}
+    stats = {name: total[name] / max(total[of], 1.0) for name, of in MEANS.items()}
+    stats |= {"loss": total["loss"], "mismatch/max": total["mismatch/max"], "grad_norm": norm}
+    return stats | {"stepped": stepped, "train/tokens_per_second": tokens / (time.time() - began)}
 
 
 # ---- log and save ------------------------------------------------------------
@@ -460,9 +428,8 @@ def run(c: Config):
     server = processes.from_main(judging.try_out, c) if c.steps else {}
     model, scorer = build(c, device)
     optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-    folder, start, position = Path(c.out, c.name), 0, 0
-    if at := checkpoint.open_run(folder, c.resume):
-        start, position = load_checkpoint(c, at, model, optimiser)
+    at = checkpoint.open_run(folder := Path(c.out, c.name), c.resume)
+    start, position = load_checkpoint(c, at, model, optimiser) if at else (0, 0)
     settings = story_settings(c, "" if c.resume in ("", "auto") else str(at))
     judge, watcher = judging.make(c, learned=server), judging.make_watch(c)
     facts = {"data": data.describe(c.data, examples), "judge": judge.name}
@@ -484,15 +451,13 @@ def run(c: Config):
             if processes.reduce(groups is None):  # some process samples; gathering weights takes all of them
                 half = torch.bfloat16 if device.type == "cuda" else None
                 replica = model if c.lora_rank else rollout.replica(model, half, last=replica)
-            if groups is None:
+            if fresh := groups is None:
                 joining = references if weight else {}
                 groups = sample(c, step, batch, examples, joining, replica, tokenizer, judge, stopping)
-            else:
-                judge_again(c, judge, groups)
             if groups:
                 data.write_groups(pending, settings, groups)
             replica = replica if c.keep_replica else None
-            meet(c, groups, judge, stopping)
+            meet(c, groups, judge, stopping, fresh)
             seconds = time.time() - clock
 
             # ---- advantages
@@ -541,7 +506,6 @@ def run(c: Config):
 
 @flags.exits_cleanly
 def main(argv=None):
-    torch.set_flush_denormal(True)  # before the first parallel operation: denormals make it up to 12 x slower
     c = parse(argv)
     try:
         check(c, processes.WORLD)

@@ -28,6 +28,5 @@ def equal_count(batches: list[list], idle) -> list[list]:
 
 
 def per_token(values: list, counts: list[int], device) -> torch.Tensor:
-    """One value per row, repeated for each of its counts[row] tokens -> [sum(counts)]. Made on the host, sent
-    once."""
+    """One value per row, repeated for each of its counts[row] tokens -> [sum(counts)]; sent once."""
     return send(torch.tensor([x for x, n in zip(values, counts) for _ in range(n)]), device)

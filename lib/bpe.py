@@ -8,23 +8,22 @@ from pathlib import Path
 
 import tiktoken
 
+CURE = "use the tokenizer.json of a Qwen model"
+
 
 class BPE:
     """Text to token ids and back.
 
     added: text -> id of the tokens that no text becomes; vocab_size: a checkpoint may pad its embedding
     beyond it. Ranks come from the merges, in their order, and from nothing else: an entry of the vocabulary
-    that no merge makes is never emitted by Hugging Face, though tiktoken would emit it whole. ValueError:
-    another kind of tokenizer."""
+    that no merge makes is never emitted by Hugging Face, but by tiktoken. ValueError: another kind."""
 
     def __init__(self, path: Path):
         try:
             pattern, ranks = self._read(path)
         except (KeyError, TypeError, AttributeError, StopIteration, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} is not a byte-level BPE in Hugging Face's form ({type(error).__name__}: {error}); "
-                "use the tokenizer.json of a Qwen model"
-            ) from None
+            why = f"not a byte-level BPE in Hugging Face's form ({type(error).__name__}: {error})"
+            raise ValueError(f"{path} is {why}; {CURE}") from None
         self._bpe = tiktoken.Encoding("bpe", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self.vocab_size = max(*self._bytes, *self.added.values()) + 1
 
@@ -34,11 +33,12 @@ class BPE:
         pattern = next(s["pattern"]["Regex"] for s in steps if s["type"] == "Split")
         normaliser = (spec.get("normalizer") or {}).get("type")
         if normaliser != "NFC":
-            raise ValueError(
-                f"{path} normalises text by {normaliser}, Qwen's tokenizers by NFC; "
-                "use the tokenizer.json of a Qwen model"
-            )
-        letters = byte_letters()
+            raise ValueError(f"{path} normalises text by {normaliser}, not by NFC; {CURE}")
+        # GPT-2's table of a letter for each byte: printable bytes stand for themselves, the others,
+        # in order, for the letters from U+0100 on.
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [b for b in range(256) if b not in printable]
+        letters = [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
         byte_of = {char: byte for byte, char in enumerate(letters)}
 
         def spell(token: str) -> bytes:
@@ -60,18 +60,9 @@ class BPE:
     def encode(self, text: str) -> list[int]:
         """Ordinary tokens only: no text becomes an added token, whatever it spells."""
         # Hugging Face normalises inside the tokenizer; tiktoken does not do it by itself.
-        ids = self._ids
-        return [ids[rank] for rank in self._bpe.encode_ordinary(unicodedata.normalize("NFC", text))]
+        return [self._ids[rank] for rank in self._bpe.encode_ordinary(unicodedata.normalize("NFC", text))]
 
     def decode(self, ids: list[int]) -> str:
         """Special tokens are dropped, as in Hugging Face with skip_special_tokens. Ids of padded embedding
         rows and cut characters show as U+FFFD."""
         return b"".join(self._bytes.get(i, b"\xef\xbf\xbd") for i in ids).decode("utf-8", errors="replace")
-
-
-def byte_letters() -> str:
-    """The letter that stands for each byte in tokenizer.json (GPT-2's table): printable bytes stand for
-    themselves, the others, in order, for the letters from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return "".join(chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256))

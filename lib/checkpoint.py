@@ -25,11 +25,14 @@ from lib.files import lock, replace_folder, set_aside, write_json
 STATE = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)
 
 
+class Stop(Exception):
+    """A run ends early with its state saved; the message says why."""
+
+
 @contextmanager
 def new(folder: Path, step: int, keep: int):
     """Yields the hidden folder to fill, on all processes alike; then it becomes folder/step_N and older
-    checkpoints beyond the last `keep` (0: all stay) are removed. ValueError: it could not be written; nothing
-    has changed."""
+    checkpoints beyond the last `keep` (0: all stay) are removed. ValueError: failed, nothing changed."""
     final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.saving"
     try:
         yield partial
@@ -37,15 +40,11 @@ def new(folder: Path, step: int, keep: int):
             replace_folder(partial, final)
     except (OSError, SafetensorError, CheckpointException) as error:
         _clear(folder)
-        raise ValueError(
-            f"could not save {final} ({error}); the checkpoints before it are whole: "
-            "make room, then --resume auto"
-        ) from None
+        cure = "the checkpoints before it are whole: make room, then --resume auto"
+        raise ValueError(f"could not save {final} ({error}); {cure}") from None
     if processes.MAIN:
         for old in sorted(folder.glob("step_*"))[:-keep] if keep else []:
-            old.rename(
-                folder / f".{old.name}.pruned"
-            )  # hidden first: a kill must not leave half a checkpoint
+            old.rename(folder / f".{old.name}.pruned")  # hidden first: a kill must not leave half of it
         _clear(folder)
     dist.barrier()
 
@@ -56,8 +55,7 @@ def _clear(folder: Path):
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint with the highest step; first puts back one whose replacement was interrupted between two
-    renames."""
+    """The checkpoint with the highest step; first puts back one whose replacement was interrupted."""
     if processes.MAIN:
         for old in folder.glob(".step_*.old"):
             if not (whole := old.with_name(old.name[1:-4])).exists():
@@ -68,15 +66,13 @@ def newest(folder: Path) -> Path | None:
 
 def open_run(folder: Path, resume: str) -> Path | None:
     """Reserves the folder of a run for this process -> the checkpoint to go on from, None for a new run; then
-    an earlier run of that name is set aside. resume: "auto", a checkpoint folder, or "". ValueError: it is in
-    use."""
+    an earlier run of that name is set aside. resume: "auto", a checkpoint or "". ValueError: in use."""
     if processes.MAIN:
         LOCKS.append(lock(folder))
-    newest_one = newest(folder / "checkpoints") if resume else None
-    if not resume and folder.exists() and processes.MAIN:
-        processes.say(f"{folder} holds an earlier run; it is kept as {set_aside(folder)}")
-    dist.barrier()
-    return newest_one if resume in ("", "auto") else Path(resume)
+        if not resume and folder.exists():
+            processes.say(f"{folder} holds an earlier run; it is kept as {set_aside(folder)}")
+    newest_one = newest(folder / "checkpoints")  # all processes wait for each other here
+    return Path(resume) if resume not in ("", "auto") else newest_one if resume else None
 
 
 LOCKS = []  # held until `release`, or the end of the process
@@ -88,14 +84,11 @@ def release():
 
 
 def read_about(folder: Path) -> dict:
-    """What `save_state` was told about the checkpoint. FileNotFoundError, ValueError: it has no training
-    state."""
+    """What `save_state` was told about the checkpoint. FileNotFoundError, ValueError: no training state."""
     if not folder.exists():
         raise FileNotFoundError(f"no checkpoint {folder}; --resume auto takes the newest one of this run")
     if not (folder / "state").exists():
-        raise ValueError(
-            f"{folder} holds weights but no training state; pass it as --model to start a new run from it"
-        )
+        raise ValueError(f"{folder} holds weights but no training state; pass it as --model to start anew")
     return json.loads((folder / "trainer.json").read_text())
 
 

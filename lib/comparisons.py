@@ -8,6 +8,7 @@ from statistics import fmean
 
 from lib.answers import Fault, closed, messages
 from lib.rubric import Rubric, Verdict, cited, entry, fold, number
+from lib.stats import mean
 
 MOST = 3  # how much better one of two texts can be, under one heading
 
@@ -39,13 +40,9 @@ def pair_task(rubric: Rubric, request: str, first: str, second: str):
             kept["why"][d.key] = str(item.get("why", ""))
             for name in ("quotes_1", "quotes_2"):
                 kept[name][d.key] = cited(item, name, d.key)
-        found = _found(kept["scores"], kept["quotes_1"], first) + _found(
-            kept["scores"], kept["quotes_2"], second
-        )
-        return kept | {
-            "score": pair_score(kept["scores"], rubric),
-            "evidence": fmean(found) if found else None,
-        }
+        found = _found(kept["scores"], kept["quotes_1"], first)
+        found += _found(kept["scores"], kept["quotes_2"], second)
+        return kept | {"score": pair_score(kept["scores"], rubric), "evidence": mean(found)}
 
     return messages([rubric.preamble, *rubric.headings(), f"{PAIR}{{{shapes}}}"], texts), schema, read
 
@@ -74,34 +71,19 @@ def beside(rubric: Rubric, judge: str, answers: list[dict | None]) -> Verdict | 
     if not both:
         return None
     orders = [fmean(a["score"] for a, _ in both), fmean(-b["score"] for _, b in both)]
-    marks = {
-        d.key: fmean((a["scores"][d.key] - b["scores"][d.key]) / 2 for a, b in both)
-        for d in rubric.dimensions
-    }
-    shares = [answer["evidence"] for pair in both for answer in pair if answer["evidence"] is not None]
-    found, first = fmean(shares) if shares else None, both[0][0]
-    quotes = {key: [*first["quotes_1"][key], *both[0][1]["quotes_2"][key]] for key in marks}
-    return Verdict(
-        marks,
-        50 * (orders[0] + orders[1]),
-        first["why"],
-        quotes,
-        found,
-        rubric.version,
-        judge,
-        len(both),
-        orders,
-    )
+    marks, (first, second) = {}, both[0]
+    for d in rubric.dimensions:
+        marks[d.key] = fmean((a["scores"][d.key] - b["scores"][d.key]) / 2 for a, b in both)
+    quotes = {key: [*first["quotes_1"][key], *second["quotes_2"][key]] for key in marks}
+    found, score = mean(answer["evidence"] for pair in both for answer in pair), 50 * (orders[0] + orders[1])
+    return Verdict(marks, score, first["why"], quotes, found, rubric.version, judge, len(both), orders)
 
 
 def level(rubric: Rubric, judge: str, share: float, why: str) -> Verdict:
-    """The verdict of a comparison that needs no judge: `share` in [-1, 1] under every heading. At 0 it is not
-    counted as a pair."""
-    marks = {d.key: MOST * share for d in rubric.dimensions}
-    reasons = dict.fromkeys(marks, why)
-    return Verdict(
-        marks, 100 * share, reasons, rubric=rubric.version, judge=judge, orders=[share] * 2 if share else None
-    )
+    """A comparison that needs no judge: `share` in [-1, 1] under every heading. At 0 it counts as no pair."""
+    marks, orders = {d.key: MOST * share for d in rubric.dimensions}, [share] * 2 if share else None
+    reasons, version = dict.fromkeys(marks, why), rubric.version
+    return Verdict(marks, 100 * share, reasons, rubric=version, judge=judge, orders=orders)
 
 
 def by_points(rubric: Rubric, one: Verdict, other: Verdict) -> Verdict:
@@ -136,13 +118,11 @@ def rank_task(rubric: Rubric, request: str, stories: list[str], order: list[int]
 
 
 def shown_order(prompt: str, stories: list[str], draw: int = 0) -> list[int]:
-    """shown_order[i]: which story is shown as number i + 1. Shuffled, so that no place in the list belongs to
-    a row."""
+    """Which story is shown as number i + 1. Shuffled, so that no place in the list belongs to a row."""
     return random.Random(json.dumps([prompt, stories, draw])).sample(range(len(stories)), len(stories))
 
 
 def rank_scores(order: list[int]) -> list[float]:
-    """order: indices, the best first -> points for each index, 100 for the best .. 0 for the last, evenly
-    spaced."""
+    """order: indices, the best first -> points per index, evenly from 100 for the best to 0 for the last."""
     points = {index: 100 * (1 - place / max(1, len(order) - 1)) for place, index in enumerate(order)}
     return [points[index] for index in range(len(order))]

@@ -4,8 +4,7 @@ Within a chunk, with G the running sum of g and S the state before it, the writt
     (I + A) U = beta V - (beta K e^G) S,     A_ij = beta_i e^(G_i - G_j) k_i.k_j  for j < i
 so one triangular solve on [beta V | beta K e^G] gives U0 and W with U = U0 - W S, and
     S' = (e^(G_C) I - Kd^T W) S + Kd^T U0,   Kd = K e^(G_C - G)
-is one affine map per chunk: the only sequential part. Key heads are never repeated: r = Hv / Hk value heads
-share one.
+is one affine map per chunk: the only sequential part. Hv / Hk value heads share one key head.
 """
 
 from __future__ import annotations
@@ -44,16 +43,15 @@ def delta_chunked(q, k, v, g, beta, state=None):
     C = min(CHUNK, max(16, dk))  # about as long as a key is wide: what grows with either weighs the same
     pad = -T % C
     n = (T + pad) // C
-    q, k, v, g, beta = (
-        F.pad(x.float(), (0, 0) * (x.dim() - 2) + (0, pad)) if pad else x.float() for x in (q, k, v, g, beta)
-    )
+    q, k, v, g, beta = (x.float() for x in (q, k, v, g, beta))
+    if pad:
+        q, k, v, g, beta = (F.pad(x, (0, 0) * (x.dim() - 2) + (0, pad)) for x in (q, k, v, g, beta))
     q, k = (x.view(B, n, C, Hk, 1, dk).permute(0, 3, 4, 1, 2, 5) for x in (q, k))  # [B, Hk, 1, n, C, dk]
     v = v.view(B, n, C, Hk, r, dv).permute(0, 3, 4, 1, 2, 5)  # [B, Hk, r, n, C, dv]
     g, beta = (x.view(B, n, C, Hk, r).permute(0, 3, 4, 1, 2) for x in (g, beta))  # [B, Hk, r, n, C]
 
     G = g.cumsum(-1)
-    # Mask before exp: above the diagonal the difference is positive and would overflow, and inf * 0 poisons
-    # gradients.
+    # Mask before exp: above the diagonal the difference is positive and overflows, and inf * 0 is NaN.
     above = torch.full((C, C), -math.inf, device=G.device).triu(1)
     decay = (G[..., :, None] + (-G)[..., None, :]).add_(above).exp_()
     A = (k @ k.transpose(-1, -2)) * decay * beta[..., None]

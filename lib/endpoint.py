@@ -73,30 +73,21 @@ class Endpoint:
     """
 
     def __init__(
-        self,
-        url: str | None,
-        model: str | None,
-        api_key: str = "",
-        *,
-        cache: str | Path | None = None,
-        run: str = "",
-        **how,
-    ):
+        self, url: str | None, model: str | None, api_key: str = "", *,
+        cache: str | Path | None = None, run: str = "", **how,
+    ):  # fmt: skip
         if not url or not model:
-            raise ValueError(
-                "no endpoint: an address (such as http://localhost:8000/v1) and a model are needed"
-            )
+            raise ValueError("no endpoint: give an address (such as http://localhost:8000/v1) and a model")
         where = requests.utils.urlparse(url)
         if where.scheme not in ("http", "https") or not where.hostname or where.username or where.query:
+            more = "the key goes in the environment (JUDGE_API_KEY, PROMPTS_API_KEY or ENDPOINT_API_KEY)"
             raise ValueError(
-                "an endpoint's URL must read http(s)://host/path, without user, key or query; the key goes "
-                "in the environment (JUDGE_API_KEY, PROMPTS_API_KEY or ENDPOINT_API_KEY)"
+                f"an endpoint's URL must read http(s)://host/path, without user or query; {more}"
             )
         self.how, self.name = Settings(**settings(how)), model
         self.endpoint = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        names = ("temperature", "top_p", "max_tokens", "reasoning_effort")
-        params = {name: getattr(self.how, name) for name in names}
-        self.params = {name: value for name, value in params.items() if value is not None}
+        sent = ("temperature", "top_p", "max_tokens", "reasoning_effort")
+        self.params = {key: value for key in sent if (value := getattr(self.how, key)) is not None}
         self.budget = math.inf if self.how.budget is None else self.how.budget
         self.next_call, self.reserved, self.out_of_budget = 0.0, 0.0, False
         self._connect(where.scheme, api_key.strip())
@@ -108,15 +99,12 @@ class Endpoint:
         self.closed, self.pending, self.tasks = Future(), {}, queue.SimpleQueue()
         # Daemons of our own: the standard pool's threads would keep a stopped run alive until its last story
         # is paid for. More of them than slots, so that a story that waits for its retry holds up no other.
-        self.workers = [
-            threading.Thread(target=self._work, daemon=True) for _ in range(4 * self.how.in_flight)
-        ]
-        for worker in self.workers:
-            worker.start()
+        self.workers = 4 * self.how.in_flight
+        for _ in range(self.workers):
+            threading.Thread(target=self._work, daemon=True).start()
 
     def _connect(self, scheme: str, key: str):
-        """The HTTP session. Closures hold the key: no repr, config dump or traceback of this object shows
-        it."""
+        """The HTTP session. Closures hold the key: no repr, dump or traceback of this object shows it."""
         if not re.fullmatch(r"[!-~]*", key):
             raise ValueError("the API key holds spaces or characters that no header can carry; set it again")
 
@@ -133,15 +121,9 @@ class Endpoint:
         self.session.mount(f"{scheme}://", requests.adapters.HTTPAdapter(pool_maxsize=self.how.in_flight))
 
     def answer(
-        self,
-        identity: list,
-        draw: int,
-        messages: list[dict],
-        schema: dict,
-        read: Callable[[dict], dict],
-        retries: int | None = None,
-        find_mode: bool = False,
-    ) -> Future:
+        self, identity: list, draw: int, messages: list[dict], schema: dict,
+        read: Callable[[dict], dict], retries: int | None = None, find_mode: bool = False,
+    ) -> Future:  # fmt: skip
         """Future of read(JSON answer), or of None; `read` checks the answer and raises Fault. `identity`
         names the question: the same one, of the same model with the same parameters, is paid for once.
         Another `draw` of it is another answer. find_mode: this call tries the forms of an answer until one is
@@ -196,7 +178,7 @@ class Endpoint:
         with self.lock:
             if not self.closed.done():
                 self.closed.set_result(None)
-            for _ in self.workers:
+            for _ in range(self.workers):
                 self.tasks.put(None)
         self.session.close()
 
@@ -313,16 +295,12 @@ class Endpoint:
 
     def _body(self, task: Task) -> dict:
         body = {"model": self.name, "messages": task.messages, **self.params, **task.params}
-        body = {
-            name: value for name, value in body.items() if name not in self.spared or name not in task.spare
-        }
-        if "max_tokens" in body:
-            room = body.pop("max_tokens")
-            body[self.token_field] = room * (1 + task.asked)  # an answer that was cut gets more room
-        if self.how.seed is not None:
-            body["seed"] = (
-                self.how.seed + task.draw + 1000 * task.asked
-            )  # the same seed would fail the same way
+        for name in self.spared.intersection(task.spare):
+            body.pop(name, None)
+        if "max_tokens" in body:  # an answer that was cut gets more room
+            body[self.token_field] = body.pop("max_tokens") * (1 + task.asked)
+        if self.how.seed is not None:  # the same seed would fail the same way
+            body["seed"] = self.how.seed + task.draw + 1000 * task.asked
         if task.schema and (form := response_format(task.modes[0], task.schema)):
             body["response_format"] = form
         return body
@@ -339,16 +317,13 @@ class Endpoint:
         except requests.RequestException as error:
             broken = isinstance(error, (ChunkedEncodingError, ContentDecodingError))
             slow = isinstance(error, requests.Timeout) or "timed out" in str(error)
-            cause = (
-                getattr(error.args[0], "reason", error) if error.args else error
-            )  # what urllib3 gave up on
-            # The kind alone is told: the words of an exception may quote what was sent.
+            # What urllib3 gave up on; its kind alone: the words of an exception may quote what was sent.
+            cause = getattr(error.args[0], "reason", error) if error.args else error
             reason = "broken_stream" if broken else "timeout" if slow else "connection"
             raise Fault(reason, "retry", type(cause).__name__) from None
 
     def _refused(self, task: Task, body: dict, status: int, headers: dict, data: bytes) -> Fault:
-        """What a status other than 200 means: again without a field, in another mode, after a wait, or the
-        end."""
+        """What a status other than 200 means: again without a field, in another mode, later, or the end."""
         said, pause = f"HTTP {status}: {data[:200].decode('utf-8', 'replace').strip()}", 0.0
         if status == 400 and b"max_completion_tokens" in data and "max_tokens" in body:
             self.token_field = "max_completion_tokens"  # newer OpenAI models refuse the older name

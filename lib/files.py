@@ -78,22 +78,6 @@ def digest(paths: str | Path | list) -> str:
     return sha.hexdigest()
 
 
-def keep(path: Path, depends_on: dict, rows: list[dict]):
-    """JSON Lines under a first line that says what they depend on."""
-    write_lines(path, [{"depends_on": depends_on}, *rows])
-
-
-def kept(path: Path, depends_on: dict) -> tuple[list[dict] | None, list[str]]:
-    """(the rows that `keep` wrote, []) or, where they depend on something else, (None, the names of what
-    differs)."""
-    if not path.exists():
-        return None, []
-    first, *rows = [row for _, row in read_lines(path)] or [{}]
-    was, now = first.get("depends_on", {}), json.loads(json.dumps(depends_on))
-    differs = [name for name in now if was.get(name) != now[name]]
-    return (None, differs) if differs else (rows, [])
-
-
 class Journal:
     """Append-only JSON Lines of {"key": ..., ...}, for work that must not be done twice.
 
@@ -115,9 +99,8 @@ class Journal:
                     row = json.loads(line)
                     self.rows[row["key"]] = row
                 except (ValueError, KeyError, TypeError):
-                    raise ValueError(
-                        f"{part} line {number} is damaged; delete it, and what it held is done again"
-                    ) from None
+                    cure = "delete it, and what it held is done again"
+                    raise ValueError(f"{part} line {number} is damaged; {cure}") from None
 
     def __enter__(self):
         return self
@@ -144,13 +127,10 @@ def replace_folder(partial: Path, path: Path):
 
 def set_aside(folder: Path) -> Path:
     """Renames a folder that a new one would replace -> its new name, which ends in the present time."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    taken = [
-        folder.with_name(f"{folder.name}-until-{stamp}{n}") for n in ("", *(f"-{i}" for i in range(2, 100)))
-    ]
-    aside = next(name for name in taken if not name.exists())
-    folder.rename(aside)
-    return aside
+    aside = folder.with_name(f"{folder.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}-2")
+    return folder.rename(aside)
 
 
 def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
@@ -161,12 +141,6 @@ def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
     for part in parts:
         part.rename(aside / part.name)
     return aside
-
-
-def stamps(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int, int]]:
-    """(name, bytes, time of change) of some of a folder's files: tells that a file is no longer the same."""
-    parts = sorted(p for p in folder.iterdir() if p.suffix in suffixes)
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in parts]
 
 
 def key_of(*parts) -> str:
@@ -202,9 +176,7 @@ def lock(folder: Path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ValueError(
-            f"another process is writing {folder}; wait for it to end, or choose another name"
-        ) from None
+        raise ValueError(f"another process is writing {folder}; wait, or choose another name") from None
     return file
 
 
@@ -213,5 +185,5 @@ def replace_between(text: str, begin: str, end: str, new: str) -> str:
     head, found, rest = text.partition(begin)
     _, found_end, tail = rest.partition(end)
     if not found or not found_end:
-        raise ValueError(f"the marks {begin!r} and {end!r} do not both stand in the page; put them back")
+        raise ValueError(f"the page lacks the mark {begin!r} or {end!r}; put them back")
     return f"{head}{begin}\n{new.strip()}\n{end}{tail}"

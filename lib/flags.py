@@ -33,8 +33,7 @@ def parser(about: str, command: str = "", **more) -> argparse.ArgumentParser:
 
 def opt(default, help: str, group: str = "", *, low=None, high=None, above=None, choices: tuple = ()):
     """A field of a configuration. `group` starts a new section of --help with this field; low, high
-    (inclusive), above (exclusive) and choices are what `check_ranges` allows. A field of the type Literal
-    allows its words."""
+    (inclusive), above (exclusive) and choices are what `check_ranges` allows. A Literal allows its words."""
     meta = {"help": help, "group": group, "low": low, "high": high, "above": above, "choices": choices}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
@@ -51,13 +50,8 @@ def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "",
     first.add_argument("--preset", default="auto")
     preset = first.parse_known_args(argv)[0].preset
     chosen = auto if preset == "auto" else preset
-    line = argparse.ArgumentParser(
-        prog=called(),
-        usage="%(prog)s [--flag value ...]",
-        description=about,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = {"usage": "%(prog)s [--flag value ...]", "formatter_class": argparse.RawDescriptionHelpFormatter}
+    line = argparse.ArgumentParser(prog=called(), description=about, allow_abbrev=False, **form)
     if chosen not in presets:
         line.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
     add_fields(line, kind, presets[chosen] | {"preset": chosen})
@@ -86,14 +80,14 @@ def add_fields(parser, kind, values: dict):
         if f.metadata["group"]:
             section = parser.add_argument_group(f.metadata["group"])
         default = values.get(f.name, f.default_factory() if f.default is MISSING else f.default)
-        hint = hints[f.name]
-        one = typing.get_args(hint)[0] if typing.get_origin(hint) is list else hint
+        hint, kind_of = hints[f.name], typing.get_origin(hints[f.name])
+        one = typing.get_args(hint)[0] if kind_of is list else hint
         words = choices_of(f, hint)
         readers = {bool: boolean, dict: setting, typing.Literal: str}
-        how = {"type": readers.get(typing.get_origin(hint) or one, readers.get(one, one))}
-        if typing.get_origin(hint) is list:
+        how = {"type": readers.get(kind_of or one, readers.get(one, one))}
+        if kind_of is list:
             how |= {"nargs": len(default) if default and one is float else "*"}
-        elif typing.get_origin(hint) is dict:
+        elif kind_of is dict:
             how |= {"nargs": "*", "action": Settings, "metavar": "KEY=VALUE"}
         how.setdefault("metavar", {bool: "BOOL", str: "TEXT", int: "N", float: "X"}.get(one, "VALUE"))
         shown = " ".join(f"{k}={v}" for k, v in default.items()) if isinstance(default, dict) else default
@@ -119,12 +113,10 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def boolean(text: str) -> bool:
-    words = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(
-        ("false", "off", "no", "0"), False
-    )
-    if text.lower() not in words:
+    word = text.lower()
+    if word not in ("true", "on", "yes", "1", "false", "off", "no", "0"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return words[text.lower()]
+    return word in ("true", "on", "yes", "1")
 
 
 def check_ranges(config):

@@ -1,5 +1,4 @@
-"""Checkpoint folders in Hugging Face's form: found here or fetched from the hub, read and written tensor by
-tensor."""
+"""Checkpoint folders in Hugging Face's form: found here or fetched from the hub, read, written."""
 
 from __future__ import annotations
 
@@ -14,20 +13,12 @@ from safetensors import SafetensorError, safe_open
 from lib.files import replace_folder
 
 WEIGHTS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "README.md")
-BESIDE = (
-    ".json",
-    ".jinja",
-    ".txt",
-    ".tiktoken",
-)  # endings of what lies beside the tensors and is copied unchanged
+BESIDE = (".json", ".jinja", ".txt", ".tiktoken")  # what lies beside the tensors and is copied unchanged
 
 
 def fetch(path_or_repo, patterns=WEIGHTS) -> Path:
-    """A local folder (or file) as it is, else a hub id through huggingface_hub, which resumes and shows
-    progress.
-
-    patterns: which files of the repository. FileNotFoundError: neither exists.
-    """
+    """A local folder (or file) as it is, else a hub id through huggingface_hub, which resumes a download.
+    patterns: which files of the repository. FileNotFoundError: neither exists."""
     folder = Path(path_or_repo)
     if folder.exists():
         return folder
@@ -36,15 +27,10 @@ def fetch(path_or_repo, patterns=WEIGHTS) -> Path:
 
     try:
         return Path(snapshot_download(str(path_or_repo), allow_patterns=list(patterns)))
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        OSError,
-    ) as error:  # LocalEntryNotFoundError is a FileNotFoundError
-        raise FileNotFoundError(
-            f"{path_or_repo} is not a local folder, and the hub did not give it ({type(error).__name__}); "
-            "check the name and the network, or download it once and pass the folder"
-        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        why = f"{path_or_repo} is not a local folder, and the hub did not give it ({type(error).__name__})"
+        cure = "check the name and the network, or download it once and pass the folder"
+        raise FileNotFoundError(f"{why}; {cure}") from None
 
 
 @contextmanager
@@ -111,33 +97,22 @@ def read_index(folder: Path) -> dict[str, str]:
     if index.exists():
         return read_json(index)["weight_map"]
     if not single.exists():
-        raise FileNotFoundError(
-            f"no model.safetensors (nor an index of shards) in {folder}; is this a checkpoint folder?"
-        )
-    return dict.fromkeys(names_in(single), single.name)
-
-
-def names_in(file: Path) -> list[str]:
+        raise FileNotFoundError(f"no model.safetensors (nor shards) in {folder}; is this a checkpoint?")
     try:
-        with safe_open(file, "pt") as opened:
-            return list(opened.keys())
+        with safe_open(single, "pt") as opened:
+            return dict.fromkeys(opened.keys(), single.name)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged ({error}); download or save it again") from None
+        raise ValueError(f"{single} is damaged ({error}); download or save it again") from None
 
 
 def check_names(folder: Path, index: dict[str, str], names, within: str):
     """ValueError: the files lack one of `names`, or more below `within` than config.json has a place for."""
     missing = next((name for name in names if name not in index), None)
     if missing:
-        raise ValueError(
-            f"{folder} lacks the tensor {missing}; it is incomplete, or config.json is not its own"
-        )
+        raise ValueError(f"{folder} lacks the tensor {missing}, or its config.json belongs to another model")
     beyond = next((name for name in index if name.startswith(within) and name not in names), None)
     if beyond:
-        raise ValueError(
-            f"{folder} holds the tensor {beyond}, for which config.json has no place; "
-            "the two do not belong together"
-        )
+        raise ValueError(f"{folder} holds the tensor {beyond}, which has no place in its config.json")
 
 
 def check_shared(folder: Path, index: dict[str, str], twin: str, name: str):
@@ -145,10 +120,8 @@ def check_shared(folder: Path, index: dict[str, str], twin: str, name: str):
     if twin in index:
         first, second = (tensor for _, tensor in read_tensors(folder, index, (twin, name)))
         if not torch.equal(first, second):
-            raise ValueError(
-                f"config.json in {folder} says tie_word_embeddings, but {twin} differs from {name}; "
-                "set tie_word_embeddings to false there"
-            )
+            wrong = f"config.json in {folder} says tie_word_embeddings, but {twin} differs from {name}"
+            raise ValueError(f"{wrong}; set tie_word_embeddings to false there")
 
 
 def read_tensors(folder: Path, index: dict[str, str], names):

@@ -43,8 +43,7 @@ class LogProbs(torch.autograd.Function):
         for i in range(0, len(h), LOGIT_CHUNK):
             s = slice(i, i + LOGIT_CHUNK)
             p = LogProbs.log_softmax(h[s], W, ctx.temperature).exp_()
-            # p - onehot in fp32, rounded only then: of a token that was certain, p - 1 is all that is left to
-            # learn from.
+            # p - onehot in fp32, rounded only then: p - 1 is all that a token which was certain can teach.
             d = p.scatter_add_(-1, targets[s, None], torch.full_like(p[:, :1], -1.0)).to(h.dtype)
             scale = -grad[s, None] / ctx.temperature
             dh[s] = scale * (d @ W)

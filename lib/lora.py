@@ -1,5 +1,4 @@
-"""LoRA (arXiv 2106.09685): a trainable low-rank pair beside each frozen linear layer, merged or saved for
-PEFT."""
+"""LoRA (arXiv 2106.09685): a trainable low-rank pair beside each frozen linear layer; PEFT's files."""
 
 from __future__ import annotations
 
@@ -30,16 +29,14 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         y = F.linear(x, self.weight)
-        # The pair is kept in fp32 and multiplied in the base's dtype: to cast it costs nothing beside casting
-        # x.
+        # The pair is kept in fp32 and multiplied in the base's dtype: its cast is small beside that of x.
         low = F.linear(x, self.lora_A.to(x.dtype)) * self.scale
         return y.add_(F.linear(low, self.lora_B.to(x.dtype)))
 
 
 def add_lora(module, rank: int, alpha: float, seed: int = 0, skip: tuple[str, ...] = ("lm_head",)):
     """Freezes `module` and puts a LoRALinear (fp32 pair) in place of each bias-free nn.Linear below it,
-    except those whose own name is in `skip`. Returns the new parameters. ValueError: rank < 1, or nothing to
-    bind to."""
+    except those whose own name is in `skip`. Returns the new parameters. ValueError: rank < 1, no layer."""
     if rank < 1:
         raise ValueError(f"--lora_rank is {rank}; LoRA needs a rank of at least 1 (8 to 64 is usual)")
     module.requires_grad_(False)
@@ -89,26 +86,18 @@ def save_adapter(module, path, base: str, prefix: str = "", base_class: str | No
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    tensors, pairs = {}, {}
-    for name, part in module.named_modules():
-        if isinstance(part, LoRALinear):
-            pairs[name] = part
-            for side in ("lora_A", "lora_B"):
-                tensor = getattr(part, side).detach().cpu().contiguous()
-                tensors[f"base_model.model.{prefix}{name}.{side}.weight"] = tensor
+    tensors = {}
+    pairs = {name: part for name, part in module.named_modules() if isinstance(part, LoRALinear)}
+    for name, part in pairs.items():
+        for side in ("lora_A", "lora_B"):
+            tensor = getattr(part, side).detach().cpu().contiguous()
+            tensors[f"base_model.model.{prefix}{name}.{side}.weight"] = tensor
     if not pairs:
         raise ValueError("the model has no LoRA pairs to save; call add_lora first")
     first = next(iter(pairs.values()))
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base),
-        "r": first.lora_A.shape[0],
-        "lora_alpha": first.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted({name.rpartition(".")[2] for name in pairs}),
-    }
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base)}
+    config |= {"r": first.lora_A.shape[0], "lora_alpha": first.alpha, "lora_dropout": 0.0, "bias": "none"}
+    config |= {"target_modules": sorted({name.rpartition(".")[2] for name in pairs})}
     if base_class:  # peft looks at the class only where no task is named
         mapping = {"base_model_class": base_class, "parent_library": "transformers"}
         config |= {"task_type": None, "auto_mapping": mapping}

@@ -14,8 +14,7 @@ COLOURS = ("#1f4e79", "#c0562c", "#4a7c3a", "#7a4a8a", "#a8892c", "#3b8f8c")
 
 
 class Log:
-    """Appends to `path` and, where asked, to wandb. `metrics` holds every line of the run, earlier sessions
-    included."""
+    """Appends to `path` and, where asked, to wandb. `metrics`: all lines, of earlier sessions too."""
 
     def __init__(self, folder: Path, start: int, config: dict, wandb: bool):
         """start: the first step to come; later lines are those of a session that was killed, and are written
@@ -69,8 +68,7 @@ def read(path: Path) -> list[dict]:
 
 
 def plot(runs: dict[str, list[dict]], path: Path, curves: dict[str, str]):
-    """{run: metrics} as one picture. curves: {metric: title}, three per row; each step pale, a running mean
-    on top."""
+    """{run: metrics} as one picture. curves: {metric: title}, three per row; pale, a running mean on top."""
     fig, axes = figure(-(-len(curves) // 3), 3, size=(12, 3 * -(-len(curves) // 3)))
     window, drawn = max(1, max(map(len, runs.values())) // 8), {}  # of the mean: one for all runs
     for ax, (name, title) in zip(axes.flat, curves.items()):

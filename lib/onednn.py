@@ -1,8 +1,7 @@
 """Linear layers for decoding on a CPU: each weight kept a second time in oneDNN's blocked order.
 
 A product with few rows reads that order up to 2.8 times faster than plain rows. The operators are private to
-torch and not in every build, and for bf16 they refuse a processor without AVX-512: `usable` asks before they
-are used.
+torch and not in every build, and for bf16 they refuse a processor without AVX-512: `usable` asks first.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ def product(x, weight):
     return torch.ops.mkldnn._linear_pointwise(x, weight.packed, None, "none", [], "")
 
 
-# An operator of its own, because a compiler cannot look into a packed tensor: it sees the plain weight that
-# carries it.
+# An operator of its own, because a compiler cannot look into a packed tensor: it sees the plain weight.
 LIBRARY = torch.library.Library("packed", "DEF")
 LIBRARY.define("linear(Tensor x, Tensor weight) -> Tensor")
 LIBRARY.impl("linear", product, "CPU")

@@ -24,8 +24,7 @@ def set_lr(optimiser, lr: float):
 
 
 def descend(optimiser, max_norm: float) -> tuple[float, bool]:
-    """Clips the gradients and steps -> (their global L2 norm before, whether it was finite: if not, nothing
-    moves)."""
+    """Clips the gradients and steps -> (their global L2 norm before, whether it was finite; else no step)."""
     params = [p for group in optimiser.param_groups for p in group["params"]]
     average_replicated(params)
     norm = clip_gradients(params, max_norm)

@@ -19,14 +19,10 @@ class Packed:
     def __init__(self, rows: list[list[int]], starts: list[int] | None = None):
         starts = [1] * len(rows) if starts is None else starts
         if not rows or len(starts) != len(rows):
-            raise ValueError(
-                f"a batch of {len(rows)} rows and {len(starts)} starts; it needs one start for each row"
-            )
+            raise ValueError(f"a batch of {len(rows)} rows has {len(starts)} starts; give one for each row")
         for i, (row, start) in enumerate(zip(rows, starts)):
             if not 1 <= start <= len(row):
-                raise ValueError(
-                    f"row {i} has {len(row)} tokens and starts at {start}; a start lies in 1..length"
-                )
+                raise ValueError(f"row {i} of {len(row)} tokens starts at {start}; a start lies in 1..length")
         self.lengths = [len(row) for row in rows]
         self.counts = [len(row) - start for row, start in zip(rows, starts)]
         self.ids = torch.tensor([token for row in rows for token in row])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
+from tqdm import tqdm
 
 from lib import processes
 
@@ -29,12 +32,19 @@ def choose(parallel: str, shard: bool) -> tuple[str, int]:
 
 
 def scorer_of(model, parallel: str, autocast: bool):
-    """model (sharded already, where it is to be) -> the module whose backward pass sums gradients over
-    processes."""
+    """model (sharded already, where it is to be) -> the module whose backward pass sums over processes."""
     scorer = Scorer(model, autocast)
     if parallel != "ddp":
         return scorer
     device = next(model.parameters()).device
-    return torch.nn.parallel.DistributedDataParallel(
-        scorer, [device.index] if device.type == "cuda" else None
-    )
+    ids = [device.index] if device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(scorer, ids)
+
+
+def accumulate(scorer, batches: list, what: str):
+    """Yields each batch, for a backward pass while it is held: DDP sums gradients over processes once, in the
+    last one. what: the name of a progress bar, for long updates."""
+    for i, batch in enumerate(tqdm(batches, what, disable=not processes.MAIN, leave=False, delay=5)):
+        last = i + 1 == len(batches)
+        with nullcontext() if last or not hasattr(scorer, "no_sync") else scorer.no_sync():
+            yield batch

@@ -100,7 +100,7 @@ class Ledger(TorchDispatchMode):
                 self.held[kind] += entry[1]
                 entry[2] = kind
 
-    @contextmanager
+    @contextmanager  # and a decorator: what a function makes is booked under `kind`
     def booking(self, kind: str):
         before, self.kind = self.kind, kind
         try:
@@ -112,26 +112,13 @@ class Ledger(TorchDispatchMode):
         self.phase = phase
         self.look()
 
-    def unseen(self, function):
-        """`function`, unseen by the ledger."""
-
-        def silent(*args, **kwargs):
-            before, self.silent = self.silent, True
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.silent = before
-
-        return silent
-
-    def books(self, kind: str, function):
-        """`function`, whose new storages are booked under `kind`."""
-
-        def booked(*args, **kwargs):
-            with self.booking(kind):
-                return function(*args, **kwargs)
-
-        return booked
+    @contextmanager
+    def unseen(self):
+        before, self.silent = self.silent, True
+        try:
+            yield
+        finally:
+            self.silent = before
 
 
 def blocks(op, out, args, kwargs) -> bool:
@@ -168,11 +155,11 @@ def rehearsal(world: int = 1, local_world: int | None = None):
             stack.enter_context(patch.object(dist, "init_device_mesh", real_mesh))
             stack.enter_context(patch.object(FakeTensor, "tolist", lambda x: ledger.wait(x)))
             for name in ("unshard", "wait_for_unshard", "post_backward"):
-                booked = ledger.books("gathered", getattr(FSDPParamGroup, name))
+                booked = ledger.booking("gathered")(getattr(FSDPParamGroup, name))
                 stack.enter_context(patch.object(FSDPParamGroup, name, booked))
             # DTensor asks tensors of the global size for shapes, which on a GPU are none that take memory.
             asks = ShardingPropagator._propagate_tensor_meta_non_cached
-            stack.enter_context(patch.object(ShardingPropagator, asks.__name__, ledger.unseen(asks)))
+            stack.enter_context(patch.object(ShardingPropagator, asks.__name__, ledger.unseen()(asks)))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(ledger)
             yield ledger

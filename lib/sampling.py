@@ -1,5 +1,4 @@
-"""One token per row from its logits: temperature, truncation, repetition penalty, and noise that a seed alone
-decides.
+"""One token per row from its logits: temperature, truncation, repetition penalty, noise decided by a seed.
 
 Dimension suffixes: B rows, V vocabulary.
 """
@@ -24,17 +23,13 @@ class Sampling:
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
         if not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"top_p is {self.top_p}; it must lie above 0 and not above 1 (1 keeps every token)"
-            )
+            raise ValueError(f"top_p is {self.top_p}; it must lie above 0 and not above 1 (1 is off)")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or a positive count")
         if not 0 <= self.min_p < 1:
             raise ValueError(f"min_p is {self.min_p}; it must be at least 0 (off) and below 1")
         if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(
-                f"repetition_penalty is {self.repetition_penalty}; it must be positive (1 is off)"
-            )
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; give more than 0 (1: off)")
         self.truncates = self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
         self.penalises = self.repetition_penalty != 1
 
@@ -46,9 +41,7 @@ def splitmix(key, counter):
     """splitmix64 as a counter-based generator: 64 random bits (int64) that depend on (key, counter) alone."""
     x = (counter + 1) * GOLDEN + key
     for shift, factor in ((30, MIX_1), (27, MIX_2), (31, 1)):
-        x = (
-            x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))
-        ) * factor  # the mask makes torch's arithmetic shift logical
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor  # the mask: torch shifts the sign in
     return x
 
 
@@ -137,15 +130,12 @@ def check_request(config, prompts, max_new_tokens: int, stop_ids, seed, slots: i
             if not 0 <= token < vocab:
                 raise ValueError(f"prompt {i} holds token {token}, {alien}")
         if len(prompt) + max_new_tokens > reach:
-            raise ValueError(
-                f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} more are asked for, but the model "
-                f"reaches {reach}; shorten the prompt or lower max_new_tokens"
-            )
+            asked = f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} more are asked for"
+            cure = "shorten the prompt or lower max_new_tokens"
+            raise ValueError(f"{asked}, but the model reaches {reach}; {cure}")
     if isinstance(seed, int):
         seed = [seed * 1_000_003 + i for i in range(len(prompts))]
     seeds = [int(s) for s in seed]
     if len(seeds) != len(prompts):
-        raise ValueError(
-            f"{len(seeds)} seeds for {len(prompts)} prompts; give one per prompt, or a single number"
-        )
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one per prompt, or one number")
     return prompts, frozenset(stop_ids), seeds

@@ -1,5 +1,4 @@
-"""FSDP2 in a few lines: who shards what, and what its gradients need (a module whose parameters are whole is
-fine too)."""
+"""FSDP2 in a few lines: who shards what, and what its gradients need (whole parameters are fine too)."""
 
 from __future__ import annotations
 
@@ -9,16 +8,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 
-def shard(
-    module,
-    blocks,
-    device=None,
-    *,
-    bf16: bool,
-    shards: int,
-    whole: tuple[str, ...] = (),
-    methods: tuple[str, ...] = (),
-):
+def shard(module, blocks, device=None, *, bf16: bool, shards: int, whole: tuple[str, ...] = (), methods=()):
     """Shards `module` in place over `shards` processes, each of its `blocks` gathered and freed as one group.
     device: for a module on the meta device, which gets shards there whose values are yet to be written (see
     `write`), so that no process ever holds all of it.
@@ -26,8 +16,7 @@ def shard(
     Masters keep their dtype (fp32 for training), products run in bf16 where asked, gradients are reduced in
     fp32. With fewer shards than processes, each `shards` neighbours hold the whole module between them
     (HSDP). whole: endings of the names of parameters that stay whole on every process, because mixed
-    precision would round them; `average_replicated` averages their gradients. methods: what is called besides
-    `forward`.
+    precision would round them; `average_replicated` averages their gradients. methods: besides `forward`.
     """
     replicas = dist.get_world_size() // shards
     device = torch.device(device or next(module.parameters()).device)
@@ -101,9 +90,7 @@ def clip_gradients(params, max_norm: float) -> float:
         part = sum_of_squares(p.grad.to_local() for p in sharded)
         dist.all_reduce(part)
         mesh = sharded[0].device_mesh
-        total = total + part / (
-            mesh.size(0) if mesh.ndim == 2 else 1
-        )  # each replica counted every shard once
+        total = total + part / (mesh.size(0) if mesh.ndim == 2 else 1)  # each replica counted every shard
     norm = float(total) ** 0.5
     if norm > max_norm:
         for p in params:

@@ -59,19 +59,8 @@ def summarise(measured: dict[str, list[dict]], metrics, compared, targets: list[
             pairs.append({"of": b, "minus": a, "figures": apart})
     counts = [max(found[labels[0]][m][bucket]["prompts"] for m in metrics) for bucket, _, _ in buckets]
     columns = [label for label, _, _ in [*buckets, *extra]] + ["all", "slope"] * (len(buckets) > 1)
-    return {
-        "models": labels,
-        "figures": found,
-        "warnings": [few(min(counts), len(buckets) > 1)] if min(counts) < FEW else [],
-        "buckets": {k: float(stats.mean([t for t in targets if low < t <= up])) for k, low, up in buckets},
-        "columns": columns,
-        "differences": pairs,
-    }
-
-
-def few(n: int, several: bool) -> str:
-    where = " at some length" if several else ""
-    return (
-        f"only {n} prompts{where}: intervals from fewer than {FEW} are too narrow, and no small difference "
-        "can be seen"
-    )
+    few = f"only {min(counts)} prompts" + " at some length" * (len(buckets) > 1)
+    few += f": intervals from fewer than {FEW} are too narrow, and no small difference can be seen"
+    lie = {k: float(stats.mean([t for t in targets if low < t <= up])) for k, low, up in buckets}
+    report = {"models": labels, "figures": found, "warnings": [few] * (min(counts) < FEW), "buckets": lie}
+    return report | {"columns": columns, "differences": pairs}

@@ -1,23 +1,23 @@
 """Does a judge agree with another judge, or with people? Started as `python judge.py agree`.
 
-    python judge.py agree a.jsonl b.jsonl              # two files of verdicts: rank correlation, mean
-    difference
+    python judge.py agree a.jsonl b.jsonl              # two files of verdicts
     python judge.py agree --pairs pairs.jsonl          # a judge and people's preferences between two stories
-    python judge.py agree --pairs report.json base=base.jsonl trained=trained.jsonl    # a blinded study of
-    ours
+    python judge.py agree --pairs report.json base=base.jsonl trained=trained.jsonl    # a study of ours
 
 Pairs are JSON Lines with prompt, story_1, story_2 and preferred: "1", "2" or "tie". The judge is asked in
 each mode: each story alone, both beside each other in both orders, both in one ranking. Accuracy is the share
-of pairs in which it prefers what people preferred, half a point where it sees no difference; people's ties
-are left out and counted. Intervals resample prompts. What was asked before comes from the cache.
+of pairs in which it prefers what people preferred, half a point where it sees no difference, averaged over
+prompts, which the intervals resample. People's ties are left out and counted. What was asked before comes
+from the cache.
 
-Left out: a judge's agreement with each annotator (scripts/blind.py has that of the annotators).
+Left out: a judge's agreement with each annotator (scripts/blind has that of the annotators).
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
 
@@ -28,7 +28,9 @@ from lib import files, flags, pages, stats
 from lib.endpoint import then
 
 NEEDS = 'an object with prompt, story_1, story_2 and preferred ("1", "2" or "tie")'
+LENGTHS = ("the longer preferred", "the shorter preferred", "of like length")
 ALIKE = 1.25  # stories are of like length where the longer has at most so many times the words of the other
+MODES = ("story", "pair", "group")
 
 # ------------------------------------------------------------------------------------------------------------
 # Two files of verdicts
@@ -47,21 +49,19 @@ def read_verdicts(path: str) -> dict[str, judging.Verdict | None]:
 
 def agreement(a: dict, b: dict) -> str:
     """A table of two judges (or two runs of one) over the same stories, per dimension."""
-    both = [uid for uid in a if a[uid] and b.get(uid)]
+    both = [(a[uid], b[uid]) for uid in a if a[uid] and b.get(uid)]
     if len(both) < 2:
         raise ValueError("the two files share fewer than two judged stories; their uids must match")
     rows = []
-    for key in ["score", *a[both[0]].scores]:
-        one, two = (
-            [v.score if key == "score" else v.scores.get(key) for v in map(x.get, both)] for x in (a, b)
-        )
+    for key in ["score", *both[0][0].scores]:
+        pairs = [[v.score if key == "score" else v.scores.get(key) for v in pair] for pair in both]
+        one, two = map(list, zip(*pairs))
         if None not in two:  # another rubric has other dimensions
-            gaps = [q - p for p, q in zip(one, two)]
+            gaps = [q - p for p, q in pairs]
             distance = stats.mean(map(abs, gaps))
             rows.append([key, len(both), stats.rank_correlation(one, two), stats.mean(gaps), distance])
-    return pages.markdown_table(
-        ["dimension", "stories", "rank correlation", "mean B - A", "mean distance"], rows
-    )
+    head = ["dimension", "stories", "rank correlation", "mean B - A", "mean distance"]
+    return pages.markdown_table(head, rows)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -70,9 +70,9 @@ def agreement(a: dict, b: dict) -> str:
 
 def read_pairs(path: str, stories: list[str]) -> list[dict]:
     """Rows of prompt, story_1, story_2, preferred. ValueError: which line, and why."""
-    if path.endswith(".json"):
-        return list(study_pairs(path, stories))
-    return [checked(row, f"{path} line {number}") for number, row in files.read_lines(path, NEEDS)]
+    study = path.endswith(".json")
+    rows = study_pairs(path, stories) if study else files.read_lines(path, NEEDS)
+    return [checked(row, f"{path} {'judgement' if study else 'line'} {number}") for number, row in rows]
 
 
 def checked(row: dict, where: str) -> dict:
@@ -88,7 +88,7 @@ def checked(row: dict, where: str) -> dict:
 
 
 def study_pairs(path: str, stories: list[str]):
-    """The judgements of a blinded study (report.json of scripts/blind.py), with the stories of its models."""
+    """The judgements of a blinded study (report.json of scripts/blind), with the stories of its models."""
     texts = {}
     for name, _, file in (story.partition("=") for story in stories):
         texts[name] = {row["uid"]: row for _, row in files.read_lines(file, "prompt, uid and story")}
@@ -96,12 +96,11 @@ def study_pairs(path: str, stories: list[str]):
         try:
             one, two = (texts[model][said["uid"]] for model in said["models"])
         except KeyError as missing:
-            raise ValueError(
-                f"{path}: no stories of {missing}; add NAME=FILE for each model of the study"
-            ) from None
+            more = "add NAME=FILE for each model of the study"
+            raise ValueError(f"{path}: no stories of {missing}; {more}") from None
         winner = "tie" if said["winner"] is None else str(1 + said["models"].index(said["winner"]))
-        row = {"prompt": one["prompt"], "story_1": one["story"], "story_2": two["story"], "preferred": winner}
-        yield checked(row, f"{path} judgement {number}")
+        stories = {"story_1": one["story"], "story_2": two["story"]}
+        yield number, {"prompt": one["prompt"], **stories, "preferred": winner}
 
 
 def ask(judge, mode: str, row: dict):
@@ -117,52 +116,46 @@ def ask(judge, mode: str, row: dict):
     return then(both, lambda v: (v[0].score - v[1].score, None) if all(v) else None)
 
 
-def outcome(row: dict, answer: tuple) -> dict:
-    """What one answer says: right (1, 0.5 or 0), flipped, whether people preferred the longer story."""
-    gap = answer[0] if row["preferred"] == "1" else -answer[0]
+def kind_of(row: dict) -> str:
+    """Which of LENGTHS: a judge that only counts words is right in the first and wrong in the second."""
     first, second = (judging.count_words(row[name]) for name in ("story_1", "story_2"))
     better, worse = (first, second) if row["preferred"] == "1" else (second, first)
-    alike = max(better, worse) <= ALIKE * min(better, worse)
-    length = (
-        "of like length" if alike else "the longer preferred" if better > worse else "the shorter preferred"
-    )
-    return {
-        "unit": judging.strip_length(row["prompt"]),
-        "right": (gap > 0) + 0.5 * (gap == 0),
-        "flipped": answer[1],
-        "length": length,
-    }
+    if max(better, worse) <= ALIKE * min(better, worse):
+        return "of like length"
+    return "the longer preferred" if better > worse else "the shorter preferred"
 
 
-def accuracy(outcomes: list[dict]) -> str:
-    by_prompt = {}
-    for o in outcomes:
-        by_prompt.setdefault(o["unit"], []).append(o["right"])
+def accuracy(answered: list[tuple[dict, tuple]]) -> str:
+    """Share of the pairs in which the judge prefers what people preferred, half a point for no difference."""
+    by_prompt = defaultdict(list)
+    for row, (gap, _) in answered:
+        gap = gap if row["preferred"] == "1" else -gap
+        by_prompt[judging.strip_length(row["prompt"])].append((gap > 0) + 0.5 * (gap == 0))
     found = stats.bootstrap(by_prompt)
     return pages.estimate(found["mean"], found["interval"], 2)
 
 
-def with_people(args, judge) -> str:
-    rows = read_pairs(args.pairs, args.files)
+def with_people(args, judge, rows: list[dict]) -> str:
     decided = [row for row in rows if row["preferred"] != "tie"]
     if not decided:
         raise ValueError(f"{args.pairs} holds no pair in which people preferred a story")
-    asked = {mode: [ask(judge, mode, row) for row in decided] for mode in args.modes}
-    table, flips = [], {}
+    asked, table = {mode: [ask(judge, mode, row) for row in decided] for mode in args.modes}, []
     for mode, futures in asked.items():
         answers = [future.result() for future in tqdm(futures, desc=mode, disable=None)]
-        found = [outcome(row, answer) for row, answer in zip(decided, answers) if answer]
+        found = [(row, answer) for row, answer in zip(decided, answers) if answer]
         cells = [f"{mode}, {len(found)} of {len(decided)} pairs", accuracy(found)]
-        for kind in ("the longer preferred", "the shorter preferred", "of like length"):
-            part = [o for o in found if o["length"] == kind]
+        for kind in LENGTHS:
+            part = [(row, answer) for row, answer in found if kind_of(row) == kind]
             cells.append(f"{accuracy(part)} (n={len(part)})")
-        flips[mode] = stats.mean(o["flipped"] for o in found)
-        table.append([*cells, "-" if flips[mode] is None else f"{flips[mode]:.0%}"])
+        flips = stats.mean(flipped for _, (_, flipped) in found)
+        table.append([*cells, "-" if flips is None else f"{flips:.0%}"])
     prompts = len({judging.strip_length(row["prompt"]) for row in decided})
     head = f"{judge.name}, rubric {judge.rubric.version}: {len(decided)} pairs of {prompts} prompts"
-    ties = f"{len(rows) - len(decided)} ties of people left out"
+    ties, bill = f"{len(rows) - len(decided)} ties of people left out", judge.ledger
     names = ["mode", "accuracy", "longer preferred", "shorter preferred", "like length", "order flips"]
-    return f"{head}; {ties}. In brackets: 95 % over prompts.\n\n" + pages.markdown_table(names, table)
+    cost = f"{bill.calls} calls, {bill.cached} answers from the cache, ${bill.dollars:.4f}"
+    note = "In brackets: 95 % over prompts."
+    return f"{head}; {ties}. {note}\n\n{pages.markdown_table(names, table)}\n{cost}\n"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -171,35 +164,25 @@ def with_people(args, judge) -> str:
 @flags.exits_cleanly
 def main(argv: list[str] | None = None) -> int:
     parser = flags.parser(__doc__)
-    parser.add_argument("command", choices=["agree"])
-    parser.add_argument(
-        "files", nargs="*", help="two files of verdicts; with a study's report, NAME=FILE per model"
-    )
-    parser.add_argument("--pairs", help="JSON Lines of pairs, or report.json of a blinded study")
-    parser.add_argument(
-        "--modes", nargs="+", choices=("story", "pair", "group"), default=["story", "pair", "group"]
-    )
-    parser.add_argument(
-        "--rubric", default="story_quality", help="a name in rubrics/ or a path [story_quality]"
-    )
-    parser.add_argument(
-        "--cache", default="out/judge.sqlite", help="answers already paid for [out/judge.sqlite]"
-    )
-    parser.add_argument("--out", help="where to write the table")
+    add = parser.add_argument
+    add("name", choices=["agree"])
+    add("files", nargs="*", help="two files of verdicts; with a study's report, NAME=FILE per model")
+    add("--pairs", help="JSON Lines of pairs, or report.json of a blinded study")
+    add("--modes", nargs="+", choices=MODES, default=MODES)
+    add("--rubric", default="story_quality", help="a name in rubrics/ or a path [%(default)s]")
+    add("--cache", default="out/judge.sqlite", help="answers already paid for [%(default)s]")
+    add("--out", help="where to write the table")
     flags.add_fields(parser, judging.Flags, {})
     args = parser.parse_args(argv)
-    args.name = "agree"
-    if not args.pairs:
-        if len(args.files) != 2:
-            raise ValueError("agree needs two files of verdicts, or --pairs FILE")
-        text = agreement(*map(read_verdicts, args.files))
-    else:
-        read_pairs(args.pairs, args.files)  # before any judge is asked
+    if args.pairs:
+        rows = read_pairs(args.pairs, args.files)  # before any judge is asked
         with closing(judging.make(args, judging.load_rubric(args.rubric), Path(args.cache))) as judge:
             judge.check()
-            text = with_people(args, judge)
-            bill = judge.ledger
-            text += f"\n{bill.calls} calls, {bill.cached} answers from the cache, ${bill.dollars:.4f}\n"
+            text = with_people(args, judge, rows)
+    elif len(args.files) == 2:
+        text = agreement(*map(read_verdicts, args.files))
+    else:
+        raise ValueError("agree needs two files of verdicts, or --pairs FILE")
     if args.out:
         files.write_text(args.out, text)
     print(text)

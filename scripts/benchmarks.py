@@ -19,7 +19,7 @@ import torch
 import data
 import eval as evaluation
 import judge as judging
-from lib import flags
+from lib import files, flags
 
 BENCHMARKS = {  # name: (rubric, key of the prompt, key of its length)
     "story-quality": ("story_quality", "prompt", "target_word_count"),
@@ -34,12 +34,11 @@ def read_rows(name: str, path: Path) -> list:
     """The entries of a file that is a JSON object, a JSON list or JSON Lines."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; download the prompts of {name} and give their path")
-    text = path.read_text(encoding="utf-8")
     try:
-        whole = json.loads(text)
+        whole = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [row for _, row in files.read_lines(path)]
         except ValueError as error:
             raise ValueError(f"{path} is neither JSON nor JSON Lines ({error})") from None
     if isinstance(whole, dict) and all(isinstance(v, dict) for v in whole.values()):
@@ -79,17 +78,15 @@ class PerPrompt:
     """A judge whose rubric depends on the prompt: WritingBench writes five criteria for each query."""
 
     def __init__(self, judge, rubrics: dict[str, judging.Rubric]):
-        self.judge, self.rubrics, self.name, self.rubric = judge, rubrics, judge.name, judge.rubric
-        self.check, self.close = judge.check, judge.close
+        self.judge, self.rubrics = judge, rubrics
+
+    def __getattr__(self, name: str):
+        return getattr(self.judge, name)
 
     def submit(self, prompt: str, story: str) -> Future:
         view = copy.copy(self.judge)  # the same workers, bill and cache
         view.rubric = next(r for p, r in self.rubrics.items() if prompt.startswith(p))
         return view.submit(prompt, story)
-
-    @property
-    def last_error(self):
-        return self.judge.last_error
 
 
 @flags.exits_cleanly
@@ -97,8 +94,8 @@ def main(argv=None) -> int:
     p = flags.parser(__doc__, epilog="All further flags are eval.py's.")
     p.add_argument("name", choices=tuple(BENCHMARKS))
     p.add_argument("file", type=Path, help="the benchmark's own prompt file")
-    help = "length that counts as asked where the benchmark names none (%(default)s)"
-    p.add_argument("--words", type=int, default=1000, help=help)
+    more = "length that counts as asked where the benchmark names none (%(default)s)"
+    p.add_argument("--words", type=int, default=1000, help=more)
     args, rest = p.parse_known_args(argv)
     torch.set_flush_denormal(True)
     examples, criteria = read_benchmark(args.name, args.file, args.words)
@@ -113,9 +110,8 @@ def main(argv=None) -> int:
     for label, by_metric in report["figures"].items():
         quality, length = by_metric["quality"]["all"]["mean"], by_metric["length_score"]["all"]["mean"]
         if quality is not None:
-            print(f"{label}: {args.name} {quality:.1f}", end="")
             both = f", length score {length:.1f}, mean of both {(quality + length) / 2:.1f}"
-            print(both if args.name == "longbench-write" else "")
+            print(f"{label}: {args.name} {quality:.1f}{both if args.name == 'longbench-write' else ''}")
     return 0
 
 

@@ -86,22 +86,19 @@ def memorised(
 
 
 def show(result: dict) -> str:
-    def tokens(n):
-        return (
-            "-" if n is None else f"{n:g}" if n >= result["exact_from"] else f"under {result['exact_from']}"
-        )
+    def tokens(n: float | None) -> str:
+        least = result["exact_from"]
+        return "-" if n is None else f"{n:g}" if n >= least else f"under {least}"
 
-    lines = [
-        f"continuations of {result['asked']} of {result['stories']} stories; longest span shared with any of "
-        "them, in tokens"
-    ]
+    def spans(r: dict) -> str:
+        return f"median {tokens(r['median'])}, longest {tokens(r['longest'])}"
+
+    head = f"continuations of {result['asked']} of {result['stories']} stories"
+    lines = [f"{head}; longest span shared with any of them, in tokens"]
     for prefix, r in result["prefixes"].items():
         over = f"over {result['threshold']}: {r['over_threshold']} of {r['stories']}"
-        shared = f"median {tokens(r['median'])}, longest {tokens(r['longest'])}"
-        lines.append(f"  prompt + {prefix:>3} tokens: {shared}, {over}")
-    chance = result["between_stories"]
-    shared = f"median {tokens(chance['median'])}, longest {tokens(chance['longest'])}"
-    lines.append(f"  (two human stories share: {shared})")
+        lines.append(f"  prompt + {prefix:>3} tokens: {spans(r)}, {over}")
+    lines.append(f"  (two human stories share: {spans(result['between_stories'])})")
     for f in result["found"][:5]:
         text = " ".join(f["text"].split())[:160]
         lines.append(f"  {f['uid']}, after {f['prefix']}: {f['tokens']} tokens: {text}")

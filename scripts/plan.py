@@ -16,10 +16,9 @@ for the last story of a step, the vision tower.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -32,24 +31,40 @@ import judge as judging
 import model as qwen
 import rollout
 import train
-from data import Episode, Example
-from lib import huggingface, optim, parallel, processes, sharding
-from lib.flags import exits_cleanly, parser
+from data import FRAME, Episode, Example
+from lib import comparisons, huggingface, optim, parallel, processes, sharding
+from lib.flags import add_fields, check_ranges, exits_cleanly, opt, parser
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
 
-# Qwen/Qwen3.5-9B, text part of its released config.json.
-# fmt: off
-NINE_B = {
-    "model_type": "qwen3_5_text", "vocab_size": 248320, "hidden_size": 4096, "intermediate_size": 12288,
-    "num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 256,
-    "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
-    "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
-    "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 262144,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25}}
-# fmt: on
+NINE_B = Path(__file__).with_name("qwen3.5-9b.json")  # text part of the released config.json
 KINDS = ("weights", "optimiser", "reference", "gradients", "replica", "activations", "gathered", "temporary")
 FEW = 4  # layers: one period of three DeltaNet blocks and one of attention
+
+
+@dataclass
+class Settings:
+    """The plan's own flags."""
+
+    gpus: int = opt(4, "processes in all, over all nodes", low=1)
+    gpus_per_node: int = opt(8, "--parallel hsdp shards over these", low=1)
+    gpu_memory: float = opt(80.0, "of one card, as its maker counts (GiB)", above=0)
+    reserve: float = opt(2.0, "GB per card for CUDA context, NCCL and fragments", low=0)
+    bandwidth: float = opt(2040.0, "GB/s of the card's memory", above=0)
+    tflops: float = opt(312.0, "bf16 matmul rate of the card", above=0)
+    decode_share: float = opt(0.55, "of the bandwidth that decoding reaches", above=0)
+    train_share: float = opt(0.35, "of the matmul rate that training reaches", above=0)
+    examples: int = opt(1388, "prompts of an epoch, where --data does not exist yet", low=1)
+    story_tokens: int = opt(6000, "completion tokens per story, thinking included", low=1)
+    judged_tokens: int = opt(4000, "tokens of a story as the judge reads it", low=0)
+    verdict_tokens: int = opt(1500, "tokens of the judge's answer", low=0)
+    gpu_price: float = opt(0.0, "dollars per GPU hour", low=0)
+    judge_price: list[float] = opt([0.0, 0.0], "dollars per million tokens, in and out")
+
+    @property
+    def card(self) -> float:
+        """Bytes of one card that a run may take."""
+        return self.gpu_memory * 2**30 - self.reserve * 1e9
 
 
 # ---- the rehearsal ------------------------------------------------------------
@@ -95,26 +110,20 @@ def as_on_a_gpu(half: bool):
     def norm(x, weight, eps):
         return torch.ops.aten._fused_rms_norm(x, x.shape[-1:], weight, eps)[0]
 
-    with ExitStack() as stack:
-        if half:
-            stack.enter_context(patch.object(F, "scaled_dot_product_attention", attention))
-            stack.enter_context(patch.object(qwen, "rms_norm", norm))
+    if not half:
+        yield
+        return
+    with patch.object(F, "scaled_dot_product_attention", attention), patch.object(qwen, "rms_norm", norm):
         yield
 
 
 def build(c: train.Config, hf_config: dict, half: bool, ledger, kind: str, device):
     """train.build without files: what it allocates is booked under `kind`."""
-    with ExitStack() as stack:
-        for module, name, result in (
-            (huggingface, "fetch", lambda _: Path(".")),
-            (huggingface, "read_config", lambda _: hf_config),
-            (qwen, "read", lambda model, _: model),
-            (processes, "need_memory", lambda *_: None),
-            (processes, "choose_threads", lambda _: None),
-        ):
-            stack.enter_context(patch.object(module, name, result))
-        with ledger.booking(kind):
-            return train.build(c, device, half)
+    files = patch.multiple(huggingface, fetch=lambda _: Path("."), read_config=lambda _: hf_config)
+    weights = patch.object(qwen, "read", lambda model, _: model)
+    machine = patch.multiple(processes, need_memory=lambda *_: None, choose_threads=lambda _: None)
+    with files, weights, machine, ledger.booking(kind):
+        return train.build(c, device, half)
 
 
 def episodes(tokens: int, completion: int, n: int) -> list[list[Episode]]:
@@ -162,8 +171,7 @@ def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float, in
 def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, device: str = "cpu") -> Memory:
     """One process of `world` (`node` in a machine) from its start to its second update. half: what a GPU
     gets. device: the CPU serves where torch has no CUDA; its fake tensors are as large."""
-    device = torch.device(device)
-    prompt = c.max_prompt_tokens + 16  # words around it, see data.Tokenizer.chat
+    device, prompt = torch.device(device), c.max_prompt_tokens + FRAME
     longest = prompt + c.max_new_tokens
     rows = 2 * max(1, c.micro_batch_tokens // longest)  # two micro-batches: the second adds to gradients
     with rehearsal(world, min(world, node)) as ledger, as_on_a_gpu(half):
@@ -171,9 +179,9 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
         c = replace(c, parallel="none" if is_ddp else c.parallel)
         model, scorer = build(c, hf_config, half, ledger, "weights", device)
         optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-        reference = build(c, hf_config, half, ledger, "reference", device)[1] if c.kl else None
-        if reference:
-            sharding.freeze(reference)
+        reference = None
+        if c.kl:
+            reference = sharding.freeze(build(c, hf_config, half, ledger, "reference", device)[1])
         with ledger.booking("gathered"):  # DDP's buckets are as large as the gradients
             buckets = [torch.empty_like(p) for p in scorer.parameters() if p.requires_grad and is_ddp]
         settle = keep_books(ledger, scorer, optimiser)
@@ -197,7 +205,9 @@ def memory(c: train.Config, hf_config: dict, world: int, node: int, half: bool =
         return rehearse(c, hf_config, world, node, half)
     few, text = [], hf_config.get("text_config", hf_config)
     for n in (FEW, 2 * FEW):
-        shallow = text | {"num_hidden_layers": n, "layer_types": text.get("layer_types", [])[:n]}
+        shallow = text | {"num_hidden_layers": n}
+        if "layer_types" in text:
+            shallow["layer_types"] = text["layer_types"][:n]
         shallow = hf_config | {"text_config": shallow} if text is not hf_config else shallow
         few.append(rehearse(c, shallow, world, node, half))
     return few[0].line(few[1], text["num_hidden_layers"], FEW, 2 * FEW)
@@ -229,17 +239,20 @@ def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
 
 def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
     """Single changes that would make the plan fit, up to three: each is rehearsed, none is guessed."""
-    shortened = dict.fromkeys(("max_new_tokens", "micro_batch_tokens"), c.max_new_tokens // 2)
+    shorter = c.max_new_tokens // 2
+    shortened = {"max_new_tokens": shorter, "micro_batch_tokens": shorter}
     tries = {" ".join(f"--{name} {n}" for name, n in shortened.items()): (shortened, a.gpus)}
     if not c.lora_rank:
         tries["--lora_rank 32"] = ({"lora_rank": 32, "parallel": "auto"}, a.gpus)
         tries |= {f"--gpus {n} (and --prompts a multiple)": ({}, n) for n in (2 * a.gpus, 4 * a.gpus)}
-    tries |= {"--checkpointing True": ({"checkpointing": True}, a.gpus)} if not c.checkpointing else {}
-    tries |= {"--keep_replica False": ({"keep_replica": False}, a.gpus)} if c.keep_replica else {}
-    good = ["cards of twice the memory"] if fit(c, m, a.gpus, 2 * usable(a)).fits else []
+    if not c.checkpointing:
+        tries["--checkpointing True"] = ({"checkpointing": True}, a.gpus)
+    if c.keep_replica:
+        tries["--keep_replica False"] = ({"keep_replica": False}, a.gpus)
+    good = ["cards of twice the memory"] if fit(c, m, a.gpus, 2 * a.card).fits else []
     for name, (change, gpus) in tries.items():
         c2 = replace(c, **change)
-        if len(good) < 3 and fit(c2, memory(c2, hf_config, gpus, a.gpus_per_node), gpus, usable(a)).fits:
+        if len(good) < 3 and fit(c2, memory(c2, hf_config, gpus, a.gpus_per_node), gpus, a.card).fits:
             good.append(name)
     return "; or ".join(good) or "none of the usual knobs alone: a smaller model"
 
@@ -253,42 +266,47 @@ def cache_bytes(config: qwen.ModelConfig, tokens: int) -> tuple[int, int]:
     return start - 16 * config.vocab_size, rollout.slot_bytes(config, tokens, 2) - start
 
 
-def work(c: train.Config, a, hf_config: dict, m: Memory, f: Fit, steps: int) -> dict:
+def judging_of(c: train.Config, a: Settings) -> tuple[int, float]:
+    """(calls of the judge per step, tokens of the prompt of one call, at four letters per token)."""
+    rubric, request, story = judging.RUBRIC, "x" * 800, "x" * 4 * a.judged_tokens
+    policy, human = c.prompts * c.group, c.prompts * (c.hri != "off")
+    if c.judge_mode == "pair":  # in both orders; nothing is asked about the person's story
+        calls, task = 2 * policy * c.judge_samples, comparisons.pair_task(rubric, request, story, story)[0]
+    elif c.judge_mode == "group":  # one ranking of all stories of a group
+        order = list(range((policy + human) // c.prompts))
+        calls, task = c.prompts, comparisons.rank_task(rubric, request, [story] * len(order), order)[0]
+    else:
+        calls, task = (policy + human) * c.judge_samples, judging.pointwise_messages(rubric, request, story)
+    return calls, sum(len(message["content"]) for message in task) / 4
+
+
+def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps: int) -> list[str]:
     """Hours and dollars: counted work divided by the given rates."""
     config = qwen.ModelConfig.from_hf(hf_config)
     policy, human = c.prompts * c.group, c.prompts * (c.hri != "off")
     tokens, slots = (policy + human) * a.story_tokens, max(1, f.slots)
-    # Decoding reads per step all weights once, each slot's states twice, its keys once, at half its length.
-    weights = 2 * (sum(qwen.count(hf_config)) - config.vocab_size * config.hidden_size)
-    weights += 2 * config.vocab_size * config.hidden_size * config.tie_word_embeddings
+    # Decoding reads all weights once per step, and each slot's states twice and half of its keys once.
+    embedding = 2 * config.vocab_size * config.hidden_size
+    weights = 2 * sum(qwen.count(hf_config)) - embedding * (not config.tie_word_embeddings)
     state, keys = cache_bytes(config, a.story_tokens // 2)
-    step_seconds = (weights + slots * (2 * state + keys)) / (a.bandwidth * 1e9 * a.decode_share)
-    writing = policy / a.gpus / slots * a.story_tokens * step_seconds
+    decode = (weights + slots * (2 * state + keys)) / (a.bandwidth * 1e9 * a.decode_share)  # seconds per step
+    writing = policy / a.gpus / slots * a.story_tokens * decode
     learned = tokens + (policy + human) * c.max_prompt_tokens / 2
-    updating = m.flops * learned / a.gpus / (a.tflops * 1e12 * a.train_share)
-    calls = steps * (policy + human) * c.judge_samples
-    words = judging.pointwise_messages(judging.RUBRIC, "x" * 800, "x" * 4 * a.judged_tokens)
-    prompt = sum(len(x["content"]) for x in words) / 4  # four letters per token
-    judged = (calls * prompt, calls * a.verdict_tokens)
-    hours = steps * (writing + updating) / 3600
-    return {
-        "tokens": steps * tokens,
-        "decode": slots / step_seconds,
-        "writing": writing,
-        "updating": updating,
-        "hours": hours,
-        "calls": calls,
-        "judged": judged,
-        "judge_dollars": (judged[0] * a.judge_price[0] + judged[1] * a.judge_price[1]) / 1e6,
-        "gpu_dollars": hours * a.gpus * a.gpu_price,
-    }
+    learning = m.flops * learned / a.gpus / (a.tflops * 1e12 * a.train_share)
+    hours, (calls, prompt) = steps * (writing + learning) / 3600, judging_of(c, a)
+    read, told = (steps * calls * n / 1e6 for n in (prompt, a.verdict_tokens))  # millions of tokens
+    dollars = read * a.judge_price[0] + told * a.judge_price[1]
+    paid = f", {dollars:.0f} dollars" if any(a.judge_price) else "; give --judge_price IN OUT"
+    gpu = f", {hours * a.gpus * a.gpu_price:.0f} dollars of GPU" if a.gpu_price else ""
+    at = f"({slots / decode:.0f} tokens/s per GPU at {a.decode_share:.0%} of {a.bandwidth:g} GB/s)"
+    by = f"({m.flops / 1e9:.1f} GFLOP counted per token, at {a.train_share:.0%} of {a.tflops:g} TFLOP/s)"
+    done = f"{steps * tokens / 1e6:.1f} M completion tokens of {a.story_tokens:,} per story"
+    lines = ["", f"{steps} steps, {done}", f"  writing {writing:.0f} s per step {at}"]
+    lines += [f"  learning {learning:.0f} s per step {by}", f"  {hours:.1f} hours{gpu}"]
+    return lines + [f"  {steps * calls:,} judge calls, {read:.1f} M tokens in, {told:.1f} M out{paid}"]
 
 
 # ---- the report ------------------------------------------------------------
-
-
-def usable(a) -> float:
-    return a.gpu_memory * 2**30 - a.reserve * 1e9
 
 
 def table(f: Fit) -> list[str]:
@@ -308,36 +326,21 @@ def serving(hf_config: dict) -> str:
     return f"served: {weights}; per story {state / 1e6:.3g} MB + {keys / 1e6:.3g} MB per thousand tokens"
 
 
-def report(c: train.Config, a, hf_config: dict, m: Memory, f: Fit, steps: int) -> str:
+def report(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps: int) -> str:
     total, (frozen, trained) = sum(qwen.count(hf_config)), qwen.count(hf_config, c.lora_rank)
     kind = parallel.choose(c.parallel, shard=not c.lora_rank)[0] if a.gpus > 1 else "none"
     how = {"fsdp": "sharded", "hsdp": "sharded in each node"}.get(kind, "whole on each GPU")
-    lines = [
-        f"{c.model}: {(frozen or total) / 1e9:.2f} B parameters, {trained / 1e9:.2f} B trained; {a.gpus} x "
-        f"{a.gpu_memory:g} GB, {how}",
-        f"rehearsed on fake tensors, micro-batch of {m.tokens:,} tokens"
-        + (f"; with {FEW} and {2 * FEW} layers, then a straight line" if deep(hf_config) else ""),
-        "",
-        *table(f),
-        f"peak {f.peak / 1e9:.1f} GB of {usable(a) / 1e9:.1f}; {f.slots} slots of {m.slot / 1e6:.0f} MB",
-        serving(hf_config),
-    ]
-    if not f.fits:
-        return "\n".join([*lines, f"does not fit; what helps: {advice(c, a, hf_config, m)}"])
-    w = work(c, a, hf_config, m, f, steps)
-    gpu = f", {w['gpu_dollars']:.0f} dollars of GPU" if a.gpu_price else ""
-    paid = f", {w['judge_dollars']:.0f} dollars" if any(a.judge_price) else "; give --judge_price IN OUT"
-    lines += [
-        "",
-        f"{steps} steps, {w['tokens'] / 1e6:.1f} M completion tokens of {a.story_tokens:,} per story",
-        f"  writing {w['writing']:.0f} s per step ({w['decode']:.0f} tokens/s per GPU at "
-        f"{a.decode_share:.0%} of {a.bandwidth:g} GB/s)",
-        f"  learning {w['updating']:.0f} s per step ({m.flops / 1e9:.1f} GFLOP counted per token, at "
-        f"{a.train_share:.0%} of {a.tflops:g} TFLOP/s)",
-        f"  {w['hours']:.1f} hours{gpu}",
-        f"  {w['calls']:,} judge calls, {w['judged'][0] / 1e6:.1f} M tokens in, "
-        f"{w['judged'][1] / 1e6:.1f} M out{paid}",
-    ]
+    size = f"{(frozen or total) / 1e9:.2f} B parameters, {trained / 1e9:.2f} B trained"
+    line = f"; with {FEW} and {2 * FEW} layers, then a straight line" if deep(hf_config) else ""
+    lines = [f"{c.model}: {size}; {a.gpus} x {a.gpu_memory:g} GB, {how}"]
+    lines += [f"rehearsed on fake tensors, micro-batch of {m.tokens:,} tokens{line}", "", *table(f)]
+    peak = f"peak {f.peak / 1e9:.1f} GB of {a.card / 1e9:.1f}"
+    lines.append(f"{peak}; {f.slots} slots of {m.slot / 1e6:.0f} MB")
+    lines.append(serving(hf_config))
+    if f.fits:
+        lines += work(c, a, hf_config, m, f, steps)
+    else:
+        lines.append(f"does not fit; what helps: {advice(c, a, hf_config, m)}")
     return "\n".join(lines)
 
 
@@ -348,48 +351,29 @@ def deep(hf_config: dict) -> bool:
 # ---- the command ------------------------------------------------------------
 
 
-def model_config(name: str) -> dict:
-    """config.json of a folder or hub id, its weights left where they are; the 9B's stands here."""
-    if Path(name).exists():
-        return huggingface.read_config(Path(name))
-    is_9b = name == train.Config.model
-    return NINE_B if is_9b else huggingface.read_config(huggingface.fetch(name, ["*.json"]))
-
-
-def flags() -> argparse.ArgumentParser:
-    form = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
-    p = parser(__doc__, epilog="All flags of train.py are understood as well.", **form)
-    add = p.add_argument
-    add("--gpus", type=int, default=4, help="processes in all, over all nodes")
-    add("--gpus_per_node", type=int, default=8, help="--parallel hsdp shards over these")
-    add("--gpu_memory", type=float, default=80, help="of one card, as its maker counts (GiB)")
-    add("--reserve", type=float, default=2.0, help="GB per card for CUDA context, NCCL and fragments")
-    add("--bandwidth", type=float, default=2040, help="GB/s of the card's memory")
-    add("--tflops", type=float, default=312, help="bf16 matmul rate of the card")
-    add("--decode_share", type=float, default=0.55, help="of the bandwidth that decoding reaches")
-    add("--train_share", type=float, default=0.35, help="of the matmul rate that training reaches")
-    add("--examples", type=int, default=1388, help="prompts of an epoch, where --data does not exist yet")
-    add("--story_tokens", type=int, default=6000, help="completion tokens per story, thinking included")
-    add("--judged_tokens", type=int, default=4000, help="tokens of a story as the judge reads it")
-    add("--verdict_tokens", type=int, default=1500, help="tokens of the judge's answer")
-    add("--gpu_price", type=float, default=0.0, help="dollars per GPU hour")
-    price = {"type": float, "nargs": 2, "default": (0.0, 0.0)}
-    add("--judge_price", **price, help="dollars per million tokens, in and out")
-    return p
+def read_flags(argv=None) -> tuple[Settings, list[str]]:
+    """(the plan's own flags, what is left for train.py)"""
+    line = parser(__doc__, epilog="All flags of train.py are understood as well.", allow_abbrev=False)
+    add_fields(line, Settings, {})
+    own, rest = line.parse_known_args(argv)
+    check_ranges(a := Settings(**vars(own)))
+    return a, rest
 
 
 @exits_cleanly
 def main(argv=None):
-    a, rest = flags().parse_known_args(argv)
+    a, rest = read_flags(argv)
     c = train.parse(rest if "--preset" in " ".join(rest) else ["--preset", "polaris-9b", *rest])
     train.check(replace(c, judge="offline"), a.gpus)
-    hf_config = model_config(c.model)
+    here = c.model == train.Config.model and not Path(c.model).exists()  # no network for the 9B
+    config = NINE_B if here else Path(huggingface.fetch(c.model, ["*.json"]), "config.json")
+    hf_config = huggingface.read_json(config)
     examples = data.read_examples(c.data) if Path(c.data).exists() else []
     steps = c.steps if c.steps >= 0 else (len(examples) or a.examples) // c.prompts
     assumed = f"{c.data} does not exist yet: {a.examples:,} examples assumed, see --examples"
     print(data.describe(c.data, examples) if examples else assumed)
     m = memory(c, hf_config, a.gpus, a.gpus_per_node)
-    f = fit(c, m, a.gpus, usable(a))
+    f = fit(c, m, a.gpus, a.card)
     print(report(c, a, hf_config, m, f, steps))
     return 0 if f.fits else 1
 

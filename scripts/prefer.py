@@ -21,7 +21,6 @@ import math
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -34,7 +33,7 @@ import deviation
 import model as qwen
 import train
 from data import Episode, Example
-from lib import checkpoint, files, huggingface, optim, processes
+from lib import checkpoint, files, huggingface, optim, parallel, processes
 from lib.batches import equal_count, micro_batches
 from lib.flags import check_ranges, exits_cleanly, opt, parse
 from lib.form import strip_length
@@ -92,8 +91,9 @@ class Config:
     wandb: bool = same("wandb")
 
 
-TINY = {"model": train.TINY["model"], "data": ["out/tiny/rollouts"], "thinking": False, "steps": 40}
-TINY |= {"max_tokens": 1024, "lr": 1e-4, "checkpointing": False, "micro_batch_tokens": 4096, "save_every": 0}
+TINY = {"model": train.PRESETS["tiny"]["model"], "data": ["out/tiny/rollouts"], "thinking": False}
+TINY |= {"steps": 40, "max_tokens": 1024, "lr": 1e-4, "checkpointing": False}
+TINY |= {"micro_batch_tokens": 4096, "save_every": 0}
 PRESETS = {"polaris-9b": {}, "tiny": TINY}
 
 
@@ -130,7 +130,7 @@ IDLE = Pair(train.IDLE, train.IDLE, delta=0.0)  # fills a micro-batch
 
 
 def length(pair: Pair) -> int:  # padded tokens of both
-    return 2 * max(train.length(pair.chosen), train.length(pair.rejected))
+    return 2 * max(data.length(pair.chosen), data.length(pair.rejected))
 
 
 def files_of(source: str) -> list[Path]:
@@ -170,7 +170,7 @@ def read_groups(sources: list[str], tokenizer, c: Config) -> tuple[dict[str, lis
                 left["without a score"] += 1
             elif not story:
                 left["empty"] += 1
-            elif train.length(response) > c.max_tokens:
+            elif data.length(response) > c.max_tokens:
                 left[f"longer than {c.max_tokens} tokens"] += 1
             elif (prompt, story) in texts:
                 left["identical to an earlier one"] += 1
@@ -185,8 +185,7 @@ def read_groups(sources: list[str], tokenizer, c: Config) -> tuple[dict[str, lis
 def split(groups: dict, share: float, seed: int) -> tuple[dict, dict]:
     """(train, test): whole prompts; those that differ only in the length they ask for stay together."""
     units = list(dict.fromkeys(map(strip_length, groups)))
-    most = max(1, round(share * len(units)))
-    held = {units[i] for i in data.order(len(units), 0, seed)[:most]}
+    held = {units[i] for i in data.order(len(units), 0, seed)[: max(1, round(share * len(units)))]}
     test = {prompt: group for prompt, group in groups.items() if strip_length(prompt) in held}
     return {prompt: group for prompt, group in groups.items() if prompt not in test}, test
 
@@ -252,10 +251,10 @@ def prepare(c: Config, tokenizer) -> tuple[list[Pair], list[Pair]]:
 def logprobs(scorer, batch: list[Pair], c: Config):
     """-> sums [2, B] and means over tokens [2, B] of the log-probabilities of the chosen and the rejected."""
     rows = [p.chosen for p in batch] + [p.rejected for p in batch]
-    logp, _ = train.score(scorer, rows, c.temperature)
+    logp, _ = scorer(data.packed(rows), c.temperature)
     counts = [len(r.completion_ids) for r in rows]
-    sums = torch.stack([x.sum() for x in logp.split(counts)])
-    return sums.view(2, -1), (sums / torch.tensor(counts, device=sums.device)).view(2, -1)
+    sums = torch.stack([x.sum() for x in logp.split(counts)]).view(2, -1)
+    return sums, sums / torch.tensor(counts, device=sums.device).view(2, -1)
 
 
 def losses(c: Config, batch: list[Pair], sums, means):
@@ -297,17 +296,16 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
     optimiser.zero_grad(set_to_none=True)
     mine = pairs[processes.RANK :: processes.WORLD]
     batches = equal_count(micro_batches(mine, c.micro_batch_tokens, length), IDLE)
-    for i, batch in enumerate(batches):
-        last, used = i + 1 == len(batches), float(batch[0] is not IDLE)
-        with nullcontext() if last or not hasattr(scorer, "no_sync") else scorer.no_sync():
-            sums, means = logprobs(scorer, batch, c)
-            # Each pair is weighed before the one global mean; DDP and FSDP average gradients over ranks.
-            loss = used * losses(c, batch, sums, means).sum() / len(pairs)
-            (loss * processes.WORLD).backward()
+    for batch in parallel.accumulate(scorer, batches, "  micro-batches"):
+        used = float(batch[0] is not IDLE)
+        sums, means = logprobs(scorer, batch, c)
+        # Each pair is weighed before the one global mean; DDP and FSDP average gradients over ranks.
+        loss = used * losses(c, batch, sums, means).sum() / len(pairs)
+        (loss * processes.WORLD).backward()
         margin = used * (sums[0] - sums[1]).detach().sum() / len(pairs)
         totals.add({"loss": loss.detach(), "margin_sum": margin})
     norm, stepped = optim.descend(optimiser, c.grad_clip)
-    speed = sum(train.length(p.chosen) + train.length(p.rejected) for p in pairs) / (time.time() - began)
+    speed = sum(data.length(p.chosen) + data.length(p.rejected) for p in pairs) / (time.time() - began)
     stats = {"grad_norm": norm, "stepped": stepped, "train/tokens_per_second": speed}
     stats |= {"delta/mean": mean(p.delta for p in pairs), "gap/mean": mean(p.gap for p in pairs)}
     return stats | totals.of_all()
@@ -320,20 +318,12 @@ def batch_of(pairs: list[Pair], step: int, c: Config) -> list[Pair]:
     return [pairs[i] for i in data.next_batch(len(pairs), position, c.pairs, c.seed)[0]]
 
 
-def keep_reference(scorer, pairs: list[Pair], steps: int, c: Config):
-    """Fills in `ref` of the pairs that these steps train."""
-    used = {id(pair): pair for step in range(steps) for pair in batch_of(pairs, step, c)}.values()
-    for pair, values in zip(used, score(scorer, list(used), c)):
-        pair.ref = (values[0], values[1])
-
-
 CURVES = {"held_out/margin": "held-out margin, as the loss sees it", "loss": "loss"}
 CURVES |= {"held_out/margin_token": "held-out margin per token", "grad_norm": "gradient norm"}
 CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen_token": "log p per token, chosen"}
 
 
 def run(c: Config):
-    # ---- read, pair, weigh
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
     pairs, held_out = prepare(c, tokenizer)
     # ---- score under the starting model
@@ -341,12 +331,13 @@ def run(c: Config):
     steps = c.steps if c.steps >= 0 else len(pairs) // c.pairs
     before = score(scorer, held_out, c)
     if c.method in ("dpo", "ddpo", "divpo"):
-        keep_reference(scorer, pairs, steps, c)
+        used = list({id(pair): pair for step in range(steps) for pair in batch_of(pairs, step, c)}.values())
+        for pair, values in zip(used, score(scorer, used, c)):
+            pair.ref = (values[0], values[1])
 
     # ---- train
-    optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-    folder, facts = Path(c.out, c.name), {"method": c.method, "pairs": len(pairs)}
-    at = checkpoint.open_run(folder, c.resume)
+    optimiser, facts = optim.adamw(scorer, c.lr, c.weight_decay), {"method": c.method, "pairs": len(pairs)}
+    at = checkpoint.open_run(folder := Path(c.out, c.name), c.resume)
     start = train.load_checkpoint(c, at, model, optimiser)[0] if at else 0
     log = Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
     stopping, bad_updates, step = processes.catch_signals(), 0, start
@@ -386,7 +377,6 @@ def read_flags(argv=None) -> Config:
 
 @exits_cleanly
 def main(argv=None):
-    torch.set_flush_denormal(True)
     c = read_flags(argv)
     try:
         check(c, processes.WORLD)

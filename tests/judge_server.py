@@ -7,7 +7,19 @@ import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 from judge import RUBRIC
+from lib import endpoint
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No judge in the environment, and no long waits. Tests import it."""
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.02)
+    for name in ("JUDGE_URL", "JUDGE_MODEL", "JUDGE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
 
 QUOTE = "the lamp went out"
 STORY = "It was late and the lamp went out. She lit it again."

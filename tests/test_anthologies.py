@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import zipfile
@@ -19,13 +20,13 @@ from pathlib import Path
 import pytest
 
 from data import Example, read_examples, words, write_examples
-from scripts.anthologies import Story, books, choosing, offline, prompts, split_anthology
-from scripts.anthologies import prose as prose_of
+from scripts.anthologies import Story, books, choosing, edges, offline, prompts, split_anthology
 from scripts.anthologies.__main__ import main
 from scripts.anthologies.edges import trim
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+PROGRAM = [sys.executable, "-m", "scripts.anthologies"]
 TITLES = [
     "The Lamp in the Mill",
     "A Basket of Eels",
@@ -37,57 +38,15 @@ TITLES = [
 
 def prose(seed: int, paragraphs: int = 6) -> str:
     """Wrapped paragraphs that differ from story to story; the first and last words of each are known."""
-    vocabulary = [
-        "the",
-        "river",
-        "and",
-        "a",
-        "miller",
-        "of",
-        "stone",
-        "who",
-        "had",
-        "walked",
-        "to",
-        "the",
-        "old",
-        "town",
-        "where",
-        "his",
-        "daughter",
-        "kept",
-        "in",
-        "her",
-        "house",
-        "that",
-        "lantern",
-        "which",
-        "it",
-        "was",
-        "said",
-        "to",
-        "burn",
-        "for",
-        "him",
-        "at",
-        "night",
-        "but",
-        "they",
-        "were",
-        "not",
-        "afraid",
-    ]
+    vocabulary = (
+        "the river and a miller of stone who had walked to the old town where his daughter kept in her house "
+        "that lantern which it was said to burn for him at night but they were not afraid"
+    ).split()
     out = []
     for p in range(paragraphs):
         body = [vocabulary[(seed * 7 + p * 13 + i * (seed + 3)) % len(vocabulary)] for i in range(60)]
         text = f"Opening{seed}x{p} " + " ".join(body) + f" closing{seed}x{p}."
-        lines, line = [], ""
-        for word in text.split():
-            if len(line) + len(word) > 70:
-                lines.append(line)
-                line = ""
-            line = (line + " " + word).strip()
-        out.append("\n".join(lines + [line]))
+        out.append(textwrap.fill(text, 70))
     return "\n\n".join(out)
 
 
@@ -221,7 +180,7 @@ def test_marks_notes_and_pictures_are_cleaned():
         "[3] A note about him.\n\n    Row, brothers,\n    Row to the sea\n    For the night\n\n* * * * "
         "*\n\nThe end of\nit all was here.\n\nTHE END"
     )
-    cleaned = "\n\n".join(trim(prose_of.paragraphs(books.text_blocks(text), wrapped=True)))
+    cleaned = "\n\n".join(trim(edges.paragraphs(books.text_blocks(text), wrapped=True)))
     for noise in ("Illustration", "Footnote", "_", "[3]", "[A]", "(2)", "A note", "THE END"):
         assert noise not in cleaned
     assert cleaned.split("\n\n")[-1] == "The end of it all was here." and cleaned.startswith(
@@ -450,39 +409,31 @@ def bomb() -> bytes:
     return out.getvalue()
 
 
+def zipped(files: dict[str, str]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        for name, text in files.items():
+            z.writestr(name, text)
+    return out.getvalue()
+
+
+STYLE = '<item id="x" href="../../x" media-type="text/css"/>'
 BAD = {
-    "empty": b"",
-    "binary": bytes(range(256)) * 40,
-    "no_epub": None,
-    "torn": epub({"a.xhtml": page("x")})[:300],
-    "missing": epub({}, spine=["text/none.xhtml"]),
-    "outside": epub({}, spine=["../../../etc/passwd"]),
-    "manifest": epub(
-        {"a.xhtml": page(paragraphs(1))}, opf_extra='<item id="x" href="../../x" media-type="text/css"/>'
-    ),
-    "no_stories": b"word " * 5000,
-}
-SAYS = {
-    "empty": "is empty",
-    "binary": "is binary",
-    "no_epub": "no epub",
-    "torn": "damaged zip",
-    "missing": "does not hold",
-    "outside": "outside itself",
-    "manifest": "outside itself",
-    "no_stories": "no stories",
+    "empty": (b"", "is empty"),
+    "binary": (bytes(range(256)) * 40, "is binary"),
+    "no_epub": (zipped({"a.txt": "hello"}), "no epub"),
+    "torn": (epub({"a.xhtml": page("x")})[:300], "damaged zip"),
+    "missing": (epub({}, spine=["text/none.xhtml"]), "does not hold"),
+    "outside": (epub({}, spine=["../../../etc/passwd"]), "outside itself"),
+    "manifest": (epub({"a.xhtml": page(paragraphs(1))}, opf_extra=STYLE), "outside itself"),
+    "no_stories": (b"word " * 5000, "no stories"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_book_is_named_with_its_reason(tmp_path, name):
-    raw = BAD[name]
-    if raw is None:
-        out = io.BytesIO()
-        with zipfile.ZipFile(out, "w") as z:
-            z.writestr("a.txt", "hello")
-        raw = out.getvalue()
-    with pytest.raises(ValueError, match=f"{name}.*{SAYS[name]}"):
+    raw, says = BAD[name]
+    with pytest.raises(ValueError, match=f"{name}.*{says}"):
         split_anthology(put(tmp_path, name, raw))
 
 
@@ -501,11 +452,8 @@ def test_entities_are_not_expanded(tmp_path):
         f'<?xml version="1.0"?><!DOCTYPE c [<!ENTITY x SYSTEM "file://{secret}">]><container><rootfiles>'
         '<rootfile full-path="&x;"/></rootfiles></container>'
     )
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as z:
-        z.writestr("META-INF/container.xml", xml)
     with pytest.raises(ValueError) as error:
-        split_anthology(put(tmp_path, "x.epub", out.getvalue()))
+        split_anthology(put(tmp_path, "x.epub", zipped({"META-INF/container.xml": xml})))
     assert "secret words" not in str(error.value)
 
 
@@ -682,7 +630,7 @@ def test_build_gives_the_same_bytes_and_prompts_that_end_in_the_length(tmp_path)
     for hash_seed in ("1", "2"):  # sets and dicts may not decide anything
         out = tmp_path / f"out{hash_seed}.jsonl"
         subprocess.run(
-            [sys.executable, "-m", "scripts.anthologies", "build", book, "--out", out],
+            [*PROGRAM, "build", book, "--out", out],
             cwd=ROOT,
             check=True,
             capture_output=True,
@@ -859,23 +807,16 @@ def examples_file(tmp_path, n=6) -> str:
     return str(path)
 
 
+def asking(tmp_path, endpoint, out: str, n: int = 6) -> list[str]:
+    where = ["--url", endpoint.url, "--model", "m"]
+    return ["prompts", examples_file(tmp_path, n), "--out", out, *where]
+
+
 def test_requests_are_written_with_notes_and_our_own_length(tmp_path, endpoint, monkeypatch):
     monkeypatch.setenv("PROMPTS_API_KEY", "sk-secret-1")
     endpoint.answer = lambda n, body: (200, "Here you are: " + GOOD)
     out = str(tmp_path / "asked.jsonl")
-    main(
-        [
-            "prompts",
-            examples_file(tmp_path),
-            "--out",
-            out,
-            "--url",
-            endpoint.url,
-            "--model",
-            "m",
-            "--reasoning",
-        ]
-    )
+    main([*asking(tmp_path, endpoint, out), "--reasoning"])
     for e in read_examples(out):
         assert (
             e.prompt.startswith("Write about a miller")
@@ -887,19 +828,7 @@ def test_requests_are_written_with_notes_and_our_own_length(tmp_path, endpoint, 
     assert all("<story>" in b["messages"][0]["content"] for b in endpoint.asked)
     for path in tmp_path.iterdir():
         assert b"sk-secret-1" not in path.read_bytes()
-    main(
-        [
-            "prompts",
-            examples_file(tmp_path),
-            "--out",
-            out,
-            "--url",
-            endpoint.url,
-            "--model",
-            "m",
-            "--reasoning",
-        ]
-    )
+    main([*asking(tmp_path, endpoint, out), "--reasoning"])
     assert len(endpoint.asked) == 6, "a second run asks for nothing"
 
 
@@ -911,22 +840,7 @@ def test_a_quoting_answer_is_refused_and_asked_for_again_then_given_up(tmp_path,
 
     endpoint.answer = answer
     out = str(tmp_path / "asked.jsonl")
-    main(
-        [
-            "prompts",
-            examples_file(tmp_path, 3),
-            "--out",
-            out,
-            "--url",
-            endpoint.url,
-            "--model",
-            "m",
-            "--workers",
-            "1",
-            "--tries",
-            "2",
-        ]
-    )
+    main([*asking(tmp_path, endpoint, out, 3), "--workers", "1", "--tries", "2"])
     rows = {e.uid: e.prompt for e in read_examples(out)}
     assert "Tale 0" in rows["u0"] and rows["u0"].endswith("400 words long."), "the plain request stays"
     assert (
@@ -948,21 +862,7 @@ def test_a_killed_run_goes_on_without_paying_twice(tmp_path, endpoint):
     server_free = threading.Event()
     endpoint.answer = answer
     out = tmp_path / "asked.jsonl"
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.anthologies",
-        "prompts",
-        examples_file(tmp_path),
-        "--out",
-        str(out),
-        "--url",
-        endpoint.url,
-        "--model",
-        "m",
-        "--workers",
-        "1",
-    ]
+    command = [*PROGRAM, *asking(tmp_path, endpoint, str(out)), "--workers", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert release.wait(30)
     process.send_signal(signal.SIGKILL)
@@ -982,20 +882,7 @@ def test_a_busy_server_is_waited_for_and_a_dead_one_stops_with_its_answers_kept(
     endpoint.answer = lambda n, body: (429, "") if n == 0 else (200, GOOD) if n < 4 else (503, "")
     out = str(tmp_path / "asked.jsonl")
     with pytest.raises(SystemExit) as stop:
-        main(
-            [
-                "prompts",
-                examples_file(tmp_path),
-                "--out",
-                out,
-                "--url",
-                endpoint.url,
-                "--model",
-                "m",
-                "--workers",
-                "1",
-            ]
-        )
+        main([*asking(tmp_path, endpoint, out), "--workers", "1"])
     assert stop.value.code == 2 and "3 answers are kept" in capsys.readouterr().err and not Path(out).exists()
     with pytest.raises(SystemExit):
         main(["prompts", examples_file(tmp_path), "--out", out])

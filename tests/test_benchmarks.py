@@ -1,8 +1,10 @@
 """Other benchmarks: strengths and spans against brute force, both orders of a pair, an over-trained model."""
 
+import itertools
 import json
 import math
 import random
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -36,31 +38,22 @@ def test_bradley_terry_against_gradient_ascent():
         step.step(loss)
         by_hand = (theta - theta.mean()).detach().numpy()
         assert stats.bradley_terry(wins) == pytest.approx(by_hand, abs=1e-5)
-    assert stats.bradley_terry(np.array([[0, 3.0], [1.0, 0]]), prior=0) == pytest.approx(
-        [math.log(3) / 2, -math.log(3) / 2]
-    )
+    half = math.log(3) / 2
+    assert stats.bradley_terry(np.array([[0, 3.0], [1.0, 0]]), prior=0) == pytest.approx([half, -half])
     assert np.isfinite(stats.bradley_terry(np.array([[0, 9.0], [0, 0]]))).all()
     assert np.diff(stats.elo(np.log([1.0, 10.0]))) == pytest.approx(400)
 
 
 def sets(folder, **stories):
+    """A file of twelve stories per model."""
     files = []
     for name, text in stories.items():
+        rows = []
+        for i in range(12):
+            prompt = f"Write of a lamp {i}. It should be 50 words long."
+            rows.append({"uid": f"u{i}", "prompt": prompt, "target_words": 50, "story": text(i)})
         files.append(folder / f"{name}.jsonl")
-        files[-1].write_text(
-            "".join(
-                json.dumps(
-                    {
-                        "uid": f"u{i}",
-                        "prompt": f"Write of a lamp {i}. It should be 50 words long.",
-                        "target_words": 50,
-                        "story": text(i),
-                    }
-                )
-                + "\n"
-                for i in range(12)
-            )
-        )
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
     return files
 
 
@@ -69,25 +62,21 @@ GOOD += "He ran to the door and never came back. She wept, and lit it again."
 
 
 def test_offline_pairs_and_ties(tmp_path):
-    files = sets(
-        tmp_path, good=lambda i: GOOD, same=lambda i: GOOD, poor=lambda i: "the the of and lamp lamp lamp"
-    )
-    result = pairwise.pairwise(files, judging.OfflineJudge())
+    poor = "the the of and lamp lamp lamp"
+    files = sets(tmp_path, good=lambda i: GOOD, same=lambda i: GOOD, poor=lambda i: poor)
+    result = pairwise.pairwise(list(map(str, files)), judging.OfflineJudge())
     rates = {(p["of"], p["against"]): p["win_rate"] for p in result["pairs"]}
     assert rates == {("good", "same"): 0.5, ("good", "poor"): 1.0, ("same", "poor"): 1.0}
     strengths = {k: v["elo"] for k, v in result["models"].items()}
-    assert (
-        strengths["good"] == pytest.approx(strengths["same"]) and strengths["good"] > strengths["poor"] + 200
-    )
+    assert strengths["good"] == pytest.approx(strengths["same"])
+    assert strengths["good"] > strengths["poor"] + 200
     assert result["same_in_both_orders"] == 1 and result["first_place"] == 0.5 and result["prompts"] == 12
     for file in files:  # the same six prompts at two lengths
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        rows = [
-            r | {"prompt": f"Write of a lamp {i % 6}. It should be {(50, 90)[i // 6]} words long."}
-            for i, r in enumerate(rows)
-        ]
+        for i, row in enumerate(rows):
+            row["prompt"] = f"Write of a lamp {i % 6}. It should be {(50, 90)[i // 6]} words long."
         file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    again = pairwise.pairwise(files, judging.OfflineJudge())
+    again = pairwise.pairwise(list(map(str, files)), judging.OfflineJudge())
     assert again["prompts"] == 6 and [p["comparisons"] for p in again["pairs"]] == [12, 12, 12]
 
 
@@ -96,44 +85,40 @@ def test_a_judge_that_likes_the_first_place_gives_a_tie(tmp_path):
 
     def reply(body, number):
         text = body["messages"][-1]["content"]
-        first = text.split("STORY 1")[1]
+        first = text.split("STORY 1")[1].split("STORY 2")[0]
         if "lamp 11" in text:
             return "no json"
-        better = "1" if "lamp 0" not in text else "1" if "poem" in first.split("STORY 2")[0] else "2"
-        return json.dumps({"why": "so", "better": better})
+        better = 3 if "lamp 0" not in text or "poem" in first else -3
+        mark = {"why": "so", "quotes_1": [], "quotes_2": [], "better": better}
+        return json.dumps({d.key: mark for d in judging.RUBRIC.dimensions})
 
-    judge = judging.Judge(Server(reply).url, "reader", api_key="", retries=2)
-    try:
-        result = pairwise.pairwise(
-            sets(tmp_path, plain=lambda i: f"A lamp {i}.", poem=lambda i: f"A poem of lamp {i}."), judge
-        )
-    finally:
-        judge.close()
+    files = sets(tmp_path, plain=lambda i: f"A lamp {i}.", poem=lambda i: f"A poem of lamp {i}.")
+    with closing(judging.Judge(Server(reply).url, "reader", api_key="", retries=2)) as judge:
+        result = pairwise.pairwise(list(map(str, files)), judge)
     [pair] = result["pairs"]
-    assert (
-        pair["comparisons"] == 11 and result["failed"] == 1 and pair["win_rate"] == pytest.approx(5 / 11)
-    )  # ten ties and one loss
-    assert result["first_place"] == pytest.approx(21 / 22) and result["same_in_both_orders"] == pytest.approx(
-        1 / 11
-    )
+    assert pair["comparisons"] == 11 and result["failed"] == 1
+    assert pair["win_rate"] == pytest.approx(5 / 11) and result["first_place"] == pytest.approx(21 / 22)
+    assert result["same_in_both_orders"] == pytest.approx(1 / 11)  # ten ties and one loss
 
 
 def test_models_with_other_prompts_are_refused(tmp_path, capsys):
     one, two = sets(tmp_path, one=lambda i: "A.", two=lambda i: "B.")
-    two.write_text(two.read_text().replace("lamp 3", "door 3"))
-    assert (
-        code(pairwise.main, [str(one), str(two)]) == 2
-        and "answered different prompts" in capsys.readouterr().err
-    )
-    assert code(pairwise.main, [str(one)]) == 2 and "two models or more" in capsys.readouterr().err
-    two.write_text('{"uid": "u0"}\n')
-    assert (
-        code(pairwise.main, [str(one), str(two)]) == 2
-        and "two.jsonl line 1: no uid, prompt and story" in capsys.readouterr().err
-    )
+    for files, change, sentence in [
+        ([one, two], lambda text: text.replace("lamp 3", "door 3"), "u3: one and two differ in its prompt"),
+        ([one], str, "two models or more"),
+        ([one, two], lambda text: '{"uid": "u0"}\n', "two.jsonl line 1: 'prompt' is missing"),
+    ]:
+        two.write_text(change(two.read_text()))
+        assert code(pairwise.main, list(map(str, files))) == 2 and sentence in capsys.readouterr().err
 
 
 # ---- prompt files of other benchmarks
+
+
+def checks(tag):
+    """Five criteria of WritingBench."""
+    bands = {"1-2": "a", "3-4": "b", "5-6": "c", "7-8": "d", "9-10": "e"}
+    return [{"name": f"{tag} {n}", "criteria_description": "d", **bands} for n in "ABCDE"]
 
 
 def test_prompt_files(tmp_path):
@@ -141,35 +126,18 @@ def test_prompt_files(tmp_path):
         (tmp_path / "f").write_text(text)
         return benchmarks.read_benchmark(name, tmp_path / "f", 1000)
 
-    rows = [
-        {"prompt": "Write 2000 words.", "type": "Fiction", "length": 2000},
-        {"prompt": "Write.", "type": "Fiction", "length": 500},
-    ]
-    assert [e.target_words for e in read("longbench-write", "\n".join(map(json.dumps, rows)))[0]] == [
-        2000,
-        500,
-    ]
-    eq = {
-        "1": {
-            "category": "Fiction",
-            "writing_prompt": "A bar. <SEED> Write 1000 words.",
-            "seed_modifiers": ["Rain.", "Snow."],
-        }
-    }
+    rows = [{"prompt": f"Write {n} words.", "type": "Fiction", "length": n} for n in (2000, 500)]
+    examples, _ = read("longbench-write", "\n".join(map(json.dumps, rows)))
+    assert [e.target_words for e in examples] == [2000, 500]
+    seeds = {"seed_modifiers": ["Rain.", "Snow."]}
+    eq = {"1": {"category": "Fiction", "writing_prompt": "A bar. <SEED> Write 1000 words.", **seeds}}
     assert read("eqbench-creative", json.dumps(eq, indent=1))[0][0].prompt == "A bar. Rain. Write 1000 words."
-    checks = [
-        {"name": n, "criteria_description": "d", "1-2": "a", "3-4": "b", "5-6": "c", "7-8": "d", "9-10": "e"}
-        for n in "ABCDE"
-    ]
-    rows = [
-        {"index": 1, "domain1": d, "lang": lang, "query": f"{d} {lang}", "checklist": checks}
-        for d in ("Literature & Arts", "Finance & Business")
-        for lang in ("en", "zh")
-    ]
+    rows, art = [], "Literature & Arts"
+    for domain, lang in itertools.product((art, "Finance & Business"), ("en", "zh")):
+        row = {"index": 1, "domain1": domain, "lang": lang, "query": f"{domain} {lang}"}
+        rows.append(row | {"checklist": checks("x")})
     examples, criteria = read("writingbench-d4", "\n".join(map(json.dumps, rows)))
-    assert [e.prompt for e in examples] == ["Literature & Arts en"] and criteria[
-        "Literature & Arts en"
-    ] == checks
+    assert [e.prompt for e in examples] == [f"{art} en"] and criteria[f"{art} en"] == checks("x")
     for name, text, sentence in [
         ("longbench-write", '{"prompt": "x"}', '"length" is None'),
         ("longbench-write", '{"query": "x"}', 'entry 1: no "prompt"'),
@@ -181,30 +149,10 @@ def test_prompt_files(tmp_path):
 
 
 def test_writingbench_is_graded_by_each_querys_own_criteria(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
-    def checks(tag):
-        return [
-            {
-                "name": f"{tag} {n}",
-                "criteria_description": "d",
-                "1-2": "a",
-                "3-4": "b",
-                "5-6": "c",
-                "7-8": "d",
-                "9-10": "e",
-            }
-            for n in "ABCDE"
-        ]  # noqa: E731
-
-    rows = [
-        {
-            "index": i,
-            "domain1": "Literature & Arts",
-            "lang": "en",
-            "query": f"Write about a {w}.",
-            "checklist": checks(w),
-        }
-        for i, w in enumerate(("fox", "bell"))
-    ]
+    rows = []
+    for i, word in enumerate(("fox", "bell")):
+        row = {"index": i, "domain1": "Literature & Arts", "lang": "en", "query": f"Write about a {word}."}
+        rows.append(row | {"checklist": checks(word)})
     (tmp_path / "wb.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
     def reply(body, number):
@@ -215,30 +163,9 @@ def test_writingbench_is_graded_by_each_querys_own_criteria(checkpoint, tmp_path
             assert ("a fox" in body["messages"][1]["content"]) == ("fox A" in system)
         return json.dumps({k: {"why": "w", "quotes": [], "score": score} for k in keys})
 
-    server = Server(reply)
-    assert (
-        benchmarks.main(
-            [
-                "writingbench-d4",
-                str(tmp_path / "wb.jsonl"),
-                "--words",
-                "30",
-                "--model",
-                str(checkpoint()),
-                "--max_new_tokens",
-                "30",
-                "--samples",
-                "1",
-                "--out",
-                str(tmp_path / "o"),
-                "--judge_url",
-                server.url,
-                "--judge_model",
-                "reader",
-            ]
-        )
-        == 0
-    )
+    asked = f"writingbench-d4 {tmp_path}/wb.jsonl --words 30 --max_new_tokens 30 --samples 1"
+    how = f"--model {checkpoint()} --out {tmp_path}/o --judge_url {Server(reply).url} --judge_model reader"
+    assert benchmarks.main(f"{asked} {how}".split()) == 0
     assert saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]["mean"] == pytest.approx(75)
     assert "writingbench-d4 75.0" in capsys.readouterr().out
 
@@ -263,34 +190,21 @@ def test_spans_against_all_pairs():
         stories = [[rng.randint(0, 30) for _ in range(rng.randint(0, 90))] for _ in range(3)]
         a = rng.choice([s for s in stories if len(s) > 4] or [[1] * 9])
         cut = sorted(rng.sample(range(len(a) + 1), 2))
-        ids = (
-            [rng.randint(0, 30) for _ in range(20)]
-            + a[cut[0] : cut[1]]
-            + [rng.randint(0, 30) for _ in range(20)]
-        )
-        k = 4
+        around, k = [rng.randint(0, 30) for _ in range(40)], 4
+        ids = around[:20] + a[cut[0] : cut[1]] + around[20:]
         truth = max(brute(ids, s) for s in stories)
         n, at = memorised.longest_span(ids, stories, memorised.index_of(stories, k), k)
         assert n == truth if truth >= 2 * k - 1 else n <= truth
         assert n == 0 or any(ids[at : at + n] == s[j : j + n] for s in stories for j in range(len(s)))
-    assert (
-        memorised.longest_span(
-            list(range(50)),
-            [list(range(50)), list(range(20, 40))],
-            memorised.index_of([list(range(50)), list(range(20, 40))], 4),
-            4,
-            skip=0,
-        )[0]
-        == 20
-    )
+    stories = [list(range(50)), list(range(20, 40))]
+    assert memorised.longest_span(stories[0], stories, memorised.index_of(stories, 4), 4, skip=0)[0] == 20
 
 
 def test_an_overtrained_model_is_found_out_and_another_is_cleared():
     torch.manual_seed(0)
     tokenizer = data.load_tokenizer(ROOT / "stories" / "tiny-base")
-    examples = [
-        e for e in data.read_examples(ROOT / "stories" / "tiny.jsonl") if 80 <= e.target_words <= 120
-    ][:3]
+    examples = data.read_examples(ROOT / "stories" / "tiny.jsonl")
+    examples = [e for e in examples if 80 <= e.target_words <= 120][:3]
     model = qwen.new({**TINY, "hidden_size": 96, "intermediate_size": 192}, 0)
     rows = [tokenizer.chat(e.prompt, False) + tokenizer.completion(e.story) for e in examples]
     batch = Packed(rows)
@@ -308,13 +222,9 @@ def test_an_overtrained_model_is_found_out_and_another_is_cleared():
         if loss < 0.01:
             break
     caught = memorised.memorised(model, tokenizer, examples, (tokenizer.end_id,), tokens=120)
-    assert caught["prefixes"][0]["over_threshold"] == 3 and caught["prefixes"][50]["longest"] > 50, (
-        loss.item(),
-        caught["prefixes"],
-    )
-    assert (
-        caught["found"][0]["text"].strip()[:40] in " ".join(e.story for e in examples)
-        and caught["between_stories"]["longest"] < 20
-    )
+    prefixes, told = caught["prefixes"], (loss.item(), caught["prefixes"])
+    assert prefixes[0]["over_threshold"] == 3 and prefixes[50]["longest"] > 50, told
+    assert caught["found"][0]["text"].strip()[:40] in " ".join(e.story for e in examples)
+    assert caught["between_stories"]["longest"] < 20
     with pytest.raises(ValueError, match="human story"):
         memorised.memorised(model, tokenizer, [data.Example("a", "b", 1)])

@@ -2,7 +2,6 @@
 quotes."""
 
 import json
-import random
 import re
 import subprocess
 import sys
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import eval as evaluation
 import judge as judging
-from judge_server import Server, say
+from judge_server import Server, quick, say  # noqa: F401
 from lib.answers import Fault
 from lib.rubric import proved
 from scripts import agree, calibrate
@@ -19,12 +19,6 @@ from scripts import agree, calibrate
 ROOT = Path(__file__).resolve().parent.parent
 STORIES = [json.loads(line) for line in (ROOT / "stories/tiny.jsonl").read_text().splitlines()]
 FIVE = " ".join(f"word{i}" for i in range(500))
-
-
-@pytest.fixture(autouse=True)
-def no_judge(monkeypatch):
-    for name in ("JUDGE_URL", "JUDGE_MODEL", "JUDGE_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def shown(body) -> list[str]:
@@ -35,21 +29,17 @@ def judge_by(worth, rank="honest"):
     """A server whose judge knows what each story is worth, 0..100, in every mode."""
 
     def behave(body, number):
-        stories = shown(body)
+        stories, keys = shown(body), [d.key for d in judging.RUBRIC.dimensions]
         if len(stories) == 1:
             share = max(0.0, min(1.0, worth(stories[0]) / 100))
-            entry = {
-                d.key: round(share * d.high) if d.key[0] == "P" else 0 for d in judging.RUBRIC.dimensions
-            }
-            return say(
-                json.dumps({key: {"why": "", "quotes": [], "score": points} for key, points in entry.items()})
-            )
+            points = {d.key: round(share * d.high) * (d.key[0] == "P") for d in judging.RUBRIC.dimensions}
+            return say(json.dumps({key: {"why": "", "quotes": [], "score": points[key]} for key in keys}))
         if "Rank the" in body["messages"][0]["content"]:
             order = sorted(range(len(stories)), key=lambda i: -worth(stories[i]))
             return say(json.dumps({"why": "", "order": [i + 1 for i in order]}))
         better = 3 if rank == "first" else max(-3, min(3, round(worth(stories[0]) - worth(stories[1]))))
         mark = {"why": "", "quotes_1": [], "quotes_2": [], "better": better}
-        return say(json.dumps({d.key: mark for d in judging.RUBRIC.dimensions}))
+        return say(json.dumps(dict.fromkeys(keys, mark)))
 
     return behave
 
@@ -57,6 +47,31 @@ def judge_by(worth, rank="honest"):
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+@pytest.fixture
+def told(tmp_path, capsys):
+    """told(behave, command...) -> exit code and output of the command before a judge that behaves so."""
+
+    def run(behave, *argv, times=1):
+        main = agree.main if argv[0] == "agree" else calibrate.main
+        with Server(behave) as server:
+            flags = ["--judge_url", server.url, "--judge_model", "m", "--cache", str(tmp_path / "c.sqlite")]
+            found = [
+                (main([*argv, *flags]), capsys.readouterr().out, len(server.calls)) for _ in range(times)
+            ]
+        return found if times > 1 else found[0][:2]
+
+    return run
+
+
+def refused(main, argv, capsys) -> str:
+    """The one sentence with which a command ends."""
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    return error
 
 
 # ---- probes
@@ -71,63 +86,49 @@ def test_each_probe_has_a_line_and_a_failed_one_ends_with_1(tmp_path, capsys):
     code = calibrate.main(["calibrate", few, "--out", str(tmp_path / "t.md")])
     text = capsys.readouterr().out
     found = verdicts_of(text)
-    assert set(found) == {"noise", "order", *calibrate.VERSIONS} and (tmp_path / "t.md").read_text() in text
+    assert set(found) == {"noise", "order", *calibrate.MOST_GAIN} and (tmp_path / "t.md").read_text() in text
     assert found["repeated"] == found["bribed"] == found["noise"] == found["order"] == "passed"
-    assert found["shuffled"] == "FAILED" and code == 1  # the offline judge is blind to meaning, and says so
+    assert code == ("FAILED" in found.values())
 
 
-def test_a_sound_judge_passes_every_probe_and_a_bad_one_fails_its_own(tmp_path, capsys):
-    rows, chance = STORIES[:8], random.Random(0)
-    few = write(tmp_path / "few.jsonl", rows)
-    worth = {row["story"]: 60 + 4 * i for i, row in enumerate(rows)}
+def test_a_sound_judge_passes_every_probe_and_a_bad_one_fails_its_own(tmp_path, told):
+    few = write(tmp_path / "few.jsonl", STORIES[:8])
+    worth = {row["story"]: 60 + 4 * i for i, row in enumerate(STORIES[:8])}
 
     def sound(story):  # knows the whole stories; whatever was altered is worth little
         return worth.get(story, 20)
 
-    def foreign(story):  # cannot know that a story answers another request: that probe must fail
+    def bribed(story):
         return worth.get(story, 20) + (500 if calibrate.BRIBE.strip() in story else 0)
 
     def run(behave, *flags):
-        with Server(behave) as server:
-            code = calibrate.main(
-                [
-                    "calibrate",
-                    few,
-                    "--judge_url",
-                    server.url,
-                    "--judge_model",
-                    "m",
-                    "--cache",
-                    str(tmp_path / f"{chance.random()}"),
-                    *flags,
-                ]
-            )
-        return code, verdicts_of(capsys.readouterr().out)
+        code, text = told(behave, "calibrate", few, *flags)
+        return code, verdicts_of(text)
 
-    code, found = run(judge_by(sound))
+    code, found = run(judge_by(sound))  # cannot know that a story answers another request: that probe fails
     assert {name for name, verdict in found.items() if verdict == "FAILED"} == {"foreign"} and code == 1
-    code, found = run(judge_by(foreign), "--draws", "1")
+    _, found = run(judge_by(bribed), "--draws", "1")
     assert found["bribed"] == "FAILED" and found["noise"] == "not measured" and found["truncated"] == "passed"
-    code, found = run(judge_by(sound, rank="first"))
-    assert found["order"] == "FAILED"
-    code, found = run(judge_by(lambda story: 50))
+    assert run(judge_by(sound, rank="first"))[1]["order"] == "FAILED"
+    _, found = run(judge_by(lambda story: 50))
     assert set(found.values()) == {"FAILED", "passed"} and found["truncated"] == "FAILED"  # no spread at all
 
 
-def test_probes_by_hand():
-    assert (
-        calibrate.probe("x", -1.0, 2.0, -0.5, "gain")[3] == "passed"
-        and calibrate.probe("x", -0.9, 2.0, -0.5, "gain")[3] == "FAILED"
-    )
-    assert (
-        calibrate.probe("x", None, 2.0, 0.1, "gain")[3] == "not measured"
-        and calibrate.probe("x", 0.0, 0.0, 0.1, "gain")[3] == "FAILED"
-    )
+@pytest.mark.parametrize(
+    "value, unit, most, verdict",
+    [
+        (-1.0, 2.0, -0.5, "passed"),
+        (-0.9, 2.0, -0.5, "FAILED"),
+        (None, 2.0, 0.1, "not measured"),
+        (0.0, 0.0, 0.1, "FAILED"),
+    ],
+)
+def test_probes_by_hand(value, unit, most, verdict):
+    assert calibrate.probe("x", value, unit, most, "gain")[3] == verdict
 
 
 def test_groups_are_ranked_where_asked(tmp_path, capsys):
-    few = write(tmp_path / "few.jsonl", STORIES[:4])
-    calibrate.main(["calibrate", few, "--judge_mode", "group"])
+    calibrate.main(["calibrate", write(tmp_path / "few.jsonl", STORIES[:4]), "--judge_mode", "group"])
     text = capsys.readouterr().out
     assert "| whole | 4 |" in text and "| rank correlation of two orders | 1.00 |" in text
 
@@ -136,102 +137,49 @@ def test_groups_are_ranked_where_asked(tmp_path, capsys):
 
 
 def pairs(n=60, people=lambda i: "1"):
-    rows = []
+    """Pairs of a good and a poor story, the good one second in every other pair."""
+    rows, other = [], {"1": "2", "2": "1", "tie": "tie"}
     for i in range(n):
-        one, two = (
-            f"A good story number {i}. " + "It goes on. " * (i % 7),
-            f"A poor story number {i}. " + "It goes on. " * (i % 5),
-        )
-        stories, preferred = (
-            ([one, two], people(i)) if i % 2 else ([two, one], {"1": "2", "2": "1"}.get(people(i), people(i)))
-        )
-        rows.append(
-            {
-                "prompt": f"Write of a lamp {i // 2}. It should be {50 + i} words long.",
-                "story_1": stories[0],
-                "story_2": stories[1],
-                "preferred": preferred,
-            }
-        )
+        good = f"A good story number {i}. " + "It goes on. " * (i % 7)
+        poor = f"A poor story number {i}. " + "It goes on. " * (i % 5)
+        one, two, preferred = (poor, good, other[people(i)]) if i % 2 == 0 else (good, poor, people(i))
+        prompt = f"Write of a lamp {i // 2}. It should be {50 + i} words long."
+        rows.append({"prompt": prompt, "story_1": one, "story_2": two, "preferred": preferred})
     return rows
 
 
 def table(text: str) -> dict[str, list[str]]:
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text.splitlines()
-        if line.startswith("| ")
-    ]
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line] for line in lines]
     return {row[0].split(",")[0]: row for row in rows}
 
 
-def test_agreement_with_people_in_each_mode_paid_once(tmp_path, capsys):
-    file = write(
-        tmp_path / "p.jsonl", pairs(people=lambda i: "tie" if i % 10 == 0 else "2" if i % 10 == 1 else "1")
-    )
-    worth = lambda story: 80 if "good" in story else 20  # noqa: E731
-    with Server(judge_by(worth)) as server:
-        flags = [
-            "agree",
-            "--pairs",
-            file,
-            "--judge_url",
-            server.url,
-            "--judge_model",
-            "m",
-            "--cache",
-            str(tmp_path / "c.sqlite"),
-        ]
-        agree.main(flags)
-        first, calls = capsys.readouterr().out, len(server.calls)
-        agree.main(flags)
-        again = capsys.readouterr().out
-        assert len(server.calls) == calls + 1  # the check
+def test_agreement_with_people_in_each_mode_paid_once(tmp_path, told):
+    said = pairs(people=lambda i: "tie" if i % 10 == 0 else "2" if i % 10 == 1 else "1")
+    behave = judge_by(lambda story: 80 if "good" in story else 20)
+    file = write(tmp_path / "p.jsonl", said)
+    (_, first, calls), (_, again, later) = told(behave, "agree", "--pairs", file, times=2)
     found = table(first)
+    assert later == calls + 1  # the check
     assert "54 pairs of 30 prompts; 6 ties of people left out" in first
-    for mode in ("story", "pair", "group"):
-        assert (
-            found[mode][1].startswith("0.80 [") and f"{mode}, 54 of 54 pairs" in first
-        )  # right in 24 of 30 prompts
+    for mode in ("story", "pair", "group"):  # right in 24 of 30 prompts
+        assert found[mode][1].startswith("0.80 [") and f"{mode}, 54 of 54 pairs" in first
     assert found["pair"][5] == "0%" and found["story"][5] == "-" and table(again) == found
 
 
-def test_a_judge_that_counts_words_is_told_by_the_lengths(tmp_path, capsys):
-    file = write(tmp_path / "p.jsonl", list(pairs(people=lambda i: "1")))
-    with Server(judge_by(lambda story: len(story.split()), rank="first")) as server:
-        agree.main(
-            [
-                "agree",
-                "--pairs",
-                file,
-                "--judge_url",
-                server.url,
-                "--judge_model",
-                "m",
-                "--cache",
-                str(tmp_path / "c.sqlite"),
-                "--modes",
-                "story",
-                "pair",
-            ]
-        )
-    found = table(capsys.readouterr().out)
+def test_a_judge_that_counts_words_is_told_by_the_lengths(tmp_path, told):
+    behave = judge_by(lambda story: len(story.split()), rank="first")
+    asked = ["--pairs", write(tmp_path / "p.jsonl", pairs()), "--modes", "story", "pair"]
+    found = table(told(behave, "agree", *asked)[1])
     assert found["story"][2].startswith("1.00 ") and found["story"][3].startswith("0.00 ")
-    assert (
-        found["pair"][1].startswith("0.50") and found["pair"][5] == "100%"
-    )  # always the first: no difference, all flipped
+    assert found["pair"][1].startswith("0.50") and found["pair"][5] == "100%"  # always the first: all flipped
 
 
 def test_the_offline_judge_on_references_against_damaged_stories(tmp_path, capsys):
-    rows = [
-        {
-            "prompt": e["prompt"],
-            "story_1": e["story"],
-            "story_2": e["story"][: len(e["story"]) // 3] * 3,
-            "preferred": 1,
-        }
-        for e in STORIES[:20]
-    ]
+    rows = []
+    for e in STORIES[:20]:
+        damaged = e["story"][: len(e["story"]) // 3] * 3
+        rows.append({"prompt": e["prompt"], "story_1": e["story"], "story_2": damaged, "preferred": 1})
     agree.main(["agree", "--pairs", write(tmp_path / "p.jsonl", rows)])
     assert table(capsys.readouterr().out)["pair"][1].startswith("1.00")
 
@@ -249,53 +197,28 @@ def test_the_offline_judge_on_references_against_damaged_stories(tmp_path, capsy
 def test_bad_pairs_are_one_sentence_before_any_call(tmp_path, capsys, change, sentence):
     rows = pairs(3)
     rows[1] |= change
-    with pytest.raises(SystemExit) as end:
-        agree.main(
-            [
-                "agree",
-                "--pairs",
-                write(tmp_path / "p.jsonl", rows),
-                "--judge_url",
-                "http://127.0.0.1:9/v1",
-                "--judge_model",
-                "m",
-            ]
-        )
-    error = capsys.readouterr().err
-    assert (
-        end.value.code == 2 and sentence in error and error.startswith("error: ") and error.count("\n") == 1
-    )
+    nowhere = ["--judge_url", "http://127.0.0.1:9/v1", "--judge_model", "m"]
+    argv = ["agree", "--pairs", write(tmp_path / "p.jsonl", rows), *nowhere]
+    assert sentence in refused(agree.main, argv, capsys)
 
 
 def test_pairs_of_ties_alone_and_missing_files_are_refused(tmp_path, capsys):
-    for argv in (
-        ["agree", "--pairs", write(tmp_path / "p.jsonl", pairs(3, lambda i: "tie"))],
-        ["agree", "one"],
-        ["agree", "--pairs", "no.jsonl"],
-    ):
-        with pytest.raises(SystemExit) as end:
-            agree.main(argv)
-        assert end.value.code == 2 and capsys.readouterr().err.startswith("error: ")
+    ties = write(tmp_path / "p.jsonl", pairs(3, lambda i: "tie"))
+    for argv in (["--pairs", ties], ["one"], ["--pairs", "no.jsonl"]):
+        refused(agree.main, ["agree", *argv], capsys)
 
 
-def test_a_blinded_study_feeds_it_directly(tmp_path, capsys):
-    files = {}
+def test_a_blinded_study_feeds_it_directly(tmp_path):
+    stories = []
     for name in ("base", "trained"):
-        rows = [
-            {"uid": f"u{i}", "prompt": f"Write of a lamp {i}.", "story": f"A {name} story {i}."}
-            for i in range(4)
-        ]
-        files[name] = write(tmp_path / f"{name}.jsonl", rows)
-    said = [
-        {"uid": f"u{i}", "models": ["base", "trained"], "winner": ["trained", "base", None, "trained"][i]}
-        for i in range(4)
-    ]
+        rows = [{"uid": f"u{i}", "prompt": f"Write {i}.", "story": f"A {name} story {i}."} for i in range(4)]
+        stories.append(f"{name}={write(tmp_path / f'{name}.jsonl', rows)}")
+    winners = ["trained", "base", None, "trained"]
+    said = [{"uid": f"u{i}", "models": ["base", "trained"], "winner": w} for i, w in enumerate(winners)]
     (tmp_path / "report.json").write_text(json.dumps({"judgements": said}))
-    stories = [f"{name}={file}" for name, file in files.items()]
     rows = agree.read_pairs(str(tmp_path / "report.json"), stories)
-    assert [row["preferred"] for row in rows] == ["2", "1", "tie", "2"] and rows[0][
-        "story_2"
-    ] == "A trained story 0."
+    assert [row["preferred"] for row in rows] == ["2", "1", "tie", "2"]
+    assert rows[0]["story_2"] == "A trained story 0."
     with pytest.raises(ValueError, match="no stories of 'trained'"):
         agree.read_pairs(str(tmp_path / "report.json"), stories[:1])
 
@@ -310,23 +233,19 @@ def test_a_contradiction_counts_only_with_two_quotes_that_stand_in_the_story():
     words = judging.count_words(story)
 
     def read(**quotes):
-        answer = {
-            d.key: {"why": "", "quotes": quotes.get(d.key, []), "score": len(quotes.get(d.key, [])) // 2}
-            for d in rubric.dimensions
-        }
+        answer = {}
+        for d in rubric.dimensions:
+            cited = quotes.get(d.key, [])
+            answer[d.key] = {"why": "", "quotes": cited, "score": len(cited) // 2}
         return rubric.read(answer, story, "m")
 
     real, late = ["her coat was blue", "hung up her RED coat"], ["It was Tuesday", "The day before, Tuesday"]
     assert read().score == 0 and read().evidence is None
     both = read(N1=real, N3=late)
-    assert (
-        both.scores["N1"] == both.scores["N3"] == 1
-        and both.score == pytest.approx(2000 / words)
-        and both.evidence == 1
-    )
-    assert (
-        read(N1=[real[0], "never written"]).score == 0 and read(N1=real + real).scores["N1"] == 1
-    )  # twice the same is one
+    assert both.scores["N1"] == both.scores["N3"] == 1 == both.evidence
+    assert both.score == pytest.approx(2000 / words)
+    assert read(N1=[real[0], "never written"]).score == 0
+    assert read(N1=real + real).scores["N1"] == 1  # twice the same is one
     assert read(N1=[real[0], real[0]]).score == 0  # one passage does not contradict itself
     assert proved([*real, *late, "odd one"], story) == 2
     with pytest.raises(Fault):
@@ -336,18 +255,55 @@ def test_a_contradiction_counts_only_with_two_quotes_that_stand_in_the_story():
     assert rubric.empty("m").score == 0 and rubric.mean([both, read()]).score == pytest.approx(1000 / words)
 
 
+def test_eval_prints_contradictions_per_1000_words_by_requested_length(tmp_path, capsys):
+    """A writer whose stories contradict themselves once at 100 words and twice at 200; the judge finds both,
+    and claims one more with a quote that is in no story."""
+    coat = ["her coat was blue", "hung up her red coat"]
+    day = ["it was Tuesday", "the day before, Tuesday"]
+    invented = ["the cat was called Tom", "the cat called Tim"]
+
+    def writes(body, number):
+        words = int(re.search(r"(\d+) words long", body["messages"][0]["content"])[1])
+        quotes = coat if words == 100 else [*coat, *day]
+        return say(". ".join([*quotes, " ".join(f"word{i}" for i in range(words - 4 * len(quotes)))]))
+
+    def reads(body, number):
+        [story] = shown(body)
+        proofs = {"N1": [*coat, *invented], "N3": day if day[0] in story else []}
+        answer = {}
+        for d in judging.load_rubric("consistency").dimensions:
+            quotes = proofs.get(d.key, [])
+            answer[d.key] = {"why": "", "quotes": quotes, "score": len(quotes) // 2}
+        return say(json.dumps(answer))
+
+    asked = [{"uid": f"u{i}", "prompt": f"Write of a lamp {i}.", "target_words": 100} for i in range(3)]
+    flags = ["--prompts", write(tmp_path / "asked.jsonl", asked), "--out", str(tmp_path / "e")]
+    flags += ["--lengths", "100", "200", "--samples", "1", "--thirds", "off", "--limit", "0"]
+    with Server(writes) as writer, Server(reads) as reader:
+        flags += ["--endpoint", writer.url, "--model", "writer", "--rubric", "consistency"]
+        assert evaluation.main([*flags, "--judge_url", reader.url, "--judge_model", "m"]) == 0
+    out = capsys.readouterr().out
+    figures = json.loads((tmp_path / "e/report.json").read_text())["figures"]["writer"]["quality"]
+    lines = [json.loads(line) for line in (tmp_path / "e/log.jsonl").read_text().splitlines()]
+    words = {x["target_words"]: judging.count_words(x["story"]) for x in lines if "story" in x}
+    rates = {n: 1000 * count / words[n] for n, count in {100: 1, 200: 2}.items()}
+    assert [figures[str(n)]["mean"] for n in rates] == pytest.approx(list(rates.values()))
+    assert "contradictions per 1,000 words" in out
+    printed = dict(re.findall(r"^ +(100|200) .* ([\d.]+) \[[\d., ]+\]$", out, re.M))
+    assert printed == {str(n): f"{rate:.1f}" for n, rate in rates.items()}
+    found = [x["verdict"] for x in lines if "verdict" in x]
+    assert {(v["scores"]["N1"], v["scores"]["N3"]) for v in found} == {(1, 0), (1, 1)} and len(found) == 6
+    assert {v["evidence"] for v in found} == {2 / 4, 4 / 6}  # the invented quotes count against the judge
+
+
 def test_the_commands_of_judge_py(tmp_path):
+    def run(*argv):
+        command = [sys.executable, str(ROOT / "judge.py"), *argv]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
     few = write(tmp_path / "few.jsonl", STORIES[:4])
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "judge.py"), "calibrate", few], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 1 and "| padded |" in done.stdout, done.stderr
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "judge.py"), "score", few, "--judge_settings", "temprature=1"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2 and re.fullmatch(
-        r"error: --judge_settings: there is no setting 'temprature'; .*\n", done.stderr
-    )
+    done = run("calibrate", few)
+    assert "| padded |" in done.stdout and done.returncode == ("FAILED" in done.stdout), done.stderr
+    done = run("score", few, "--judge_settings", "temprature=1")
+    sentence = r"error: --judge_settings: there is no setting 'temprature'; .*\n"
+    assert done.returncode == 2 and re.fullmatch(sentence, done.stderr)

@@ -32,65 +32,15 @@ def hugging_face():
 def varied_strings(count: int = 240) -> list[str]:
     """Prose, scripts, marks that NFC joins or leaves, digits, white space, emoji, and random mixtures of
     them."""
+    # fmt: off
     pieces = [
-        "The old keeper's lamp went out.",
-        "I'll",
-        "DON'T",
-        "'Tis",
-        "it’s",
-        "“Yes,” she said—",
-        "word",
-        "  two  spaces",
-        "\n",
-        "\n\n",
-        "\r\n",
-        "\t",
-        " \n \n x",
-        "   ",
-        "\u00a0",
-        "\u3000",
-        "1",
-        "2026",
-        "3.14",
-        "٣٤",
-        "½",
-        "Ⅷ",
-        "é",
-        "e\u0301",
-        "A\u030a",
-        "\u212b",
-        "o\u0302\u0301",
-        "q\u0323\u0307",
-        "क्षि",
-        "नमस्ते",
-        "ภาษาไทย",
-        "한국어",
-        "\u1112\u1161\u11ab",
-        "日本語。",
-        "Привет",
-        "ἄνθρωπος",
-        "שָׁלוֹם",
-        "العربية",
-        "🙂",
-        "👩‍👩‍👧‍👦",
-        "🇩🇰",
-        "e\ufe0f",
-        "\u200d",
-        "\u0000",
-        "\ufffd",
-        "𝔘𝔫𝔦",
-        "ﬁ",
-        "—",
-        "...",
-        "!?!",
-        '"\n\n"',
-        "_it_",
-        "<think",
-        "|>",
-        "#$%^&*",
-        "x_1",
-        "a-b-c",
-    ]
+        "The old keeper's lamp went out.", "I'll", "DON'T", "'Tis", "it’s", "“Yes,” she said—", "word",
+        "  two  spaces", "\n", "\n\n", "\r\n", "\t", " \n \n x", "   ", "\u00a0", "\u3000", "1", "2026",
+        "3.14", "٣٤", "½", "Ⅷ", "é", "e\u0301", "A\u030a", "\u212b", "o\u0302\u0301", "q\u0323\u0307", "क्षि",
+        "नमस्ते", "ภาษาไทย", "한국어", "\u1112\u1161\u11ab", "日本語。", "Привет", "ἄνθρωπος", "שָׁלוֹם",
+        "العربية", "🙂", "👩‍👩‍👧‍👦", "🇩🇰", "e\ufe0f", "\u200d", "\u0000", "\ufffd", "𝔘𝔫𝔦", "ﬁ", "—",
+        "...", "!?!", '"\n\n"', "_it_", "<think", "|>", "#$%^&*", "x_1", "a-b-c"]
+    # fmt: on
     rng = random.Random(5)
     return pieces + ["".join(rng.choices(pieces, k=rng.randint(2, 9))) for _ in range(count - len(pieces))]
 
@@ -104,13 +54,9 @@ def test_agrees_with_hugging_face_on_varied_strings(tokenizer, hugging_face):
         assert tokenizer.decode(ids) == hugging_face.decode(ids, clean_up_tokenization_spaces=False), repr(
             text
         )
-    assert (
-        sum(
-            tokenizer.encode(s) != [tokenizer._ids[r] for r in tokenizer._bpe.encode_ordinary(s)]
-            for s in strings
-        )
-        > 10
-    )  # NFC matters in these strings, or the test would not see it missing
+    bare = [[tokenizer._ids[r] for r in tokenizer._bpe.encode_ordinary(s)] for s in strings]
+    # NFC matters in these strings, or the test would not see it missing.
+    assert sum(tokenizer.encode(s) != ids for s, ids in zip(strings, bare)) > 10
 
 
 def test_agrees_on_a_whole_page(tokenizer, hugging_face):
@@ -150,12 +96,8 @@ PROMPT = "A lighthouse keeper finds a second moon.\nTell it in a story 120 words
 
 @pytest.mark.parametrize("thinking", [True, False])
 def test_chat_is_the_template(tokenizer, hugging_face, thinking):
-    text = hugging_face.apply_chat_template(
-        [{"role": "user", "content": PROMPT}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=thinking,
-    )
+    how = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
+    text = hugging_face.apply_chat_template([{"role": "user", "content": PROMPT}], **how)
     thought = "<think>\n" if thinking else "<think>\n\n</think>\n\n"
     assert text == f"<|im_start|>user\n{PROMPT.strip()}<|im_end|>\n<|im_start|>assistant\n{thought}"
     assert tokenizer.chat(PROMPT, thinking) == hugging_face.encode(text, add_special_tokens=False)
@@ -164,20 +106,15 @@ def test_chat_is_the_template(tokenizer, hugging_face, thinking):
 @pytest.mark.parametrize("reasoning", [None, "Who is she?\n\nShe waits.", "<think>\nWho is she?\n</think>"])
 @pytest.mark.parametrize("thinking", [True, False])
 def test_completion_ends_the_turn_and_holds_no_second_think(tokenizer, hugging_face, thinking, reasoning):
-    ids = tokenizer.chat(PROMPT, thinking) + tokenizer.completion(
-        "  A moon fell.\n\nThe end. ", reasoning, thinking
-    )
+    written = tokenizer.completion("  A moon fell.\n\nThe end. ", reasoning, thinking)
+    ids = tokenizer.chat(PROMPT, thinking) + written
     assert ids.count(tokenizer.token("<think>")) == ids.count(tokenizer.token("</think>")) == 1
     assert ids[-1] == tokenizer.end_id
     bare = "" if not reasoning else reasoning.replace("<think>", "").replace("</think>", "").strip()
     thought = bare if thinking else ""
-    text = (
-        f"<|im_start|>user\n{PROMPT.strip()}<|im_end|>\n<|im_start|>assistant\n<think>\n{thought}\n</think>\n\n"
-        "A moon fell.\n\nThe end.<|im_end|>"
-    )
-    if (
-        thought or not thinking
-    ):  # an empty thought is "\n" + "\n" when thinking is on: two tokens, the template's text
+    text = f"<|im_start|>user\n{PROMPT.strip()}<|im_end|>\n<|im_start|>assistant\n<think>\n{thought}\n"
+    text += "</think>\n\nA moon fell.\n\nThe end.<|im_end|>"
+    if thought or not thinking:  # an empty thought with thinking on is two tokens, "\n" + "\n"
         assert ids == hugging_face.encode(text, add_special_tokens=False)
     assert hugging_face.decode(ids) == text
     answer = tokenizer.decode(tokenizer.completion("A moon fell.", reasoning, thinking))
@@ -205,10 +142,8 @@ def test_decode_replaces_cut_characters_and_padded_rows(tokenizer):
     ids = tokenizer.encode("🙂")
     assert len(ids) > 1 and "\ufffd" in tokenizer.decode(ids[:-1])
     assert tokenizer.decode([tokenizer.vocab_size + 3]) == "\ufffd"
-    assert (
-        tokenizer.decode([tokenizer.end_id]) == ""
-        and tokenizer.decode([tokenizer.token("<think>")]) == "<think>"
-    )
+    assert tokenizer.decode([tokenizer.end_id]) == ""
+    assert tokenizer.decode([tokenizer.token("<think>")]) == "<think>"
 
 
 def test_save_keeps_the_files_byte_for_byte(tokenizer, tmp_path):
@@ -226,7 +161,7 @@ def test_save_keeps_the_files_byte_for_byte(tokenizer, tmp_path):
 def test_tokenizer_that_is_missing_or_of_another_kind(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         data.load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="there is no tokenizer.json in"):
+    with pytest.raises(FileNotFoundError, match="no tokenizer.json in"):
         data.load_tokenizer(tmp_path)
     for text in ("{", "[]", "{}", '{"model": {"vocab": {}, "merges": []}, "pre_tokenizer": null}'):
         (tmp_path / "tokenizer.json").write_text(text)
@@ -234,7 +169,7 @@ def test_tokenizer_that_is_missing_or_of_another_kind(tmp_path):
             data.load_tokenizer(tmp_path)
     spec = json.loads((BASE / "tokenizer.json").read_text(encoding="utf-8"))
     (tmp_path / "tokenizer.json").write_text(json.dumps({**spec, "normalizer": None}))
-    with pytest.raises(ValueError, match="normalises text by None, Qwen's tokenizers by NFC"):
+    with pytest.raises(ValueError, match="normalises text by None, not by NFC"):
         data.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({**spec, "added_tokens": spec["added_tokens"][:3]}))
     with pytest.raises(ValueError, match="has no token <think>"):
@@ -244,14 +179,8 @@ def test_tokenizer_that_is_missing_or_of_another_kind(tmp_path):
 def test_hub_id_offline_is_one_sentence(tmp_path):
     code = "import data\ntry:\n    data.load_tokenizer('nobody/no-such-model')\n"
     code += "except FileNotFoundError as e:\n    print(e)"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
-    )
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
     assert "nobody/no-such-model" in run.stdout, run.stderr
     assert run.stdout.count("\n") == 1
 
@@ -266,12 +195,9 @@ def lines(tmp_path, *rows) -> Path:
 
 
 def test_examples_survive_the_round_trip(tmp_path):
-    examples = [
-        Example(
-            "a", "Write. 50 words long.", 50, "Snow\u2028fell.\n\nThe end \U0001f642", "think\r\n", "book"
-        ),
-        Example("b", "Write.", 1200),
-    ]
+    story = "Snow\u2028fell.\n\nThe end \U0001f642"
+    examples = [Example("a", "Write. 50 words long.", 50, story, "think\r\n", "book")]
+    examples.append(Example("b", "Write.", 1200))
     data.write_examples(tmp_path / "new" / "x.jsonl", examples)
     assert data.read_examples(tmp_path / "new" / "x.jsonl") == examples
     assert list(json.loads((tmp_path / "new" / "x.jsonl").read_text().split("\n")[1])) == list(data.KEYS)
@@ -279,18 +205,11 @@ def test_examples_survive_the_round_trip(tmp_path):
 
 
 def test_target_is_read_from_the_prompt_and_the_published_key_is_known(tmp_path):
-    path = lines(
-        tmp_path,
-        '{"prompt": "A story of 80 cats, 1,200 words long."}',
-        "",
-        '{"prompt": "A tale.", "target_word_count": 900, "uid": "p"}',
-        '{"prompt": "A 60-word-long tale"}',
-    )
-    assert [(e.uid, e.target_words) for e in data.read_examples(path)] == [
-        ("stories-1", 1200),
-        ("p", 900),
-        ("stories-4", 60),
-    ]
+    rows = ['{"prompt": "A story of 80 cats, 1,200 words long."}', ""]
+    rows += ['{"prompt": "A tale.", "target_word_count": 900, "uid": "p"}']
+    rows += ['{"prompt": "A 60-word-long tale"}']
+    found = [(e.uid, e.target_words) for e in data.read_examples(lines(tmp_path, *rows))]
+    assert found == [("stories-1", 1200), ("p", 900), ("stories-4", 60)]
 
 
 @pytest.mark.parametrize(
@@ -300,50 +219,23 @@ def test_target_is_read_from_the_prompt_and_the_published_key_is_known(tmp_path)
         ('{"prompt": null}', 'line 2: no "prompt"; every line needs'),
         ('{"prompt": "  "}', 'line 2: "prompt" is empty; every line needs'),
         ('{"prompt": 7}', 'line 2: "prompt" is int, not text'),
-        (
-            '{"prompt": "Write a tale."}',
-            'line 2: no "target_words", and the prompt does not say "N words long"',
-        ),
-        (
-            '{"prompt": "p", "target_words": "90"}',
-            'line 2: "target_words" is "90"; it must be a whole number',
-        ),
-        ('{"prompt": "p", "target_words": 0}', 'line 2: "target_words" is 0; it must be a whole number'),
-        (
-            '{"prompt": "p", "target_words": true}',
-            'line 2: "target_words" is true; it must be a whole number',
-        ),
-        ('{"prompt": "p", "target_words": 1.5}', 'line 2: "target_words" is 1.5; it must be a whole number'),
-        ('{"prompt": "p, 0 words long"}', 'line 2: "target_words" is 0; it must be'),
-        (
-            '{"prompt": "p, 1.200 words long"}',
-            'line 2: "1.200 words long" in the prompt is ambiguous; write the number as',
-        ),
+        ('{"prompt": "Write a tale."}', 'line 2: no "target_words", and the prompt does not say "N words'),
+        ('{"prompt": "p", "target_words": "90"}', 'line 2: "target_words" is "90"; give a whole number'),
+        ('{"prompt": "p", "target_words": 0}', 'line 2: "target_words" is 0; give a whole number'),
+        ('{"prompt": "p", "target_words": true}', 'line 2: "target_words" is true; give a whole number'),
+        ('{"prompt": "p", "target_words": 1.5}', 'line 2: "target_words" is 1.5; give a whole number'),
+        ('{"prompt": "p, 0 words long"}', 'line 2: "target_words" is 0; give'),
+        ('{"prompt": "p, 1.200 words long"}', 'line 2: "1.200 words long" in the prompt is ambiguous; write'),
         ('{"prompt": "p, 1,20 words long"}', 'line 2: "1,20 words long" in the prompt is ambiguous'),
-        (
-            '{"prompt": "p, 1\u00a0200 words long"}',
-            'line 2: "1\u00a0200 words long" in the prompt is ambiguous',
-        ),
-        (
-            '{"prompt": "p, 90 words long", "target_words": 80}',
-            'line 2: "target_words" is 80, but the prompt asks for 90',
-        ),
-        (
-            '{"prompt": "p", "target_words": 9, "story": ""}',
-            'line 2: "story" is empty; fill it or leave the key out',
-        ),
+        ('{"prompt": "p, 1\u00a0200 words long"}', 'line 2: "1\u00a0200 words long" in the prompt is'),
+        ('{"prompt": "90 words long", "target_words": 80}', 'line 2: "target_words" is 80, the prompt asks'),
+        ('{"prompt": "p", "target_words": 9, "story": ""}', 'line 2: "story" is empty; fill it or leave'),
         ('{"prompt": "p", "target_words": 9, "story": ["x"]}', 'line 2: "story" is list, not text'),
         ('{"prompt": "p", "target_words": 9, "reasoning": 1}', 'line 2: "reasoning" is int, not text'),
         ('{"prompt": "p", "target_words": 9, "uid": ""}', 'line 2: "uid" is empty'),
-        ('{"prompt": "p", "target_words": 9, "uid": "ok"}', 'line 2: uid "ok" is already on line 1'),
-        (
-            '{"prompt": "p", "target_words": 9, "storry": "x"}',
-            'line 2: unknown key "storry"; the keys are uid, prompt',
-        ),
-        (
-            '{"prompt": "p", "target_words": 9, "story": "\\ud83d"}',
-            'line 2: "story" holds half a surrogate pair',
-        ),
+        ('{"prompt": "p", "target_words": 9, "uid": "ok"}', 'line 2: uid "ok" is also on line 1'),
+        ('{"prompt": "p", "target_words": 9, "storry": "x"}', 'line 2: unknown key "storry"; the keys are'),
+        ('{"prompt": "p", "target_words": 9, "story": "\\ud83d"}', 'line 2: "story" holds half a surrogate'),
         ('{"prompt": "p", "target_wo', "line 2: not JSON"),
         ('["p"]', "line 2: a list, not an object in braces"),
         (b'{"prompt": "caf\xe9, 9 words long"}', "line 2: not UTF-8 (byte 16)"),
@@ -373,22 +265,10 @@ def test_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def test_episodes_survive_the_round_trip(tmp_path):
-    episodes = [
-        Episode(
-            Example("a", "p", 9, "s"),
-            [1, 2],
-            [3, 4],
-            [-0.5, -1.25],
-            True,
-            False,
-            "s",
-            {"length": 0.1},
-            0.4,
-            -1.0,
-            {"P1": {"score": 3}},
-        ),
-        Episode(Example("b", "p", 9), [1], [2], None, False, True, "t"),
-    ]
+    episodes = [Episode(Example("a", "p", 9, "s"), [1, 2], [3, 4], [-0.5, -1.25], True, False, "s")]
+    episodes[0].rewards, episodes[0].reward, episodes[0].advantage = {"length": 0.1}, 0.4, -1.0
+    episodes[0].verdict = {"P1": {"score": 3}}
+    episodes.append(Episode(Example("b", "p", 9), [1], [2], None, False, True, "t"))
     data.write_episodes(tmp_path / "step.jsonl", episodes)
     assert data.read_episodes(tmp_path / "step.jsonl") == episodes
     with pytest.raises(ValueError, match="line 1: not an episode"):
@@ -399,13 +279,8 @@ def test_order_is_a_fixed_permutation():
     assert sorted(data.order(50, 0, 1)) == list(range(50))
     assert data.order(50, 0, 1) == data.order(50, 0, 1) != data.order(50, 1, 1) != data.order(50, 0, 2)
     code = "import data; print(data.order(9, 2, 3))"  # another process, another hash seed
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONHASHSEED": "7"},
-    )
+    env = os.environ | {"PYTHONHASHSEED": "7"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
     assert run.stdout.strip() == str(data.order(9, 2, 3))
 
 
@@ -429,7 +304,7 @@ def test_groups_survive_the_round_trip_and_say_what_differs(tmp_path, capsys):
     data.write_groups(path, {"lr": 1.0, "shape": (1, 2)}, [rows, []])
     assert data.read_groups(path, {"lr": 1.0, "shape": (1, 2)}) == [rows, []]
     assert data.read_groups(path, {"lr": 2.0, "shape": (1, 2)}) is None
-    assert "stories of a killed step have other lr; they are written again" in capsys.readouterr().out
+    assert "a killed step's stories have other lr; they are written again" in capsys.readouterr().out
     data.write_episodes(path, rows)  # the form of an earlier version: no first line
     assert data.read_groups(path, {"lr": 1.0}) is None and "other lr" in capsys.readouterr().out
 
@@ -524,18 +399,10 @@ def test_prose_drops_verse_notes_and_plays():
 
     text = "\n\n".join(STORY * 2)
     assert prose(text) == STORY * 2
-    assert (
-        prose(text + "\n\n[Footnote 1: see the preface of the book.]\n\nTHE END\n\nA\nrose\nis red,")
-        == STORY * 2
-    )
-    assert (
-        prose(
-            "\n\n".join(
-                ["HAMLET. To be, or not to be, that is the question, my lord, and so on to the end."] * 60
-            )
-        )
-        == []
-    )
+    text += "\n\n[Footnote 1: see the preface of the book.]\n\nTHE END\n\nA\nrose\nis red,"
+    assert prose(text) == STORY * 2
+    play = "HAMLET. To be, or not to be, that is the question, my lord, and so on to the end."
+    assert prose("\n\n".join([play] * 60)) == []
 
 
 def test_a_data_file_is_described_in_a_line():

@@ -11,21 +11,14 @@ from pathlib import Path
 import pytest
 
 from judge import RUBRIC, Judge
-from judge_server import STORY, Server, answer, say, status
-from lib import answers, endpoint
+from judge_server import STORY, Server, answer, quick, say, status  # noqa: F401
+from lib import answers
 from lib.answers import SCHEMA_MODES, Fault, find_json, read_completion, scrubber
 from lib.endpoint import Endpoint, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, KEY = "Write about a keeper.", "sk-proj/Abc+0123456789-defghijklmnop=="
 OK = say(answer())
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.02)
-    for name in ("JUDGE_URL", "JUDGE_MODEL", "JUDGE_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 # ---- what counts as an answer
@@ -126,9 +119,8 @@ def test_content_of_another_kind_is_not_an_answer(content):
 
 def parts_of(key: str, text: str, size: int = 8) -> list[str]:
     """Every part of the key of `size` characters that the text holds, by looking for each."""
-    return [
-        key[i : i + size] for i in range(len(key) - size + 1) if key[i : i + size].lower() in text.lower()
-    ]
+    parts = [key[i : i + size] for i in range(len(key) - size + 1)]
+    return [part for part in parts if part.lower() in text.lower()]
 
 
 def test_no_part_of_a_key_survives_the_scrubber():
@@ -136,12 +128,8 @@ def test_no_part_of_a_key_survives_the_scrubber():
     for _ in range(300):
         key = "".join(chance.choices(letters, k=chance.choice([1, 5, 8, 9, 20, 51])))
         at = sorted(chance.sample(range(len(key) + 1), 2)) if len(key) > 1 else [0, 1]
-        text = (
-            "Incorrect key: "
-            + key[at[0] : at[1]]
-            + chance.choice(["", ".", key.upper(), key[::-1], key * 2])
-            + " end"
-        )
+        more = chance.choice(["", ".", key.upper(), key[::-1], key * 2])
+        text = f"Incorrect key: {key[at[0] : at[1]]}{more} end"
         clean = scrubber(key)(text)
         assert not parts_of(key, clean) if len(key) >= 8 else key not in clean.replace("[key]", "")
         assert clean.startswith("Incorrect key: ") and clean.endswith(" end") or len(key) < 8
@@ -151,9 +139,8 @@ def test_no_part_of_a_key_survives_the_scrubber():
 @pytest.mark.parametrize(
     "behave",
     [
-        status(
-            401, b"x" * 150 + f" Incorrect API key provided: {KEY}. ".encode() * 3
-        ),  # cut in the middle of the key
+        # cut in the middle of the key
+        status(401, b"x" * 150 + f" Incorrect API key provided: {KEY}. ".encode() * 3),
         status(401, f"bad key {KEY[:20]}****".encode()),
         status(400, json.dumps({"key": KEY}).replace("/", "\\/").encode()),
         status(307, Location=f"http://other.host/{KEY}"),
@@ -175,16 +162,9 @@ def test_an_echoed_key_reaches_no_output_log_or_file(behave, tmp_path, caplog, c
             told = str(error)
         assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
         client.close()
-    seen = (
-        "".join(capfd.readouterr())
-        + caplog.text
-        + told
-        + client.last_error
-        + repr(vars(client))
-        + repr(verdict)
-    )
+    seen = [*capfd.readouterr(), caplog.text, told, client.last_error, repr(vars(client)), repr(verdict)]
     kept = "".join(path.read_bytes().decode("latin-1") for path in tmp_path.iterdir())
-    assert not parts_of(KEY, seen) and not parts_of(KEY, kept)
+    assert not parts_of(KEY, "".join(seen)) and not parts_of(KEY, kept)
     assert verdict is not None or client.last_error
 
 
@@ -197,10 +177,12 @@ def modes_asked(server) -> list[str]:
 
 def test_a_story_that_is_refused_with_400_says_nothing_about_the_schema_mode():
     """The first story meets 400, with and without a check before: the run keeps its schema mode."""
+
+    def behave(body, _):
+        return status(400, b"flagged") if "flagged" in body["messages"][1]["content"] else OK
+
     for checked in (True, False):
-        with Server(
-            lambda body, n: status(400, b"flagged") if "flagged" in body["messages"][1]["content"] else OK
-        ) as server:
+        with Server(behave) as server:
             client = Judge(server.url, "m", retries=1)
             if checked:
                 client.check()
@@ -224,12 +206,9 @@ def test_a_check_that_fails_in_every_mode_leaves_the_mode_as_it_was():
 
 def test_what_a_check_learned_serves_another_endpoint():
     def behave(body, _):
-        wrong = "response_format" in body or "max_tokens" in body
-        return (
-            status(400, b"use max_completion_tokens" if "max_tokens" in body else b"no response_format")
-            if wrong
-            else OK
-        )
+        if "max_tokens" in body:
+            return status(400, b"use max_completion_tokens")
+        return status(400, b"no response_format") if "response_format" in body else OK
 
     with Server(behave) as server:
         first, second = Judge(server.url, "m"), Judge(server.url, "m")
@@ -242,11 +221,8 @@ def test_what_a_check_learned_serves_another_endpoint():
 
 def test_many_calls_under_way_all_learn_the_newer_token_field():
     def behave(body, _):
-        return (
-            OK
-            if "max_completion_tokens" in body
-            else status(400, b"Unsupported: use 'max_completion_tokens'")
-        )
+        old = status(400, b"Unsupported: use 'max_completion_tokens'")
+        return OK if "max_completion_tokens" in body else old
 
     with Server(behave, latency=0.1) as server:
         client = Judge(server.url, "m", in_flight=8)
@@ -266,14 +242,10 @@ def ask_text(server, params=None, spare=(), **how):
 
 
 def test_a_plain_completion_with_its_thought_and_its_tokens():
-    with Server(
-        lambda *_: say(
-            [{"type": "text", "text": "It "}, {"type": "text", "text": "rained."}], reasoning="a plan"
-        )
-    ) as server:
-        done, line = ask_text(
-            server, {"temperature": 0.8, "seed": 3, "chat_template_kwargs": {"enable_thinking": False}}
-        )
+    parts = [{"type": "text", "text": "It "}, {"type": "text", "text": "rained."}]
+    params = {"temperature": 0.8, "seed": 3, "chat_template_kwargs": {"enable_thinking": False}}
+    with Server(lambda *_: say(parts, reasoning="a plan")) as server:
+        done, line = ask_text(server, params)
     assert (done.text, done.finish, done.tokens, done.thought) == ("It rained.", "stop", 500, "a plan")
     body = server.calls[0]
     assert body["chat_template_kwargs"] == {"enable_thinking": False} and body["seed"] == 3
@@ -306,70 +278,45 @@ def test_a_text_that_was_cut_is_an_answer(content):
 
 def test_a_server_that_does_not_know_a_parameter_is_spared_it_once_for_all():
     def behave(body, _):
-        return (
-            status(400, b"Unrecognized request argument supplied: top_k") if "top_k" in body else say("Well.")
-        )
+        refusal = status(400, b"Unrecognized request argument supplied: top_k")
+        return refusal if "top_k" in body else say("Well.")
 
     with Server(behave, latency=0.05) as server:
         line = Endpoint(server.url, "m", in_flight=4)
         params = {"top_k": -1, "min_p": 0.0}
-        texts = [
-            line.complete([{"role": "user", "content": f"{i}"}], params, ("top_k", "min_p")) for i in range(8)
-        ]
+        asked = [[{"role": "user", "content": f"{i}"}] for i in range(8)]
+        texts = [line.complete(messages, params, ("top_k", "min_p")) for messages in asked]
         assert all(f.result().text == "Well." for f in texts) and len(server.calls) <= 12
-        assert (
-            line.complete([{"role": "user", "content": "x"}], {"top_k": 20}).result() is None
-        )  # asked for in earnest
+        assert line.complete(asked[0], {"top_k": 20}).result() is None  # asked for in earnest
         line.close()
 
 
 def test_a_local_http_endpoint_is_not_asked_through_a_proxy(monkeypatch):
-    with (
-        Server(lambda *_: say("from the proxy")) as proxy,
-        Server(lambda *_: say("from the server")) as server,
-    ):
+    with Server(lambda *_: say("from the proxy")) as proxy, Server(lambda *_: say("from it")) as server:
         for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
         done, _ = ask_text(server)
-        assert done.text == "from the server" and not proxy.calls
+        assert done.text == "from it" and not proxy.calls
 
 
 # ---- settings
 
 
 def test_settings_are_read_from_text_and_reach_the_wire():
-    text = {
-        "temperature": "0.5",
-        "top_p": "none",
-        "seed": "7",
-        "reasoning_effort": "low",
-        "in_flight": "3",
-        "max_tokens": "99",
-        "per_minute": "60000,9e9",
-        "timeouts": "5,60",
-        "deadline": "90",
-        "price": "2,20",
-        "budget": "50",
-        "retries": "1",
-    }
-    how = settings(text)
+    text = "temperature=0.5 top_p=none seed=7 reasoning_effort=low in_flight=3 max_tokens=99 retries=1 "
+    text += "per_minute=60000,9e9 timeouts=5,60 deadline=90 price=2,20 budget=50"
+    how = settings(dict(pair.split("=") for pair in text.split()))
     assert how["price"] == (2.0, 20.0) and how["top_p"] is None and how["seed"] == 7 and settings(how) == how
     with Server(lambda *_: OK) as server:
         client = Judge(server.url, "m", **how)
         assert client.score(PROMPT, STORY)
         client.close()
     body = server.calls[0]
-    assert (body["temperature"], body["seed"], body["reasoning_effort"], body["max_tokens"]) == (
-        0.5,
-        7,
-        "low",
-        99,
-    ) and "top_p" not in body
-    assert (
-        client.ledger.dollars == pytest.approx(0.012)
-        and client.budget == 50
-        and client.how.timeouts == (5, 60)
-    )
+    sent = {"temperature": 0.5, "seed": 7, "reasoning_effort": "low", "max_tokens": 99}
+    assert {key: body[key] for key in sent} == sent
+    assert "top_p" not in body
+    assert client.ledger.dollars == pytest.approx(0.012) and client.budget == 50
+    assert client.how.timeouts == (5, 60)
 
 
 @pytest.mark.parametrize(

@@ -18,33 +18,13 @@ import torch
 import data
 import eval as evaluation
 import judge as judging
-import model as qwen
+from launch import SMALL, base
 from lib import endpoint, files, stats, sweep, text
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.trapped = 1'><b>bold</b>"
-TINY = {
-    "model_type": "qwen3_5_text",
-    "vocab_size": 4096,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "linear_conv_kernel_dim": 4,
-    "layer_types": ["linear_attention", "full_attention"],
-    "tie_word_embeddings": True,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "max_position_embeddings": 4096,
-    "eos_token_id": 4093,
-    "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rope_type": "default"},
-}
+TINY = SMALL | {"linear_num_key_heads": 2, "max_position_embeddings": 4096, "eos_token_id": 4093}
+TINY |= {"architectures": ["Qwen3_5ForCausalLM"]}
 
 
 @pytest.fixture(scope="session")
@@ -54,10 +34,7 @@ def checkpoint(tmp_path_factory):
 
     def make(seed=0):
         path = folder / f"random-{seed}"
-        if not path.exists():
-            qwen.save(qwen.new({**TINY, "architectures": ["Qwen3_5ForCausalLM"]}, seed), path, torch.float32)
-            data.load_tokenizer(ROOT / "stories" / "tiny-base").save(path)
-        return path
+        return path if path.exists() else base(path, seed, scale=1, **TINY)
 
     return make
 
@@ -103,37 +80,30 @@ def saved(out):
 
 
 def test_the_length_in_a_prompt_is_replaced():
-    assert (
-        evaluation.at_length("A fox: write a story 1,200 words long.", 12000)
-        == "A fox: write a story 12000 words long."
-    )
-    assert evaluation.at_length("A 50-word-long story", 80) == "A 80-word-long story"
-    assert evaluation.at_length("Tell me of 3 foxes", 80) == "Tell me of 3 foxes. It should be 80 words long."
+    asked = "A fox: write a story 1,200 words long."
+    assert data.at_length(asked, 12000) == "A fox: write a story 12000 words long."
+    assert data.at_length("A 50-word-long story", 80) == "A 80-word-long story"
+    assert data.at_length("Tell me of 3 foxes", 80) == "Tell me of 3 foxes. It should be 80 words long."
     shipped = data.read_examples(ROOT / "stories" / "heldout.jsonl")
     todo = evaluation.requests_for(shipped, [100, 12000, 100], 5)
-    assert (
-        len(todo) == 10 and len({e.uid for e in todo}) == 10 and len({evaluation.unit(e) for e in todo}) == 5
-    )
+    assert len(todo) == 10 and len({e.uid for e in todo}) == 10
+    assert len({evaluation.unit(e) for e in todo}) == 5
     assert all(f"{e.target_words} words long" in e.prompt for e in todo)
-    assert (
-        len(evaluation.requests_for(shipped, [], 0)) == 60
-        and len({evaluation.unit(e) for e in shipped}) == 30
-    )
+    assert len(evaluation.requests_for(shipped, [], 0)) == 60
+    assert len({evaluation.unit(e) for e in shipped}) == 30
 
 
 def test_thirds_lose_nothing_and_are_thirds():
     rng = random.Random(0)
     for _ in range(20):
-        story = "\n\n".join(
-            " ".join(
-                " ".join(
-                    rng.choices(["a", "ship", "sank", "and", "the", "crew", "sang"], k=rng.randint(3, 12))
-                ).capitalize()
-                + "."
-                for _ in range(rng.randint(2, 6))
-            )
-            for _ in range(rng.randint(8, 20))
-        )
+        paragraphs = []
+        for _ in range(rng.randint(8, 20)):
+            words = [rng.choices("a ship sank and the crew sang".split(), k=rng.randint(3, 12))]
+            words += [
+                rng.choices("a ship sank and the crew sang".split(), k=9) for _ in range(rng.randint(1, 5))
+            ]
+            paragraphs.append(" ".join(" ".join(sentence).capitalize() + "." for sentence in words))
+        story = "\n\n".join(paragraphs)
         parts = text.split_evenly(story, 3, data.words)
         if data.words(story) >= evaluation.THIRDS_FROM:
             assert "".join("".join(parts).split()) == "".join(story.split())
@@ -174,11 +144,8 @@ def test_stories_of_one_prompt_are_one_observation():
     assert sweep.figures(many, "ratio", [("100", 0, 100)]) == sweep.figures(few, "ratio", [("100", 0, 100)])
     alone = sweep.figures(few[:1], "ratio", [("100", 0, 100)])["all"]
     assert alone == {"mean": 0.0, "interval": None, "prompts": 1}
-    assert sweep.figures([], "ratio", [("100", 0, 100)])["all"] == {
-        "mean": None,
-        "interval": None,
-        "prompts": 0,
-    }
+    nothing = {"mean": None, "interval": None, "prompts": 0}
+    assert sweep.figures([], "ratio", [("100", 0, 100)])["all"] == nothing
 
 
 def test_means_slopes_and_intervals_against_a_loop():
@@ -222,14 +189,8 @@ def test_differences_are_paired():
 def test_buckets():
     assert [label for label, _, _ in sweep.buckets_of([800, 100, 800])] == ["100", "800"]
     wide = sweep.buckets_of(range(1000, 12001, 500))
-    assert [label for label, _, _ in wide] == [
-        "0-2,000",
-        "2,000-4,000",
-        "4,000-6,000",
-        "6,000-8,000",
-        "8,000-10,000",
-        "10,000-12,000",
-    ]
+    named = "0-2,000 2,000-4,000 4,000-6,000 6,000-8,000 8,000-10,000 10,000-12,000".split()
+    assert [label for label, _, _ in wide] == named
     assert all(sum(low < t <= high for _, low, high in wide) == 1 for t in range(1000, 12001, 500))
 
 
@@ -240,41 +201,22 @@ def test_the_papers_bands_stand_beside_the_buckets_and_enter_no_slope():
     found = sweep.summarise({"m": rows}, ["quality"], [], [r["target"] for r in rows], evaluation.PUBLISHED)[
         "figures"
     ]["m"]["quality"]
-    assert found["1-4k"]["mean"] == pytest.approx(2 - 2.5) and found["8-12k"]["mean"] == pytest.approx(
-        2 - 10.5
-    )
-    assert found["slope"]["mean"] == pytest.approx(-2) and found["slope"]["interval"] == pytest.approx(
-        [-2, -2]
-    )
+    assert found["1-4k"]["mean"] == pytest.approx(2 - 2.5)
+    assert found["8-12k"]["mean"] == pytest.approx(2 - 10.5)
+    assert found["slope"]["mean"] == pytest.approx(-2)
+    assert found["slope"]["interval"] == pytest.approx([-2, -2])
 
 
 def test_empty_stories_are_counted_and_break_nothing(tmp_path):
     server = Server(lambda body, number: "" if number % 2 else "<think>only a thought</think>\n")
-    assert (
-        code(
-            evaluation.main,
-            [
-                "--endpoint",
-                server.url,
-                "--model",
-                "mute",
-                "--prompts",
-                str(prompts(tmp_path / "p.jsonl", 2)),
-                "--out",
-                str(tmp_path / "o"),
-            ],
-        )
-        == 0
-    )
+    flags = f"--endpoint {server.url} --model mute "
+    flags += f"--prompts {prompts(tmp_path / 'p.jsonl', 2)} --out {tmp_path / 'o'}"
+    assert code(evaluation.main, flags.split()) == 0
     figures = {m: f["all"]["mean"] for m, f in saved(tmp_path / "o")["figures"]["mute"].items()}
-    assert (
-        figures["empty"] == 1 and figures["written"] == figures["length_score"] == 0 and figures["early"] == 1
-    )
-    assert (
-        figures["quality"] == judging.RUBRIC.empty("").score
-        and figures["vendi"] is None
-        and figures["distance"] is None
-    )
+    assert figures["empty"] == 1 and figures["written"] == figures["length_score"] == 0
+    assert figures["early"] == 1
+    assert figures["quality"] == judging.RUBRIC.empty("").score and figures["vendi"] is None
+    assert figures["distance"] is None
 
 
 # ---- the log
@@ -300,17 +242,7 @@ def test_a_torn_line_is_cut_and_a_damaged_one_named(tmp_path):
 
 def test_killed_anywhere_and_started_again_it_reports_the_same(checkpoint, tmp_path):
     file = prompts(tmp_path / "prompts.jsonl", 4)
-    flags = [
-        "--model",
-        str(checkpoint()),
-        "--prompts",
-        str(file),
-        "--lengths",
-        "20",
-        "40",
-        "--max_new_tokens",
-        "64",
-    ]
+    flags = f"--model {checkpoint()} --prompts {file} --lengths 20 40 --max_new_tokens 64".split()
     assert code(evaluation.main, [*flags, "--out", str(tmp_path / "quiet")]) == 0
     for attempt in range(5):  # on a busy machine it may be over before the signal comes
         out, seed = tmp_path / f"killed-{attempt}", time.time_ns()
@@ -345,26 +277,9 @@ def test_killed_anywhere_and_started_again_it_reports_the_same(checkpoint, tmp_p
 def test_two_models_from_the_command_line(checkpoint, tmp_path, capsys):
     file = prompts(tmp_path / "prompts.jsonl", 3)
     out = tmp_path / "out"
-    assert (
-        code(
-            evaluation.main,
-            [
-                "--model",
-                str(checkpoint(0)),
-                str(checkpoint(1)),
-                "--prompts",
-                str(file),
-                "--lengths",
-                "20",
-                "60",
-                "--max_new_tokens",
-                "64",
-                "--out",
-                str(out),
-            ],
-        )
-        == 0
-    )
+    flags = f"--model {checkpoint(0)} {checkpoint(1)} --prompts {file} "
+    flags += f"--lengths 20 60 --max_new_tokens 64 --out {out}"
+    assert code(evaluation.main, flags.split()) == 0
     told = capsys.readouterr()
     assert "measures form, not quality" in told.err and "only 3 prompts" in told.out
     report = saved(out)
@@ -381,45 +296,22 @@ def test_two_models_from_the_command_line(checkpoint, tmp_path, capsys):
         np.mean([offline.score(s["prompt"], s["story"]).score for s in stories])
     )
     [d] = report["differences"]
-    assert d["figures"]["ratio"]["all"]["mean"] == pytest.approx(
-        report["figures"]["random-1"]["ratio"]["all"]["mean"]
-        - report["figures"]["random-0"]["ratio"]["all"]["mean"]
-    )
-    assert {"report.html", "report.json", "quality.png", "ratio.png", "log.jsonl", "stories"} <= {
-        p.name for p in out.iterdir()
-    }
+    of = [report["figures"][f"random-{i}"]["ratio"]["all"]["mean"] for i in (0, 1)]
+    assert d["figures"]["ratio"]["all"]["mean"] == pytest.approx(of[1] - of[0])
+    there = {p.name for p in out.iterdir()}
+    assert {"report.html", "report.json", "quality.png", "ratio.png", "log.jsonl", "stories"} <= there
     assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
 
 
 def test_a_prompt_longer_than_the_model_reaches_is_cut_and_said(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        evaluation.rollout,
-        "stream",
-        lambda model, prompts, *, max_new_tokens, **_: iter(
-            [
-                (i, evaluation.rollout.Completion([5] * max_new_tokens, [], False), True)
-                for i in range(len(prompts))
-            ]
-        ),
-    )
-    assert (
-        code(
-            evaluation.main,
-            [
-                "--model",
-                str(checkpoint()),
-                "--prompts",
-                str(prompts(tmp_path / "p.jsonl", 1)),
-                "--length",
-                "12000",
-                "--samples",
-                "1",
-                "--out",
-                str(tmp_path / "o"),
-            ],
-        )
-        == 0
-    )
+    def stream(model, prompts, *, max_new_tokens, **_):
+        for i in range(len(prompts)):
+            yield i, evaluation.rollout.Completion([5] * max_new_tokens, [], False), True
+
+    monkeypatch.setattr(evaluation.rollout, "stream", stream)
+    flags = f"--model {checkpoint()} --prompts {prompts(tmp_path / 'p.jsonl', 1)} "
+    flags += f"--length 12000 --samples 1 --out {tmp_path / 'o'}"
+    assert code(evaluation.main, flags.split()) == 0
     assert (
         "12,000 words would get up to 21,664 tokens, but the model has positions for 4,0"
         in capsys.readouterr().err
@@ -446,20 +338,13 @@ def test_a_prompt_longer_than_the_model_reaches_is_cut_and_said(checkpoint, tmp_
 def test_bad_input_gets_one_sentence(checkpoint, tmp_path, capsys, flags, sentence):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.jsonl").write_text('{"question": "why?"}\n')
-    paths = {
-        "MODEL": str(checkpoint()),
-        "EMPTY": str(tmp_path / "empty"),
-        "OTHER": str(tmp_path / "other.jsonl"),
-    }
+    paths = {"MODEL": str(checkpoint()), "EMPTY": str(tmp_path / "empty")}
+    paths |= {"OTHER": str(tmp_path / "other.jsonl")}
     more = [] if flags[0] == "watch" else ["--out", str(tmp_path / "out")]
     assert code(evaluation.main, [paths.get(f, f) for f in flags] + more) == 2
     error = capsys.readouterr().err
-    assert (
-        error.startswith("error: ")
-        and sentence in error
-        and error.count("\n") == 1
-        and not (tmp_path / "out").exists()
-    )
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 # ---- a model behind an endpoint
@@ -478,11 +363,8 @@ class Server:
                 with lock:
                     outer.seen.append((body, dict(self.headers)))
                     said = reply(body, len(outer.seen))
-                answer = json.dumps(
-                    said
-                    if isinstance(said, dict)
-                    else {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
-                ).encode()
+                answer = {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
+                answer = json.dumps(said if isinstance(said, dict) else answer).encode()
                 self.send_response(said if isinstance(said, int) else 200)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
@@ -514,53 +396,27 @@ def test_an_endpoint_that_stops_half_way_loses_nothing(tmp_path, capsys, monkeyp
 
     server = Server(reply)
     file = prompts(tmp_path / "p.jsonl", 4)
-    flags = [
-        "--endpoint",
-        server.url,
-        "--model",
-        "org/big-27b",
-        "--prompts",
-        str(file),
-        "--out",
-        str(tmp_path / "o"),
-        "--in_flight",
-        "2",
-        "--top_k",
-        "20",
-    ]
+    flags = f"--endpoint {server.url} --model org/big-27b --prompts {file}".split()
+    flags += f"--out {tmp_path / 'o'} --in_flight 2 --top_k 20".split()
     down[0] = True
     assert code(evaluation.main, flags) == 2
     error = capsys.readouterr().err
-    assert (
-        "gave no answer (http_503" in error
-        and "start the same command again" in error
-        and not (tmp_path / "o/report.json").exists()
-    )
+    assert "gave no answer (http_503" in error and "start the same command again" in error
+    assert not (tmp_path / "o/report.json").exists()
     kept = sum('"story ' in line for line in (tmp_path / "o/log.jsonl").read_text().splitlines())
     assert kept == 5
     down[0] = False
     assert code(evaluation.main, flags) == 0
     assert len(served) == 8  # four prompts, two stories each, none asked twice
     body, headers = server.seen[0]
-    assert (
-        headers["Authorization"] == "Bearer sk-very-secret"
-        and body["model"] == "org/big-27b"
-        and body["top_k"] == 20
-        and body["min_p"] == 0
-        and body["repetition_penalty"] == 1
-        and body["repeat_penalty"] == 1  # llama.cpp's name, and the order of Hugging Face
-        and body["samplers"] == ["penalties", "temperature", "top_k", "top_p", "min_p"]
-    )
+    assert headers["Authorization"] == "Bearer sk-very-secret" and body["model"] == "org/big-27b"
+    assert body["top_k"] == 20 and body["min_p"] == 0 and body["repetition_penalty"] == 1
     assert len({b["seed"] for b, _ in server.seen}) == 8
     report = saved(tmp_path / "o")
-    assert report["models"] == ["big-27b"] and report["figures"]["big-27b"]["ratio"]["all"][
-        "mean"
-    ] == pytest.approx(7 / 50)
-    assert all(
-        "sk-very-secret" not in p.read_text(errors="replace")
-        for p in (tmp_path / "o").rglob("*.*")
-        if p.suffix != ".png"
-    )
+    assert report["models"] == ["big-27b"]
+    assert report["figures"]["big-27b"]["ratio"]["all"]["mean"] == pytest.approx(7 / 50)
+    texts = [p for p in (tmp_path / "o").rglob("*.*") if p.suffix != ".png"]
+    assert all("sk-very-secret" not in p.read_text(errors="replace") for p in texts)
 
 
 def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, tmp_path, capsys, monkeypatch):
@@ -573,43 +429,23 @@ def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, t
             and "bell" in body["messages"][1]["content"]
         ):
             return "I would rather not."
-        return json.dumps(
-            {
-                d.key: {
-                    "why": "so",
-                    "quotes": [],
-                    "score": d.high if d.key[0] == "P" and d.key != "PENALTY" else d.low,
-                }
-                for d in judging.RUBRIC.dimensions
-            }
-        )
+        verdict = {}
+        for d in judging.RUBRIC.dimensions:
+            score = d.high if d.key[0] == "P" and d.key != "PENALTY" else d.low
+            verdict[d.key] = {"why": "so", "quotes": [], "score": score}
+        return json.dumps(verdict)
 
     server = Server(reply)
-    flags = [
-        "--model",
-        str(checkpoint()),
-        "--prompts",
-        str(prompts(tmp_path / "p.jsonl", 3)),
-        "--out",
-        str(tmp_path / "o"),
-        "--max_new_tokens",
-        "60",
-        "--samples",
-        "1",
-        "--judge_url",
-        server.url,
-        "--judge_model",
-        "reader",
-    ]
+    flags = (
+        f"--model {checkpoint()} --prompts {prompts(tmp_path / 'p.jsonl', 3)} --out {tmp_path / 'o'}".split()
+    )
+    flags += f"--max_new_tokens 60 --samples 1 --judge_url {server.url} --judge_model reader".split()
     assert code(evaluation.main, flags) == 0
     told = capsys.readouterr()
     quality = saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]
     assert "1 texts got no verdict (bad_json" in told.err and "n=2" in told.out
-    assert (
-        quality["mean"] == 100
-        and quality["prompts"] == 2
-        and "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1]
-    )
+    assert quality["mean"] == 100 and quality["prompts"] == 2
+    assert "1 of 3 stories have no verdict" in saved(tmp_path / "o")["warnings"][1]
     broken[0] = False
     assert code(evaluation.main, flags) == 0
     assert saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]["prompts"] == 3
@@ -619,33 +455,15 @@ def test_verdicts_that_fail_count_in_no_figure_and_are_asked_again(checkpoint, t
 
 
 def small(checkpoint, tmp_path, n=3):
-    return [
-        "--model",
-        str(checkpoint()),
-        "--prompts",
-        str(prompts(tmp_path / "p.jsonl", n)),
-        "--lengths",
-        "20",
-        "40",
-        "--max_new_tokens",
-        "64",
-    ]
+    asked = f"--model {checkpoint()} --prompts {prompts(tmp_path / 'p.jsonl', n)}"
+    return f"{asked} --lengths 20 40 --max_new_tokens 64".split()
 
 
 def test_two_processes_write_the_same_stories_and_one_report(checkpoint, tmp_path):
     flags = small(checkpoint, tmp_path)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    two = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "eval.py",
-        *flags,
-        "--out",
-        str(tmp_path / "two"),
-    ]
+    two = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2 eval.py".split()]
+    two += [*flags, "--out", str(tmp_path / "two")]
     done = subprocess.run(two, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (
@@ -656,11 +474,8 @@ def test_two_processes_write_the_same_stories_and_one_report(checkpoint, tmp_pat
     assert (tmp_path / "two/stories/random-0.jsonl").read_bytes() == (
         tmp_path / "one/stories/random-0.jsonl"
     ).read_bytes()
-    shares = [
-        sum('"story ' in line for line in (tmp_path / "two" / name).read_text().splitlines())
-        for name in ("log.jsonl", "log.1.jsonl")
-    ]
-    assert shares == [6, 6]
+    for name in ("log.jsonl", "log.1.jsonl"):
+        assert sum('"story ' in line for line in (tmp_path / "two" / name).read_text().splitlines()) == 6
     size = {p.name: p.stat().st_size for p in (tmp_path / "two").glob("log*")}
     assert (
         code(evaluation.main, [*flags, "--out", str(tmp_path / "two")]) == 0
@@ -673,11 +488,8 @@ def test_a_folder_in_use_is_refused(checkpoint, tmp_path, capsys):
     held = files.lock(tmp_path / "o")
     assert code(evaluation.main, flags) == 2
     error = capsys.readouterr().err
-    assert (
-        error.count("another process is writing") == 1
-        and "Traceback" not in error
-        and not (tmp_path / "o").exists()
-    )
+    assert error.count("another process is writing") == 1 and "Traceback" not in error
+    assert not (tmp_path / "o").exists()
     held.close()
     assert code(evaluation.main, flags) == 0
 
@@ -687,20 +499,17 @@ def test_an_out_that_cannot_be_is_one_sentence(checkpoint, tmp_path, capsys, whe
     (tmp_path / "file").write_text("mine")
     assert code(evaluation.main, [*small(checkpoint, tmp_path), "--out", str(tmp_path / where)]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert (
-        len(error) == 1 and "choose another --out" in error[0] and (tmp_path / "file").read_text() == "mine"
-    )
+    assert len(error) == 1 and "choose another --out" in error[0]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("room", [1_000, 5_000, 12_000])
 def test_a_full_disk_is_one_sentence_and_the_next_start_goes_on(checkpoint, tmp_path, room):
     """No file may grow beyond `room` bytes: the log, the report or the page is cut, wherever that falls."""
     flags = [*small(checkpoint, tmp_path, 4), "--out", str(tmp_path / "o")]
-    limited = (
-        f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import eval; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY)); "
-        "eval.main(sys.argv[1:])"
-    )
+    limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import eval; "
+    limited += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY)); "
+    limited += "eval.main(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", limited, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -724,23 +533,15 @@ def test_ctrl_c_keeps_what_was_written_and_says_how_to_go_on(checkpoint, tmp_pat
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
-    assert (
-        process.returncode == 130
-        and f"what was written is kept in {tmp_path / 'o'}: the same command goes on" in error
-    )
+    assert process.returncode == 130
+    assert f"what was written is kept in {tmp_path / 'o'}: the same command goes on" in error
     assert "Traceback" not in error and log.read_bytes().count(b"\n") > 0
 
 
 def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = [
-        "--model",
-        str(checkpoint()),
-        "--prompts",
-        str(prompts(tmp_path / "p.jsonl", 2)),
-        "--max_new_tokens",
-        "30",
-    ]
+    flags = f"--model {checkpoint()}".split()
+    flags += f"--prompts {prompts(tmp_path / 'p.jsonl', 2)} --max_new_tokens 30".split()
     for lengths in (["20"], ["20", "40"]):
         assert code(evaluation.main, [*flags, "--lengths", *lengths]) == 0
     names = sorted(p.name for p in Path("out/eval").iterdir() if p.is_dir())
@@ -760,20 +561,8 @@ def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch
 
 def test_prompts_that_are_none_say_so(checkpoint, tmp_path, capsys):
     (tmp_path / "none.jsonl").write_text("\n")
-    assert (
-        code(
-            evaluation.main,
-            [
-                "--model",
-                str(checkpoint()),
-                "--prompts",
-                str(tmp_path / "none.jsonl"),
-                "--out",
-                str(tmp_path / "o"),
-            ],
-        )
-        == 2
-    )
+    flags = f"--model {checkpoint()} --prompts {tmp_path / 'none.jsonl'} --out {tmp_path / 'o'}"
+    assert code(evaluation.main, flags.split()) == 2
     assert "none.jsonl holds no examples" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
@@ -783,18 +572,8 @@ def test_prompts_that_are_none_say_so(checkpoint, tmp_path, capsys):
 def answers(tmp_path, reply, *flags):
     """The stories of one prompt, and the bodies that were sent."""
     server = Server(reply)
-    argv = [
-        "--endpoint",
-        server.url,
-        "--model",
-        "m",
-        "--prompts",
-        str(prompts(tmp_path / "p.jsonl", 1)),
-        "--samples",
-        "1",
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    argv = f"--endpoint {server.url} --model m --prompts {prompts(tmp_path / 'p.jsonl', 1)}".split()
+    argv += f"--samples 1 --out {tmp_path / 'o'}".split()
     ended = code(evaluation.main, [*argv, *flags])
     path = tmp_path / "o/stories/m.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -810,14 +589,10 @@ def completion(content, finish="stop", **message):
 def test_all_sampling_is_sent_and_thinking_is_a_template_argument(tmp_path):
     ended, rows, [body] = answers(tmp_path, completion("A story."), "--thinking", "off")
     assert ended == 0 and [r["story"] for r in rows] == ["A story."]
-    assert {k: body[k] for k in evaluation.SAMPLING} == {
-        "temperature": 0.8,
-        "top_p": 0.95,
-        "top_k": 0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-    }
+    usual = {"temperature": 0.8, "top_p": 0.95, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert {k: body[k] for k in evaluation.SAMPLING} == usual
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert body["repeat_penalty"] == 1 and {name: body[name] for name in evaluation.LLAMA} == evaluation.LLAMA
 
 
 @pytest.mark.parametrize(
@@ -858,13 +633,8 @@ def test_both_writers_are_asked_the_same_by_default(checkpoint, tmp_path, monkey
     monkeypatch.setattr(evaluation, "write_local", note("local"))
     monkeypatch.setattr(evaluation, "write_endpoint", note("endpoint"))
     assert code(evaluation.main, ["--model", str(checkpoint()), "--out", str(tmp_path / "a")]) == 0
-    assert (
-        code(
-            evaluation.main,
-            ["--model", "m", "--endpoint", "http://127.0.0.1:9", "--out", str(tmp_path / "b")],
-        )
-        == 0
-    )
+    flags = f"--model m --endpoint http://127.0.0.1:9 --out {tmp_path / 'b'}"
+    assert code(evaluation.main, flags.split()) == 0
     assert asked["local"] == asked["endpoint"] and asked["local"]
 
 
@@ -880,20 +650,7 @@ def test_a_story_ends_at_every_end_token_of_its_model(checkpoint, tmp_path, monk
     monkeypatch.setattr(
         evaluation.rollout, "stream", lambda *a, **how: seen.append(set(how["stop_ids"])) or stream(*a, **how)
     )
-    assert (
-        code(
-            evaluation.main,
-            [
-                "--model",
-                str(folder),
-                "--prompts",
-                str(prompts(tmp_path / "p.jsonl", 1)),
-                "--max_new_tokens",
-                "20",
-                "--out",
-                str(tmp_path / "o"),
-            ],
-        )
-        == 0
-    )
+    flags = f"--model {folder} --prompts {prompts(tmp_path / 'p.jsonl', 1)} "
+    flags += f"--max_new_tokens 20 --out {tmp_path / 'o'}"
+    assert code(evaluation.main, flags.split()) == 0
     assert seen == [{7, tokenizer.end_id, tokenizer.token("<|endoftext|>")}]

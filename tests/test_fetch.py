@@ -171,3 +171,21 @@ def test_no_mirror_is_said(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fetch", "--out_dir", str(tmp_path), "--gutenberg", "", "--standard_ebooks", ""])
     assert stop.value.code == 2 and "no mirror" in capsys.readouterr().err
+
+
+def test_a_mirror_in_the_default_layout_gives_the_books_of_the_default_catalogue(tmp_path, mirror, capsys):
+    mirror.files = {
+        "/2/8/1/2814/2814-0.txt": gutenberg("Dubliners", 2814).encode(),
+        "/1/2/1/1210/1210-h/1210-h.htm": gutenberg("<html><body>Kwaidan", 1210).encode(),
+        "/cache/epub/20380/pg20380.txt": gutenberg("Ten Tales", 20380).encode(),  # its last place
+        "/ebooks/saki/short-fiction/downloads/saki_short-fiction.epub": epub({"a.xhtml": page("Saki")}),
+    }
+    where = ["--gutenberg", mirror.url + "/", "--standard_ebooks", mirror.url]
+    main(["fetch", "--out_dir", str(tmp_path), *where, "--pause", "0"])
+    said = capsys.readouterr().out
+    assert "4 books fetched now, 4 of 100" in said and said.count("gone, skipped:") == 96
+    names = {"pg2814.txt", "pg1210.htm", "pg20380.txt", "se_saki_short-fiction.epub"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    asked = [path for path, *_ in mirror.seen if "20380" in path]
+    files = [f"/2/0/3/8/20380/20380{end}.txt" for end in ("-8", "-0", "")]
+    assert asked == [*files, "/cache/epub/20380/pg20380.txt"], "the catalogue's own file first"

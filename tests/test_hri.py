@@ -37,13 +37,8 @@ class CharTokenizer:
 
 
 TOKENIZER = CharTokenizer()
-EXAMPLE = Example(
-    uid="e1",
-    prompt="A lighthouse, 9 words long",
-    target_words=9,
-    story="The lamp went out. Nobody came.",
-    reasoning="Keep it quiet.",
-)
+STORY, NOTES = "The lamp went out. Nobody came.", "Keep it quiet."
+EXAMPLE = Example("e1", "A lighthouse, 9 words long", 9, story=STORY, reasoning=NOTES)
 
 
 @pytest.mark.parametrize("thinking", [True, False])
@@ -94,10 +89,8 @@ def test_human_rows_of_the_shipped_stories_with_the_shipped_tokenizer(thinking):
         text = tokenizer.decode(episode.prompt_ids + episode.completion_ids)
         assert text.count("<think>") == text.count("</think>") == 1
         assert text.partition("</think>")[2].strip() == episode.story
-        assert (
-            episode.completion_ids[-1] == tokenizer.end_id
-            and episode.completion_ids.count(tokenizer.end_id) == 1
-        )
+        assert episode.completion_ids[-1] == tokenizer.end_id
+        assert episode.completion_ids.count(tokenizer.end_id) == 1
 
 
 def test_a_tokenizer_that_opens_think_twice_is_refused():

@@ -18,21 +18,14 @@ import pytest
 
 import judge
 from judge import RUBRIC, Judge, Verdict
-from judge_server import STORY, Server, answer, reset, say, status
-from lib import answers, endpoint
+from judge_server import STORY, Server, answer, quick, reset, say, status  # noqa: F401
+from lib import answers
 from lib.store import Store
 
 ROOT = Path(judge.__file__).parent
 PROMPT, KEY = "Write about a keeper. The story should be 80 words long.", "sk-secret-0123456789"
 OK = say(answer())
 MODES = list(answers.SCHEMA_MODES)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.02)
-    for name in ("JUDGE_URL", "JUDGE_MODEL", "JUDGE_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def ask(behaviours, story=STORY, **options):
@@ -120,24 +113,19 @@ def test_numbers_as_strings_extra_keys_and_fences_are_read():
         v["total"] = 99
         v["N1"]["quotes"] = ["“The  LAMP went out”", "never written"]
 
-    for text in (
-        answer(change),
-        "<think>{hm}</think>```json\n" + answer(change) + "\n```",
-        "Sure! " + answer(change),
-    ):
+    bare = answer(change)
+    for text in (bare, f"<think>{{hm}}</think>```json\n{bare}\n```", f"Sure! {bare}"):
         verdict, *_ = ask([say(text)])
         assert verdict.scores["P1"] == 7 and "total" not in verdict.scores
-        assert verdict.evidence == pytest.approx(
-            18 / 19
-        )  # 18 found, white space, case and quotes folded; one invented
+        # 18 found, white space, case and quotes folded; one invented
+        assert verdict.evidence == pytest.approx(18 / 19)
         assert Verdict(**json.loads(json.dumps(verdict.to_dict()))) == verdict
 
 
 def test_a_cut_answer_is_asked_again_with_more_room_and_another_seed():
     _, _, server = ask([say("{", finish="length"), OK], max_tokens=100, seed=5, reasoning_effort="low")
-    assert [c["max_tokens"] for c in server.calls] == [100, 200] and server.calls[0]["seed"] != server.calls[
-        1
-    ]["seed"]
+    assert [c["max_tokens"] for c in server.calls] == [100, 200]
+    assert server.calls[0]["seed"] != server.calls[1]["seed"]
     assert server.calls[0]["reasoning_effort"] == "low" and server.calls[0]["temperature"] == 0.2
 
 
@@ -203,13 +191,10 @@ def test_check_says_why_there_is_no_judge():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    for url, words in [
-        (f"http://127.0.0.1:{port}/v1", "connection"),
-        ("http://no-such-host.invalid/v1", "connection"),
-    ]:
+    for url in (f"http://127.0.0.1:{port}/v1", "http://no-such-host.invalid/v1"):
         client = Judge(url, "m", KEY, timeouts=(2, 120))
         began = time.monotonic()
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match="connection"):
             client.check()
         assert time.monotonic() - began < 30
         client.close()
@@ -229,9 +214,8 @@ def test_a_server_that_drips_is_abandoned_at_the_deadline_and_close_ends_the_res
 
     began = time.monotonic()
     verdict, client, _ = ask([drip], deadline=1.0)
-    assert (
-        verdict is None and client.counts["deadline"] == 1 and time.monotonic() - began < 9
-    )  # the drip goes on for 11.7 s
+    # the drip goes on for 11.7 s
+    assert verdict is None and client.counts["deadline"] == 1 and time.monotonic() - began < 9
     with Server(lambda *_: OK, latency=30) as server:
         client = Judge(server.url, "m", in_flight=2)
         futures = [client.submit(PROMPT, f"{STORY} {i}") for i in range(30)]
@@ -247,9 +231,8 @@ def test_a_server_that_hangs_from_the_start_costs_one_deadline_not_one_a_story()
         client = Judge(server.url, "m", deadline=1.5)
         began = time.monotonic()
         assert [f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(10)]] == [None] * 10
-        assert (
-            time.monotonic() - began < 10 and client.counts["deadline"] == 10
-        )  # one after another would be 15 s
+        # one after another would be 15 s
+        assert time.monotonic() - began < 10 and client.counts["deadline"] == 10
         client.close()
 
 
@@ -265,11 +248,8 @@ def test_a_server_that_hangs_from_the_start_costs_one_deadline_not_one_a_story()
 def test_the_schema_mode_is_found_out_once(refuses, code, mode):
     def behave(body, _):
         form = body.get("response_format", {"type": "text"})
-        name = (
-            form["type"] + ("+limits" if "maxLength" in json.dumps(form) else "")
-            if "schema" not in form
-            else "json_object+schema"
-        )
+        name = form["type"] + ("+limits" if "maxLength" in json.dumps(form) else "")
+        name = "json_object+schema" if "schema" in form else name
         return status(code, b"unknown response_format") if name in refuses else OK
 
     with Server(behave) as server:
@@ -283,9 +263,11 @@ def test_the_schema_mode_is_found_out_once(refuses, code, mode):
 
 def test_a_server_that_answers_500_to_json_schema_passes_the_check():
     """As llama-cpp-python's does: it takes a JSON object with a schema."""
-    with Server(
-        lambda body, _: status(500) if body["response_format"]["type"] == "json_schema" else OK
-    ) as server:
+
+    def behave(body, _):
+        return status(500) if body["response_format"]["type"] == "json_schema" else OK
+
+    with Server(behave) as server:
         client = Judge(server.url, "m")
         client.check()
         assert client.schema_mode == "json_object+schema" and client.score(PROMPT, STORY)
@@ -294,11 +276,8 @@ def test_a_server_that_answers_500_to_json_schema_passes_the_check():
 
 def test_a_model_that_wants_the_newer_token_field_gets_it():
     def behave(body, _):
-        return (
-            OK
-            if "max_completion_tokens" in body
-            else status(400, b"Unsupported parameter: use 'max_completion_tokens' instead")
-        )
+        old = status(400, b"Unsupported parameter: use 'max_completion_tokens' instead")
+        return OK if "max_completion_tokens" in body else old
 
     with Server(behave) as server:
         client = Judge(server.url, "m")
@@ -311,11 +290,8 @@ def test_samples_are_averaged_and_one_that_fails_is_left_out():
     with Server(lambda body, number: [low, high, say("no"), say("no")][min(number, 4) - 1]) as server:
         client = Judge(server.url, "m", samples=3, in_flight=1)
         verdict = client.score(PROMPT, STORY)
-        assert (
-            verdict.samples == 2
-            and verdict.scores["P1"] == 6
-            and verdict.score == RUBRIC.score(verdict.scores)
-        )
+        assert verdict.samples == 2 and verdict.scores["P1"] == 6
+        assert verdict.score == RUBRIC.score(verdict.scores)
         client.close()
 
 
@@ -327,9 +303,8 @@ def test_group_wise_ranks_come_back_in_the_callers_order():
         for number in range(1, 6):
             shown[number] = int(text.split(f"<<<STORY {number} ")[1].split("number ")[1][0])
         assert list(shown.values()) != sorted(shown.values()), "shown in the order given"
-        return say(
-            json.dumps({"why": "", "order": sorted(shown, key=lambda n: -shown[n])})
-        )  # higher i is better
+        order = sorted(shown, key=lambda n: -shown[n])  # higher i is better
+        return say(json.dumps({"why": "", "order": order}))
 
     with Server(behave) as server:
         client = Judge(server.url, "m")
@@ -344,9 +319,8 @@ def test_group_wise_ranks_come_back_in_the_callers_order():
     for order in ([1, 2, 3, 4], [1, 1, 2, 3, 4], "12345", [0, 1, 2, 3, 4]):
         with Server(lambda *_: say(json.dumps({"order": order}))) as server:  # noqa: B023
             client = Judge(server.url, "m")
-            assert [f.result() for f in client.submit_group(PROMPT, stories)] == [None] * 5 and client.counts[
-                "schema"
-            ] == 2
+            assert [f.result() for f in client.submit_group(PROMPT, stories)] == [None] * 5
+            assert client.counts["schema"] == 2
             client.close()
 
 
@@ -362,12 +336,8 @@ def test_the_same_story_is_bought_once_and_every_parameter_has_its_own_verdict(t
             return len(server.calls) - before
 
         assert bought() == 1 and bought() == 0
-        assert (
-            bought(temperature=0.3) == 1
-            and bought(model="n") == 1
-            and bought(seed=1) == 1
-            and bought(samples=3) == 2
-        )
+        assert bought(temperature=0.3) == 1 and bought(model="n") == 1 and bought(seed=1) == 1
+        assert bought(samples=3) == 2
         other = judge.Rubric("other-1", RUBRIC.rule, RUBRIC.preamble, RUBRIC.dimensions)
         assert bought(rubric=other) == 1
 
@@ -377,22 +347,16 @@ def test_budget_stops_before_it_is_overspent_and_a_resumed_run_remembers(tmp_pat
     with Server(lambda *_: OK, latency=0.02) as server:
         client = Judge(server.url, "m", **options)
         verdicts = [f.result() for f in [client.submit(PROMPT, f"{STORY} {i}") for i in range(40)]]
-        assert (
-            client.out_of_budget
-            and 0 < client.ledger.dollars <= 0.1
-            and client.counts["budget"] == verdicts.count(None)
-        )
-        assert client.ledger.dollars == pytest.approx(
-            0.012 * len(server.calls)
-        ) and client.ledger.prompt_tokens == 1000 * len(server.calls)
+        assert client.out_of_budget and 0 < client.ledger.dollars <= 0.1
+        assert client.counts["budget"] == verdicts.count(None)
+        assert client.ledger.dollars == pytest.approx(0.012 * len(server.calls))
+        assert client.ledger.prompt_tokens == 1000 * len(server.calls)
         client.close()
         spent = client.ledger.dollars
         again = Judge(server.url, "m", **options)
         assert again.ledger.dollars == pytest.approx(spent) and again.score(PROMPT, f"{STORY} new") is None
-        assert (
-            again.score(PROMPT, f"{STORY} {[bool(v) for v in verdicts].index(True)}")
-            and again.ledger.cached == 1
-        )  # paid for
+        assert again.score(PROMPT, f"{STORY} {[bool(v) for v in verdicts].index(True)}")
+        assert again.ledger.cached == 1  # paid for
         other = Judge(server.url, "m", **{**options, "run": "b"})
         assert other.ledger.dollars == 0
         again.close(), other.close()
@@ -437,13 +401,8 @@ def test_48_stories_with_a_two_second_judge_at_16_in_flight(capsys):
     assert all(verdicts) and seconds < (8 if SLOW else 24)  # one after another: 96 s
 
 
-REASONS = {
-    "429": "http_429",
-    "500": "http_500",
-    "reset": "connection",
-    "stall": "timeout",
-    "json": "bad_json",
-}
+REASONS = {"429": "http_429", "500": "http_500", "reset": "connection", "stall": "timeout"}
+REASONS |= {"json": "bad_json"}
 
 
 def test_a_hostile_server_loses_no_story_and_keeps_its_time(capsys):
@@ -469,22 +428,16 @@ def test_a_hostile_server_loses_no_story_and_keeps_its_time(capsys):
     with Server(behave, latency=LATENCY) as server:
         wild, verdicts, client = timed(server, COUNT, timeouts=(10, STALL), retries=8)
     with capsys.disabled():
-        print(
-            f"\n{COUNT} stories, 30 % faults: {calm:.1f} s well-behaved, {wild:.1f} s hostile",
-            dict(client.counts),
-        )
+        took = f"{calm:.1f} s well-behaved, {wild:.1f} s hostile"
+        print(f"\n{COUNT} stories, 30 % faults: {took}", dict(client.counts))
     # Bad JSON is asked again once, so only a story that met it twice may be lost.
     lost = [str(i) for i, verdict in enumerate(verdicts) if verdict is None]
     assert all(dealt[story].count("json") >= 2 for story in lost) and len(lost) == client.counts["none"] < 15
     flat = Counter(kind for kinds in dealt.values() for kind in kinds)
     seen = {kind: client.counts[reason] for kind, reason in REASONS.items()}
-    assert (
-        sum(seen.values()) + COUNT - len(lost) == flat.total()
-    )  # each call made a verdict or was counted, once
-    assert (
-        all(seen[kind] <= flat[kind] for kind in seen if kind != "stall")
-        and seen["stall"] >= flat["stall"] > 3
-    )
+    assert sum(seen.values()) + COUNT - len(lost) == flat.total()  # each call: a verdict, or counted once
+    assert all(seen[kind] <= flat[kind] for kind in seen if kind != "stall")
+    assert seen["stall"] >= flat["stall"] > 3
     assert wild < BOUND * calm
 
 
@@ -500,12 +453,8 @@ print(sum(f.result() is not None for f in futures), flush=True)
 
 def run_scorer(url, cache, first, last, **options):
     code = SCORER.format(root=str(ROOT), url=url, cache=str(cache), first=first, last=last)
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    how = {"stdout": subprocess.PIPE, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    return subprocess.Popen([sys.executable, "-c", code], **how)
 
 
 def test_killed_in_the_middle_and_started_again_nothing_is_bought_twice(tmp_path):

@@ -78,9 +78,6 @@ def test_a_real_server_gives_verdicts_bound_to_the_schema(url):
         "The lamp went out. Mara climbed the stairs and lit it again before the boats turned.",
     )
     assert verdict and set(verdict.scores) == {f"P{i}" for i in range(1, 7)} and judge.ledger.calls >= 2
-    assert (
-        judge.schema_mode == "json_schema+limits"
-        and judge.ledger.prompt_tokens > 500
-        and not judge.counts["tokens_guessed"]
-    )
+    assert judge.schema_mode == "json_schema+limits" and judge.ledger.prompt_tokens > 500
+    assert not judge.counts["tokens_guessed"]
     judge.close()

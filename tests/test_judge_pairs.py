@@ -10,19 +10,12 @@ import pytest
 
 import judge as judging
 from judge import RUBRIC, Asked, Judge, OfflineJudge
-from judge_server import STORY, Server, answer, say, status
-from lib import comparisons, endpoint
+from judge_server import STORY, Server, answer, quick, say, status  # noqa: F401
+from lib import comparisons
 from lib.rubric import evidence
 
 PROMPT = "Write about a keeper. The story should be 80 words long."
 OTHER = "A bell rang in the fog. Nobody came. She rang it again."
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.02)
-    for name in ("JUDGE_URL", "JUDGE_MODEL", "JUDGE_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def shown(body) -> tuple[str, str]:
@@ -43,9 +36,11 @@ def marks(better, quotes=("", ""), change=None):
 
 def ask(behave, story=STORY, other=OTHER, **options):
     """-> verdict, client, server; the check of stories alone gets a good verdict."""
-    with Server(
-        lambda body, n: behave(body, n) if "STORY 2" in body["messages"][1]["content"] else say(answer())
-    ) as server:
+
+    def both(body, n):
+        return behave(body, n) if "STORY 2" in body["messages"][1]["content"] else say(answer())
+
+    with Server(both) as server:
         client = Judge(server.url, "m", **{"deadline": 5, "retries": 1, **options})
         verdict = client.beside(PROMPT, story, other).result()
         client.close()
@@ -70,41 +65,15 @@ def prefers(value):
 def random_answer(chance):
     scores = {d.key: float(chance.randint(-3, 3)) for d in RUBRIC.dimensions}
     empty = {d.key: [] for d in RUBRIC.dimensions}
-    score = comparisons.pair_score(scores, RUBRIC)
-    return {
-        "scores": scores,
-        "why": {},
-        "quotes_1": empty,
-        "quotes_2": empty,
-        "evidence": None,
-        "score": score,
-    }
+    found = {"scores": scores, "why": {}, "quotes_1": empty, "quotes_2": empty, "evidence": None}
+    return found | {"score": comparisons.pair_score(scores, RUBRIC)}
 
 
 def brute_force(answer) -> Fraction:
-    points = {
-        "P1": 15,
-        "P2": 20,
-        "P3": 15,
-        "P4": 15,
-        "P5": 20,
-        "P6": 15,
-        "N1": 15,
-        "N2": 20,
-        "N3": 15,
-        "N4": 15,
-        "N5": 15,
-        "N6": 20,
-        "N7": 15,
-        "N8": 8,
-        "N9": 8,
-        "N10": 20,
-        "BONUS": 8,
-        "PENALTY": 8,
-    }
-    return sum(Fraction(points[k]) * Fraction(answer["scores"][k]) for k in points) / (
-        3 * sum(points.values())
-    )
+    names = "P1 P2 P3 P4 P5 P6 N1 N2 N3 N4 N5 N6 N7 N8 N9 N10 BONUS PENALTY".split()
+    points = dict(zip(names, (15, 20, 15, 15, 20, 15, 15, 20, 15, 15, 15, 20, 15, 8, 8, 20, 8, 8)))
+    total = sum(Fraction(points[k]) * Fraction(answer["scores"][k]) for k in points)
+    return total / (3 * sum(points.values()))
 
 
 def test_aggregation_of_300_random_pairs_and_exact_symmetry():
@@ -128,22 +97,15 @@ def test_a_pair_is_bought_in_both_orders_once_and_its_evidence_is_checked(tmp_pa
         verdicts = [client.beside(PROMPT, STORY, OTHER).result() for _ in range(3)]
         mirror = client.beside(PROMPT, OTHER, STORY).result()
         client.close()
-    assert [shown(body) for body in server.calls] in (
-        [(STORY, OTHER), (OTHER, STORY)],
-        [(OTHER, STORY), (STORY, OTHER)],
-    )
-    assert (
-        verdicts[0] == verdicts[2]
-        and verdicts[0].score == pytest.approx(200 / 3)
-        and verdicts[0].evidence == 1.0
-    )
+    assert sorted(map(shown, server.calls)) == sorted([(STORY, OTHER), (OTHER, STORY)])
+    assert verdicts[0] == verdicts[2] and verdicts[0].score == pytest.approx(200 / 3)
+    assert verdicts[0].evidence == 1.0
     assert mirror.score == -verdicts[0].score and client.ledger.cached == 6
     assert verdicts[0].quotes["P1"] == ["It was late"] * 2  # of the story that is judged, from both orders
     assert "80 words" not in server.calls[0]["messages"][1]["content"]
     schema = server.calls[0]["response_format"]["json_schema"]["schema"]["properties"]["P1"]["properties"]
-    assert (
-        schema["better"] == {"type": "integer", "minimum": -3, "maximum": 3} and list(schema)[-1] == "better"
-    )
+    assert schema["better"] == {"type": "integer", "minimum": -3, "maximum": 3}
+    assert list(schema)[-1] == "better"
 
 
 def test_invented_quotes_and_claims_without_any_count_against_the_judge():
@@ -161,9 +123,8 @@ def test_invented_quotes_and_claims_without_any_count_against_the_judge():
 
 def row(story, is_human=False):
     example = SimpleNamespace(prompt=PROMPT, target_words=80, story=OTHER)
-    return SimpleNamespace(
-        story=story, is_human=is_human, example=example, completion_ids=[1], verdict=None, reward=None
-    )
+    judged = {"verdict": None, "reward": None}
+    return SimpleNamespace(story=story, is_human=is_human, example=example, completion_ids=[1], **judged)
 
 
 def test_the_person_stands_at_zero_without_a_call_and_the_group_beside_them():
@@ -206,13 +167,8 @@ def test_a_known_preference_over_60_pairs_is_recovered_and_no_fault_becomes_a_nu
     chance = random.Random(1)
     worth = {f"Story {i} of the lamp.": i % 7 for i in range(61)}
     person, *stories = worth
-    faults = [
-        status(500),
-        say("no json"),
-        say(None, refusal="no"),
-        marks(7),
-        say(json.dumps({"P1": {"better": 1}})),
-    ]
+    faults = [status(500), say("no json"), say(None, refusal="no"), marks(7)]
+    faults.append(say(json.dumps({"P1": {"better": 1}})))
 
     def behave(body, _):
         return chance.choice(faults) if hostile and chance.random() < 0.3 else prefers(worth.get)(body, 0)

@@ -23,28 +23,14 @@ def model(tmp_path_factory):
     return base(tmp_path_factory.mktemp("base") / "m")
 
 
+def judged_by(server, model, folder) -> list[str]:
+    judge = f"--judge api --judge_url {server.url} --judge_model m"
+    return f"--model {model} --out {folder} --name r --hri_warmup 0 {judge}".split()
+
+
 def go(model, folder, server, *flags):
     """Runs train.py's main in this process, judged by `server` -> (metrics, folder of the run)."""
-    train.main(
-        [
-            *FLAGS,
-            "--model",
-            str(model),
-            "--out",
-            str(folder),
-            "--name",
-            "r",
-            "--judge",
-            "api",
-            "--judge_url",
-            server.url,
-            "--judge_model",
-            "m",
-            "--hri_warmup",
-            "0",
-            *map(str, flags),
-        ]
-    )
+    train.main([*FLAGS, *judged_by(server, model, folder), *" ".join(map(str, flags)).split()])
     return [json.loads(line) for line in (folder / "r/metrics.jsonl").read_text().splitlines()], folder / "r"
 
 
@@ -61,55 +47,34 @@ def graded(body, number):
 
 def test_every_judge_flag_reaches_the_wire_or_the_client(model, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(
-        train.judging,
-        "Judge",
-        lambda *args, kind=train.judging.Judge, **options: (
-            made.append((options, kind(*args, **options))) or made[-1][1]
-        ),
-    )
+
+    def make(*args, kind=train.judging.Judge, **options):
+        made.append(kind(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(train.judging, "Judge", make)
     settings = "temperature=0.5 top_p=none seed=7 reasoning_effort=low in_flight=3 deadline=90 "
     settings += "budget=50 per_minute=6e4,6e9 timeouts=5,60 price=2,20"
     with Server(graded) as server:
-        lines, _ = go(
-            model,
-            tmp_path,
-            server,
-            "--steps",
-            1,
-            "--prompts",
-            1,
-            "--judge_samples",
-            2,
-            "--judge_settings",
-            *settings.split(),
-        )
+        few = "--steps 1 --prompts 1 --judge_samples 2"
+        lines, _ = go(model, tmp_path, server, few, "--judge_settings", settings)
         calls = server.calls[1:]  # the first is the check
-    assert all(
-        c["temperature"] == 0.5
-        and "top_p" not in c
-        and c["seed"] in (7, 8)
-        and c["reasoning_effort"] == "low"
-        for c in calls
-    )
+    for c in calls:
+        assert c["temperature"] == 0.5 and "top_p" not in c and c["seed"] in (7, 8)
+        assert c["reasoning_effort"] == "low"
     assert len(calls) == 2 * 4  # three stories and the human one, two verdicts each
     assert lines[0]["judge/dollars"] == pytest.approx(0.012 * lines[0]["judge/calls"])
-    judge = made[-1][1]
-    how = judge.how
-    assert (
-        how.deadline == 90 and how.timeouts == (5, 60) and how.budget == 50 and how.per_minute == (6e4, 6e9)
-    )
+    judge, how = made[-1], made[-1].how
+    assert how.deadline == 90 and how.timeouts == (5, 60) and how.budget == 50
+    assert how.per_minute == (6e4, 6e9)
     assert how.in_flight == 3 and judge.samples == 2
 
 
 def test_group_wise_one_call_ranks_a_group_and_the_reward_comes_from_its_ranks(model, tmp_path):
     def behave(body, number):
         shown = body["messages"][1]["content"].count("<<<STORY ")
-        return (
-            say(json.dumps({"why": "", "order": list(range(shown, 0, -1))}))
-            if shown > 1
-            else graded(body, number)
-        )
+        ranking = say(json.dumps({"why": "", "order": list(range(shown, 0, -1))}))
+        return ranking if shown > 1 else graded(body, number)
 
     with Server(behave) as server:
         lines, run = go(model, tmp_path, server, "--steps", 2, "--judge_mode", "group")
@@ -125,44 +90,31 @@ def test_group_wise_one_call_ranks_a_group_and_the_reward_comes_from_its_ranks(m
 
 def test_a_ranking_that_fails_leaves_the_whole_group_without_a_reward(model, tmp_path):
     def behave(body, number):
-        text = body["messages"][0]["content"]
-        return (
-            graded(body, number)
-            if "Rank the" not in text
-            else say(json.dumps({"why": "", "order": [1, 2, 3, 4] if number % 3 else [1, 1, 2, 3]}))
-        )
+        ranking = say(json.dumps({"why": "", "order": [1, 2, 3, 4] if number % 3 else [1, 1, 2, 3]}))
+        return ranking if "Rank the" in body["messages"][0]["content"] else graded(body, number)
 
     with Server(behave) as server:
-        lines, run = go(
-            model, tmp_path, server, "--steps", 1, "--judge_mode", "group", "--judge_settings", "in_flight=1"
-        )
+        flags = "--steps 1 --judge_mode group --judge_settings in_flight=1"
+        lines, run = go(model, tmp_path, server, flags)
     failed = [r.reward is None for r in data.read_episodes(run / "rollouts/step_000000.jsonl")]
-    assert sum(failed) == lines[0]["judge/failed"] and all(
-        len(set(failed[i : i + 4])) == 1 for i in range(0, 16, 4)
-    )
+    assert sum(failed) == lines[0]["judge/failed"]
+    assert all(len(set(failed[i : i + 4])) == 1 for i in range(0, 16, 4))
 
 
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (["--judge_settings", "budgte=5"], "there is no setting 'budgte'"),
-        (["--judge_settings", "budget=5"], "price=IN,OUT"),
-        (["--judge_mode", "group", "--judge_samples", "2"], "ranks a group once"),
+        ("--judge_settings budgte=5", "there is no setting 'budgte'"),
+        ("--judge_settings budget=5", "price=IN,OUT"),
+        ("--judge_mode group --judge_samples 2", "ranks a group once"),
     ],
 )
-def test_what_no_judge_can_follow_is_one_sentence_before_anything_is_written(
-    model, tmp_path, capsys, flags, sentence
-):
+def test_what_no_judge_can_follow_is_one_sentence_before_any_work(model, tmp_path, capsys, flags, sentence):
     with Server(graded) as server, pytest.raises(SystemExit) as end:
-        go(model, tmp_path / "out", server, *flags)
+        go(model, tmp_path / "out", server, flags)
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert (
-        end.value.code == 2
-        and error.startswith("error: ")
-        and sentence in error
-        and not (tmp_path / "out").exists()
-        and not server.calls
-    )
+    assert end.value.code == 2 and error.startswith("error: ") and sentence in error
+    assert not (tmp_path / "out").exists() and not server.calls
 
 
 def test_the_schema_mode_that_the_check_finds_serves_the_whole_run(model, tmp_path):
@@ -176,9 +128,8 @@ def test_the_schema_mode_that_the_check_finds_serves_the_whole_run(model, tmp_pa
     with Server(behave) as server:
         lines, _ = go(model, tmp_path, server, "--steps", 2)
     asked = ["schema" in body.get("response_format", {}) for body in server.calls]
-    assert (
-        asked[:3] == [False, False, True] and all(asked[2:]) and [m["judge/failed"] for m in lines] == [1, 0]
-    )
+    assert asked[:3] == [False, False, True] and all(asked[2:])
+    assert [m["judge/failed"] for m in lines] == [1, 0]
 
 
 def beside(better):
@@ -201,9 +152,8 @@ def test_pair_mode_judges_each_story_beside_the_person_whose_row_needs_no_call(m
         lines, run = go(model, tmp_path, server, "--steps", 2, "--judge_mode", "pair")
     assert len(server.calls) == 1 + 2 * 2 * 12  # two orders of twelve stories in two steps, and the check
     rows = data.read_episodes(run / "rollouts/step_000001.jsonl")
-    assert {r.rewards["quality"] for r in rows if r.is_human} == {0.0} and {
-        r.rewards["quality"] for r in rows if not r.is_human
-    } == {-1.0}
+    assert {r.rewards["quality"] for r in rows if r.is_human} == {0.0}
+    assert {r.rewards["quality"] for r in rows if not r.is_human} == {-1.0}
     assert [(m["judge/win_rate"], m["judge/order_flip"], m["judge/failed"]) for m in lines] == [(0, 0, 0)] * 2
 
 
@@ -213,9 +163,8 @@ def test_pair_mode_needs_no_reference_in_the_group_but_one_in_each_example(model
     assert lines[0]["judge/order_flip"] == 1 and lines[0]["judge/win_rate"] == 0.5  # always the first
     assert all(r.rewards["quality"] == 0 for r in data.read_episodes(run / "rollouts/step_000000.jsonl"))
     told = data.read_examples(train.ROOT / "stories/tiny.jsonl")
-    data.write_examples(
-        tmp_path / "some.jsonl", [e if i % 3 else replace(e, story=None) for i, e in enumerate(told)]
-    )
+    some = [e if i % 3 else replace(e, story=None) for i, e in enumerate(told)]
+    data.write_examples(tmp_path / "some.jsonl", some)
     with Server(graded) as server, pytest.raises(SystemExit) as end:
         go(model, tmp_path / "out", server, "--judge_mode", "pair", "--data", tmp_path / "some.jsonl")
     assert end.value.code == 2 and not server.calls and not (tmp_path / "out").exists()
@@ -232,27 +181,10 @@ def union(spans):
 
 # SLOW=1 measures the preset itself with its own model for docs/judge.md; without it a random model writes two
 # stories at a time.
-DELAY, SIZE = (
-    (
-        1.0,
-        [
-            "--steps",
-            3,
-            "--prompts",
-            8,
-            "--group",
-            7,
-            "--max_new_tokens",
-            288,
-            "--micro_batch_tokens",
-            4096,
-            "--judge_settings",
-            "in_flight=8",
-        ],
-    )
-    if os.environ.get("SLOW")
-    else (0.2, ["--steps", 2, "--slots", 2, "--judge_settings", "in_flight=2"])
-)
+DELAY, STEPS, SIZE = 0.2, 2, "--slots 2 --judge_settings in_flight=2"
+if os.environ.get("SLOW"):
+    DELAY, STEPS, SIZE = 1.0, 3, "--prompts 8 --group 7 --max_new_tokens 288 --micro_batch_tokens 4096"
+    SIZE += " --judge_settings in_flight=8"
 
 
 def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
@@ -272,9 +204,7 @@ def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
     def write(*args, write_rows=train.rollout.write_rows, **options):
         began = time.monotonic()
         for i in write_rows(*args, **options):
-            time.sleep(
-                0 if os.environ.get("SLOW") else 0.1
-            )  # the random model writes too fast to be met at it
+            time.sleep(0 if os.environ.get("SLOW") else 0.1)  # a random model is too fast to be met at it
             yield i
         spans["writing"].append((began, time.monotonic()))
 
@@ -282,30 +212,19 @@ def test_judging_overlaps_with_writing(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train.judging.Judge, "_exchange", timed("judging", train.judging.Judge._exchange))
     monkeypatch.setattr(train, "sample", timed("both", train.sample))
     with Server(graded, latency=DELAY) as server:
-        lines, _ = go(
-            train.ROOT / "stories/tiny-base" if os.environ.get("SLOW") else model, tmp_path, server, *SIZE
-        )
+        writer = train.ROOT / "stories/tiny-base" if os.environ.get("SLOW") else model
+        lines, _ = go(writer, tmp_path, server, "--steps", STEPS, SIZE)
     rows = []
     for line, write, (began, end) in zip(lines, spans["writing"], spans["both"]):
         calls = [(a, b) for a, b in spans["judging"] if began <= a < end]
         rows.append((union([write]), union(calls), end - began))
+        writing, judging, both = rows[-1]
+        told = f"writing {writing:.1f} s + judge busy {judging:.1f} s, both together {both:.1f} s"
+        more = f"rollout/seconds {line['rollout/seconds']:.1f}, seconds {line['seconds']:.1f}"
         with capsys.disabled():
-            print(
-                "\nstep {}: {} calls; writing {:.1f} s + judge busy {:.1f} s = {:.1f} s, "
-                "both together {:.1f} s; "
-                "rollout/seconds {:.1f}, seconds {:.1f}".format(
-                    line["step"],
-                    len(calls),
-                    *rows[-1][:2],
-                    sum(rows[-1][:2]),
-                    rows[-1][2],
-                    line["rollout/seconds"],
-                    line["seconds"],
-                )
-            )
-    assert len(rows) == SIZE[1] and all(
-        writing + judging - both > 0.25 * min(writing, judging) for writing, judging, both in rows
-    )
+            print(f"\nstep {line['step']}: {len(calls)} calls; {told}; {more}")
+    assert len(rows) == STEPS
+    assert all(writing + judging - both > 0.25 * min(writing, judging) for writing, judging, both in rows)
 
 
 def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path):
@@ -318,9 +237,8 @@ def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path
             if number > 1 + 16 + 6 and not killed.is_set():
                 killed.wait(60)
                 return reset(handler)  # its client is dead: nothing was delivered, nothing is charged
-            sold[re.sub(r"[0-9a-f]{16}", "", body["messages"][1]["content"])] += (
-                1  # without the mark of the call
-            )
+            unmarked = re.sub(r"[0-9a-f]{16}", "", body["messages"][1]["content"])  # the mark of the call
+            sold[unmarked] += 1
             graded(body, number)(handler)
             return None
 
@@ -329,35 +247,15 @@ def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path
     with Server(behave) as server:
         flags = [
             *FLAGS,
-            "--model",
-            model,
-            "--out",
-            tmp_path,
-            "--name",
-            "r",
-            "--steps",
-            2,
-            "--save_every",
-            1,
-            "--hri_warmup",
-            0,
-            "--judge",
-            "api",
-            "--judge_url",
-            server.url,
-            "--judge_model",
-            "m",
-            "--resume",
-            "auto",
+            *judged_by(server, model, tmp_path),
+            *"--steps 2 --save_every 1 --resume auto".split(),
         ]
         first = Run(*flags, log=tmp_path / "log")
         deadline, stored = time.monotonic() + 120, Store(tmp_path / "judge.sqlite", "").db
         # 22 verdicts stored, and all calls of the second step at the server: none of them may turn up after
         # the kill.
-        while (
-            stored.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0] < 16 + 6
-            or len(server.calls) < 1 + 16 + 16
-        ):
+        count = "SELECT COUNT(*) FROM verdicts"
+        while stored.execute(count).fetchone()[0] < 16 + 6 or len(server.calls) < 1 + 16 + 16:
             assert time.monotonic() < deadline and first.processes[0].is_alive(), first.log.read_text()
             time.sleep(0.05)
         first.processes[0].kill()
@@ -371,19 +269,15 @@ def test_killed_in_a_step_and_resumed_no_verdict_is_bought_twice(model, tmp_path
 
 
 def test_a_held_out_judge_is_logged_beside_the_reward_and_never_trained_on(model, tmp_path):
-    with (
-        Server(graded) as server,
-        Server(lambda *_: say(answer(lambda v: [part.update(score=0) for part in v.values()]))) as other,
-    ):
-        lines, run = go(
-            model, tmp_path, server, "--steps", 3, "--watch", f"url={other.url}", "model=w", "every=2"
-        )
+    nothing = say(answer(lambda v: [part.update(score=0) for part in v.values()]))
+    with Server(graded) as server, Server(lambda *_: nothing) as other:
+        watch = f"--watch url={other.url} model=w every=2"
+        lines, run = go(model, tmp_path, server, "--steps", 3, watch)
     assert [("watch/gap" in line) for line in lines] == [True, False, True]
     rows = [r for r in data.read_episodes(run / "rollouts/step_000000.jsonl") if not r.is_human]
     assert lines[0]["watch/score"] == 0 and lines[0]["watch/failed"] == 0
-    assert (
-        abs(lines[0]["watch/gap"] - sum(r.verdict["score"] for r in rows) / len(rows)) < 15
-    )  # of a sample: eight of twelve stories
+    average = sum(r.verdict["score"] for r in rows) / len(rows)
+    assert abs(lines[0]["watch/gap"] - average) < 15  # of a sample: eight of twelve stories
     assert all(r.verdict["judge"] == "m" for r in rows)
 
 
@@ -396,8 +290,5 @@ def test_a_spent_budget_ends_the_run_with_its_state_saved_and_more_money_goes_on
         spent = 0.012 * (len(server.calls) - 1)  # the check is free of the ledger
         assert 0.192 < spent <= 0.3 and list((tmp_path / "r/checkpoints").glob("step_*"))
         lines, _ = go(model, tmp_path, server, *money, "budget=5", "--resume", "auto")
-        assert (
-            len(lines) == 3
-            and lines[-1]["judge/dollars"] == pytest.approx(0.012 * 48)
-            and len(server.calls) == 48 + 2
-        )
+        assert len(lines) == 3 and lines[-1]["judge/dollars"] == pytest.approx(0.012 * 48)
+        assert len(server.calls) == 48 + 2

@@ -132,17 +132,7 @@ def test_a_contents_file_settles_a_book_that_form_cannot(tmp_path, capsys):
     assert [row["author"] for row in rows] == ["Ann Author", "Ann Author", "John Writer"]
     assert [row["story"].split()[0] for row in rows] == ["Opening0x0", "Opening1x0", "Opening2x0"]
     assert rows[-1]["story"].split()[-1] == "closing2x5."
-    main(
-        [
-            "build",
-            str(book),
-            str(put(tmp_path, "b.txt", odd_book())),
-            "--contents",
-            str(settled),
-            "--out",
-            str(out),
-        ]
-    )
+    main(f"build {book} {put(tmp_path, 'b.txt', odd_book())} --contents {settled} --out {out}".split())
     assert "3 examples from 1 books" in capsys.readouterr().out, "a file settles the book whose name it has"
     for text, says in (
         ("A title that is not there\n", "'A title that is not there'"),

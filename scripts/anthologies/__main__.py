@@ -17,7 +17,6 @@ words.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections import Counter
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from data import Example, read_examples, words, write_examples
 from lib import flags
-from lib.files import write_lines
+from lib.files import write_lines, write_text
 from lib.pages import figure, save_figure
 from lib.text import FLAGGED
 from scripts.anthologies import fetch, offline, prompts
@@ -35,15 +34,7 @@ from scripts.anthologies.choosing import book_id, choose, key
 from scripts.anthologies.explain import explain
 from scripts.anthologies.stories import Story, read_anthology, split_anthology
 
-QUARTILES = (
-    ("shortest", 0),
-    ("10 %", 0.1),
-    ("25 %", 0.25),
-    ("median", 0.5),
-    ("75 %", 0.75),
-    ("90 %", 0.9),
-    ("longest", 1),
-)
+QUARTILES = {"shortest": 0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9, "longest": 1}
 
 
 def books_of(files) -> list[str]:
@@ -51,15 +42,13 @@ def books_of(files) -> list[str]:
 
 
 def contents_files(args) -> dict[str, str]:
-    """{book: contents that a reader wrote}. With one book any file, with more the file that has the book's
-    name."""
+    """{book: contents that a reader wrote}. With several books the file has its book's name."""
     found, books = {}, books_of(args.files)
     for file in args.contents or []:
         mine = [b for b in books if len(books) == 1 or Path(b).stem == Path(file).stem]
         if not mine:
-            raise ValueError(
-                f"{file} has no book's name: call it like its book, such as {Path(books[0]).stem}.contents"
-            )
+            example = f"{Path(books[0]).stem}.contents"
+            raise ValueError(f"{file} has no book's name: call it like its book, such as {example}")
         found[mine[0]] = Path(file).read_text(encoding="utf-8-sig")
     return found
 
@@ -80,57 +69,44 @@ def split_all(args) -> tuple[list[Story], list[str]]:
 
 
 def split(args) -> None:
+    if not args.out and not args.explain:
+        raise ValueError("give --out FILE, or --explain to look at one book")
     if args.explain:
         books = books_of(args.files)
         if len(books) != 1:
             raise ValueError(f"--explain takes one book, not {len(books)}")
         print(explain(read_anthology(books[0], contents_files(args).get(books[0], "")), books[0]))
-    if not args.out:
-        if not args.explain:
-            raise ValueError("give --out FILE, or --explain to look at one book")
-        return
-    stories, problems = split_all(args)
-    rows = (
-        {"story": s.text, "title": s.title, "author": s.author, "credit": s.credit, "source": s.source}
-        for s in stories
-    )
-    write_lines(args.out, rows)
-    print(f"{len(stories)} stories from {len({s.source for s in stories})} books -> {args.out}")
-    _tell(problems)
+    if args.out:
+        stories, problems = split_all(args)
+        names = ("title", "author", "credit", "source")
+        write_lines(args.out, [{"story": s.text} | {n: getattr(s, n) for n in names} for s in stories])
+        print(f"{len(stories)} stories from {len({s.source for s in stories})} books -> {args.out}")
+        for p in problems:
+            print("no stories from", p)
 
 
 def build(args) -> None:
     stories, problems = split_all(args)
     train, test, why = choose(stories, args)
-    left_out = {reason: n for reason, n in sorted(why.items()) if n}
+    left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(why.items()) if n) or "none"
     if not train:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
-        raise ValueError(f"none of the {len(stories)} stories found fits: {reasons}")
+        raise ValueError(f"none of the {len(stories)} stories found fits: {left_out}")
     seen_in = offline.background([s.text for s in stories])
-    report = {"stories found": len(stories), "left out": left_out, "books without stories": problems}
+    report = [f"stories found: {len(stories)}", f"left out: {left_out}"]
+    report += [f"no stories from {p}" for p in problems]
     for path, chosen in ((args.out, train), (args.test_out, test)):
         if path:
             write_examples(path, [_example(s, seen_in) for s in chosen])
-            write_lines(path + ".report.json", [report])
+            write_text(path + ".report.txt", "\n".join(report) + "\n")
             print(f"{len(chosen)} examples from {len({s.source for s in chosen})} books -> {path}")
-    print("left out:", ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "none")
-    _tell(problems)
+    print("\n".join(report))
 
 
 def _example(s: Story, seen_in: Counter) -> Example:
     target = offline.round_words(words(s.text))
-    return Example(
-        uid=key(book_id(s.source), s.title, s.text),
-        prompt=offline.offline_prompt(s.title, s.text, target, seen_in),
-        target_words=target,
-        story=s.text,
-        source=" | ".join((s.title, s.author, s.source)),
-    )
-
-
-def _tell(problems: list[str]) -> None:
-    for p in problems:
-        print("no stories from", p)
+    prompt = offline.offline_prompt(s.title, s.text, target, seen_in)
+    uid, source = key(book_id(s.source), s.title, s.text), " | ".join((s.title, s.author, s.source))
+    return Example(uid=uid, prompt=prompt, target_words=target, story=s.text, source=source)
 
 
 def stats(args) -> None:
@@ -141,10 +117,12 @@ def stats(args) -> None:
     books = Counter(e.source.split(" | ")[-1] for e in examples)
     title = f"{len(examples)} stories from {len(books)} books"
     print(f"{title}, {sum(lengths):,} words")
-    at = [(name, lengths[min(len(lengths) - 1, int(q * len(lengths)))]) for name, q in QUARTILES]
-    print("words: " + ", ".join(f"{name} {n:,}" for name, n in at))
+    at = {name: lengths[min(len(lengths) - 1, int(q * len(lengths)))] for name, q in QUARTILES.items()}
+    print("words: " + ", ".join(f"{name} {n:,}" for name, n in at.items()))
     print(f"with words flagged as of their period: {sum(bool(FLAGGED.search(e.story)) for e in examples)}")
-    _print_report(Path(args.file + ".report.json"))
+    report = Path(args.file + ".report.txt")
+    unknown = "why stories were left out is not known: no report of `build` beside the file"
+    print(report.read_text(encoding="utf-8").strip() if report.exists() else unknown)
     for book, n in sorted(books.items(), key=lambda item: (-item[1], item[0])):
         print(f"{n:5d}  {book}")
     picture = args.plot or str(Path(args.file).with_suffix(".png"))
@@ -154,29 +132,17 @@ def stats(args) -> None:
     save_figure(fig, picture)
     print("histogram ->", picture)
     for e in sorted(examples, key=lambda e: key(str(args.seed), e.uid))[: args.sample]:
-        print(
-            f"\n{'=' * 100}\n{e.source}\n\nPROMPT: {e.prompt}\n\nREASONING: {e.reasoning or '-'}\n\n{e.story}"
-        )
+        asked = f"PROMPT: {e.prompt}\n\nREASONING: {e.reasoning or '-'}"
+        print(f"\n{'=' * 100}\n{e.source}\n\n{asked}\n\n{e.story}")
 
 
-def _print_report(report: Path) -> None:
-    if not report.exists():
-        print("why stories were left out is not known: no report of `build` beside the file")
-        return
-    for name, value in json.loads(report.read_text(encoding="utf-8")).items():
-        print(
-            f"{name}:", ", ".join(f"{n} {r}" for r, n in value.items()) if isinstance(value, dict) else value
-        )
-
-
-def _add_books(p) -> None:
+def _books_command(sub, name: str, run, about: str):
+    p = sub.add_parser(name, help=about)
     p.add_argument("files", nargs="+", help="txt, htm or epub")
-    p.add_argument(
-        "--contents",
-        nargs="+",
-        metavar="FILE",
-        help="titles (tab, author), one per line, that settle a book: BOOK.contents",
-    )
+    form = "titles (tab, author), one per line, that settle a book: BOOK.contents"
+    p.add_argument("--contents", nargs="+", metavar="FILE", help=form)
+    p.set_defaults(run=run)
+    return p
 
 
 def parser() -> argparse.ArgumentParser:
@@ -184,17 +150,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog=flags.called(), description=__doc__, formatter_class=form)
     sub = top.add_subparsers(required=True, metavar="fetch | split | build | prompts | stats")
     fetch.add_arguments(sub.add_parser("fetch", help="download the catalogue's books from a mirror"))
-    p = sub.add_parser("split", help="every story of the books, before any choosing")
-    _add_books(p)
+    p = _books_command(sub, "split", split, "every story of the books, before any choosing")
     p.add_argument("--out", help="JSON Lines with story, title, author, credit, source")
-    p.add_argument(
-        "--explain",
-        action="store_true",
-        help="print what was taken for contents, headings and stories, and why",
-    )
-    p.set_defaults(run=split)
-    p = sub.add_parser("build", help="chosen stories with prompts, ready for training")
-    _add_books(p)
+    what = "print what was taken for contents, headings and stories, and why"
+    p.add_argument("--explain", action="store_true", help=what)
+    p = _books_command(sub, "build", build, "chosen stories with prompts, ready for training")
     p.add_argument("--out", required=True, help="examples for training (all of them, without --test_out)")
     p.add_argument("--test_out", help="keep whole anthologies back and write their examples here")
     share = "share of the books kept back (default 0.1): those stories/eval.jsonl asks about, then by seed"
@@ -207,10 +167,8 @@ def parser() -> argparse.ArgumentParser:
         "--exclude_flagged", action="store_true", help="leave out stories with slurs of their period"
     )
     p.add_argument("--seed", type=int, default=0, help="which stories and test books are drawn (default 0)")
-    p.set_defaults(run=build)
-    prompts.add_arguments(
-        sub.add_parser("prompts", help="have a model write the requests, or write them offline")
-    )
+    about = "have a model write the requests, or write them offline"
+    prompts.add_arguments(sub.add_parser("prompts", help=about))
     p = sub.add_parser("stats", help="counts, lengths, what was left out, a histogram, samples")
     p.add_argument("file", help="examples that `build` wrote")
     p.add_argument("--sample", type=int, default=0, help="show so many examples whole")

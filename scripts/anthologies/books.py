@@ -1,42 +1,41 @@
-"""A book as it is published (txt, html, epub) -> a list of blocks (paragraph, heading, line) -> paragraphs.
+"""A book as it is published (txt, html, epub) -> a list of blocks: paragraphs, headings, lines.
 
 Bytes are decoded by what they are, the publisher's frame falls away, and whatever the format was, headings.py
-sees the same blocks. `paragraphs` turns the blocks of one section into prose: wraps, marks, notes, pictures
-undone.
-lxml parses HTML and XML, offline and with entities off; nothing is ever unpacked to disk.
-Left out: footnotes, pictures, page numbers. Poems keep their lines, tables do not keep their columns.
+sees the same blocks. lxml parses HTML and XML, offline and with entities off. Of an epub nothing is unpacked
+to disk, no path leads outside, and no book unpacks to more than 40 MB. Left out: footnotes, pictures, page
+numbers. Poems keep their lines, tables do not keep their columns.
 """
 
 from __future__ import annotations
 
+import io
 import posixpath
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from html.entities import html5
+from itertools import groupby
 from urllib.parse import unquote
 
-from lxml import html
+from lxml import etree, html
 
-MAX_BYTES = 40 << 20  # a book of 40 MB is no book; also the limit for what an epub may unpack to
+MAX_BYTES = 40 << 20  # larger is not a book; also the limit for what an epub may unpack to
 
 # how numbers, authors and ends of stories are written
 ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
-NUMBER = (
-    rf"(?:{ROMAN}|\d{{1,3}}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|"
-    r"first|second|third|fourth)"
-)
+WORDS = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth"
+NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|{WORDS})"
 ORDINAL = re.compile(
-    rf"(?:(?:chapter|chap\.|part|book|section|canto|letter|stave|story the|tale|no\.?|number)\s+)?"
-    rf"(?:the\s+)?(?:\d{{1,2}}\.)?{NUMBER}\s*[.:)\]]*",
-    re.I,
+    rf"(?i)(?:(?:chapter|chap\.|part|book|section|canto|letter|stave|story the|tale|no\.?|number)\s+)?"
+    rf"(?:the\s+)?(?:\d{{1,2}}\.)?{NUMBER}\s*[.:)\]]*"
 )
 LEADING = re.compile(
-    rf"^(?:(?:(?:chapter|part|tale|story|no\.?)\s+)?(?:{ROMAN}|\d{{1,3}})\s*(?:[.:)]|--|\u2014)[-\u2014\s]*)?"
-    rf"(?:\([a-z]\)\s+)?",
-    re.I,
+    rf"(?i)^(?:(?:(?:chapter|part|tale|story|no\.?)\s+)?(?:{ROMAN}|\d{{1,3}})\s*(?:[.:)]|--|"
+    rf"\u2014)[-\u2014\s]*)?(?:\([a-z]\)\s+)?"
 )
-THE_END = re.compile(r"\W*(the end|finis|het einde)\W*", re.I)
-END_MARK = re.compile(r"\W*(the end|finis|end|het einde|fin|end of .{0,40}|explicit)\W*", re.I)
+END_MARK = re.compile(r"(?i)\W*(the end|finis|end|het einde|fin|end of .{0,40}|explicit)\W*")
 
 
 @dataclass
@@ -51,15 +50,14 @@ class Block:
     links: list[tuple[str, str]] = field(default_factory=list)  # (anchor it points to, words of the link)
     story: int = 0  # Standard Ebooks: number of the story it belongs to,
     foreword: str = ""  # and the id of the preface or introduction inside that story
-    words: int = 0
 
-
-# ------------------------------------------------------------------ bytes -> text -> blocks
+    @cached_property
+    def words(self) -> int:
+        return len(self.text.split())
 
 
 def decode(raw: bytes) -> str:
-    """Bytes to text by what they are, line by line, because old books mix encodings. Raises ValueError on
-    binary."""
+    """Bytes to text by what they are, line by line: old books mix encodings. ValueError: binary."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16", errors="replace")
     if b"\0" in raw[: 1 << 16] or sum(b < 9 or 13 < b < 32 for b in raw[:4096]) > 40:
@@ -80,46 +78,35 @@ def _decode_line(line: bytes) -> str:
 
 
 def text_blocks(text: str) -> list[Block]:
-    blocks, lines, gap, above = [], [], 0, 0
-    for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") + [""]:
-        if line.strip():
-            if not lines:
-                above = gap
-            lines.append(line.rstrip().expandtabs())
-            gap = 0
+    blocks, gap = [], 0
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    for blank, run in groupby(lines, lambda line: not line.strip()):
+        if blank:
+            gap = len(list(run))
         else:
-            if lines:
-                blocks.append(Block("\n".join(lines), above))
-                lines = []
-            gap += 1
+            blocks.append(Block("\n".join(line.rstrip().expandtabs() for line in run), gap))
     return blocks
 
 
-BLOCK_TAGS = (
-    "address article aside blockquote body center dd div dl dt footer form h1 h2 h3 h4 h5 h6 header "
-    "hgroup li main nav ol p pre section table tr ul"
+# ------------------------------------------------------------------ HTML
+
+BLOCK_TAGS = frozenset(
+    "address article aside blockquote body center dd div dl dt footer form h1 h2 h3 h4 h5 h6 header hgroup "
+    "li main nav ol p pre section table tr ul".split()
 )
-BLOCK_TAGS = frozenset(BLOCK_TAGS.split())
-SKIP_TAGS = {
-    "head",
-    "script",
-    "style",
-    "img",
-    "svg",
-    "math",
-    "figure",
-    "object",
-    "audio",
-    "video",
-    "noscript",
-}
+SKIP_TAGS = frozenset("head script style img svg math figure object audio video noscript".split())
 SKIP_CLASS = re.compile(
-    r"\b(page-?num\w*|pageno|pgnum|folio|foot-?notes?|endnotes?|caption\w*|tn|tnote|trans-?notes?|"
-    r"fig(center|left|right)|illus\w*|fnanchor|noteref|pg-boilerplate)\b",
-    re.I,
+    r"(?i)\b(page-?num\w*|pageno|pgnum|folio|foot-?notes?|endnotes?|caption\w*|tn|tnote|trans-?notes?|"
+    r"fig(center|left|right)|illus\w*|fnanchor|noteref|pg-boilerplate)\b"
 )
-DROP_CAP = re.compile(r"\W?[A-Z]")
 NOTE_MARK = re.compile(r"\s*[\[(]?\s*(\d{1,3}|[*\u2020\u2021])\s*[\])]?\s*")
+KINDS = {  # what epub:type says of an element
+    "drama": r"drama|dramatis",
+    "skip": r"\b(epigraph|dedication|footnote|endnote|contributors)",
+    "title": r"\b(fulltitle|subtitle|title)\b",
+    "part": r"\b(ordinal|bridgehead)\b",
+    "date": r"dateline",
+}
 
 
 def _skipped(el, context) -> bool:
@@ -128,45 +115,34 @@ def _skipped(el, context) -> bool:
         return True
     if SKIP_CLASS.search(el.get("class", "")):
         return True
-    is_mark = el.tag in ("a", "sup") and NOTE_MARK.fullmatch("".join(el.itertext()))
-    return bool(is_mark) and (el.tag == "sup" or (el.get("href") is not None and context["kind"] != "list"))
+    link = el.tag == "a" and el.get("href") is not None and context["kind"] != "list"
+    return (link or el.tag == "sup") and bool(NOTE_MARK.fullmatch("".join(el.itertext())))
 
 
 def _drop_cap(el) -> str:
-    """The letter when `el` is nothing but the picture of a story's first letter, else ''."""
+    """The letter when `el` is nothing but the picture of a story's first letter, else an empty string."""
     if not isinstance(el.tag, str) or any(t.strip() for t in el.itertext()):
         return ""
     letters = [i.get("alt", "").strip() for i in el.iter("img")]
-    return letters[0] if len(letters) == 1 and DROP_CAP.fullmatch(letters[0]) else ""
+    return letters[0] if len(letters) == 1 and re.fullmatch(r"\W?[A-Z]", letters[0]) else ""
 
 
 def _enter(el, context, counter) -> dict:
-    """What the walk knows inside `el`: heading level, kind of block, number of the story, preformatted or
-    not."""
+    """What the walk knows inside `el`: heading level, kind of block, number of the story, preformatted."""
     kind, inside = el.get("epub:type", ""), dict(context)
     if re.fullmatch(r"h[1-6]", el.tag):
         inside["level"] = int(el.tag[1])
     if el.tag == "pre":
         inside["pre"] = True
     if el.tag in ("p", "div", "center", "blockquote"):
-        leaning = [c for c in el if c.tag in ("i", "em")]
-        inside["apart"] = (
-            len(leaning) == len(el) == 1
-            and not (el.text or "").strip()
-            and not (leaning[0].tail or "").strip()
-        )
+        only = len(el) == 1 and el[0].tag in ("i", "em")
+        inside["apart"] = only and not (el.text or "").strip() and not (el[0].tail or "").strip()
     if "se:short-story" in kind or "se:novel" in kind:
         counter[0] += 1
         inside["story"] = counter[0]
     if re.search(r"\b(preface|introduction|foreword)\b", kind):
         inside["foreword"] = el.get("id") or "foreword"
-    for name, pattern in (
-        ("drama", r"drama|dramatis"),
-        ("skip", r"\b(epigraph|dedication|footnote|endnote|contributors)"),
-        ("title", r"\b(fulltitle|subtitle|title)\b"),
-        ("part", r"\b(ordinal|bridgehead)\b"),
-        ("date", r"dateline"),
-    ):
+    for name, pattern in KINDS.items():
         if re.search(pattern, kind):
             inside["kind"] = name
     if el.tag in ("table", "ul", "ol", "dl", "nav"):
@@ -175,27 +151,20 @@ def _enter(el, context, counter) -> dict:
 
 
 def _cells(line: str) -> str:
-    """A line without extra spaces; a tab stands between the cells of a table and where several hard spaces
-    were."""
+    """A line without extra spaces; a tab separates the cells of a table and what hard spaces separated."""
     parts = re.split(r"\t|[ \u2003]*[\u00a0\u2003]{2,}[ \u2003]*", line)
     return "\t".join(text for part in parts if (text := " ".join(part.split())))
 
 
 def _without_dtd(text: str) -> str:
-    """A page without its document type; what an internal subset declares is not expanded and leaves
-    nothing."""
-    start = re.match(r"\s*(<!--.*?-->\s*)*<!DOCTYPE\b[^>\[]*", text, re.S | re.I)
-    if not start:
+    """A page without its document type; what an internal subset declares leaves nothing."""
+    dtd = re.match(r"(?is)\s*(<!--.*?-->\s*)*<!DOCTYPE\b(.*?(?=<html\b)|[^>]*>)", text)
+    if not dtd:
         return text
-    if text[start.end() : start.end() + 1] != "[":
-        return text[start.end() + 1 :]
-    quoted = r"<!--.*?-->|\"[^\"]*\"|'[^']*'|[^\]\"'<]|<(?!!--)"
-    subset = re.compile(rf"\[(?:{quoted})*\]\s*>", re.S).match(text, start.end()) or re.compile(
-        r"\[.*?(\]\s*>|(?=<html\b)|$)", re.S | re.I
-    ).match(text, start.end())
-    for name in set(re.findall(r"<!ENTITY\s+([\w.-]+)\s", subset[0])) - {e.strip(";") for e in html5}:
+    text = text[dtd.end() :]
+    for name in set(re.findall(r"<!ENTITY\s+([\w.-]+)\s", dtd[0])) - {e.strip(";") for e in html5}:
         text = text.replace(f"&{name};", "")
-    return text[: start.start()] + text[subset.end() :]
+    return text
 
 
 def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> list[Block]:
@@ -204,7 +173,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
     if not text.strip():
         return []
     root = html.document_fromstring(text, parser=html.HTMLParser(no_network=True, remove_comments=True))
-    page = _Page(name, [0] if counter is None else counter)
+    page = _Page(name, counter or [0])
     start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False, "apart": False}
     page.walk(root, start)
     page.flush(start)
@@ -212,8 +181,7 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
 
 
 class _Page:
-    """The blocks of one page so far, and what belongs to the next: text, anchors, links, gap, a first
-    letter."""
+    """The blocks of one page so far, and what belongs to the next: text, anchors, links, first letter."""
 
     def __init__(self, name: str, counter: list[int]):
         self.blocks, self.counter = [], counter
@@ -278,19 +246,100 @@ def anchor(href: str) -> str:
     return unquote(href.rpartition("#")[2] if "#" in href else posixpath.basename(href))
 
 
+# ------------------------------------------------------------------ epub
+
+DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, zlib.error)
+
+
+class _Archive:
+    """Files of a zip archive by path. ValueError: a path outside, a missing or damaged file, a bomb."""
+
+    def __init__(self, raw: bytes):
+        try:
+            self.book = zipfile.ZipFile(io.BytesIO(raw))
+        except zipfile.BadZipFile:
+            raise ValueError("is a damaged zip archive: fetch it again") from None
+        self.names, self.left = {i.filename: i for i in self.book.infolist()}, MAX_BYTES
+
+    def read(self, path: str) -> bytes:
+        path = _inside(path)
+        if path not in self.names:
+            raise ValueError(f"names a file it does not hold ({path[:60]!r}): fetch it again")
+        self.left -= self.names[path].file_size
+        if self.left < 0:
+            raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
+        try:
+            with self.book.open(self.names[path]) as f:
+                return f.read(self.names[path].file_size)
+        except DAMAGE as error:
+            raise ValueError(f"cannot be unpacked ({error}): fetch it again") from None
+
+
+def _inside(path: str) -> str:
+    path = posixpath.normpath(path)
+    if path.startswith(("/", "..")) or "\\" in path:
+        raise ValueError(f"names a path outside itself ({path[:60]!r}): not a book to trust")
+    return path
+
+
+def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
+    """-> (table of contents, blocks in reading order, author). ValueError: what is wrong with the file."""
+    archive = _Archive(raw)
+    if "META-INF/container.xml" not in archive.names:
+        raise ValueError("is a zip archive without META-INF/container.xml: no epub")
+    container = _xml(archive.read("META-INF/container.xml"))
+    opf_path = next(iter(container.xpath("//*[local-name()='rootfile']/@full-path")), "")
+    opf, folder = _xml(archive.read(opf_path)), posixpath.dirname(opf_path)
+    items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
+    paths = {name: _inside(posixpath.join(folder, unquote(i.get("href", "")))) for name, i in items.items()}
+    counter, blocks, nav = [0], [], []
+    for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref"):
+        if ref not in items:
+            raise ValueError(f"has a spine that names an unknown item ({ref[:60]!r}): fetch it again")
+        if "html" in items[ref].get("media-type", "html"):
+            page = html_blocks(decode(archive.read(paths[ref])), posixpath.basename(paths[ref]), counter)
+            if page:
+                page[0].gap = 5  # a new file is a new page
+            blocks += page
+    for name, item in items.items():
+        if "nav" in item.get("properties", "").split():
+            nav = [link for b in html_blocks(decode(archive.read(paths[name]))) for link in b.links]
+        elif "ncx" in item.get("media-type", "") and not nav:
+            nav = _ncx(_xml(archive.read(paths[name])))
+    return _table(nav), blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
+
+
+def _ncx(page) -> list[tuple[str, str]]:
+    points = [(p.find("{*}content"), p.findtext("{*}navLabel/{*}text", "")) for p in page.iter("{*}navPoint")]
+    return [(anchor(at.get("src", "")), text) for at, text in points if at is not None]
+
+
+def _table(entries: list[tuple[str, str]]) -> list[Block]:
+    """An epub's own table of contents as a page of contents; numbers and numbered parts left out."""
+    entries = [(target, " ".join(text.split())) for target, text in entries]
+    titles = [e for e in entries if e[1] and not ORDINAL.fullmatch(e[1]) and LEADING.sub("", e[1]) == e[1]]
+    heading = [Block("Contents", 5)] if titles else []
+    return heading + [Block(text, kind="list", links=[(at, text)]) for at, text in titles]
+
+
+def _xml(raw: bytes):
+    try:
+        return etree.fromstring(raw, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
+    except etree.XMLSyntaxError as error:
+        raise ValueError(f"has package data that is not XML ({error}): fetch it again") from None
+
+
 # ------------------------------------------------------------------ the frame around a book
 
 FRAME_START = re.compile(
-    r"\*{3} ?START OF (THIS|THE) PROJECT GUTENBERG|\*END\*? ?THE SMALL PRINT|\*END THE SMALL", re.I
+    r"(?i)\*{3} ?START OF (THIS|THE) PROJECT GUTENBERG|\*END\*? ?THE SMALL PRINT|\*END THE SMALL"
 )
 FRAME_END = re.compile(
-    r"\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg", re.I
+    r"(?i)\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg"
 )
 CREDIT = re.compile(
-    r"\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed (by|"
-    r"from)|"
-    r"this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b",
-    re.I,
+    r"(?i)\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed "
+    r"(by|from)|this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b"
 )
 
 

@@ -1,5 +1,4 @@
-"""Which stories become examples: length, language, one copy of each tale, a cap per book, train and test
-apart.
+"""Which stories become examples: length, language, one copy of each tale, a cap per book, train and test.
 
 Used by __main__.py. Left out: judging whether a story is good; retellings in quite different words.
 """
@@ -18,34 +17,28 @@ from lib.text import FLAGGED
 from scripts.anthologies.stories import Story
 
 EVALUATION = Path(__file__).resolve().parents[2] / "stories" / "eval.jsonl"
-
 RUN = 50  # words in a row that two stories may not share; see `shared_runs`
-SAME_TALE = (
-    0.4  # cosine of rare words above which stories of two books are versions of one tale. In the catalogue's
-)
-# books all 28 pairs above 0.42 are (Vanka and Vanka, Red Etin and Red Ettin); chance begins near 0.38
+# cosine of rare words above which stories of two books are versions of one tale. In the catalogue's books all
+# 28 pairs above 0.42 are (Vanka and Vanka, Red Etin and Red Ettin); chance begins near 0.38
+SAME_TALE = 0.4
 ENGLISH = re.compile(
-    r"\b(the|and|of|to|a|in|that|he|was|it|his|with|as|had|for|on|at|but|her|she|i|you|not|they|be|him)\b",
-    re.I,
+    r"(?i)\b(the|and|of|to|a|in|that|he|was|it|his|with|as|had|for|on|at|but|her|she|i|you|not|they|be|him)\b"
 )
 
 
 def key(*parts: str) -> str:
-    """A name and an order that depend on content alone, so that a book more changes nothing about the
-    others."""
+    """A name and an order that depend on content alone, so that one more book does not change the others'."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def book_id(source: str) -> str:
-    """What a book is called whatever its file is called: Project Gutenberg's number, else the name without
-    its ending."""
+    """What a book is called whatever its file is called: Project Gutenberg's number, else the file's stem."""
     number = re.match(r"pg\d+", source)
     return number[0] if number else Path(source).stem
 
 
 def asked_for() -> set[str]:
-    """The books from whose stories requests of stories/eval.jsonl were made: never in training when books
-    are held out."""
+    """The books from whose stories requests of stories/eval.jsonl were made: the first to be held out."""
     sources = (e.source for e in read_examples(EVALUATION) if e.source.startswith("made from a story: "))
     return {book_id(source.split(" | ")[-1]) for source in sources}
 
@@ -57,40 +50,22 @@ def title_key(title: str) -> str:
 def shared_runs(texts: list[str], run: int = RUN) -> set[tuple[int, int]]:
     """Pairs (earlier, later) of texts that share words in a row.
 
-    Every text is cut into blocks of `run` words; wherever such a block stands in another text, the two share
-    it.
-    Any common run of 2 * run - 1 words holds a whole block, so runs of 99 words and more are found for
-    certain.
+    Every text is cut into blocks of `run` words; wherever such a block is in another text, the two share it.
+    Any common run of 2 * run - 1 words holds a whole block, so runs of 99 words are always found.
     """
-    ids, base = {}, np.uint64(0x9E3779B97F4A7C15)  # odd, so powers have inverses modulo 2^64
-    inverse = np.uint64(pow(int(base), -1, 1 << 64))
-    longest = max((len(re.findall(r"\w+", t)) for t in texts), default=0)
-    up = np.cumprod(np.r_[np.uint64(1), np.full(longest, base, np.uint64)])
-    down = np.cumprod(np.r_[np.uint64(1), np.full(longest, inverse, np.uint64)])
-    hashes = []
-    for text in texts:
-        tokens = re.findall(r"\w+", text.casefold())
-        for t in tokens:
-            if t not in ids:
-                ids[t] = int(key(t), 16)
-        values = np.array([ids[t] for t in tokens], dtype=np.uint64)
-        total = np.r_[np.uint64(0), np.cumsum(values * up[: len(values)])]
-        hashes.append(
-            (total[run:] - total[:-run]) * down[: max(0, len(total) - run)]
-            if len(values) >= run
-            else np.zeros(0, np.uint64)
-        )
-    owners: dict[int, list[int]] = {}
-    for n, h in enumerate(hashes):
-        for block in h[::run].tolist():
-            owners.setdefault(block, []).append(n)
-    blocks = np.array(sorted(owners), dtype=np.uint64)
-    pairs = set()
-    for n, h in enumerate(hashes):
-        at = np.minimum(np.searchsorted(blocks, h), len(blocks) - 1)
-        for block in h[blocks[at] == h].tolist():
-            pairs.update((min(n, o), max(n, o)) for o in owners[block] if o != n)
-    return pairs
+    ids: dict[str, int] = {}
+    told = [[ids.setdefault(w, len(ids)) for w in re.findall(r"\w+", t.casefold())] for t in texts]
+    owners: dict[tuple, list[int]] = {}
+    for n, text in enumerate(told):
+        for i in range(0, len(text) - run + 1, run):
+            owners.setdefault(tuple(text[i : i + run]), []).append(n)
+    openings, pairs = {block[:8] for block in owners}, set()
+    for n, text in enumerate(told):
+        for i, opening in enumerate(zip(*(text[k:] for k in range(8)))):
+            if opening in openings:  # rarely by chance
+                for o in owners.get(tuple(text[i : i + run]), []):
+                    pairs.add((min(n, o), max(n, o)))
+    return {(a, b) for a, b in pairs if a != b}
 
 
 def same_tales(texts: list[str], threshold: float = SAME_TALE, width: int = 4096) -> set[tuple[int, int]]:
@@ -115,36 +90,30 @@ def choose(stories: list[Story], args) -> tuple[list[Story], list[Story], Counte
     """Stories for training, stories of held-out anthologies, and how many were left out for which reason.
 
     ValueError: `--test_out` asks for a book to be kept back and none can be."""
-    why: Counter = Counter()
-    fit = [s for s in stories if not _unfit(s, args, why)]
+    reasons = [_unfit(s, args) for s in stories]
+    fit, why = [s for s, reason in zip(stories, reasons) if not reason], Counter(filter(None, reasons))
     held = hold_out(fit, args) if args.test_out and fit else set()
     # test anthologies come first, so that of two copies the held-out one stays and training loses it
     fit.sort(key=lambda s: (s.source not in held, key(str(args.seed), book_id(s.source), s.title, s.text)))
     gone = _copies(fit, held, why)
     left = [s for n, s in enumerate(fit) if n not in gone]
-    train = _cap([s for s in left if s.source not in held], args.per_anthology, args.limit, why)
-    test = _cap([s for s in left if s.source in held], args.per_anthology, args.limit, why)
+    train = _cap([s for s in left if s.source not in held], args, why)
+    test = _cap([s for s in left if s.source in held], args, why)
     if held and not train:
-        raise ValueError(
-            "nothing is left for training beside the book kept back: give more books, or drop --test_out"
-        )
+        what = "nothing is left for training beside the book kept back"
+        raise ValueError(f"{what}: give more books, or drop --test_out")
     return train, test, why
 
 
-def _unfit(s: Story, args, why: Counter) -> bool:
+def _unfit(s: Story, args) -> str:
     n = words(s.text)
     if n < args.min_words:
-        reason = f"shorter than {args.min_words} words"
-    elif n > args.max_words:
-        reason = f"longer than {args.max_words} words"
-    elif len(ENGLISH.findall(s.text)) < 0.22 * len(s.text.split()):
-        reason = "not English"
-    elif args.exclude_flagged and FLAGGED.search(s.text):
-        reason = "flagged words"
-    else:
-        return False
-    why[reason] += 1
-    return True
+        return f"shorter than {args.min_words} words"
+    if n > args.max_words:
+        return f"longer than {args.max_words} words"
+    if len(ENGLISH.findall(s.text)) < 0.22 * len(s.text.split()):
+        return "not English"
+    return "flagged words" if args.exclude_flagged and FLAGGED.search(s.text) else ""
 
 
 def hold_out(fit: list[Story], args) -> set[str]:
@@ -152,27 +121,26 @@ def hold_out(fit: list[Story], args) -> set[str]:
     first, books = asked_for(), sorted({s.source for s in fit})
     asked = sum(book_id(b) in first for b in books)
     if len(books) < 2:
-        raise ValueError(
-            f"only {books[0]} has stories that fit, so no book can be kept back: add one, or drop --test_out"
-        )
+        what = f"only {books[0]} has stories that fit, so no book can be kept back"
+        raise ValueError(f"{what}: add one, or drop --test_out")
     if asked == len(books):
-        raise ValueError(
-            "stories/eval.jsonl asks about every book given, so none may be trained on: add another book"
-        )
+        what = "stories/eval.jsonl asks about every book given, so none may be trained on"
+        raise ValueError(f"{what}: add another book")
     books.sort(key=lambda b: (book_id(b) not in first, key(str(args.seed), book_id(b))))
     return set(books[: min(len(books) - 1, max(1, asked, round(args.test_share * len(books))))])
 
 
 def _copies(fit: list[Story], held: set[str], why: Counter) -> set[int]:
     """Which stories go: copies of one that stays, and those in training that have a test story's title."""
-    texts, gone = [s.text for s in fit], set()
+    texts, gone, tests = [s.text for s in fit], set(), {}
     copies = shared_runs(texts) | {(a, b) for a, b in same_tales(texts) if fit[a].source != fit[b].source}
-    keys = [title_key(s.title) for s in fit]
-    tests: dict[str, list[int]] = {}
-    for n, s in enumerate(fit):
+    namesakes = set()
+    for n, s in enumerate(fit):  # the held-out ones come first
+        same = tests.setdefault(title_key(s.title), [])
         if s.source in held:
-            tests.setdefault(keys[n], []).append(n)
-    namesakes = {(a, n) for n, s in enumerate(fit) if s.source not in held for a in tests.get(keys[n], [])}
+            same.append(n)
+        else:
+            namesakes |= {(a, n) for a in same}
     for pairs, reason in ((copies, "a copy of a story already in"), (namesakes, "the title of a test story")):
         for a, b in sorted(pairs):
             if a not in gone and b not in gone:
@@ -181,15 +149,14 @@ def _copies(fit: list[Story], held: set[str], why: Counter) -> set[int]:
     return gone
 
 
-def _cap(stories: list[Story], per_anthology: int, limit: int, why: Counter) -> list[Story]:
-    """At most `per_anthology` of each book and `limit` in all, the books in turn, so that small books keep
-    theirs."""
-    rank, turns = Counter(), []
+def _cap(stories: list[Story], args, why: Counter) -> list[Story]:
+    """At most `--per_anthology` of each book and `--limit` in all; the books take turns."""
+    rank, within = Counter(), []
     for s in stories:
-        turns.append((rank[s.source], s))
+        if rank[s.source] < args.per_anthology:
+            within.append((rank[s.source], s))
         rank[s.source] += 1
-    within = [(turn, s) for turn, s in turns if turn < per_anthology]
-    why[f"more than {per_anthology} of its book"] += len(turns) - len(within)
+    why[f"more than {args.per_anthology} of its book"] += len(stories) - len(within)
+    why["beyond the limit"] += max(0, len(within) - args.limit)
     within.sort(key=lambda item: item[0])
-    why["beyond the limit"] += max(0, len(within) - limit)
-    return [s for _, s in within[:limit]]
+    return [s for _, s in within[: args.limit]]

@@ -1,10 +1,9 @@
 """Books of the catalogue, from mirrors that welcome programs: one at a time, with pauses, resumed, checked.
 
 `stories/catalogue.tsv` lists 100 anthologies: Project Gutenberg numbers and Standard Ebooks names, and for
-Project
-Gutenberg the checksum of the edition that docs/data.md measures. Project Gutenberg asks programs to use a
-mirror
-(gutenberg.org/policy/robot_access.html); the default below is one of its list, gutenberg.org/MIRRORS.ALL.
+Project Gutenberg the checksum of the edition that docs/data.md measures. Project Gutenberg asks programs to
+use a mirror (gutenberg.org/policy/robot_access.html); the default below is one of its list,
+gutenberg.org/MIRRORS.ALL.
 
     python -m scripts.anthologies fetch --out_dir out/books
     python -m scripts.anthologies fetch --out_dir out/books --gutenberg https://another.mirror/gutenberg
@@ -29,8 +28,9 @@ from scripts.anthologies.books import MAX_BYTES, decode
 GUTENBERG = "https://gutenberg.pglaf.org"  # the default mirrors, here alone
 STANDARD_EBOOKS = "https://standardebooks.org"
 CATALOGUE = Path(__file__).resolve().parents[2] / "stories" / "catalogue.tsv"
-AGENT = "anthologies/1 (one request at a time)"
+HEADERS = {"User-Agent": "anthologies/1 (one request at a time)", "Accept-Encoding": "identity"}
 NAME = re.compile(r"pg\d+\.(txt|htm)|se(_[a-z0-9-]+){2,4}\.epub")
+CLOSING = re.compile(r"(?i)END OF (THE|THIS) PROJECT GUTENBERG|End of (the )?Project Gutenberg")
 BUSY = (429, 500, 502, 503, 504)
 GONE = ("status 404", "status 410")
 
@@ -67,23 +67,21 @@ def addresses(row: dict, gutenberg: str | None, standard_ebooks: str | None) -> 
     return [f"{base}/{folder}/{file}" for file in files] + [f"{base}/cache/epub/{number}/{cached}"]
 
 
-def check(path: Path) -> str | None:
-    """What is wrong with a downloaded book, or None."""
-    if path.suffix == ".epub":
-        return check_epub(path)
+def check(path: Path, name: str) -> str | None:
+    """What is wrong with the bytes at `path` as the book `name` of the catalogue, or None."""
+    if name.endswith(".epub"):
+        return _check_epub(path)
     try:
         text = decode(path.read_bytes())
     except ValueError:
         return "not text"
-    number = re.search(r"\d+", path.stem)[0]
+    number = re.search(r"\d+", name)[0]
     if not re.search(rf"#{number}\b", text) and not re.search(rf"\b{number}\b", text[:3000] + text[-3000:]):
         return f"not Project Gutenberg's number {number}"
-    if not re.search(r"END OF (THE|THIS) PROJECT GUTENBERG|End of (the )?Project Gutenberg", text, re.I):
-        return "cut short: the closing line is missing"
-    return None
+    return None if CLOSING.search(text) else "cut short: the closing line is missing"
 
 
-def check_epub(path: Path) -> str | None:
+def _check_epub(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as book:
             if sum(i.file_size for i in book.infolist()) > 4 * MAX_BYTES:
@@ -95,37 +93,34 @@ def check_epub(path: Path) -> str | None:
         return "not an epub"
 
 
-def download(url: str, part: Path, attempts: int, pause: float, timeout: float) -> str | None:
-    """Bytes of `url` into `part`, going on where an earlier try stopped. A word on what failed, or None."""
+def download(url: str, part: Path, args) -> str | None:
+    """Bytes of `url` into `part`, resumed where an earlier try stopped. A word on what failed, or None."""
     trouble = "nothing came"
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(pause * 2**attempt)
+    for attempt in range(args.attempts):
+        time.sleep(args.pause * 2**attempt if attempt else 0)
         have = part.stat().st_size if part.exists() else 0
-        headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
-        headers |= {"Range": f"bytes={have}-"} if have else {}
+        headers = HEADERS | ({"Range": f"bytes={have}-"} if have else {})
         try:
-            with requests.get(url, headers=headers, stream=True, timeout=timeout) as reply:
+            with requests.get(url, headers=headers, stream=True, timeout=args.timeout) as reply:
                 trouble = _save(reply, part, have)
-                if trouble in BUSY:
-                    wait = reply.headers.get("Retry-After", "").strip()
-                    time.sleep(min(60, int(wait)) if wait.isdigit() else 0)
-                    trouble = f"status {trouble}"
-                elif trouble is None or str(trouble).startswith(("status", "larger")):
-                    return trouble
         except requests.RequestException as error:
             trouble = type(error).__name__
+            continue
+        if reply.status_code in BUSY:
+            wait = reply.headers.get("Retry-After", "").strip()
+            time.sleep(min(60, int(wait)) if wait.isdigit() else 0)
+        elif trouble is None or trouble.startswith(("status", "larger")):
+            return trouble
     return trouble
 
 
-def _save(reply: requests.Response, part: Path, have: int) -> str | int | None:
-    """Writes a reply's body. A busy status as a number, another trouble in words, None when the body is
-    whole."""
+def _save(reply: requests.Response, part: Path, have: int) -> str | None:
+    """Writes the body of a reply. What is wrong with it, or None when the body is whole."""
     if reply.status_code == 416:  # what is here is longer than the file: begin anew
         part.unlink(missing_ok=True)
         return "more than the file has"
     if reply.status_code not in (200, 206):
-        return reply.status_code if reply.status_code in BUSY else f"status {reply.status_code}"
+        return f"status {reply.status_code}"
     size = have if reply.status_code == 206 else 0
     expected = size + int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
     with open(part, "ab" if size else "wb") as file:
@@ -138,31 +133,21 @@ def _save(reply: requests.Response, part: Path, have: int) -> str | int | None:
     return None if expected is None or size == expected else f"{size} bytes of {expected}"
 
 
-def fetch_one(row: dict, places: list[str], folder: Path, args) -> list[str]:
+def fetch_one(name: str, places: list[str], folder: Path, args) -> list[str]:
     """One book into `folder`. The troubles of the places tried, empty when the book came."""
-    path, troubles = folder / row["name"], []
+    troubles = []
     for n, url in enumerate(places):  # a part belongs to its address: two mirrored files may differ
-        part = folder / f"{row['name']}.{n}.part"
-        trouble = download(url, part, args.attempts, args.pause, args.timeout)
+        part = folder / f"{name}.{n}.part"
+        trouble = download(url, part, args)
         time.sleep(args.pause)  # a mirror is a gift
         if trouble is None:
-            probe = part.with_name("checking_" + path.name)
-            os.replace(part, probe)
-            trouble = check_name(probe, path)
-        if trouble is None:
-            return []
+            trouble = check(part, name)
+            if trouble is None:
+                os.replace(part, folder / name)
+                return []
+            part.unlink()
         troubles.append(f"{trouble} at {url}")
     return troubles
-
-
-def check_name(probe: Path, path: Path) -> str | None:
-    """Checks a finished download, then gives it its name; what is wrong is removed."""
-    trouble = check(probe)
-    if trouble:
-        probe.unlink()
-    else:
-        os.replace(probe, path)
-    return trouble
 
 
 def run(args) -> None:
@@ -173,25 +158,21 @@ def run(args) -> None:
     gone, failed, new = [], [], 0
     for row in tqdm(rows, desc="books", unit="book"):
         path, places = folder / row["name"], addresses(row, args.gutenberg, args.standard_ebooks)
-        if not places or path.exists() and check(path) is None:
+        if not places or path.exists() and check(path, row["name"]) is None:
             continue
-        troubles = fetch_one(row, places, folder, args)
-        new += not troubles
-        line = f"{row['name']} ({row['title']}): {'; '.join(troubles)}"
+        troubles = fetch_one(row["name"], places, folder, args)
         if troubles:
-            (gone if all(t.startswith(GONE) for t in troubles) else failed).append(line)
+            skip = all(t.startswith(GONE) for t in troubles)
+            (gone if skip else failed).append(f"{row['name']} ({row['title']}): {'; '.join(troubles)}")
+        new += not troubles
     have = [row for row in rows if (folder / row["name"]).exists()]
     print(f"{new} books fetched now, {len(have)} of {len(rows)} in {folder}")
-    other = [
-        row["name"] for row in have if row.get("sha256") and digest(folder / row["name"]) != row["sha256"]
-    ]
+    other = [r["name"] for r in have if r.get("sha256") and digest(folder / r["name"]) != r["sha256"]]
     if other:
-        print(
-            f"{len(other)} are not the catalogue's edition (another checksum, but whole): {', '.join(other)}"
-        )
-    for word, lines in (("gone, skipped:", gone), ("failed:", failed)):
-        for line in lines:
-            print(word, line)
+        what = "not the catalogue's edition (another checksum, but whole)"
+        print(f"{len(other)} are {what}: {', '.join(other)}")
+    for line in [f"gone, skipped: {line}" for line in gone] + [f"failed: {line}" for line in failed]:
+        print(line)
     if failed or not have:
         what = f"{len(failed) or len(gone)} books did not come"
         raise ValueError(f"{what}; run the same command to try them again, or name another mirror")
@@ -199,24 +180,11 @@ def run(args) -> None:
 
 def add_arguments(p) -> None:
     p.add_argument("--out_dir", required=True, help="folder for the books")
-    p.add_argument(
-        "--gutenberg",
-        metavar="URL",
-        default=GUTENBERG,
-        help=f"mirror of Project Gutenberg (default {GUTENBERG})",
-    )
-    p.add_argument(
-        "--standard_ebooks",
-        metavar="URL",
-        default=STANDARD_EBOOKS,
-        help=f"default {STANDARD_EBOOKS}; '' for none",
-    )
-    p.add_argument(
-        "--catalogue", default=str(CATALOGUE), help="table of books (default: the one in stories/)"
-    )
+    p.add_argument("--gutenberg", metavar="URL", default=GUTENBERG, help=f"mirror (default {GUTENBERG})")
+    se = f"default {STANDARD_EBOOKS}; '' for none"
+    p.add_argument("--standard_ebooks", metavar="URL", default=STANDARD_EBOOKS, help=se)
+    p.add_argument("--catalogue", default=str(CATALOGUE), help="table of books (default: stories/'s)")
     p.add_argument("--pause", type=float, default=2.0, help="seconds between requests (default 2)")
     p.add_argument("--attempts", type=int, default=4, help="tries for each address (default 4)")
-    p.add_argument(
-        "--timeout", type=float, default=60.0, help="seconds without a byte before a try ends (default 60)"
-    )
+    p.add_argument("--timeout", type=float, default=60.0, help="seconds without a byte per try (default 60)")
     p.set_defaults(run=run)

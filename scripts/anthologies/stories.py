@@ -1,7 +1,7 @@
 """One book -> its stories, whole and clean: reading (books.py) and headings (headings.py) put together.
 
-Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents
-and headings.
+Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents and
+headings.
 
     from scripts.anthologies import split_anthology
     for story in split_anthology("pg2814.txt"): print(story.title, len(story.text.split()))
@@ -15,36 +15,22 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.anthologies.books import (
-    LEADING,
-    MAX_BYTES,
-    ORDINAL,
-    THE_END,
-    Block,
-    decode,
-    html_blocks,
-    text_blocks,
-    unframe,
-)
+from scripts.anthologies import books
+from scripts.anthologies.books import LEADING, ORDINAL, Block
 from scripts.anthologies.contents import Contents, contents, given
-from scripts.anthologies.edges import has_teaser, serial, trim
-from scripts.anthologies.epub import epub_blocks
+from scripts.anthologies.edges import has_teaser, is_verse, paragraphs, serial, trim
 from scripts.anthologies.headings import Head, heads, split_headings
-from scripts.anthologies.prose import is_verse, paragraphs
 from scripts.anthologies.starts import choose
 from scripts.anthologies.titles import MIN_WORDS, fold, one_line
 
 BACK_PAGE = re.compile(
-    r"\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
+    r"(?i)\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
     r"& sons, (limited|ltd)|^\W*printed (in|by)\b|illustrated from photographs|punctuation .* retained|"
-    r"typographical errors|^\s*\+-{9}",
-    re.I,
+    r"typographical errors|^\s*\+-{9}"
 )
-
 EDITORS = re.compile(  # heading or signature of a foreword that is not the storyteller's
-    r"((editor|translator)\W?s )?note|(editor|translator)\W?s \w+|\W*(the )?(editor|translator)\W*|"
-    r"\W*([A-Z]\.\s?){2,4}",
-    re.I,
+    r"(?i)((editor|translator)\W?s )?note|(editor|translator)\W?s \w+|\W*(the )?(editor|translator)\W*|"
+    r"\W*([A-Z]\.\s?){2,4}"
 )
 
 
@@ -64,11 +50,10 @@ class Reading:
 
     how: str  # what told the stories apart
     author: str
-    blocks: list[Block] = field(default_factory=list)
+    sections: list[Story] = field(default_factory=list)  # those with `why` are left out
     toc: Contents = field(default_factory=Contents)
     found: list[Head] = field(default_factory=list)
     starts: list[Head] = field(default_factory=list)  # those that begin or end a section
-    sections: list[Story] = field(default_factory=list)  # those with `why` are left out
 
     @property
     def stories(self) -> list[Story]:
@@ -79,90 +64,17 @@ class Reading:
         return sum(len(s.text.split()) for s in self.stories)
 
 
-def _title(text: str) -> str:
-    """A title on one line, without the marks of notes and remarks in brackets."""
-    text = re.sub(
-        r"\s*(--|\u2014)?\[.*?(\]|$)|\(\d{1,3}\)|\*+$", "", one_line(text.replace("\u2060", "")).strip(" *")
-    )
-    return re.sub(r"([\s.,]|--|\u2014)+$", "", text).strip() or one_line(text)
-
-
-def markup_stories(blocks: list[Block], author: str, source: str) -> list[Story]:
-    stories = []
-    for number in sorted({b.story for b in blocks if b.story}):
-        own = [b for b in blocks if b.story == number]
-        words = [len(b.text.split()) for b in own]
-        prose = [b.kind != "drama" for b in own if not (b.level or b.kind in ("title", "part"))]
-        told = prose and prose[0] and prose[-1]  # a talk inside a tale
-        if sum(n for n, b in zip(words, own) if b.kind == "drama") > 0.5 * sum(words) and not told:
-            continue  # plays are not prose
-        editors = {b.foreword for b in own if b.foreword and EDITORS.fullmatch(b.text.strip())}
-        body = [b for b in own if b.kind != "skip" and b.foreword not in editors]
-        above = []
-        while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
-            above.append(body.pop(0))
-        text = "\n\n".join(trim(paragraphs(body, marked_up=True), _numbered(above)))
-        if text:
-            named = [b.text for b in above if b.kind == "title" or b.level] or [b.text for b in above] or [""]
-            title = next((t for t in named if not ORDINAL.fullmatch(t.strip())), named[0])
-            stories.append(Story(_title(title), author, text, source))
-    return stories
-
-
-def _numbered(heading: list[Block]) -> bool:
-    return any(ORDINAL.fullmatch(b.text.strip()) for b in heading)
-
-
-def _without_back_pages(body: list[Block]) -> list[Block]:
-    """The last story without advertisements: from the headings and lists on that stand above their first
-    sign."""
-    end = next((i for i, b in enumerate(body) if i > len(body) // 5 and BACK_PAGE.search(b.text)), len(body))
-    if end == len(body):
-        return body
-
-    def announces(i: int) -> bool:
-        b = body[i]
-        return bool(
-            b.level or b.kind == "list" or b.words < 25 and any(o.level for o in body[max(0, i - 3) : i])
-        )
-
-    while end and announces(end - 1):
-        end -= 1
-    return body[:end]
-
-
-def _without_divider(body: list[Block]) -> list[Block]:
-    """A story's blocks without what announces the next part: headings and lists below its last prose."""
-    end = len(body)
-    while end and (_heads_part(body[end - 1]) or body[end - 1].kind == "list"):
-        end -= 1
-    return (
-        body[:end] if any(_heads_part(b) for b in body[end:]) else body
-    )  # a list alone may be the story's own
-
-
-def _heads_part(block: Block) -> bool:
-    text = block.text.strip()
-    if text[:1] in "\"'\u201c\u2018":  # a last shout, printed large
-        return False
-    return bool(block.level or block.gap > 2 and block.words < 25 and LEADING.sub("", text) not in ("", text))
-
-
 def split_anthology(path: str | Path, listed: str = "") -> list[Story]:
-    """Every story of one book, in order. Raises ValueError (with a sentence) for what is no book or holds
-    no story."""
+    """Every story of one book, in order. ValueError (a sentence): it is not a book or holds no story."""
     return read_anthology(path, listed).stories
 
 
 def read_anthology(path: str | Path, listed: str = "") -> Reading:
-    """One book with all that was found in it. `listed`: contents written by a reader (contents.py,
-    `given`)."""
+    """One book with all that was found in it. `listed`: contents that a reader wrote (`given`)."""
     path = Path(path)
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(
-            f"{path}: is larger than {MAX_BYTES >> 20} MB, which no anthology is: split it or leave it out"
-        )
     try:
+        if path.stat().st_size > books.MAX_BYTES:
+            raise ValueError(f"is larger than {books.MAX_BYTES >> 20} MB: split it or leave it out")
         return _read(path.read_bytes(), path.name, listed)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -171,35 +83,74 @@ def read_anthology(path: str | Path, listed: str = "") -> Reading:
 def _read(raw: bytes, source: str, listed: str = "") -> Reading:
     if not raw.strip():
         raise ValueError("is empty: fetch it again")
-    author, wrapped, nav = "", False, []
+    wrapped, nav = False, []
     if raw[:2] == b"PK":
-        nav, blocks, author = epub_blocks(raw)
-        marked = markup_stories(blocks, author, source)
+        nav, blocks, author = books.epub_blocks(raw)
+        marked = _marked_up(blocks, author, source)
         if marked and not listed:
-            return Reading("the publisher's markup names the stories", author, blocks, sections=marked)
+            return Reading("the publisher's markup names the stories", author, marked)
     else:
-        text = decode(raw)
-        author = one_line(next(iter(re.findall(r"^Author:\s*(.+?)\s*(?:[\[(].*)?$", text[:20000], re.M)), ""))
-        is_html = re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
-        wrapped = not is_html
-        blocks = html_blocks(text) if is_html else text_blocks(text)
-    blocks = unframe(blocks)
-    for b in nav + blocks:
-        b.words = len(b.text.split())
+        text = books.decode(raw)
+        author = re.search(r"^Author:\s*(.+?)\s*(?:[\[(].*)?$", text[:20000], re.M)
+        author = one_line(author[1]) if author else ""
+        wrapped = not re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
+        blocks = books.text_blocks(text) if wrapped else books.html_blocks(text)
+    blocks = books.unframe(blocks)
     best = Reading("nothing", author)
-    for page in ([nav] if nav else []) + [[]]:  # an epub's table of contents may be of no use
-        best = max(best, _sections(page + blocks, author, source, wrapped, listed), key=_words)
+    for page in [nav, []] if nav else [[]]:  # an epub's table of contents may be of no use
+        reading = _sections(page + blocks, author, source, wrapped, listed)
+        best = reading if reading.words > best.words else best
         if best.words > 0.5 * sum(b.words for b in blocks):
             break
     if not best.stories:
-        raise ValueError(
-            "has no stories that can be told apart (neither contents nor headings): leave it out"
-        )
+        raise ValueError("has no stories that can be told apart by contents or headings: leave it out")
     return best
 
 
-def _words(reading: Reading) -> int:
-    return reading.words
+# ------------------------------------------------------------------ the publisher's markup
+
+
+def _marked_up(blocks: list[Block], author: str, source: str) -> list[Story]:
+    """The stories that Standard Ebooks' markup names."""
+    stories: dict[int, list[Block]] = {}
+    for b in blocks:
+        if b.story:
+            stories.setdefault(b.story, []).append(b)
+    found = []
+    for own in stories.values():
+        editors = {b.foreword for b in own if b.foreword and EDITORS.fullmatch(b.text.strip())}
+        body = [b for b in own if b.kind != "skip" and b.foreword not in editors]
+        above = []
+        while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
+            above.append(body.pop(0))
+        text = "\n\n".join(trim(paragraphs(body, marked_up=True), _numbered(above)))
+        if text and not _is_play(own):
+            named = [b.text for b in above if b.kind == "title" or b.level] or [b.text for b in above] or [""]
+            title = next((t for t in named if not ORDINAL.fullmatch(t.strip())), named[0])
+            found.append(Story(_title(title), author, text, source))
+    return found
+
+
+def _is_play(own: list[Block]) -> bool:
+    """More than half is a play, unless it is a talk inside a tale."""
+    drama = sum(b.words for b in own if b.kind == "drama")
+    prose = [b.kind != "drama" for b in own if not (b.level or b.kind in ("title", "part"))]
+    told = prose and prose[0] and prose[-1]
+    return drama > 0.5 * sum(b.words for b in own) and not told
+
+
+def _title(text: str) -> str:
+    """A title on one line, without the marks of notes and remarks in brackets."""
+    text = one_line(text.replace("\u2060", ""))
+    bare = re.sub(r"\s*(--|\u2014)?\[.*?(\]|$)|\(\d{1,3}\)|\*+$", "", text.strip(" *"))
+    return re.sub(r"([\s.,]|--|\u2014)+$", "", bare).strip() or text
+
+
+def _numbered(heading: list[Block]) -> bool:
+    return any(ORDINAL.fullmatch(b.text.strip()) for b in heading)
+
+
+# ------------------------------------------------------------------ contents and headings
 
 
 def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, listed: str) -> Reading:
@@ -207,37 +158,27 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, list
     toc = given(listed, blocks) if listed else contents(blocks)
     blocks = split_headings(blocks, toc)
     found = heads(blocks, toc)
-    missing = {toc.lines[k] for k in range(len(toc.lines))} - {
-        toc.lines[h.entry] for h in found if h.entry is not None
-    }
+    missing = set(toc.lines) - {toc.lines[h.entry] for h in found if h.entry is not None}
     if toc.settled and missing:
-        raise ValueError(
-            f"has no line that says {min(missing)!r}, which the contents file names: write it as the book "
-            f"does"
-        )
+        what = f"has no line that says {min(missing)!r}, which the contents file names"
+        raise ValueError(f"{what}: write it as the book does")
     starts = choose(found, toc)
     marks = any(re.match(r"\(\d{1,3}\)\s", b.text) for b in blocks)
     last = next((h for h in reversed(starts) if not h.matter), None)
-    whole, tails = [], []
-    for h, after in zip(starts, starts[1:] + [None]):
-        parts = []
-        if not h.matter:
-            parts = paragraphs(_body(blocks, h, after, h is last and not toc.settled), wrapped, marks)
-        whole.append((h, parts))
-        tail = blocks[h.end : after.end if after else len(blocks)]
-        tails.append([b.text for b in tail[-8:] if b.words < 30])
-    told = [(h, parts) for h, parts in whole if len(parts) > 2]
-    teased = sum(has_teaser(parts, h.author) for h, parts in told) >= max(3, 0.6 * len(told))
-    sections = []
-    for (h, parts), last_lines in zip(whole, tails):
-        numbered = _numbered(blocks[h.start : h.end])
-        texts = trim(parts, numbered, h.author, teased) if parts else [""]
-        text = "\n\n".join(texts)
-        why = h.why or _left_out(h, last_lines, text, author)
+    parts = []
+    for h, after in zip(starts, [*starts[1:], None]):
+        body = [] if h.matter else _body(blocks, h, after, h is last and not toc.settled)
+        parts.append(paragraphs(body, wrapped, marks))
+    told = [has_teaser(p, h.author) for h, p in zip(starts, parts) if len(p) > 2]
+    teased, sections = sum(told) >= max(3, 0.6 * len(told)), []
+    for h, after, p in zip(starts, [*starts[1:], None], parts):
+        text = "\n\n".join(trim(p, _numbered(blocks[h.start : h.end]), h.author, teased))
+        lines = [b.text for b in blocks[h.end : after.end if after else len(blocks)][-8:] if b.words < 30]
+        why = h.why or _left_out(h, lines, text, author)
         credit = one_line(h.credit).strip(" ()[].*")
         sections.append(Story(_title(h.title), one_line(h.author) or author, text, source, credit, why))
     how = "the contents file" if toc.settled else "contents and headings" if toc.titles else "headings alone"
-    return Reading(how, author, blocks, toc, found, starts, sections)
+    return Reading(how, author, sections, toc, found, starts)
 
 
 def _body(blocks: list[Block], h: Head, after: Head | None, last: bool) -> list[Block]:
@@ -247,8 +188,34 @@ def _body(blocks: list[Block], h: Head, after: Head | None, last: bool) -> list[
         body.pop()  # a note on the next story
     if last:  # advertisements and transcribers' remarks follow the last story
         body = _without_back_pages(body)
-    body = body[: next((i for i, b in enumerate(body) if THE_END.fullmatch(b.text.strip())), len(body))]
     return _without_divider(body)
+
+
+def _without_back_pages(body: list[Block]) -> list[Block]:
+    """The last story without advertisements: from the headings and lists above their first sign."""
+    end = next((i for i, b in enumerate(body) if i > len(body) // 5 and BACK_PAGE.search(b.text)), None)
+    while end:
+        b, near = body[end - 1], body[max(0, end - 4) : end - 1]
+        if not (b.level or b.kind == "list" or b.words < 25 and any(o.level for o in near)):
+            break
+        end -= 1
+    return body[:end]
+
+
+def _without_divider(body: list[Block]) -> list[Block]:
+    """A story's blocks without what announces the next part: headings and lists below its last prose."""
+    end = len(body)
+    while end and (_heads_part(body[end - 1]) or body[end - 1].kind == "list"):
+        end -= 1
+    # a list alone may be the story's own
+    return body[:end] if any(map(_heads_part, body[end:])) else body
+
+
+def _heads_part(block: Block) -> bool:
+    text = block.text.strip()
+    if text[:1] in "\"'\u201c\u2018":  # a last shout, printed large
+        return False
+    return bool(block.level or block.gap > 2 and block.words < 25 and LEADING.sub("", text) not in ("", text))
 
 
 def _left_out(h: Head, last: list[str], text: str, author: str) -> str:

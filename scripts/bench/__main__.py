@@ -17,6 +17,7 @@ of them. Left out: vLLM and other servers. Suffixes: B rows, T tokens.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import sys
@@ -36,19 +37,12 @@ from lib.lora import add_lora
 from lib.packed import Packed
 from lib.pages import figure, legend_beside, save_figure
 from scripts.bench import peers
-from scripts.bench.peers import ROPE, TINY, slots_at
+from scripts.bench.peers import NINE_B, TINY, slots_at
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
-NINE_B = TINY | {"vocab_size": 248320, "hidden_size": 4096, "intermediate_size": 12288}
-NINE_B |= {"num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 256}
-NINE_B |= {"linear_num_key_heads": 16, "linear_num_value_heads": 32, "tie_word_embeddings": False}
-NINE_B |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
-NINE_B |= {"rope_parameters": ROPE | {"rope_theta": 1e7, "partial_rotary_factor": 0.25}}
 TWO_B = NINE_B | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24}
 TWO_B |= {"num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_heads": 16}
 TWO_B |= {"tie_word_embeddings": True}
-
-
 STORY = 17000  # tokens: a story of 12,000 words
 
 
@@ -86,9 +80,10 @@ def growth(report: Report, clock, picture: Path, contexts=(256, 1024, 4096, 1638
     """Time of a decode step by context and batch beside the bytes it reads, and one whole story."""
     model, cells = rollout.replica(qwen.new(TINY)), []
     report.say("")
-    for B, context in [(B, context) for B in batches for context in contexts]:
-        slots, times = slots_at(model, B, context, 128), []
+    for B, context in itertools.product(batches, contexts):
+        times = []
         with torch.inference_mode():
+            slots = slots_at(model, B, context, 128)
             slots.run(4)
             for _ in range(4):
                 start = clock()
@@ -96,10 +91,9 @@ def growth(report: Report, clock, picture: Path, contexts=(256, 1024, 4096, 1638
                 times.append((clock() - start) / 8)
         each, (cache, read) = min(times), step_bytes(model, B, context, 4)
         cells.append((B, context, each))
-        line = (
-            f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms per step; reads {cache / 1e6:8.1f} MB "
-        )
-        line += f"of cache, {read / 1e6:8.1f} MB in all ({read / each / 1e9:5.1f} GB/s)"
+        reads = f"reads {cache / 1e6:8.1f} MB of cache, {read / 1e6:8.1f} MB in all"
+        line = f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms per step; {reads}"
+        line += f" ({read / each / 1e9:5.1f} GB/s)"
         report.say(line, row="growth", batch=B, context=context, ms=each * 1e3, cache_bytes=cache, bytes=read)
     marks, start = {}, clock()
     for _, written, _ in rollout.stream(model, [[1, 2, 3]], max_new_tokens=STORY):
@@ -119,10 +113,11 @@ def draw(cells: list[tuple[int, int, float]], path: Path):
     for context in sorted({context for _, context, _ in cells}):
         line = [(B, B / each) for B, c, each in cells if c == context]
         right.plot(*zip(*line), "o-", label=f"{context:,} tokens")
-    left.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="ms per decode step")
-    right.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel="tokens per second")
-    legend_beside(left)
-    legend_beside(right)
+    left.set(xlabel="context (tokens)", ylabel="ms per decode step")
+    right.set(xlabel="rows in the batch", ylabel="tokens per second")
+    for ax in (left, right):
+        ax.set(xscale="log", yscale="log")
+        legend_beside(ax)
     save_figure(fig, path)
 
 
@@ -151,18 +146,15 @@ def random_model(hf: dict, dtype, fused: bool = False):
     return model
 
 
-def copy_bandwidth() -> float:
+def limits() -> tuple[float, float]:
+    """Bytes that the GPU copies per second, and operations of its bf16 products."""
     a, b = (torch.empty(1 << 30, dtype=torch.int16, device="cuda") for _ in range(2))
-    return 2 * a.nbytes / timed(lambda: b.copy_(a))
-
-
-def matmul_rate() -> float:
     x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * 8192**3 / timed(lambda: x @ y)
+    return 2 * a.nbytes / timed(lambda: b.copy_(a)), 2 * 8192**3 / timed(lambda: x @ y)
 
 
 def gpu(report: Report):
-    bandwidth, rate = copy_bandwidth(), matmul_rate()
+    bandwidth, rate = limits()
     line = f"copy {bandwidth / 1e12:.2f} TB/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s"
     report.say(f"{torch.cuda.get_device_name()}: {line}", row="gpu_limits", bandwidth=bandwidth, matmul=rate)
     gpu_decode(report, bandwidth)
@@ -175,15 +167,13 @@ def gpu_decode(report: Report, bandwidth: float):
     model = random_model(NINE_B, torch.bfloat16, fused=True).requires_grad_(False)
     for B, context, bar in ((1, 6144, 60), (16, 6144, 60), (64, 6144, 55), (64, 16384, 50)):
         torch.cuda.reset_peak_memory_stats()
-        slots = slots_at(model, B, context, 128)
         with torch.inference_mode():
+            slots = slots_at(model, B, context, 128)
             each = timed(lambda slots=slots: slots.run(8), 8) / 8
         share = step_bytes(model, B, context, 2)[1] / bandwidth / each
         most = torch.cuda.max_memory_allocated()
-        line = (
-            f"decode 9B, B = {B:2d}, {context:6,d}: {each * 1e3:7.2f} ms per step, {B / each:8.0f} tokens/s, "
-        )
-        line += f"{100 * share:.0f} % of the limit (bar {bar}), peak {most / 1e9:.1f} GB"
+        speed = f"{each * 1e3:7.2f} ms per step, {B / each:8.0f} tokens/s, {100 * share:.0f} % of the limit"
+        line = f"decode 9B, B = {B:2d}, {context:6,d}: {speed} (bar {bar}), peak {most / 1e9:.1f} GB"
         report.say(line, row="gpu_decode", batch=B, context=context, ms=each * 1e3, share=share, peak=most)
         del slots
         torch.cuda.empty_cache()
@@ -244,17 +234,12 @@ ROWS = {
     "decode_1": ("decode 256 tokens, B = 1", peers.decode(1), None, None),
     "decode_8": ("decode 256 tokens, B = 8", peers.decode(8), 2.5, 4.0),
     "decode_32": ("decode 256 tokens, B = 32", peers.decode(32), 1.7, 3.0),
-    "eager_8": (
-        "decode 256 tokens, B = 8, our step not compiled",
-        peers.decode(8, compiled=False),
-        None,
-        None,
-    ),
+    "eager_8": ("decode 256 tokens, B = 8, not compiled", peers.decode(8, compiled=False), None, None),
     "group": ("group of 8 from one 512-token prompt, 64 tokens", peers.decode(8, 512, 64), 3.0, 6.0),
     "prefill": ("prefill of 4096", peers.prefill, None, None),
     "grpo": ("one GRPO step, 8 stories x 256 tokens, against TRL", peers.grpo, 1.5, 3.0),
 }
-EXTRA = ("agreement", "memory", "growth", "gpu")
+ALL = (*ROWS, "agreement", "memory", "growth", "gpu")
 
 
 def compare(report: Report, name: str, pair, pairs: int, clock):
@@ -288,9 +273,7 @@ def compare(report: Report, name: str, pair, pairs: int, clock):
 
 @dataclass
 class Settings:
-    only: list[str] = opt(
-        [], "some rows: " + ", ".join((*ROWS, *EXTRA)) + "; default: all but gpu without one"
-    )
+    only: list[str] = opt([], f"some rows: {', '.join(ALL)}; default: all but gpu without one")
     pairs: int = opt(5, "interleaved pairs per row", low=1)
     clock: Literal["wall", "cpu"] = opt("wall", "cpu: time of this process alone, for a shared machine")
     threads: int = opt(os.cpu_count() or 1, "of both sides", low=1)
@@ -301,9 +284,9 @@ class Settings:
 def check(a: Settings) -> list[str]:
     """The rows that are asked for. ValueError: one sentence, before ten minutes are spent."""
     check_ranges(a)
-    wanted = a.only or [*ROWS, *(x for x in EXTRA if x != "gpu" or torch.cuda.is_available())]
-    if unknown := sorted(set(wanted) - {*ROWS, *EXTRA}):
-        raise ValueError(f"--only {unknown[0]}: choose some of {', '.join((*ROWS, *EXTRA))}")
+    wanted = a.only or [row for row in ALL if row != "gpu" or torch.cuda.is_available()]
+    if unknown := sorted(set(wanted) - set(ALL)):
+        raise ValueError(f"--only {unknown[0]}: choose some of {', '.join(ALL)}")
     if "gpu" in wanted and not torch.cuda.is_available():
         raise ValueError("--only gpu: there is no CUDA device here; the other rows need none")
     if a.page:
@@ -316,10 +299,8 @@ def measure(a: Settings, wanted: list[str], picture: Path) -> Report:
     rows = [name for name in wanted if name in ROWS]
     pair = peers.Pair() if rows or "agreement" in wanted else None
     if rows:
-        size = sum(p.numel() for p in pair.ours.parameters()) / 1e6
-        report.say(
-            f"tiny Qwen3.5 ({size:.1f} M parameters, fp32), torch {torch.__version__}, {a.threads} thread(s),"
-        )
+        size = f"{sum(p.numel() for p in pair.ours.parameters()) / 1e6:.1f} M parameters"
+        report.say(f"tiny Qwen3.5 ({size}, fp32), torch {torch.__version__}, {a.threads} thread(s),")
         report.say(f"{a.clock} time, denormals flushed on both sides, median of {a.pairs} interleaved pairs")
         report.say(f"{'':52s} {'ours, ms':>10s} {'peer, ms':>10s} {'ratio':>9s}  (spread)")
     for name in rows:
@@ -339,9 +320,7 @@ def measure(a: Settings, wanted: list[str], picture: Path) -> Report:
 def main(argv=None) -> int:
     a = read(Settings, argv, __doc__)
     wanted = check(a)
-    # Before the first parallel operation: worker threads inherit it. It holds for our side and for the
-    # peer's.
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # on our side and on the peer's: threads inherit it
     torch.set_num_threads(a.threads)
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,12 @@
-"""The rows of the benchmark that stand beside a peer: transformers, TRL, or the textbook's formula.
-
-Each row returns (ours, peer, what is wrong or None): two functions to be timed, after their answers were
-compared."""
+"""The rows of the benchmark that stand beside a peer: transformers, TRL, or the textbook's formula."""
 
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,24 +18,19 @@ import model as qwen
 import rollout
 import train
 from lib import delta, processes
+from lib.huggingface import read_json
 from lib.logprobs import LogProbs
 from lib.optim import adamw
 from lib.packed import Packed
 from lib.parallel import scorer_of
 
 BASE = Path(__file__).resolve().parent.parent.parent / "stories" / "tiny-base"
-ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-TINY = {"model_type": "qwen3_5_text", "architectures": ["Qwen3_5ForCausalLM"], "vocab_size": 4096}
-TINY |= {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "full_attention_interval": 4}
-TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "linear_conv_kernel_dim": 4}
-TINY |= {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "tie_word_embeddings": True}
-TINY |= {
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
-    "rms_norm_eps": 1e-6,
-    "rope_parameters": ROPE,
-}
-TINY |= {"max_position_embeddings": 32768}
+NINE_B = read_json(Path(__file__).resolve().parent.parent / "qwen3.5-9b.json")
+TINY = NINE_B | {"architectures": ["Qwen3_5ForCausalLM"], "vocab_size": 4096, "hidden_size": 256}
+TINY |= {"intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY |= {"head_dim": 64, "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 32}
+TINY |= {"linear_value_head_dim": 32, "tie_word_embeddings": True, "max_position_embeddings": 32768}
+TINY["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 
 
 class Pair:
@@ -50,8 +44,7 @@ class Pair:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         self.ours = qwen.new(TINY)
         for name, p in self.ours.named_parameters():
-            # Larger than at initialisation, so that the next token depends on the text and greedy decoding
-            # moves.
+            # Larger than at initialisation: the next token depends on the text, and greedy decoding moves.
             if p.dim() > 1 and "conv" not in name:
                 p.data *= 3
         self.temporary = tempfile.TemporaryDirectory()
@@ -145,12 +138,7 @@ def delta_rule(_):
 
 
 def logprobs(_):
-    def ours():
-        return logprob_work("ours")
-
-    def peer():
-        return logprob_work("naive")
-
+    ours, peer = partial(logprob_work, "ours"), partial(logprob_work, "naive")
     return ours, peer, fault("values or gradients", apart(ours(), peer()), 1e-4)
 
 
@@ -222,16 +210,14 @@ def prefill(pair):
 # ---- memory ------------------------------------------------------------------------------------------------
 
 
-def high_water() -> int:
-    # getrusage does not serve: it inherits the peak of the process that started this one.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def peak(work, *args) -> int:
+def peak(work) -> int:
     """Bytes by which the peak of this process exceeds what it held before `work`."""
+
+    def high_water() -> int:  # not getrusage, which inherits the peak of the process that started this one
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
     before = high_water()
-    work(*args)
+    work()
     return high_water() - before
 
 
@@ -255,17 +241,18 @@ def logprob_work(kind: str):
 def peak_logprobs(kind: str) -> int:
     torch.set_flush_denormal(True)
     torch.ones(64, 64) @ torch.ones(64, 64)  # the buffers of the matrix library exist before the first look
-    return peak(logprob_work, kind)
+    return peak(lambda: logprob_work(kind))
 
 
+@torch.inference_mode()
 def peak_decode(n: int, tokens: int) -> tuple[int, int]:
     """Peak of decoding in n slots of `tokens`, beside what `slot_bytes` calculates."""
     model = rollout.replica(qwen.new(TINY))
     rollout.generate(model, [[1, 2]] * n, max_new_tokens=8, slots=n)
-    return peak(fill_slots, model, n, tokens), n * rollout.slot_bytes(model.config, tokens, 4)
+    used = peak(lambda: slots_at(model, n, tokens - 9, 9).run(8))
+    return used, n * rollout.slot_bytes(model.config, tokens, 4)
 
 
-@torch.inference_mode()
 def slots_at(model, n: int, context: int, room: int) -> rollout.Slots:
     """Slots whose caches are as full as `context` tokens make them, every page touched."""
     slots = rollout.Slots(model, n, context + room, rollout.Sampling())
@@ -277,11 +264,6 @@ def slots_at(model, n: int, context: int, room: int) -> rollout.Slots:
     return slots
 
 
-@torch.inference_mode()
-def fill_slots(model, n: int, tokens: int):
-    slots_at(model, n, tokens - 9, 9).run(8)
-
-
 def memory(report):
     if not Path("/proc/self/status").exists():
         report.say("memory: skipped, it reads /proc, which only Linux has")
@@ -291,10 +273,8 @@ def memory(report):
         used, planned = pool.apply(peak_decode, (8, 17000))
     line = f"log-prob peak memory: {ours / 1e6:.0f} MB, naive {naive / 1e6:.0f} MB, share {ours / naive:.2f}"
     report.say(f"\n{line} (bar 0.50, goal 0.30)", row="logprob_memory", ours=ours, peer=naive)
-    line = f"decoding in 8 slots of 17,000 tokens: peak {used / 1e6:.0f} MB measured"
-    report.say(
-        f"{line}, {planned / 1e6:.0f} MB calculated", row="decode_memory", ours=used, calculated=planned
-    )
+    line = f"decoding in 8 slots of 17,000 tokens: peak {used / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB"
+    report.say(f"{line} calculated", row="decode_memory", ours=used, calculated=planned)
 
 
 # ---- one whole GRPO step against TRL -----------------------------------------------------------------------
@@ -303,8 +283,8 @@ STORIES, TOKENS, LR = 8, 256, 1e-4
 PROMPT = "Write a story about a lighthouse keeper who finds a second moon. It should be 150 words long."
 
 
-def variety(texts) -> list[float]:
-    return [len(set(t.split())) / max(len(t.split()), 1) for t in texts]
+def variety(text: str) -> float:
+    return len(set(text.split())) / max(len(text.split()), 1)
 
 
 def grpo(pair):
@@ -329,16 +309,14 @@ def our_steps(folder: Path):
     c = train.Config(model=str(folder), judge="offline", micro_batch_tokens=1 << 20, **settings)
     scorer, example = scorer_of(model, "none", False), data.Example("", PROMPT, 150)
     optimiser = adamw(scorer, LR, 0.0)
+    how = {"thinking": False, "slots": 0, "max_new_tokens": TOKENS}
     processes.connect()  # the update sums over processes, though there is one
 
     def ours():
         rollout.refresh(copy, model)
-        done = rollout.generate(copy, [prompt] * STORIES, max_new_tokens=TOKENS, seed=next(step))
-        group = []
-        for story, reward in zip(done, variety([tokenizer.decode(s.ids) for s in done])):
-            group.append(
-                data.Episode(example, prompt, story.ids, story.logprobs, True, False, "", reward=reward)
-            )
+        group = [data.Episode(example, prompt, [], None, True, False, "") for _ in range(STORIES)]
+        for i in rollout.write_rows(copy, group, tokenizer, next(step), [], **how):
+            group[i].reward = variety(group[i].story)
         train.grpo_advantages([group], normalise_std=True)
         train.update(c, scorer, optimiser, [group])
 
@@ -362,7 +340,7 @@ def trl_steps(folder: Path, lengths: list[int]):
 
     def rewards(completions, completion_ids, **_):
         lengths.extend(map(len, completion_ids))
-        return variety(completions)
+        return list(map(variety, completions))
 
     off = {"bf16": False, "fp16": False, "gradient_checkpointing": False, "disable_tqdm": True, "beta": 0.0}
     off |= {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "use_cpu": True}

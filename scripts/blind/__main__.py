@@ -29,27 +29,25 @@ from scripts.blind import make, report
 def main(argv=None) -> int:
     parser = flags.parser(__doc__)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser(
-        "make", help="stories of two or more models -> a page per annotator and key.json"
-    )
+    sub = commands.add_parser("make", help="stories of models -> a page per annotator and key.json")
+    sub.set_defaults(run=make.make)
+    add = sub.add_argument
     more = "stories of one model, FILE or NAME=FILE; win rates are the earlier file's against the later"
-    one.add_argument("stories_files", nargs="+", metavar="FILE", help=more)
-    one.add_argument("--out", default="out/blind", help="folder for the pages and key.json (%(default)s)")
-    one.add_argument("--annotators", nargs="+", required=True, metavar="NAME", help="one page each")
-    one.add_argument("--pairs", type=int, default=60, help="pairs each annotator reads (%(default)s)")
-    more = "stories per side; 2 or more are rated too (default: as many as every prompt has)"
-    one.add_argument("--stories", type=int, help=more)
-    one.add_argument("--checks", type=int, default=3, help="attention checks beside the pairs (%(default)s)")
-    more = "a text file that readers agree to before they begin (default: none)"
-    one.add_argument("--consent", metavar="FILE", help=more)
-    one.add_argument("--seed", type=int, default=0)
-    one.set_defaults(run=make.make)
-    two = commands.add_parser("report", help="key.json and answers -> win rates, agreement, ratings")
-    two.add_argument("answers", nargs="+", metavar="ANSWERS", help="one downloaded file per annotator")
-    two.add_argument("--key", required=True)
+    add("stories_files", nargs="+", metavar="FILE", help=more)
+    add("--out", default="out/blind", help="folder for the pages and key.json (%(default)s)")
+    add("--annotators", nargs="+", required=True, metavar="NAME", help="one page each")
+    add("--pairs", type=int, default=60, help="pairs each annotator reads (%(default)s)")
+    add("--stories", type=int, help="per side; 2 and more are rated too (default: all that there are)")
+    add("--checks", type=int, default=3, help="attention checks beside the pairs (%(default)s)")
+    add("--consent", metavar="FILE", help="a text that readers agree to before they begin (default: none)")
+    add("--seed", type=int, default=0)
+    sub = commands.add_parser("report", help="key.json and answers -> win rates, agreement, ratings")
+    sub.set_defaults(run=report.run)
+    add = sub.add_argument
+    add("answers", nargs="+", metavar="ANSWERS", help="one downloaded file per annotator")
+    add("--key", required=True)
     more = "the figures, and a page of them beside it (%(default)s)"
-    two.add_argument("--out", default="out/blind/report.json", help=more)
-    two.set_defaults(run=report.run)
+    add("--out", default="out/blind/report.json", help=more)
     args = parser.parse_args(argv)
     args.run(args)
     return 0

@@ -12,14 +12,13 @@ from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
-from lib import files
+from lib import files, sets
 from lib.pages import write_page
 
 PAGE = Path(__file__).with_name("page.html")
 EDGES = (500, 1000, 2000, 4000, 6000, 8000, 12000)  # upper ends of the length buckets, in requested words
 CHOICES = {"A": "“A is better”", "tie": "“Tie”", "B": "“B is better”"}
 READING = 240  # words per minute; careful reading of fiction
-NEEDS = "uid, prompt, target_words and story in each line, as eval.py leaves them in stories/"
 
 
 def digest(value) -> str:
@@ -36,56 +35,6 @@ def bucket(target_words: int) -> str:
 def unit(prompt: str) -> str:
     """The prompt without its length: asked for at five lengths it is still one prompt."""
     return re.sub(r"\d[\d,]*(?=[ -]words?)", "N", prompt)
-
-
-def read_stories(path: Path) -> dict[str, dict]:
-    """JSON Lines -> {uid: {"prompt", "target_words", "stories": [text]}}. ValueError: which line, and why."""
-    prompts: dict[str, dict] = {}
-    for number, row in files.read_lines(path, NEEDS):
-        where = f"{path} line {number}"
-        for name, kind in (("uid", str), ("prompt", str), ("target_words", int), ("story", str)):
-            if not isinstance(row.get(name), kind):
-                raise ValueError(f"{where}: {name!r} is missing or not {kind.__name__}; expected {NEEDS}")
-        uid, asked = row["uid"], {"prompt": row["prompt"], "target_words": row["target_words"]}
-        if re.search(r"[\ud800-\udfff]", row["prompt"] + row["story"]):
-            raise ValueError(f"{where}: half of a character pair fits on no page; write the story again")
-        if not row["story"].strip():
-            more = "write it again, or take this uid out of every model's file"
-            raise ValueError(f"{where}: the story of {uid} is empty; {more}")
-        entry = prompts.setdefault(uid, {**asked, "stories": []})
-        if asked != {k: entry[k] for k in asked}:
-            raise ValueError(f"{where}: uid {uid} had another prompt or length before; one uid, one prompt")
-        entry["stories"].append(row["story"])
-    if not prompts:
-        raise ValueError(f"{path}: holds no stories")
-    return prompts
-
-
-def read_models(arguments: list[str]) -> tuple[dict[str, dict], dict[str, dict]]:
-    """FILE or NAME=FILE each -> {model: prompts} and {model: its file}; all answer the same prompts."""
-    models, sources = {}, {}
-    for argument in arguments:
-        named = "=" in argument and not Path(argument).exists()
-        name, _, path = argument.partition("=") if named else (Path(argument).stem, "", argument)
-        if name in models:
-            more = f"give them names: one={sources[name]['file']} two={path}"
-            raise ValueError(f"two files are named {name}; {more}")
-        models[name] = read_stories(Path(path))
-        sources[name] = {"file": path, "sha256": files.digest(path)}
-    if len(models) < 2:
-        raise ValueError("a comparison needs the stories of two models or more")
-    first, *others = models
-    for other in others:
-        # A prompt that one model failed on must not vanish in silence: that would flatter it.
-        if lone := sorted(models[first].keys() ^ models[other].keys()):
-            raise ValueError(
-                f"{first} and {other} answer different prompts: {len(lone)} uids are in one file only (as "
-                f"{lone[0]}); write the missing stories or take these uids out of both"
-            )
-        for uid, entry in models[first].items():
-            if any(entry[k] != models[other][uid][k] for k in ("prompt", "target_words")):
-                raise ValueError(f"uid {uid}: {first} and {other} differ in its prompt; one uid, one prompt")
-    return models, sources
 
 
 def spread(prompts: dict[str, dict], rng: random.Random) -> list[str]:
@@ -110,10 +59,8 @@ def draw_pairs(models, n_pairs: int, n_checks: int, n_stories: int, rng: random.
     prompts = next(iter(models.values()))
     duels = list(combinations(models, 2))
     if n_pairs > (most := len(prompts) * len(duels)):
-        raise ValueError(
-            f"--pairs {n_pairs}: {len(prompts)} prompts and {len(duels)} pairs of models give at most {most} "
-            "pairs; lower --pairs or add prompts"
-        )
+        told = f"{len(prompts)} prompts and {len(duels)} pairs of models give at most {most} pairs"
+        raise ValueError(f"--pairs {n_pairs}: {told}; lower --pairs or add prompts")
     order = spread(prompts, rng)
     plan = [(order[i // len(duels)], duels[i % len(duels)], False) for i in range(n_pairs)]
     # Checks cost reading time too: prompts that are not read anyway, the shortest first.
@@ -157,6 +104,14 @@ def lay_out(pairs: dict[str, dict], models, rng: random.Random) -> tuple[list[di
     return items, secret
 
 
+def refuse_empty(models: dict[str, dict]):
+    for name, prompts in models.items():
+        for uid, entry in prompts.items():
+            if not all(story.strip() for story in entry["stories"]):
+                more = "write it again, or take this uid out of every model's file"
+                raise ValueError(f"the story of {uid} is empty in the file of {name}; {more}")
+
+
 def check(args: argparse.Namespace, models: dict[str, dict]) -> int:
     """-> stories per side. ValueError: settings that cannot work."""
     for name in args.annotators:
@@ -177,12 +132,14 @@ def make(args: argparse.Namespace):
     if (out / "key.json").exists():
         more = "its answers are worth nothing without it; choose another --out"
         raise ValueError(f"{out / 'key.json'} exists, and {more}")
-    models, sources = read_models(args.stories_files)
+    models, paths = sets.read_sets(args.stories_files)
+    refuse_empty(models)
     n_stories, rng = check(args, models), random.Random(args.seed)
     consent = Path(args.consent).read_text(encoding="utf-8").strip() if args.consent else ""
     pairs = draw_pairs(models, args.pairs, args.checks, n_stories, rng)
     pages = {name: lay_out(pairs, models, rng) for name in args.annotators}
     hashes = {name: {"sha256": digest(items), "items": secret} for name, (items, secret) in pages.items()}
+    sources = {name: {"file": path, "sha256": files.digest(path)} for name, path in paths.items()}
     key = {"seed": args.seed, "models": sources, "pairs": pairs, "pages": hashes}
     key |= {"consent": consent} if consent else {}
     key["study"] = digest(key)
@@ -193,9 +150,9 @@ def make(args: argparse.Namespace):
     hours = sum(p["words"] for p in pairs.values()) / READING / 60
     print(
         f"{len(args.annotators)} pages in {out}: {args.pairs} pairs and {args.checks} checks each, "
-        f"{n_stories} + {n_stories} stories per pair, {hours:.1f} h of reading at {READING} words a minute"
+        f"{n_stories} + {n_stories} stories per pair, {hours:.1f} h of reading at {READING} words a minute\n"
+        f"hand out the .html files only; {out / 'key.json'} stays with you"
     )
-    print(f"hand out the .html files only; {out / 'key.json'} stays with you")
     warn_of_names(models, pages)
 
 
@@ -203,8 +160,7 @@ def warn_of_names(models: dict[str, dict], pages: dict[str, tuple]):
     """The page itself names no model, but a model may have signed its work."""
     texts = set()
     for items, _ in pages.values():
-        for item in items:
-            texts |= {item["prompt"], *item["A"], *item["B"]}
+        texts |= {text for item in items for text in (item["prompt"], *item["A"], *item["B"])}
     for name in models:
         if signed := sum(bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.I)) for text in texts):
             more = f"stands in {signed} of the texts; see whether it gives the model away"
