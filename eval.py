@@ -171,7 +171,7 @@ def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
 def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
     """As `write_local`. ValueError, at the end: the server gave no story."""
     how, questions = {name: getattr(c, name) for name in SAMPLING} | LLAMA, []  # what is off is sent too
-    how["repeat_penalty"] = c.repetition_penalty  # llama.cpp's name; LLAMA: it looks 64 tokens back, top-p first
+    how["repeat_penalty"] = c.repetition_penalty  # llama.cpp's name and, in LLAMA, order
     if c.thinking != "auto":
         how["chat_template_kwargs"] = {"enable_thinking": c.thinking == "on"}
     thought = 0 if c.max_new_tokens or c.thinking == "off" else THOUGHT
