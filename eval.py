@@ -11,8 +11,7 @@ count what can be counted, a judge grades the rest; each figure has a 95 % boots
     python eval.py watch out/tiny  # a page about a training run (scripts/watch.py)
 
 Each evaluation has a folder under out/eval/, named for what was asked and of whom: report.html, report.json,
-pictures, stories/ and log.jsonl. A killed evaluation goes on from its log: no work is done twice. Left out:
-the page (scripts/report.py), other benchmarks, pairwise comparison, what was memorised (all in scripts/).
+pictures, stories/ and log.jsonl. A killed evaluation goes on from its log. The page is scripts/report.py.
 """
 
 from __future__ import annotations
@@ -69,6 +68,7 @@ class Settings(judging.Flags):
 
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+LLAMA = {"repeat_last_n": 1 << 16, "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"]}
 
 # ---- what is asked: held-out prompts, each at each requested length ----------------
 
@@ -170,8 +170,8 @@ def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
 
 def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
     """As `write_local`. ValueError, at the end: the server gave no story."""
-    # What is off is sent too: a server's own defaults would change the figures.
-    how, questions = {name: getattr(c, name) for name in SAMPLING}, []
+    how, questions = {name: getattr(c, name) for name in SAMPLING} | LLAMA, []  # what is off is sent too
+    how["repeat_penalty"] = c.repetition_penalty  # llama.cpp's name and, in LLAMA, order
     if c.thinking != "auto":
         how["chat_template_kwargs"] = {"enable_thinking": c.thinking == "on"}
     thought = 0 if c.max_new_tokens or c.thinking == "off" else THOUGHT
@@ -179,7 +179,7 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
         params = how | {"max_tokens": job.tokens + thought, "seed": job.seed % (1 << 31)}
         questions.append(([{"role": "user", "content": job.request.prompt}], params))
     line = open_line(writer.endpoint, writer.name, os.environ.get("ENDPOINT_API_KEY", ""), c.in_flight)
-    for i, answer in complete_all(line, questions, spare=("top_k", "min_p", "repetition_penalty", "seed")):
+    for i, answer in complete_all(line, questions, spare=(*SAMPLING[2:], "repeat_penalty", *LLAMA, "seed")):
         cut = answer.finish == "length"
         # A server's template may open <think>: a thought that was cut is not a story.
         opened = cut and c.thinking == "on" and not answer.thought and "<think>" not in answer.text

@@ -260,6 +260,12 @@ def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
 # ---- time and money ------------------------------------------------------------
 
 
+def cache_bytes(config: qwen.ModelConfig, tokens: int) -> tuple[int, int]:
+    """Of one story in bf16: (DeltaNet states and windows of any length, keys and values of `tokens`)."""
+    start = rollout.slot_bytes(config, 0, 2)
+    return start - 16 * config.vocab_size, rollout.slot_bytes(config, tokens, 2) - start
+
+
 def judging_of(c: train.Config, a: Settings) -> tuple[int, float]:
     """(calls of the judge per step, tokens of the prompt of one call, at four letters per token)."""
     rubric, request, story = judging.RUBRIC, "x" * 800, "x" * 4 * a.judged_tokens
@@ -282,8 +288,7 @@ def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps
     # Decoding reads all weights once per step, and each slot's states twice and half of its keys once.
     embedding = 2 * config.vocab_size * config.hidden_size
     weights = 2 * sum(qwen.count(hf_config)) - embedding * (not config.tie_word_embeddings)
-    state = rollout.slot_bytes(config, 0, 2) - 16 * config.vocab_size
-    keys = rollout.slot_bytes(config, a.story_tokens // 2, 2) - rollout.slot_bytes(config, 0, 2)
+    state, keys = cache_bytes(config, a.story_tokens // 2)
     decode = (weights + slots * (2 * state + keys)) / (a.bandwidth * 1e9 * a.decode_share)  # seconds per step
     writing = policy / a.gpus / slots * a.story_tokens * decode
     learned = tokens + (policy + human) * c.max_prompt_tokens / 2
@@ -313,6 +318,14 @@ def table(f: Fit) -> list[str]:
     return lines + [f"  {'all':34}{f.writing.total() / 1e9:8.1f}{f.learning.total() / 1e9:8.1f}"]
 
 
+def serving(hf_config: dict) -> str:
+    """Memory of the trained model behind a server; 4 bit takes about 4.5 bits per weight, scales included."""
+    total = sum(qwen.count(hf_config))
+    state, keys = cache_bytes(qwen.ModelConfig.from_hf(hf_config), 1000)
+    weights = f"weights {2 * total / 1e9:.3g} GB in bf16, {4.5 / 8 * total / 1e9:.3g} GB at 4 bit"
+    return f"served: {weights}; per story {state / 1e6:.3g} MB + {keys / 1e6:.3g} MB per thousand tokens"
+
+
 def report(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps: int) -> str:
     total, (frozen, trained) = sum(qwen.count(hf_config)), qwen.count(hf_config, c.lora_rank)
     kind = parallel.choose(c.parallel, shard=not c.lora_rank)[0] if a.gpus > 1 else "none"
@@ -323,6 +336,7 @@ def report(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, ste
     lines += [f"rehearsed on fake tensors, micro-batch of {m.tokens:,} tokens{line}", "", *table(f)]
     peak = f"peak {f.peak / 1e9:.1f} GB of {a.card / 1e9:.1f}"
     lines.append(f"{peak}; {f.slots} slots of {m.slot / 1e6:.0f} MB")
+    lines.append(serving(hf_config))
     if f.fits:
         lines += work(c, a, hf_config, m, f, steps)
     else:

@@ -592,6 +592,7 @@ def test_all_sampling_is_sent_and_thinking_is_a_template_argument(tmp_path):
     usual = {"temperature": 0.8, "top_p": 0.95, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     assert {k: body[k] for k in evaluation.SAMPLING} == usual
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert body["repeat_penalty"] == 1 and {name: body[name] for name in evaluation.LLAMA} == evaluation.LLAMA
 
 
 @pytest.mark.parametrize(

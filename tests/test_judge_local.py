@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,28 +27,21 @@ def installed() -> tuple[str, str] | None:
     return (str(servers[0]), str(models[0])) if servers and models else None
 
 
-@pytest.fixture(scope="module")
-def url():
-    if not installed():
-        pytest.skip(
-            f"no llama.cpp server and model under {LOCAL}: `make judge` builds them, in about ten minutes"
-        )
-    server, model = installed()
+@contextmanager
+def serving(*command: str):
+    """The address of a llama-server started with `command` on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = open(os.devnull, "w")
     process = subprocess.Popen(
-        [server, "-m", model, "--port", str(port), "-c", "8192", "--parallel", "1", "-t", "1"],
-        stdout=log,
-        stderr=log,
+        [*command, "--port", str(port), "-t", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         for _ in range(240):
             try:
                 if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).status_code == 200:
                     break
-            except requests.ConnectionError:
+            except requests.RequestException:  # not there yet, or too busy to answer
                 pass
             assert process.poll() is None, "llama-server ended at once"
             time.sleep(0.25)
@@ -55,6 +49,17 @@ def url():
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def url():
+    if not installed():
+        pytest.skip(
+            f"no llama.cpp server and model under {LOCAL}: `make judge` builds them, in about ten minutes"
+        )
+    server, model = installed()
+    with serving(server, "-m", model, "-c", "8192", "--parallel", "1") as address:
+        yield address
 
 
 def test_a_real_server_gives_verdicts_bound_to_the_schema(url):

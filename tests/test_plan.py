@@ -151,6 +151,24 @@ def test_few_layers_and_a_straight_line_are_the_whole():
         assert line.flops == pytest.approx(whole.flops, rel=0.01)
 
 
+def test_serving_memory_of_the_9b_by_hand():
+    """Weights of every matrix of the released config; per story 24 DeltaNet and 8 attention layers."""
+    mlp, norms, head = 3 * 4096 * 12288, 2 * 4096, 248320 * 4096
+    conv = 2 * 16 * 128 + 32 * 128  # channels: keys, queries, values
+    delta = 4096 * (conv + 32 * 128 + 2 * 32) + 4 * conv + 2 * 32 + 128 + 32 * 128 * 4096
+    attention = 4096 * (2 * 16 + 2 * 4) * 256 + 2 * 256 + 16 * 256 * 4096
+    total = 2 * head + 32 * (mlp + norms) + 24 * delta + 8 * attention + 4096
+    state = 24 * (32 * 128 * 128 * 4 + 3 * conv * 2)
+    keys = 8 * 2 * 4 * 256 * 2 * 1000
+    released = json.loads(plan.NINE_B.read_text())
+    assert plan.cache_bytes(qwen.ModelConfig.from_hf(released), 1000) == (state, keys)
+    assert (state, keys) == (51_511_296, 32_768_000)
+    assert (2 * total, round(total * 4.5 / 8)) == (17_907_606_528, 5_036_514_336)
+    said = plan.serving(released)
+    assert "weights 17.9 GB in bf16, 5.04 GB at 4 bit" in said
+    assert "per story 51.5 MB + 32.8 MB per thousand tokens" in said
+
+
 # ---- operations ------------------------------------------------------------
 
 
