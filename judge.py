@@ -11,7 +11,7 @@ pair (beside the person's story, in both orders), or a ranking of a whole group.
     python judge.py agree A.jsonl B.jsonl              # do two files of verdicts agree?
     python judge.py calibrate stories/tiny.jsonl       # noise and soft spots of a judge, before it is trusted
 
-Left out: fine-tuned reward models, tournaments (scripts/benchmarks.py), frameworks around requests.
+Left out: fine-tuned reward models, tournaments (scripts/pairwise.py), frameworks around requests.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ Two code paths compute the same numbers: whole sequences in chunks (training, pr
 from a `Cache` (decoding). Parameters carry Hugging Face's names, so load and save are near the identity. A
 decoder that wants fewer, larger matrix products asks for `fused=True` and gets the same weights side by side.
 
-    model = load("Qwen/Qwen3.5-9B", torch.bfloat16, "cuda")   # or a folder logp, entropy =
-    model.token_logprobs(Packed(rows))        # rows of ids; this is what the trainer differentiates
+    model = load("Qwen/Qwen3.5-9B", torch.bfloat16, "cuda")   # or a folder
+    logp, entropy = model.token_logprobs(Packed(rows))        # rows of ids; the trainer differentiates this
 
 Dimensions: B rows, T tokens of the longest row, N tokens of all rows, M of them with a log-probability, D
 hidden size, V vocabulary. Lengths of rows are lists on the host, so no call waits for a GPU to tell them.

@@ -1,5 +1,5 @@
 """What a program can see of a text's form: which words follow which, in what order its sentences come,
-whether it keeps to what was asked for, and what breaks it.
+whether it keeps to the request, and what breaks it.
 
 It knows nothing of meaning. Also here: the one count of words that every length in this project means.
 """

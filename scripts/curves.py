@@ -1,7 +1,9 @@
 """Several runs in one picture: what a change of one flag did to reward, length, quality and deviation.
 
-python train.py --name with-hri && python train.py --name without-hri --hri off
-python -m scripts.curves out/with-hri out/without-hri --out out/curves.png
+    python train.py --name with-hri && python train.py --name without-hri --hri off
+    python -m scripts.curves out/with-hri out/without-hri --out out/curves.png
+
+The curves are those of each run's own curves.png.
 """
 
 from __future__ import annotations

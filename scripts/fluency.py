@@ -1,13 +1,14 @@
 """How fluent are stories to a language model that no run was trained on or by?
 
-    python -m scripts.fluency stories/tiny.jsonl out/tiny/rollouts/step_000029.jsonl --limit 20
-    python -m scripts.fluency FILE --model SmolLM2-135M-Instruct.Q4_1.gguf    # needs: pip install gguf
+    python -m scripts.fluency stories/tiny.jsonl out/tiny/rollouts/step_000044.jsonl --limit 20
+    python -m scripts.fluency FILE --model SmolLM2-135M-Instruct.Q4_1.gguf
 
 Two figures per file, with a 95 % interval over stories. Bits per word: how surprising a word is, given the
-words before it; loops and common words please this figure too. So the gap beside it: bits per word of the
-same words shuffled, less those of the text, which is what the order of the words is worth. Files hold one
-JSON object per line, with "story" (references, rollouts, and the stories of eval.py). About a second per
-story on one core. `make judge` fetches the small model that is the default here.
+words before it; loops and common words lower this figure too. So the gap is the second figure: bits per word
+of the same words shuffled, less those of the text, which is what the order of the words is worth. Files hold
+one JSON object per line, with "story" (references, rollouts, and the stories of eval.py). About a second per
+story on one core. The default is the small model that `make judge` fetches; a GGUF file, as that one, needs
+`pip install gguf`.
 """
 
 from __future__ import annotations

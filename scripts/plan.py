@@ -9,7 +9,7 @@ operations are straight lines in their number. Hours are counted work divided by
     python -m scripts.plan --gpus 1 --gpu_memory 141 --lora_rank 32 --bandwidth 4300 --tflops 800
     python -m scripts.plan --judge_price 1.25 10
 
-Any flag of train.py may stand beside the plan's own. Exit code 1: the plan cannot fit, with what would help.
+All flags of train.py work beside the plan's own. Exit code 1: the plan cannot fit; it says what would help.
 Left out: CUDA context, fragments and workspaces of kernels beyond --reserve, what CUDA graphs keep, the wait
 for the last story of a step, the vision tower.
 """

@@ -1,6 +1,7 @@
 """Next-token prediction on examples in chat form: how the demo's base learns to write, on a CPU.
 
-    python -m scripts.pretrain --model out/base/new --data out/base/passages.jsonl --steps 300 --name books
+    python -m scripts.pretrain --model out/books/checkpoints/step_000300 --data out/base/stories.jsonl \\
+        --steps 1150 --name tales
 
 Whole conversations (request, story) are laid one after the other in rows of --length tokens, every token is
 predicted, and the matrices inside the layers learn by Muon (Jordan et al. 2024; torch.optim.Muon), which

@@ -5,11 +5,12 @@
     python -m scripts.study --preset gpu          # the grid with Qwen3.5-0.8B, long stories, a real judge
 
 Methods: `start` trains nothing; `grpo`; `hri` and `deviation` add one part each, `both` adds both; `grpo+1`
-has one more policy story per prompt (the row count of `hri`), `-1` is deviation of strength 1; the others
-(see scripts/prefer.py) learn offline from as many stories of the start, scored by the same reward.
-A cell is one method with one seed: it trains in a process of its own, then `eval.py` lets it write for
-prompts that no run has seen. Finished cells are kept. The report goes to report.md in --out, or with --page
-docs/study.md between the two marks of that page.
+has one more policy story per prompt (the row count of `hri`); `deviation-1` and `both-1` have deviation of
+strength 1, not 0.5; the others (see scripts/prefer.py) learn offline from as many stories of the start,
+scored by the same reward. A cell is one method with one seed: it trains in a process of its own, then
+`eval.py` has it write for prompts that no run has seen. Finished cells are kept. The report goes to report.md
+in --out, or with --page docs/study.md between the two marks of that page; its picture is beside it.
+
 Left out: tuning each method (one learning rate per family), human readers, significance beyond seeds.
 """
 

@@ -1,18 +1,19 @@
 """The demo's base model: its tokenizer, its training text, its random start.
 
-A small model can only be taught to write better if it can write at all. Models of a few million parameters
-write grammatical stories where the language is simple and much of a kind (TinyStories, arXiv 2305.07759), so
+A small model can only learn to write better if it can write at all. Models of a few million parameters write
+grammatical stories where the language is simple and uniform (TinyStories, arXiv 2305.07759), so
 `stories/tiny-base/` is a Qwen3.5 of that size that has read two things: the simplest passages of the
 public-domain anthologies, then the stories of `stories/simple.jsonl`, which a language model wrote for this
 repository. Both are requests with a length, so the chat format, where to stop and roughly how long are
 learned from the first step on. SPLIT is what `anthologies split BOOKS... --out SPLIT` finds.
 
     python -m scripts.tiny_base passages SPLIT   -> passages.jsonl: simple passages of 30 to 500 words
-    python -m scripts.tiny_base stories          -> stories.jsonl: each story several times, with other names
+    python -m scripts.tiny_base stories          -> stories.jsonl: each story twelve times, with other names
     python -m scripts.tiny_base words SPLIT      -> words.txt, grams.bin: what the offline judge counts by
     python -m scripts.tiny_base new              -> new/: tokenizer of both texts, and random weights
 
-All of it goes to out/base (--out). scripts.warm_start does the training, in two stages: see the README.
+All of it goes to out/base (--out); `words` and `new` need passages.jsonl there. Then scripts.warm_start
+trains on the passages and scripts.pretrain on the stories: see the README.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 It is the trainer's own update on groups that hold one reference each, with advantage 1: its gradient is that
 of the negative log-likelihood. The learning rate rises for the first twentieth of the steps, then falls to 0.
 
-    python -m scripts.warm_start --preset tiny --model out/base/model --data out/base/lengths.jsonl \\
-        --steps 550 --rows 32 --lr 1.5e-3 --autocast True --name base
+    python -m scripts.warm_start --preset tiny --model out/base/new --data out/base/passages.jsonl \\
+        --steps 300 --rows 32 --lr 2e-3 --autocast True --max_new_tokens 1024 --name books
     torchrun --nproc_per_node=4 -m scripts.warm_start --data out/stories.jsonl --steps 100 --lr 1e-5
 
-All flags of train.py are understood; those of sampling, reward and judge change nothing here.
-It leaves out/<name>/ like a training run: metrics.jsonl and a checkpoint, which train.py takes as --model.
+All flags of train.py work; those of sampling, reward and judge change nothing here. It leaves out/<name>/
+like a training run: metrics.jsonl and a checkpoint, which train.py takes as --model.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ fetch.py downloads, stories.py splits, choosing.py chooses, offline.py and promp
     python -m scripts.anthologies prompts out/stories.jsonl --out asked.jsonl --url URL --model NAME
     python -m scripts.anthologies stats out/stories.jsonl --sample 5
 
-`make stories` runs fetch, build and stats. Left out: judging whether a story is good; retellings in other
-words.
+`build` also writes OUT.report.txt: what was found and left out; `stats` prints it again. `make stories` runs
+fetch, build and stats. Left out: judging whether a story is good; retellings in other words.
 """
 
 from __future__ import annotations

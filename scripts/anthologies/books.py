@@ -1,9 +1,9 @@
 """A book as it is published (txt, html, epub) -> a list of blocks: paragraphs, headings, lines.
 
-Bytes are decoded by what they are, the publisher's frame falls away, and whatever the format was, headings.py
-sees the same blocks. lxml parses HTML and XML, offline and with entities off. Of an epub nothing is unpacked
-to disk, no path leads outside, and no book unpacks to more than 40 MB. Left out: footnotes, pictures, page
-numbers. Poems keep their lines, tables do not keep their columns.
+Bytes are decoded by what they are, the publisher's frame is removed, and headings.py sees the same blocks
+whatever the format was. lxml parses HTML and XML, offline and with entities off. Of an epub nothing is
+unpacked to disk, no path leads outside, and no book unpacks to more than 40 MB. Left out: footnotes,
+pictures, page numbers. Poems keep their lines, tables do not keep their columns.
 """
 
 from __future__ import annotations

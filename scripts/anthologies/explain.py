@@ -1,7 +1,7 @@
 """How one book was understood: contents, headings, stories, and why each other section was left out.
 
 For a user whose own book comes out wrong: `split BOOK --explain` prints this page, and `--contents FILE`
-settles what form could not. Left out: advice; the page says what was seen.
+settles what form cannot. Left out: advice; the page says what was seen.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 With a model behind any OpenAI-compatible endpoint: premise, characters, setting and tone in the model's own
 words, never the ending, never a quotation; on request also the notes a writer might have made first. Every
-answer is kept in `OUT.answers.db` the moment it comes, so that an interrupted run is resumed and nothing is
-paid twice. Offline: a plain request from the story's own title, names, places and keywords, the same for the
+answer is kept in `OUT.answers.db` as soon as it comes, so an interrupted run goes on and nothing is paid
+twice. Offline: a plain request from the story's own title, names, places and keywords, the same for the
 same story. Either way the request ends in "N words long", and one that repeats a long span of the story is
 refused.
 

@@ -1,6 +1,6 @@
 """What a line is by its form: a title, a byline, a source; and the names of sections that are not stories.
 
-A title is short and set apart, no sentence and no speech. A single line cannot be decided: "Silas Marner" may
+A title is short and set apart, not a sentence or speech. A single line cannot be decided: "Silas Marner" may
 be an author and "Rainbow Pete" a title. So lines are compared over a whole book: the column, or the place in
 the headings, that reads most like names of people holds the authors. Left out: lists of known authors.
 """

@@ -1,4 +1,4 @@
-"""The rows of the benchmark that stand beside a peer: transformers, TRL, or the textbook's formula."""
+"""The rows of the benchmark that have a peer: transformers, TRL, or the textbook's formula."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ agreement, ratings. The set-up (60 blinded pairs, two annotators, better or tie,
 that of the POLARIS human study; sets of several stories per prompt, rated for quality and diversity, are
 those of Diverse Creative Writing.
 
-    python -m scripts.blind make base.jsonl trained=out/run/stories.jsonl --annotators ann1 ann2 --pairs 60
+    python -m scripts.blind make base.jsonl trained=out/eval/NAME/stories/MODEL.jsonl --annotators ann1 ann2
     python -m scripts.blind report --key out/blind/key.json answers-ann1.json answers-ann2.json
 
 Input: JSON Lines with uid, prompt, target_words, story, as eval.py leaves them in stories/; several lines
