@@ -8,7 +8,7 @@ repository. Both are requests with a length, so the chat format, where to stop a
 learned from the first step on. SPLIT is what `anthologies split BOOKS... --out SPLIT` finds.
 
     python -m scripts.tiny_base passages SPLIT   -> passages.jsonl: simple passages of 30 to 500 words
-    python -m scripts.tiny_base stories          -> stories.jsonl: each story twelve times, with other names
+    python -m scripts.tiny_base stories          -> stories.jsonl: each story 12 times, other names and animals
     python -m scripts.tiny_base words SPLIT      -> words.txt, grams.bin: what the offline judge counts by
     python -m scripts.tiny_base new              -> new/: tokenizer of both texts, and random weights
 
@@ -141,20 +141,18 @@ are be been being am had has have having do did does done will would shall shoul
 not no he she it they we you i me him them us his her its their my your our himself herself itself
 themselves myself there here now very too more most some any all each every other another such own same
 only just even still again once ever never through under about after before against between because until
-till like said say says went came come go got get made make took take saw see seemed one two"""
-STOP = frozenset(STOP.split())
+till like said say says went came come go got get made make took take saw see seemed one two""".split()
 DULL = """way time thing things day man part place side end moment kind sort matter fact case word words
 rest name number manner bit lot deal sight point order course world life first last good great little old
 new few many much long next whole right left own certain least half most best same following utmost
-slightest present other others latter former sake"""
-DULL = frozenset(DULL.split())
+slightest present other others latter former sake""".split()
 AFTER = "and of in on at was were is had has with that who which to from for by as he she they I it but when"
 AFTER += " where would could into upon over under through came went said"
 NOUN_PHRASE = r"\b(?:a|an|the|his|her|their|my|this|that) ((?:[a-z]+ly )?(?:[a-z-]{3,} )?[a-z-]{3,})"
 NOUN_PHRASE += rf"(?=[,.;:!?—\"]| (?:{AFTER.replace(' ', '|')})\b)"
 NAME = re.compile(r"(?<=[a-z,] )(?!I\b)([A-Z][a-z]{2,}(?: [A-Z][a-z]{2,})?)\b")
 VERBS = "meets|finds|loses|remembers|waits for|is afraid of|looks for|dreams of|hides|brings|comes home to"
-VERBS = [*VERBS.split("|"), "will not forget", "wants", "sees", "asks about", "leaves"]
+VERBS = (VERBS + "|will not forget|wants|sees|asks about|leaves").split("|")
 JOIN = (" and ", " and ", " with ", " near ", " without ", " who {v} ", " who {v} ", " who {v} ")
 FRAMES = """Write a story about {s}. It should be {n} words long.
 Tell me a story about {s}. Make it {n} words long.
@@ -300,28 +298,30 @@ def asked(story: str, rng: random.Random) -> int:
     return count if rng.random() < 0.15 else max(30, round(count / 10) * 10)
 
 
-# Of the names in stories/simple.jsonl, those that are no other word ("May I?").
-BOYS = "Tom Ben Sam Max Jack Finn Leo Otto Hugo Peter Paul Adam Oscar".split()
-GIRLS = "Anna Mia Lily Rosa Nora Ella Ida Kate Jane Lucy Emma Clara Molly Ruth".split()
+# Of the names in stories/simple.jsonl, those that are no other word ("May I?"), and kinds of animals.
+SWAPPED = """Tom Ben Sam Max Jack Finn Leo Otto Hugo Peter Paul Adam Oscar
+Anna Mia Lily Rosa Nora Ella Ida Kate Jane Lucy Emma Clara Molly Ruth
+cat dog goat bear duck hen frog rabbit squirrel badger hedgehog pig cow turtle snail crow horse donkey"""
 
 
-def renamed(story: str, rng: random.Random) -> str:
-    """The story with its people called otherwise: names are to be taken from the page, not from memory."""
+def swapped(text: str, rng: random.Random) -> str:
+    """The text with other names and animals: they are to be taken from the request, not from memory."""
     to = {}
-    for names in (BOYS, GIRLS):
-        to |= dict(zip(names, rng.sample(names, len(names))))
-    return re.sub(rf"\b({'|'.join(to)})\b", lambda found: to[found[1]], story)
+    for words in map(str.split, SWAPPED.splitlines()):
+        to |= dict(zip(words, rng.sample(words, len(words))))
+    return re.sub(rf"\b({'|'.join(to)})(?=s?\b)", lambda found: to[found[1]], text)
 
 
 def story_examples(stories: list[data.Example], copies: int, rng: random.Random) -> list[data.Example]:
-    """Each story `copies` times, with other names and in other words of request."""
+    """Each story `copies` times, with other names and animals, in other words of request."""
     examples = []
     for copy in range(copies):
         for e in rng.sample(stories, len(stories)):
             s = re.match(r"Write a story about (.+)\. It should be \d+ words long\.$", e.prompt)[1]
-            n = asked(e.story, rng)
+            s, story = swapped(f"{s}\n{e.story}", rng).split("\n", 1)
+            n = asked(story, rng)
             prompt = rng.choice(FRAMES.splitlines()).format(s=s, S=s[0].upper() + s[1:], n=n)
-            examples.append(data.Example(f"{e.uid}-{copy}", prompt, n, renamed(e.story, rng), None, e.source))
+            examples.append(data.Example(f"{e.uid}-{copy}", prompt, n, story, None, e.source))
     return examples
 
 

@@ -366,17 +366,18 @@ def test_simple_paragraphs_have_short_sentences_of_common_words():
 
 
 def test_stories_for_the_base_come_with_other_names_and_requests():
-    from scripts.tiny_base import BOYS, GIRLS, story_examples
+    from scripts.tiny_base import SWAPPED, story_examples
 
-    told = "Tom gave Anna a red drum. Anna thanked Tom, but Will ran home. " * 5
-    prompt = "Write a story about a red drum. It should be 70 words long."
+    boys, girls, animals = map(str.split, SWAPPED.splitlines())
+    told = "Tom gave Anna a red drum. Anna thanked Tom, but Will ran home to the cats. " * 5
+    prompt = "Write a story about a red drum and a cat. It should be 70 words long."
     found = story_examples([Example("a", prompt, 70, told)], 8, random.Random(0))
     assert len(found) == len({e.uid for e in found}) == 8 and len({e.prompt for e in found}) > 3
     for e in found:
-        first, second = e.story.split()[0], e.story.split()[2]
-        assert first in BOYS and second in GIRLS and "but Will ran" in e.story
-        assert e.story == told.replace("Tom", first).replace("Anna", second)
-        assert "red drum" in e.prompt and f"{e.target_words} words long" in e.prompt
+        first, second, third = (e.story.split()[i] for i in (0, 2, 15))
+        assert first in boys and second in girls and third[:-2] in animals and "but Will ran" in e.story
+        assert e.story == told.replace("Tom", first).replace("Anna", second).replace("cats.", third)
+        assert f"red drum and a {third[:-2]}" in e.prompt and f"{e.target_words} words long" in e.prompt
         assert abs(e.target_words - data.words(told)) <= 5
     assert len({e.story for e in found}) > 4
 
