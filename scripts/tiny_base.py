@@ -1,14 +1,13 @@
 """The demo's base model: its tokenizer, its training text, its random start.
 
 A small model can only learn to write better if it can write at all. Models of a few million parameters write
-grammatical stories where the language is simple and uniform (TinyStories, arXiv 2305.07759), so
-`stories/tiny-base/` is a Qwen3.5 of that size that has read two things: the simplest passages of the
-public-domain anthologies, then the stories of `stories/simple.jsonl`, which a language model wrote for this
-repository. Both are requests with a length, so the chat format, where to stop and roughly how long are
-learned from the first step on. SPLIT is what `anthologies split BOOKS... --out SPLIT` finds.
+grammatical stories where the language is simple and uniform (TinyStories, arXiv 2305.07759). So
+`stories/tiny-base/`, a Qwen3.5 of that size, reads the simplest passages of the public-domain anthologies,
+then `stories/simple.jsonl`. Both have requests with a length, so it learns the chat format, where to stop and
+roughly how long from the first step on. SPLIT is what `anthologies split BOOKS... --out SPLIT` writes.
 
     python -m scripts.tiny_base passages SPLIT   -> passages.jsonl: simple passages of 30 to 500 words
-    python -m scripts.tiny_base stories          -> stories.jsonl: each story 12 times, other names and animals
+    python -m scripts.tiny_base stories          -> stories.jsonl: each 12 times, with other names, animals
     python -m scripts.tiny_base words SPLIT      -> words.txt, grams.bin: what the offline judge counts by
     python -m scripts.tiny_base new              -> new/: tokenizer of both texts, and random weights
 
