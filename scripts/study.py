@@ -101,7 +101,12 @@ DEMO = {"only": ["start", "grpo", "hri", "deviation", "both"], "data": str(ROOT 
 DEMO |= {"seeds": 5, "steps": -1, "prompts_per_step": 6, "group": 7, "hri": "positive", "limit": 0}
 DEMO |= {"grpo_lr": TINY["lr"], "max_new_tokens": TINY["max_new_tokens"], "measure": "char3", "samples": 2}
 DEMO |= {"lengths": [50, 120, 160, 320, 480]}
-GPU = {"model": "Qwen/Qwen3.5-0.8B", "data": "out/stories.jsonl", "prompts": "out/heldout.jsonl", "limit": 30}
+GPU = {
+    "model": "Qwen/Qwen3.5-0.8B",
+    "data": "out/stories.jsonl",
+    "prompts": "out/held_out.jsonl",
+    "limit": 30,
+}
 GPU |= {"train_preset": "polaris-9b", "steps": 100, "max_new_tokens": 8192, "judge": "api", "samples": 4}
 GPU |= {"grpo_lr": 1e-6, "offline_lr": 1e-6, "lengths": [1000, 3000, 8000]}
 PRESETS = {"demo": DEMO, "grid": {}, "gpu": GPU}
@@ -355,7 +360,7 @@ def report(a: Config, argv: list[str]):
         training_table(a, results),
         "## Held-out subjects, by requested length\n",
         length_table(a, results),
-        "Mean ± half a 95 % interval over seeds (Student's t). Quality: 0 to 100; offline: form. In band: "
+        "Mean ± half a 95 % interval over seeds (Student's t). Quality: points, at most 100; offline: form. In band: "
         f"share with a length in the band. Diversity: 1 - {a.measure} similarity; training uses tf-idf.\n",
         "## What the differences support\n",
         *sentences(a, results),
