@@ -360,7 +360,7 @@ def report(a: Config, argv: list[str]):
         training_table(a, results),
         "## Held-out subjects, by requested length\n",
         length_table(a, results),
-        "Mean ± half a 95 % interval over seeds (Student's t). Quality: points, at most 100; offline: form. In band: "
+        "Mean ± half a 95 % interval over seeds (Student's t). Quality: at most 100; offline: form. In band: "
         f"share with a length in the band. Diversity: 1 - {a.measure} similarity; training uses tf-idf.\n",
         "## What the differences support\n",
         *sentences(a, results),
