@@ -168,7 +168,7 @@ def test_pair_mode_needs_no_reference_in_the_group_but_one_in_each_example(model
     with Server(graded) as server, pytest.raises(SystemExit) as end:
         go(model, tmp_path / "out", server, "--judge_mode", "pair", "--data", tmp_path / "some.jsonl")
     assert end.value.code == 2 and not server.calls and not (tmp_path / "out").exists()
-    assert "--judge_mode pair: 32 of 96 examples" in capsys.readouterr().err
+    assert "--judge_mode pair: 80 of 240 examples" in capsys.readouterr().err
 
 
 def union(spans):

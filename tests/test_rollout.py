@@ -442,7 +442,7 @@ def test_a_command_without_a_prompt_says_so(capsys):
 
 
 @pytest.mark.parametrize(
-    "named, more", [(None, ()), ({}, ()), ({"eos_token_id": 7}, (7,)), ({"eos_token_id": [4093, 9]}, (9,))]
+    "named, more", [(None, ()), ({}, ()), ({"eos_token_id": 7}, (7,)), ({"eos_token_id": [3069, 9]}, (9,))]
 )
 def test_a_story_ends_at_every_end_token_of_its_model(folder, named, more):
     tokenizer = data.load_tokenizer(folder)
