@@ -8,7 +8,6 @@ written, its form (the offline judge: not quality) and the share of real words. 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import data
@@ -17,6 +16,7 @@ import rollout
 import train
 from lib import form
 from lib.flags import exits_cleanly, parser
+from lib.huggingface import read_json
 from lib.pages import markdown_table
 
 
@@ -39,7 +39,7 @@ def main(argv=None):
     p = parser(__doc__)
     p.add_argument("run", type=Path, help="folder of a run of train.py, such as out/tiny")
     run = p.parse_args(argv).run
-    c = train.Config(**json.loads((run / "config.json").read_text()))
+    c = train.Config(**read_json(run / "config.json"))
     asked = data.read_examples(train.ROOT / "stories/heldout.jsonl")
     requests = [asked[0], asked[3], asked[4]]  # three subjects, of 50, 120 and 50 words
     judge, rows = judging.OfflineJudge(), []

@@ -7,7 +7,7 @@ then `stories/simple.jsonl`. Both have requests with a length, so it learns the 
 roughly how long from the first step on. SPLIT is what `anthologies split BOOKS... --out SPLIT` writes.
 
     python -m scripts.tiny_base passages SPLIT   -> passages.jsonl: simple passages of 30 to 500 words
-    python -m scripts.tiny_base stories          -> stories.jsonl: each 12 times, with other names, animals
+    python -m scripts.tiny_base stories          -> stories.jsonl: each 6 times, with other names, animals
     python -m scripts.tiny_base words SPLIT      -> words.txt, grams.bin: what the offline judge counts by
     python -m scripts.tiny_base new              -> new/: tokenizer of both texts, and random weights
 
@@ -382,7 +382,7 @@ def main(argv=None):
         if args.command == "passages":
             data.write_examples(easy, passage_examples(read_split(args.split), rng))
         elif args.command == "stories":
-            data.write_examples(args.out / "stories.jsonl", story_examples(told, 12, rng))
+            data.write_examples(args.out / "stories.jsonl", story_examples(told, 6, rng))
         else:
             stories, passages = [[e.story for e in part] for part in (told, data.read_examples(easy))]
         if args.command == "words":
