@@ -525,6 +525,7 @@ def test_a_full_disk_is_one_sentence_and_the_next_start_goes_on(checkpoint, tmp_
 
 def test_ctrl_c_keeps_what_was_written_and_says_how_to_go_on(checkpoint, tmp_path):
     flags, log = [*small(checkpoint, tmp_path, 6), "--out", str(tmp_path / "o")], tmp_path / "o/log.jsonl"
+    flags += ["--samples", "20"]
     flags[flags.index("--max_new_tokens") + 1] = "2000"
     process = subprocess.Popen(
         [sys.executable, "eval.py", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True

@@ -101,10 +101,9 @@ def test_a_run_is_shown_before_and_after(go, tmp_path, start, capsys):
         row.strip("| ").split(" | ") for row in said.splitlines() if row.startswith(("| before", "| after"))
     ]
     assert [row[:2] for row in table] == [[w, n] for n in ("50", "120", "50") for w in ("before", "after")]
-    told = [part.split("\n\n")[0].split("\n", 1)[1] for part in said.split("--- ")[1:]]
-    assert len(told) == 6 and data.words(said.split("--- before\n")[1].split("\n\n--- after")[0]) == int(
-        table[0][2]
-    )
+    assert said.count("\n--- before\n") == said.count("\n--- after\n") == 3
+    first = said.split("--- before\n")[1].split("\n\n--- after\n")[0]
+    assert data.words(first) == int(table[0][2])
     with pytest.raises(SystemExit) as end:
         before_after.main([str(tmp_path)])
     assert end.value.code == 2 and "config.json" in capsys.readouterr().err
