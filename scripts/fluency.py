@@ -1,6 +1,6 @@
 """How fluent are stories to a language model that no run was trained on or by?
 
-    python -m scripts.fluency stories/tiny.jsonl out/tiny/rollouts/step_000044.jsonl --limit 20
+    python -m scripts.fluency stories/tiny.jsonl out/tiny/rollouts/step_000029.jsonl --limit 20
     python -m scripts.fluency FILE --model SmolLM2-135M-Instruct.Q4_1.gguf
 
 Two figures per file, with a 95 % interval over stories. Bits per word: how surprising a word is, given the

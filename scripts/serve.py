@@ -1,7 +1,7 @@
 """A checkpoint behind llama.cpp's server: its own converter makes a GGUF of it, then its own server opens it.
 
     make serve                                                          # the newest checkpoint under out/
-    make serve CHECKPOINT=out/tiny/checkpoints/step_000045 SERVE="--outtype bf16 --port 8090"
+    make serve CHECKPOINT=out/tiny/checkpoints/step_000030 SERVE="--outtype bf16 --port 8090"
     python eval.py --endpoint http://127.0.0.1:8081/v1 --model demo --thinking off   # in another terminal
 
 `make serve` puts the converter beside the server that `make judge` builds. This program adds what neither can
