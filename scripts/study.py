@@ -276,7 +276,7 @@ def sentences(a: Config, results: dict[str, list[dict]]) -> list[str]:
 
 
 def draw(a: Config, results: dict[str, list[dict]], path: Path):
-    """Words written and quality against the length asked for, a line per method, intervals over seeds."""
+    """Words and quality against the length asked for, a line per method; intervals from three seeds on."""
     fig, (axes,) = figure(columns=2, size=(11, 4.5))
     longest = max(e.target_words for e in data.read_examples(a.data))
     for ax, key, name in zip(
@@ -284,7 +284,7 @@ def draw(a: Config, results: dict[str, list[dict]], path: Path):
     ):
         for name_of, cells in results.items():
             points = [student([figure_of(c, key, n) for c in cells]) for n in a.lengths]
-            y, error = [p[0] for p in points], [p[1] or 0.0 for p in points]
+            y, error = [p[0] for p in points], [(p[1] or 0.0) * (len(cells) > 2) for p in points]
             ax.errorbar(a.lengths, y, yerr=error, marker="o", lw=1.2, capsize=2, label=name_of)
         ax.axvspan(longest, max(a.lengths), color="#00000010", label="longer than any trained on")
         ax.set_xlabel("words asked for")
