@@ -22,6 +22,7 @@ from pathlib import Path
 
 from lib.bpe import BPE
 from lib.files import atomic, read_lines, write_lines
+from lib.form import words  # the length of a story: every length in this project is counted like this
 from lib.huggingface import fetch
 from lib.packed import Packed
 from lib.processes import say
@@ -68,11 +69,6 @@ def packed(rows: list[Episode]) -> Packed:
 
 
 LENGTH = re.compile(r"((?:\d[\d.,'’\u00a0\u202f]*)?\d)[ -]words?[ -]long")
-
-
-def words(text: str) -> int:
-    """The length of a story: runs of word characters. Every length in this project is counted like this."""
-    return len(re.findall(r"\w+", text))
 
 
 def at_length(prompt: str, words: int) -> str:

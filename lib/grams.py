@@ -6,24 +6,29 @@ import re
 import zlib
 
 
+def place(gram: tuple, size: int) -> int:
+    """The bit of a run in a table of `size` bytes."""
+    return zlib.crc32(" ".join(gram).encode()) % (8 * size)
+
+
 class Grams:
     """A set of short runs of tokens, kept as one bit each: crc32 says which. A run that is not in the set is
     taken for one that is as often as bits are set (`full`)."""
 
     def __init__(self, bits: bytes):
-        self.bits, self.full = bits, sum(byte.bit_count() for byte in bits) / (8 * len(bits))
+        self.bits, self.full = bits, int.from_bytes(bits, "little").bit_count() / (8 * len(bits))
 
     @staticmethod
     def of(grams, size: int) -> Grams:
         """size: bytes of the table."""
         bits = bytearray(size)
         for gram in grams:
-            at = zlib.crc32(" ".join(gram).encode()) % (8 * size)
+            at = place(gram, size)
             bits[at >> 3] |= 1 << (at & 7)
         return Grams(bytes(bits))
 
     def __contains__(self, gram: tuple) -> bool:
-        at = zlib.crc32(" ".join(gram).encode()) % (8 * len(self.bits))
+        at = place(gram, len(self.bits))
         return bool(self.bits[at >> 3] >> (at & 7) & 1)
 
 

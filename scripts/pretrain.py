@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 import data
 import model as qwen
-from lib import huggingface
 from lib.files import atomic, lock
 from lib.flags import check_ranges, exits_cleanly, opt, read
 
@@ -88,14 +87,13 @@ def run(c: Config):
     folder = Path("out", c.name)
     state = folder / "state.pt"
     at = torch.load(state, weights_only=True) if state.exists() else {"step": 0}
-    source = str(folder / "model") if at["step"] else c.model
-    tokenizer, model = data.load_tokenizer(source), qwen.load(huggingface.fetch(source), torch.float32)
+    start = str(folder / "model") if at["step"] else c.model
+    tokenizer, model = data.load_tokenizer(start), qwen.load(start, torch.float32)
     optims = optimisers(c, model)
     for optimiser, was in zip(optims, at.get("optimisers", [])):
         optimiser.load_state_dict(was)
-    source, bar = batches(c, tokenizer), tqdm(range(c.steps), c.name, mininterval=2)
-    for step in bar:
-        ids = next(source)
+    bar = tqdm(range(c.steps), c.name, mininterval=2)
+    for step, ids in zip(bar, batches(c, tokenizer)):
         if step < at["step"]:
             continue
         share = min(1.0, (step + 1) / (0.05 * c.steps + 1), (c.steps - step) / (0.5 * c.steps))

@@ -11,7 +11,6 @@ Flags that are not listed go to llama-server: -c 65536 --parallel 2. Left out: q
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from types import SimpleNamespace
 import model as qwen
 import rollout
 from lib import huggingface
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 
 ROOT = Path(__file__).resolve().parent.parent
 CONVERTER = """import sys
@@ -74,9 +73,7 @@ def service(server: Path, checkpoint: Path, gguf: Path) -> list[str]:
 
 @exits_cleanly
 def main(argv=None):
-    form = argparse.RawDescriptionHelpFormatter
-    name = "python -m scripts.serve"
-    p = argparse.ArgumentParser(name, description=__doc__, formatter_class=form, allow_abbrev=False)
+    p = parser(__doc__, allow_abbrev=False)
     p.add_argument("--checkpoint", help="folder (default: the newest under out/)")
     p.add_argument("--outtype", default="f32", choices=("f32", "bf16", "q8_0"), help="bf16 for a large model")
     p.add_argument("--port", default="8081")

@@ -34,11 +34,11 @@ import deviation
 import eval as evaluation
 import judge as judging
 import train
-from lib import huggingface
+from lib import huggingface, metrics
 from lib.files import lock, read_lines, replace_between, write_json, write_text
 from lib.flags import check_ranges, exits_cleanly, opt, parse
 from lib.form import share_real, strip_length
-from lib.pages import figure, markdown_table, save_figure
+from lib.pages import figure, legend_beside, markdown_table, save_figure
 from lib.stats import mean, student
 from scripts import prefer
 
@@ -289,7 +289,7 @@ def draw(a: Config, results: dict[str, list[dict]], path: Path):
         ax.axvspan(longest, max(a.lengths), color="#00000010", label="longer than any trained on")
         ax.set_xlabel("words asked for")
         ax.set_ylabel(name)
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    legend_beside(axes[-1])
     save_figure(fig, path)
 
 
@@ -300,7 +300,7 @@ def training_table(a: Config, results: dict[str, list[dict]]) -> str:
         edges = []
         for cell in results[name]:
             path = Path(a.out, f"{name}-{cell['seed']}", "metrics.jsonl")
-            lines = [m for _, m in read_lines(path) if m["step"] >= 0]
+            lines = metrics.read(path)
             few = min(5, max(1, len(lines) // 2))
             edges.append(
                 [[mean([m[k] for m in part]) for k in TRAINED] for part in (lines[:few], lines[-few:])]
@@ -312,10 +312,11 @@ def training_table(a: Config, results: dict[str, list[dict]]) -> str:
 
 def length_table(a: Config, results: dict[str, list[dict]]) -> str:
     rows, listed = [], judging.OfflineJudge().words
+    written = {name: [row for c in cells for row in stories(a, c)] for name, cells in results.items()}
     for n in a.lengths:
         for name, cells in results.items():
             shown = [show([figure_of(c, k, n) for c in cells]) for k in MEASURES]
-            told = [row["story"] for c in cells for row in stories(a, c) if row["target_words"] == n]
+            told = [row["story"] for row in written[name] if row["target_words"] == n]
             rows.append([n, name, *shown, mean([share_real(story, listed) for story in told])])
     return markdown_table(["asked", "method", *MEASURES.values(), "real words"], rows)
 

@@ -39,7 +39,6 @@ BASE = Path(__file__).resolve().parent.parent / "stories" / "tiny-base"
 SIMPLE = BASE.parent / "simple.jsonl"
 VOCABULARY = 3072
 
-
 # ---- stories ----------------------------------------------------------------------------------
 
 # One sign for each purpose: a small vocabulary has no room for four kinds of quotation mark.
@@ -115,6 +114,7 @@ MATTER += r"|colophon|imprint|uncopyright|titlepage|index"
 NOT_A_STORY = re.compile(rf"\b({MATTER})\b", re.I)
 SPEAKER = re.compile(r"[A-Z][A-Z. ]{2,30}[.:] ")  # HAMLET. Words: a play
 SLUR = re.compile(rf"{FLAGGED.pattern}|\bnegr\w+", re.I)
+LOWER = re.compile(r"(?<![\w'])[a-z]+(?:'[a-z]+)?")  # words in small letters: no names
 
 
 def prose(text: str) -> list[str]:
@@ -249,7 +249,7 @@ def fit(passage: str) -> bool:
 
 def simple(paragraph: str, common: set[str]) -> bool:
     """Sentences of at most 20 words on average, and 95 of 100 words common; names do not count."""
-    tokens = re.findall(r"(?<![\w'])[a-z]+(?:'[a-z]+)?", paragraph)
+    tokens = LOWER.findall(paragraph)
     long = data.words(paragraph) > 20 * max(1, len(re.findall(r"[.!?]", paragraph)))
     return bool(tokens) and not long and sum(t in common for t in tokens) >= 0.95 * len(tokens)
 
@@ -258,7 +258,7 @@ def simple_runs(books: dict):
     """Yields (book, paragraphs) of each run of simple paragraphs in a story; a tale that several books hold
     comes once."""
     whole_books = [whole(stories) for stories in books.values()]
-    counts = Counter(w for text in whole_books for w in re.findall(r"(?<![\w'])[a-z]+(?:'[a-z]+)?", text))
+    counts = Counter(w for text in whole_books for w in LOWER.findall(text))
     common, seen = {w for w, _ in counts.most_common(6000)}, set()
     for book, stories in tqdm(sorted(books.items()), desc="books", unit="book"):
         for title, text in stories:
