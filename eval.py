@@ -57,7 +57,7 @@ class Settings(judging.Flags):
     similarity: Literal["char3", "tfidf", "jaccard", "embedding"] = opt("char3", "training uses tfidf")
     out: str = opt("", "default: a folder under out/eval/ that is named for the question")
 
-    temperature: float = opt(0.8, "0: greedy", "sampling")
+    temperature: float = opt(0.7, "0: greedy", "sampling")
     top_p: float = opt(0.95, "1: off")
     top_k: int = opt(0, "0: off")
     min_p: float = opt(0.0, "0: off")

@@ -64,6 +64,7 @@ class LengthBounds:
     above_min: float = 600
     above_max: float = 1500
     blank_words: int = 150  # a story with fewer words counts as blank
+    steep: float = 1  # how fast the penalty rises outside
 
     def band(self, target_words: float) -> tuple[float, float]:
         """(lowest, highest) number of words without a penalty."""
@@ -73,7 +74,7 @@ class LengthBounds:
 
 
 # One choice for training and evaluation. paper: stories of 1,000 words and more. short: 30 to 500 words.
-BANDS = {"paper": LengthBounds(), "short": LengthBounds(below_min=8, above_min=12, blank_words=15)}
+BANDS = {"paper": LengthBounds(), "short": LengthBounds(below_min=8, above_min=12, blank_words=15, steep=4)}
 
 
 def bounds(name: str) -> LengthBounds:
@@ -92,11 +93,10 @@ def check_room(targets: list[int], tokens_per_word: float, limit: int, bounds: L
 
 
 def length_penalty(words: int, target_words: float, bounds: LengthBounds = BANDS["paper"]) -> float:
-    """0 inside the band, rising to 1 at no words, and at twice the upper bound."""
+    """0 inside the band, rising to 1: at no words, and at twice the upper bound, or `steep` times as fast."""
     low, high = bounds.band(target_words)
-    if words < low:
-        return 1 - words / low
-    return min(1.0, words / high - 1) if words > high else 0.0
+    outside = 1 - words / low if words < low else max(0.0, words / high - 1)
+    return min(1.0, bounds.steep * outside)
 
 
 def repetition_penalty(text: str) -> float:

@@ -348,7 +348,7 @@ def main(argv=None):
     flag("--chat", action="store_true", help="ask for a prompt and a length, write it, ask for the next")
     flag("--words", type=int, help="how long it should be; added to the prompt as a sentence")
     flag("--checkpoint", help="folder or hub id (default: newest under out/, else stories/tiny-base)")
-    flag("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
+    flag("--temperature", type=float, default=0.7, help="0 is greedy (default %(default)s)")
     flag("--top_p", type=float, default=1.0)
     flag("--top_k", type=int, default=0)
     flag("--min_p", type=float, default=0.05)

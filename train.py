@@ -120,9 +120,9 @@ class Config:
 # fmt: off
 PRESETS = {"polaris-9b": {}, "tiny": {
     "model": str(ROOT / "stories/tiny-base"), "data": str(ROOT / "stories/tiny.jsonl"), "judge": "offline",
-    "thinking": False, "steps": 30, "prompts": 6, "group": 7, "max_new_tokens": 288,
+    "thinking": False, "steps": 30, "prompts": 6, "group": 7, "max_new_tokens": 288, "temperature": 0.7,
     "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "bands": "short", "hri": "positive", "hri_warmup": 0,
-    "deviation": 0.5, "lr": 1e-3, "lr_warmup": 6, "lr_decay": True, "checkpointing": False,
+    "deviation": 0.5, "lr": 5e-4, "lr_warmup": 6, "lr_decay": True, "checkpointing": False,
     "micro_batch_tokens": 2048, "keep_replica": True, "save_every": 0}}
 # fmt: on
 

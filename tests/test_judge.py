@@ -198,9 +198,10 @@ def test_length_bands_and_penalty():
         and penalty(3200, 1000) == penalty(99999, 1000) == 1
         and penalty(0, 100) == 0
     )
-    assert (
-        BANDS["short"].band(50)[1] < BANDS["short"].band(100)[0]
-    )  # two lengths of the demo that cannot be met at once
+    short = BANDS["short"]  # 85 to 125 words where 100 are asked for; outside it costs four times as much
+    assert short.band(50)[1] < short.band(100)[0]  # two lengths of the demo that cannot be met at once
+    assert penalty(85, 100, short) == penalty(125, 100, short) == 0 and penalty(0, 100, short) == 1
+    assert penalty(150, 100, short) == pytest.approx(0.8) and penalty(68, 100, short) == pytest.approx(0.8)
 
 
 def slow_repetition(text):
