@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import data
+import eval as evaluation
 import judge as judging
 import rollout
 import train
@@ -22,7 +23,7 @@ from lib.pages import markdown_table
 
 def write(folder: str, requests: list[data.Example], c: train.Config) -> list[str]:
     model, tokenizer, _ = rollout.open_writer(folder)
-    how = {name: getattr(c, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
+    how = {name: getattr(evaluation.Settings(), name) for name in evaluation.SAMPLING}
     how |= {"max_new_tokens": c.max_new_tokens, "stop_ids": rollout.stop_ids(folder, tokenizer)}
     prompts = [tokenizer.chat(e.prompt, c.thinking) for e in requests]
     stories = rollout.generate(model, prompts, seed=list(range(len(prompts))), **how)

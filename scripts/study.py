@@ -160,12 +160,11 @@ def run_flags(a: Config, name: str, seed: int) -> list[str]:
 
 
 def questions(a: Config, seed: int) -> dict:
-    """The settings of eval.py that measure a cell; stories are sampled as in training."""
+    """The settings of eval.py that measure a cell; stories are sampled as eval.py samples."""
     c = train.Config(**train.PRESETS[a.train_preset])
     asked = {"prompts": a.prompts, "limit": a.limit, "samples": a.samples, "seed": seed, "judge": a.judge}
     asked |= {"lengths": a.lengths, "bands": c.bands}
-    asked |= {"similarity": a.measure, "thinking": "on" if c.thinking else "off"}
-    return asked | {k: getattr(c, k) for k in ("temperature", "top_p", "top_k", "repetition_penalty")}
+    return asked | {"similarity": a.measure, "thinking": "on" if c.thinking else "off"}
 
 
 def settings(a: Config, name: str, seed: int) -> dict:
