@@ -30,7 +30,6 @@ import torch
 
 import model as qwen
 import rollout
-from lib import delta
 from lib.files import replace_between, write_text
 from lib.flags import check_ranges, exits_cleanly, opt, read
 from lib.lora import add_lora
@@ -62,18 +61,23 @@ def step_bytes(model, B: int, context: int, itemsize: int) -> tuple[int, int]:
     return cache, weights + cache + 2 * B * states
 
 
+def step_time(model, B: int, context: int, clock) -> float:
+    """Seconds of a decode step, of four times eight the fastest."""
+    with torch.inference_mode():
+        slots = slots_at(model, B, context, 128)
+        slots.run(4)
+        marks = [clock()]
+        for _ in range(4):
+            slots.run(8)
+            marks.append(clock())
+    return min(end - start for start, end in itertools.pairwise(marks)) / 8
+
+
 def growth(clock, picture: Path):
     """Yields the time of decode steps by context and batch beside the bytes they read, and of one story."""
     model, times = rollout.replica(qwen.new(TINY)), {}
     for B, context in itertools.product((1, 8, 64), (256, 1024, 4096, 16384)):
-        with torch.inference_mode():
-            slots = slots_at(model, B, context, 128)
-            slots.run(4)
-            marks = [clock()]
-            for _ in range(4):
-                slots.run(8)
-                marks.append(clock())
-        times[B, context] = each = min(b - a for a, b in itertools.pairwise(marks)) / 8
+        times[B, context] = each = step_time(model, B, context, clock)
         cache, read = step_bytes(model, B, context, 4)
         reads = f"reads {cache / 1e6:8.1f} MB of cache, {read / 1e6:8.1f} MB in all"
         line = f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms per step; {reads}"
@@ -107,7 +111,7 @@ def draw(times: dict[tuple[int, int], float], path: Path):
 # ---- a GPU, as a share of its own limits -------------------------------------------------------------------
 
 
-def timed(work, n: int = 10) -> float:
+def timed(work, n: int) -> float:
     """Seconds of one call on the GPU, after one to warm up."""
     work()
     torch.cuda.synchronize()
@@ -129,7 +133,7 @@ def limits() -> tuple[float, float]:
     """Bytes that the GPU copies per second, and operations of its bf16 products."""
     a, b = (torch.empty(1 << 30, dtype=torch.int16, device="cuda") for _ in range(2))
     x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * a.nbytes / timed(lambda: b.copy_(a)), 2 * 8192**3 / timed(lambda: x @ y)
+    return 2 * a.nbytes / timed(lambda: b.copy_(a), 10), 2 * 8192**3 / timed(lambda: x @ y, 10)
 
 
 def gpu():
@@ -146,16 +150,13 @@ def gpu_decode(bandwidth: float):
     """Steps of a random 9B with full caches, as a share of the time that reading and writing takes alone."""
     model = random_model(NINE_B, torch.bfloat16, fused=True).requires_grad_(False)
     for B, context, bar in ((1, 6144, 60), (16, 6144, 60), (64, 6144, 55), (64, 16384, 50)):
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        with torch.inference_mode():
-            slots = slots_at(model, B, context, 128)
-            each = timed(lambda slots=slots: slots.run(8), 8) / 8
+        each = step_time(model, B, context, time.perf_counter)
         share = step_bytes(model, B, context, 2)[1] / bandwidth / each
         speed = f"{each * 1e3:7.2f} ms per step, {B / each:8.0f} tokens/s, {100 * share:.0f} % of the limit"
         most = torch.cuda.max_memory_allocated()
         yield f"decode 9B, B = {B:2d}, {context:6,d}: {speed} (bar {bar}), peak {most / 1e9:.1f} GB"
-        del slots
-        torch.cuda.empty_cache()
 
 
 def gpu_train(name: str, hf: dict, lora_rank: int, rate: float, tokens: int = 6144) -> str:
@@ -180,25 +181,8 @@ def gpu_train(name: str, hf: dict, lora_rank: int, rate: float, tokens: int = 61
 
     each = timed(step, 3)
     share = (6 if lora_rank else 8) * weights * tokens / each / rate
-    layers = sum(kind != "full_attention" for kind in model.config.layer_types)
-    part, most = layers * delta_seconds(model.config, tokens) / each, torch.cuda.max_memory_allocated()
     line = f"training step {name}, {tokens:,} tokens: {each:.2f} s, {100 * share:.0f} % of the matmul rate "
-    return line + f"(bar 35), the delta rule {100 * part:.0f} % of it, peak {most / 1e9:.1f} GB"
-
-
-def delta_seconds(c, tokens: int) -> float:
-    """The delta rule of one layer in a training step with checkpointing: forward twice, backward once."""
-    dims = [(c.linear_num_key_heads, c.linear_key_head_dim)] * 2
-    dims += [(c.linear_num_value_heads, c.linear_value_head_dim)]
-    q, k, v = (torch.randn(1, tokens, h, d, device="cuda", requires_grad=True) for h, d in dims)
-    g = -torch.rand(1, tokens, c.linear_num_value_heads, device="cuda")
-
-    def rule():
-        return delta.delta_chunked(delta.l2norm(q), delta.l2norm(k), v, g, g.exp())[0]
-
-    with torch.no_grad():
-        once = timed(rule, 3)
-    return once + timed(lambda: rule().sum().backward(), 3)
+    return line + f"(bar 35), peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
 
 
 # ---- the table ---------------------------------------------------------------------------------------------
