@@ -31,7 +31,7 @@ from tqdm import tqdm
 import data
 import model as qwen
 from lib import form, grams
-from lib.files import atomic, lock, read_lines, write_text
+from lib.files import atomic, read_lines, write_text
 from lib.flags import called, exits_cleanly
 from lib.huggingface import read_config
 from lib.text import FLAGGED
@@ -340,23 +340,22 @@ def main(argv=None):
     args = p.parse_args(argv)
     if args.command in ("passages", "words") and not args.split:
         p.error(f"{args.command} needs SPLIT, which `python -m scripts.anthologies split` writes")
-    with lock(args.out):
-        rng, told, easy = random.Random(0), data.read_examples(SIMPLE), args.out / "passages.jsonl"
-        if args.command == "passages":
-            data.write_examples(easy, passage_examples(read_split(args.split), rng))
-        elif args.command == "stories":
-            data.write_examples(args.out / "stories.jsonl", story_examples(told, 6, rng))
-        else:
-            stories, passages = [[e.story for e in part] for part in (told, data.read_examples(easy))]
-        if args.command == "words":
-            texts = [whole(stories) for stories in read_split(args.split).values()]
-            words = sorted(common_words(texts) | common_words(stories))
-            write_text(args.out / "words.txt", "\n".join(words) + "\n")
-            with atomic(args.out / "grams.bin") as file:
-                file.write_bytes(gram_table(stories, passages).bits)
-        elif args.command == "new":
-            qwen.save(qwen.new(read_config(BASE), seed=0), args.out / "new")
-            train_tokenizer(stories * 4 + passages, args.out / "new")
+    rng, told, easy = random.Random(0), data.read_examples(SIMPLE), args.out / "passages.jsonl"
+    if args.command == "passages":
+        data.write_examples(easy, passage_examples(read_split(args.split), rng))
+    elif args.command == "stories":
+        data.write_examples(args.out / "stories.jsonl", story_examples(told, 6, rng))
+    else:
+        stories, passages = [[e.story for e in part] for part in (told, data.read_examples(easy))]
+    if args.command == "words":
+        texts = [whole(stories) for stories in read_split(args.split).values()]
+        words = sorted(common_words(texts) | common_words(stories))
+        write_text(args.out / "words.txt", "\n".join(words) + "\n")
+        with atomic(args.out / "grams.bin") as file:
+            file.write_bytes(gram_table(stories, passages).bits)
+    elif args.command == "new":
+        qwen.save(qwen.new(read_config(BASE), seed=0), args.out / "new")
+        train_tokenizer(stories * 4 + passages, args.out / "new")
 
 
 if __name__ == "__main__":
