@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -100,7 +100,7 @@ class Memory:
 
 
 @contextmanager
-def as_on_a_gpu(half: bool):
+def as_on_a_gpu():
     """The two kernels that a GPU has and the CPU's fake tensors would not choose: attention that keeps no
     T x T matrix, and the fused norm."""
 
@@ -110,9 +110,6 @@ def as_on_a_gpu(half: bool):
     def norm(x, weight, eps):
         return torch.ops.aten._fused_rms_norm(x, x.shape[-1:], weight, eps)[0]
 
-    if not half:
-        yield
-        return
     with patch.object(F, "scaled_dot_product_attention", attention), patch.object(qwen, "rms_norm", norm):
         yield
 
@@ -172,7 +169,7 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
     device, prompt = torch.device(device), c.max_prompt_tokens + FRAME
     longest = prompt + c.max_new_tokens
     rows = 2 * max(1, c.micro_batch_tokens // longest)  # two micro-batches: the second adds to gradients
-    with rehearsal(world, min(world, node)) as ledger, as_on_a_gpu(half):
+    with rehearsal(world, min(world, node)) as ledger, as_on_a_gpu() if half else nullcontext():
         is_ddp = parallel.choose(c.parallel, shard=half and not c.lora_rank)[0] == "ddp"
         c = replace(c, parallel="none" if is_ddp else c.parallel)
         model, scorer = build(c, hf_config, half, ledger, "weights", device)

@@ -87,7 +87,7 @@ def fake(fused=False):
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_decoding_waits_once_for_eight_steps(sampling):
-    with rehearsal() as ledger, torch.no_grad(), plan.as_on_a_gpu(True):
+    with rehearsal() as ledger, torch.no_grad(), plan.as_on_a_gpu():
         slots = rollout.Slots(fake(fused=True), 3, 64, sampling)
         slots.fill([0, 2], (5, 6, 7), [1, 2])
         slots.decode(8)
@@ -99,7 +99,7 @@ def test_decoding_waits_once_for_eight_steps(sampling):
 def test_a_sharded_model_is_gathered_in_bf16_and_saved(monkeypatch, tmp_path):
     written = {}
     monkeypatch.setattr(huggingface, "write", lambda path, tensors, *_: written.update(tensors))
-    with rehearsal(4) as ledger, plan.as_on_a_gpu(True):
+    with rehearsal(4) as ledger, plan.as_on_a_gpu():
         model, scorer = plan.build(config("--parallel", "fsdp"), SMALL, True, ledger, "weights", CUDA)
         model.hf_config = SMALL
         assert all(sharding.is_sharded(p) != n.endswith(qwen.KEEP_FP32) for n, p in model.named_parameters())
@@ -119,7 +119,7 @@ def test_a_sharded_model_is_gathered_in_bf16_and_saved(monkeypatch, tmp_path):
 
 
 def test_the_reference_does_not_stay_gathered():
-    with rehearsal(4) as ledger, plan.as_on_a_gpu(True), torch.no_grad():
+    with rehearsal(4) as ledger, plan.as_on_a_gpu(), torch.no_grad():
         _, scorer = plan.build(config("--parallel", "fsdp"), SMALL, True, ledger, "reference", CUDA)
         held = ledger.held.total()
         scorer(Packed([[5] * 40]), 1.0)
@@ -140,6 +140,6 @@ def test_evals_writer(monkeypatch):
     request = data.Example("a", "Write a story. It should be 50 words long.", 50)
     job = evaluation.Job("key", request, 0, 1, 40)
     monkeypatch.setattr(qwen, "load", lambda *args, fused: fake(fused))
-    with rehearsal(), plan.as_on_a_gpu(True):
+    with rehearsal(), plan.as_on_a_gpu():
         done = list(evaluation.write_local(writer, [job, job], settings, Silent()))
     assert len(done) == 2
