@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import re
 import tempfile
 from functools import partial
@@ -41,7 +40,6 @@ class Pair:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        logging.getLogger("transformers").setLevel(logging.ERROR)
         self.ours = qwen.new(TINY)
         for name, p in self.ours.named_parameters():
             # Larger than at initialisation: the next token depends on the text, and greedy decoding moves.
