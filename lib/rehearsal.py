@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -31,43 +32,40 @@ aten = torch.ops.aten
 class Ledger(TorchDispatchMode):
     """What happens to the tensors inside.
 
-    kind: the name under which new storages are booked. peaks: {phase: Counter of bytes by kind}, each at the
-    moment of that phase at which most is held. waits: values the host read from a device. flops: of products.
+    kind: the name under which new storages are booked; None: they are not. peaks: {phase: Counter of bytes by
+    kind}, each at the moment of that phase at which most is held. waits, flops: {phase: number} of values the
+    host read from a device, and of operations of products.
     """
 
     def __init__(self):
         super().__init__()
         self.live, self.held, self.peaks = {}, Counter(), {}
-        self.kind, self.phase, self.waits, self.flops = "other", "set-up", 0, 0
-        self.silent = False
+        self.kind, self.phase, self.waits, self.flops = "other", "set-up", Counter(), Counter()
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         if any(issubclass(t, DTensor) for t in types):
             return NotImplemented  # what happens to its local tensors comes here by itself
         kwargs = kwargs or {}
-        if self.silent:
-            return op(*args, **kwargs)
         if op is aten._local_scalar_dense.default and getattr(args[0], "constant", None) is None:
             return self.wait(args[0])
         out = op(*args, **kwargs)
-        if op in (aten._to_copy.default, aten.copy_.default):
-            self.waits += blocks(op, out, args, kwargs)
+        if op in (aten._to_copy.default, aten.copy_.default):  # between host and device: does the host wait?
+            source = args[0] if op is aten._to_copy.default else args[1]
+            at_once = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
+            self.waits[self.phase] += out.device.type != source.device.type and not at_once
         if op.overloadpacket in flop_registry:
-            self.flops += flop_registry[op.overloadpacket](*args, **kwargs, out_val=out)
+            self.flops[self.phase] += flop_registry[op.overloadpacket](*args, **kwargs, out_val=out)
         if op.overloadpacket is aten.linalg_solve_triangular:
-            self.flops += out.numel() * args[0].shape[-1]
+            self.flops[self.phase] += out.numel() * args[0].shape[-1]
         for x in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(x, torch.Tensor) and not x.is_meta:
+            if isinstance(x, torch.Tensor) and not x.is_meta and self.kind:
                 self.book(x.untyped_storage())
         return out
 
     def wait(self, x):
         """The host reads x: counted where x is on a device, and answered with ones."""
-        self.waits += x.device.type != "cpu"
-        one = 1.0 if x.dtype.is_floating_point else x.dtype != torch.bool or 1
-        for size in reversed(x.shape):
-            one = [one] * size
-        return one
+        self.waits[self.phase] += x.device.type != "cpu"
+        return np.ones(tuple(x.shape), float if x.dtype.is_floating_point else int).tolist()
 
     def book(self, storage):
         """Counts a storage from now until it is released; again, where its size has changed."""
@@ -101,7 +99,7 @@ class Ledger(TorchDispatchMode):
                 entry[2] = kind
 
     @contextmanager  # and a decorator: what a function makes is booked under `kind`
-    def booking(self, kind: str):
+    def booking(self, kind: str | None):
         before, self.kind = self.kind, kind
         try:
             yield
@@ -111,21 +109,6 @@ class Ledger(TorchDispatchMode):
     def enter(self, phase: str):
         self.phase = phase
         self.look()
-
-    @contextmanager
-    def unseen(self):
-        before, self.silent = self.silent, True
-        try:
-            yield
-        finally:
-            self.silent = before
-
-
-def blocks(op, out, args, kwargs) -> bool:
-    """Whether a copy between host and device makes the host wait for it."""
-    source = args[0] if op is aten._to_copy.default else args[1]
-    flag = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
-    return out.device.type != source.device.type and not flag
 
 
 @contextmanager
@@ -159,7 +142,7 @@ def rehearsal(world: int = 1, local_world: int | None = None):
                 stack.enter_context(patch.object(FSDPParamGroup, name, booked))
             # DTensor asks tensors of the global size for shapes, which on a GPU are none that take memory.
             asks = ShardingPropagator._propagate_tensor_meta_non_cached
-            stack.enter_context(patch.object(ShardingPropagator, asks.__name__, ledger.unseen()(asks)))
+            stack.enter_context(patch.object(ShardingPropagator, asks.__name__, ledger.booking(None)(asks)))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(ledger)
             yield ledger

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -75,8 +75,8 @@ class Memory:
     """What one process takes, in bytes by kind at the highest moment of each phase, and its work.
 
     writing: with one slot. slot: for each further one. learning: without replica and slots. flops: of an
-    update, per token of the longest row. tokens: of the micro-batches rehearsed. waits: of the host for a
-    device, in the second update and in a few decode steps (0 where the CPU serves as device).
+    update, per token of the longest row. tokens: of the micro-batches rehearsed. waits: {phase: of the host
+    for a device}.
     """
 
     writing: Counter
@@ -84,23 +84,23 @@ class Memory:
     learning: Counter
     flops: float
     tokens: int
-    waits: tuple[int, int] = (0, 0)
+    waits: Counter = field(default_factory=Counter)
 
-    def line(self, other: Memory, layers: int, n: int, m: int) -> Memory:
-        """The straight line through self with n layers and other with m layers, at `layers`."""
+    def line(self, twice: Memory, layers: int) -> Memory:
+        """The straight line through self with FEW layers and `twice` with as many again, at `layers`."""
 
         def at(a, b):
-            return a + (b - a) * (layers - n) / (m - n)
+            return a + (b - a) * (layers - FEW) / FEW
 
         def kinds(a, b):
             return Counter({kind: at(a[kind], b[kind]) for kind in a | b})
 
-        writing, learning = kinds(self.writing, other.writing), kinds(self.learning, other.learning)
-        return Memory(writing, at(self.slot, other.slot), learning, at(self.flops, other.flops), self.tokens)
+        writing, learning = kinds(self.writing, twice.writing), kinds(self.learning, twice.learning)
+        return Memory(writing, at(self.slot, twice.slot), learning, at(self.flops, twice.flops), self.tokens)
 
 
 @contextmanager
-def as_on_a_gpu(half: bool):
+def as_on_a_gpu():
     """The two kernels that a GPU has and the CPU's fake tensors would not choose: attention that keeps no
     T x T matrix, and the fused norm."""
 
@@ -110,9 +110,6 @@ def as_on_a_gpu(half: bool):
     def norm(x, weight, eps):
         return torch.ops.aten._fused_rms_norm(x, x.shape[-1:], weight, eps)[0]
 
-    if not half:
-        yield
-        return
     with patch.object(F, "scaled_dot_product_attention", attention), patch.object(qwen, "rms_norm", norm):
         yield
 
@@ -149,8 +146,8 @@ def keep_books(ledger, scorer, optimiser):
     return before
 
 
-def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float, int]:
-    """Refresh and decode -> (peak with one slot, bytes of each further one, waits of a few steps)."""
+def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float]:
+    """Refresh and decode -> (peak with one slot, bytes of each further one)."""
     with ledger.booking("replica"):
         writer = model if c.lora_rank else rollout.replica(model, torch.bfloat16 if half else None)
     sampling = Sampling(c.temperature, c.top_p, c.top_k, 0.0, c.repetition_penalty)
@@ -160,12 +157,10 @@ def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float, in
             slots = rollout.Slots(writer, n, prompt + c.max_new_tokens, sampling)
         with ledger.booking("temporary"):
             slots.fill(list(range(n)), tuple([0] * prompt), [0] * n)
-            waits = ledger.waits
             slots.decode(rollout.CHECK_EVERY)
-            waits = ledger.waits - waits
         del slots
     one, three = ledger.peaks["writing 1"], ledger.peaks["writing 3"]
-    return one, (three.total() - one.total()) / 2, waits
+    return one, (three.total() - one.total()) / 2
 
 
 def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, device: str = "cpu") -> Memory:
@@ -174,7 +169,7 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
     device, prompt = torch.device(device), c.max_prompt_tokens + FRAME
     longest = prompt + c.max_new_tokens
     rows = 2 * max(1, c.micro_batch_tokens // longest)  # two micro-batches: the second adds to gradients
-    with rehearsal(world, min(world, node)) as ledger, as_on_a_gpu(half):
+    with rehearsal(world, min(world, node)) as ledger, as_on_a_gpu() if half else nullcontext():
         is_ddp = parallel.choose(c.parallel, shard=half and not c.lora_rank)[0] == "ddp"
         c = replace(c, parallel="none" if is_ddp else c.parallel)
         model, scorer = build(c, hf_config, half, ledger, "weights", device)
@@ -189,28 +184,27 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
         settle()
         optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
-            writing, slot, decoding = write(c, model, half, ledger, prompt)
-        flops, waits = ledger.flops, ledger.waits
+            writing, slot = write(c, model, half, ledger, prompt)
         ledger.enter("learning")
         train.update(c, scorer, optimiser, episodes(longest, c.max_new_tokens, rows), reference)
-        flops = (ledger.flops - flops) / (rows * longest)
-        waits = (ledger.waits - waits, decoding)
         del buckets
-    return Memory(writing, slot, ledger.peaks["learning"], flops, rows // 2 * longest, waits)
+    flops = ledger.flops["learning"] / (rows * longest)
+    return Memory(writing, slot, ledger.peaks["learning"], flops, rows // 2 * longest, ledger.waits)
 
 
-def memory(c: train.Config, hf_config: dict, world: int, node: int, half: bool = True) -> Memory:
+def memory(c: train.Config, hf_config: dict, world: int, node: int) -> Memory:
     """`rehearse`, for a deep model from two shallow ones."""
     if not deep(hf_config):
-        return rehearse(c, hf_config, world, node, half)
+        return rehearse(c, hf_config, world, node)
     few, text = [], hf_config.get("text_config", hf_config)
     for n in (FEW, 2 * FEW):
-        shallow = text | {"num_hidden_layers": n}
-        if "layer_types" in text:
-            shallow["layer_types"] = text["layer_types"][:n]
-        shallow = hf_config | {"text_config": shallow} if text is not hf_config else shallow
-        few.append(rehearse(c, shallow, world, node, half))
-    return few[0].line(few[1], text["num_hidden_layers"], FEW, 2 * FEW)
+        shallow = text | {"num_hidden_layers": n, "layer_types": text.get("layer_types", [])[:n]}
+        few.append(rehearse(c, hf_config | {"text_config": shallow}, world, node))
+    return few[0].line(few[1], text["num_hidden_layers"])
+
+
+def deep(hf_config: dict) -> bool:
+    return hf_config.get("text_config", hf_config)["num_hidden_layers"] > 2 * FEW
 
 
 @dataclass
@@ -240,20 +234,20 @@ def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
 def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
     """Single changes that would make the plan fit, up to three: each is rehearsed, none is guessed."""
     shorter = c.max_new_tokens // 2
-    shortened = {"max_new_tokens": shorter, "micro_batch_tokens": shorter}
-    tries = {" ".join(f"--{name} {n}" for name, n in shortened.items()): (shortened, a.gpus)}
+    changes = [{"max_new_tokens": shorter, "micro_batch_tokens": shorter}]
     if not c.lora_rank:
-        tries["--lora_rank 32"] = ({"lora_rank": 32, "parallel": "auto"}, a.gpus)
-        tries |= {f"--gpus {n} (and --prompts a multiple)": ({}, n) for n in (2 * a.gpus, 4 * a.gpus)}
-    if not c.checkpointing:
-        tries["--checkpointing True"] = ({"checkpointing": True}, a.gpus)
-    if c.keep_replica:
-        tries["--keep_replica False"] = ({"keep_replica": False}, a.gpus)
+        changes += [{"lora_rank": 32, "parallel": "auto"}, {"gpus": 2 * a.gpus}, {"gpus": 4 * a.gpus}]
+    changes += [{"checkpointing": True}, {"keep_replica": False}]
     good = ["cards of twice the memory"] if fit(c, m, a.gpus, 2 * a.card).fits else []
-    for name, (change, gpus) in tries.items():
+    for change in changes:
+        gpus = change.pop("gpus", a.gpus)
         c2 = replace(c, **change)
-        if len(good) < 3 and fit(c2, memory(c2, hf_config, gpus, a.gpus_per_node), gpus, a.card).fits:
-            good.append(name)
+        changed = [f"--{name} {value}" for name, value in change.items() if getattr(c, name) != value]
+        changed += [f"--gpus {gpus} (and --prompts a multiple)"] * (gpus != a.gpus)
+        if not changed or len(good) == 3:
+            continue
+        if fit(c2, memory(c2, hf_config, gpus, a.gpus_per_node), gpus, a.card).fits:
+            good.append(" ".join(changed))
     return "; or ".join(good) or "none of the usual knobs alone: a smaller model"
 
 
@@ -342,10 +336,6 @@ def report(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, ste
     else:
         lines.append(f"does not fit; what helps: {advice(c, a, hf_config, m)}")
     return "\n".join(lines)
-
-
-def deep(hf_config: dict) -> bool:
-    return hf_config.get("text_config", hf_config)["num_hidden_layers"] > 2 * FEW
 
 
 # ---- the command ------------------------------------------------------------

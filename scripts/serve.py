@@ -40,21 +40,19 @@ def needed(venv: Path) -> tuple[Path, Path]:
 
 def check(checkpoint: Path):
     """ValueError: llama.cpp would take it for another model, or end without a word."""
-    config = qwen.ModelConfig.from_hf(hf_config := huggingface.read_config(checkpoint))
-    rope = hf_config.get("text_config", hf_config).get("rope_parameters", {})
-    keys, values = config.linear_key_head_dim, config.linear_value_head_dim
+    hf_config = huggingface.read_config(checkpoint)
+    config, text = qwen.ModelConfig.from_hf(hf_config), hf_config.get("text_config", hf_config)
+    keys, values, half = config.linear_key_head_dim, config.linear_value_head_dim, config.rotary_dim // 2
+    sections = text.get("rope_parameters", {}).get("mrope_section", [11, 11, 10])
     folders = checkpoint, ROOT / "stories/tiny-base"
     ours, qwens = (huggingface.read_json(f / "tokenizer.json")["pre_tokenizer"] for f in folders)
-    for wrong, why in (
-        (keys != values, f"DeltaNet keys of {keys} and values of {values}, where llama.cpp has one width"),
-        (
-            2 * sum(rope.get("mrope_section", [11, 11, 10])) != config.rotary_dim,
-            f"rope_parameters without an mrope_section that adds up to {config.rotary_dim // 2}",
-        ),
-        (ours != qwens, "a tokenizer that splits text in another way than Qwen3.5's"),
-    ):
-        if wrong:
-            raise ValueError(f"{checkpoint} has {why}: train from a base that has what llama.cpp needs")
+    wrong = {
+        f"DeltaNet keys of {keys} and values of {values}, where llama.cpp has one width": keys != values,
+        f"rope_parameters without an mrope_section that adds up to {half}": sum(sections) != half,
+        "a tokenizer that splits text in another way than Qwen3.5's": ours != qwens,
+    }
+    for why in (why for why, is_wrong in wrong.items() if is_wrong):
+        raise ValueError(f"{checkpoint} has {why}: train from a base that has what llama.cpp needs")
 
 
 def conversion(llama: Path, checkpoint: Path, gguf: Path, kind: str) -> list[str]:

@@ -59,19 +59,14 @@ COMPARED = """grpo start, hri start, deviation start, both start, grpo+1 grpo, h
 deviation grpo, both grpo, both hri, deviation-1 grpo, both-1 hri, dpo start, ddpo dpo, orpo start,
 dorpo orpo, divpo dpo, ddpo divpo"""
 # Of eval.py's report: what the table shows of each length, and (the first three) what the sentences compare.
-MEASURES = {
-    "ratio": "words / asked",
-    "in_band": "in band",
-    "quality": "quality",
-    "decay": "last - first third",
-}
-MEASURES |= {"distance": "diversity", "repetition": "repetition"}
+MEASURES = {"ratio": "words / asked", "in_band": "in band", "quality": "quality"}
+MEASURES |= {"decay": "last - first third", "distance": "diversity", "repetition": "repetition"}
 
 
 @dataclass
 class Config:
     preset: str = opt("auto", "demo | grid (small) | gpu (the grid at 0.8B)")
-    only: list[str] = opt(["start", *GRPO, *OFFLINE], "the methods to run")
+    only: list[str] = opt(list(METHODS), "which methods", choices=METHODS)
     seeds: int = opt(3, "seeds 0, 1, ...", low=1)
     jobs: int = opt(0, "cells at the same time; 0: one per GPU, without GPUs one per core", low=0)
     out: str = opt("", "folder of the study, one folder per cell in it; empty: out/study-PRESET")
@@ -79,9 +74,7 @@ class Config:
     model: str = opt(str(ROOT / "stories/tiny-base"), "the start of every run", "training")
     data: str = opt("out/real.jsonl", "prompts and references to train on")
     train_preset: str = opt("tiny", "preset of train.py and scripts.prefer")
-    steps: int = opt(
-        24, "steps of 20 stories (GRPO) or 10 pairs (offline); -1: as the training preset", low=-1
-    )
+    steps: int = opt(24, "of 20 stories (GRPO) or 10 pairs (offline); -1: as the training preset", low=-1)
     prompts_per_step: int = opt(4, "prompts of a step", low=1)
     group: int = opt(5, "policy stories per prompt, the reference not counted", low=2)
     hri: Literal["polaris", "positive"] = opt("polaris", "the mode of the methods with a reference")
@@ -101,14 +94,9 @@ DEMO = {"only": ["start", "grpo", "hri", "deviation", "both"], "data": str(ROOT 
 DEMO |= {"seeds": 5, "steps": -1, "prompts_per_step": 6, "group": 7, "hri": "positive", "limit": 0}
 DEMO |= {"grpo_lr": TINY["lr"], "max_new_tokens": TINY["max_new_tokens"], "measure": "char3", "samples": 2}
 DEMO |= {"lengths": [50, 120, 160, 320, 480]}
-GPU = {
-    "model": "Qwen/Qwen3.5-0.8B",
-    "data": "out/stories.jsonl",
-    "prompts": "out/held_out.jsonl",
-    "limit": 30,
-}
+GPU = {"model": "Qwen/Qwen3.5-0.8B", "data": "out/stories.jsonl", "prompts": "out/held_out.jsonl"}
 GPU |= {"train_preset": "polaris-9b", "steps": 100, "max_new_tokens": 8192, "judge": "api", "samples": 4}
-GPU |= {"grpo_lr": 1e-6, "offline_lr": 1e-6, "lengths": [1000, 3000, 8000]}
+GPU |= {"grpo_lr": 1e-6, "offline_lr": 1e-6, "lengths": [1000, 3000, 8000], "limit": 30}
 PRESETS = {"demo": DEMO, "grid": {}, "gpu": GPU}
 
 
@@ -121,8 +109,6 @@ def read_flags(argv) -> Config:
 def check(a: Config):
     """ValueError or FileNotFoundError, before an hour is spent."""
     check_ranges(a)
-    if not set(a.only) <= set(METHODS):
-        raise ValueError(f"--only {' '.join(a.only)}: choose some of {', '.join(METHODS)}")
     if not (a.lengths and a.steps):
         raise ValueError("--lengths needs a length, and --steps at least 1 (or -1)")
     if not Path(a.data).is_file():
@@ -136,8 +122,7 @@ def check(a: Config):
     deviation.distances(["a"], a.measure)
     replace_between(page_of(a)[1], BEGIN, END, "")  # a page without the marks is refused now
     huggingface.read_config(huggingface.fetch(a.model))
-    if a.judge == "api" and not (os.environ.get("JUDGE_URL") and os.environ.get("JUDGE_MODEL")):
-        raise ValueError("--judge api needs JUDGE_URL and JUDGE_MODEL; --judge offline measures form")
+    judging.check(evaluation.Settings(judge=a.judge))
 
 
 # ---- one cell: train one method with one seed, then let it write -------------------------------------------
@@ -230,8 +215,7 @@ def run_cells(a: Config, argv: list[str]):
 
     for cells in (collected, [(m, s) for s in seeds for m in a.only]):
         todo = [cell for cell in cells if finished(a, *cell) is None]
-        there = len(cells) - len(todo)
-        with tqdm(total=len(cells), initial=there, desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
+        with tqdm(total=len(todo), desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
             list(pool.map(one, todo))
         if failed:
             raise ValueError(f"{', '.join(sorted(failed))} failed: see {a.out}/*.log, then start again")
@@ -240,12 +224,8 @@ def run_cells(a: Config, argv: list[str]):
 # ---- what it shows -----------------------------------------------------------------------------------------
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
-TRAINED = {
-    "reward/mean": "reward",
-    "length/in_band": "in band",
-    "reward/quality": "quality",
-    "length/ratio": "words / asked",
-}
+TRAINED = {"reward": "reward/mean", "in band": "length/in_band"}
+TRAINED |= {"quality": "reward/quality", "words / asked": "length/ratio"}
 
 
 def show(values: list[float | None]) -> str | None:
@@ -257,8 +237,7 @@ def sentences(a: Config, results: dict[str, list[dict]]) -> list[str]:
     """For each pair of methods what the paired differences over seeds support, and no more."""
     told = []
     for name, base in (pair.split() for pair in COMPARED.split(",")):
-        bases = {c["seed"]: c for c in results.get(base, [])}
-        pairs = [(c, bases[c["seed"]]) for c in results.get(name, []) if c["seed"] in bases]
+        pairs = list(zip(results.get(name, []), results.get(base, [])))
         if len(pairs) == 1:
             told.append(f"- **{name} against {base}**: one seed, so no difference is claimed.")
         if len(pairs) < 2:
@@ -278,9 +257,8 @@ def draw(a: Config, results: dict[str, list[dict]], path: Path):
     """Words and quality against the length asked for, a line per method; intervals from three seeds on."""
     fig, (axes,) = figure(columns=2, size=(11, 4.5))
     longest = max(e.target_words for e in data.read_examples(a.data))
-    for ax, key, name in zip(
-        axes, ("ratio", "quality"), ("words written / asked", "quality (offline: form)")
-    ):
+    named = {"ratio": "words written / asked", "quality": "quality (offline: form)"}
+    for ax, (key, name) in zip(axes, named.items()):
         for name_of, cells in results.items():
             points = [student([figure_of(c, key, n) for c in cells]) for n in a.lengths]
             y, error = [p[0] for p in points], [(p[1] or 0.0) * (len(cells) > 2) for p in points]
@@ -293,20 +271,15 @@ def draw(a: Config, results: dict[str, list[dict]], path: Path):
 
 
 def training_table(a: Config, results: dict[str, list[dict]]) -> str:
-    """Means of the first and of the last five steps, over seeds."""
+    """Means of the first and of the last five steps, over seeds; dashes below ten steps."""
     rows = []
     for name in (n for n in results if n in GRPO):
-        edges = []
-        for cell in results[name]:
-            path = Path(a.out, f"{name}-{cell['seed']}", "metrics.jsonl")
-            lines = metrics.read(path)
-            few = min(5, max(1, len(lines) // 2))
-            edges.append(
-                [[mean([m[k] for m in part]) for k in TRAINED] for part in (lines[:few], lines[-few:])]
-            )
+        runs = [Path(a.out, f"{name}-{cell['seed']}", "metrics.jsonl") for cell in results[name]]
+        ends = [metrics.ends(metrics.read(path), TRAINED) for path in runs]
         for i, when in enumerate(("first", "last")):
-            rows.append([name, when, *(show([edge[i][k] for edge in edges]) for k in range(len(TRAINED)))])
-    return markdown_table(["method", "steps", *TRAINED.values()], rows)
+            means = [[end.get(title, (None, None))[i] for end in ends] for title in TRAINED]
+            rows.append([name, when, *map(show, means)])
+    return markdown_table(["method", "steps", *TRAINED], rows)
 
 
 def length_table(a: Config, results: dict[str, list[dict]]) -> str:
@@ -323,8 +296,7 @@ def length_table(a: Config, results: dict[str, list[dict]]) -> str:
 def stories(a: Config, cell: dict) -> list[dict]:
     """What a cell wrote in its evaluation, all lengths of a subject together."""
     folder, report = Path(a.out, f"{cell['method']}-{cell['seed']}", "eval"), cell["report"]
-    file = folder / report["stories"][report["models"][0]]
-    rows = [row for _, row in read_lines(file)]
+    rows = [row for _, row in read_lines(folder / report["stories"][report["models"][0]])]
     subjects = list(dict.fromkeys(strip_length(row["prompt"]) for row in rows))
     return sorted(rows, key=lambda row: subjects.index(strip_length(row["prompt"])))
 
@@ -345,7 +317,7 @@ def page_of(a: Config) -> tuple[Path, str]:
 
 
 def report(a: Config, argv: list[str]):
-    results = {m: [r for s in range(a.seeds) if (r := finished(a, m, s))] for m in METHODS if m in a.only}
+    results = {m: [finished(a, m, seed) for seed in range(a.seeds)] for m in METHODS if m in a.only}
     cells = [c for part in results.values() for c in part]
     silent = [c for c in cells for n in a.lengths if figure_of(c, "quality", n) is None]
     if silent:
@@ -369,9 +341,8 @@ def report(a: Config, argv: list[str]):
     ]
     others = [name for name in results if name != "start"]
     if "start" in results and others:
-        text.append(
-            f"\n## Three stories, start and {others[-1]}\n\nUnchosen: the first three requests, seed 0.\n"
-        )
+        text.append(f"\n## Three stories, start and {others[-1]}\n")
+        text.append("Unchosen: the first three requests, seed 0.\n")
         text += three_stories(a, results["start"][0], results[others[-1]][0])
     write_text(page, replace_between(old, BEGIN, END, "\n".join(text)))
     print("\n".join(text), f"\nwrote {page}")

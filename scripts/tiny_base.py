@@ -9,7 +9,7 @@ roughly how long from the first step on. SPLIT is what `anthologies split BOOKS.
     python -m scripts.tiny_base passages SPLIT   -> passages.jsonl: simple passages of 30 to 500 words
     python -m scripts.tiny_base stories          -> stories.jsonl: each 6 times, with other names, animals
     python -m scripts.tiny_base words SPLIT      -> words.txt, grams.bin: what the offline judge counts by
-    python -m scripts.tiny_base new              -> new/: tokenizer of both texts, and random weights
+    python -m scripts.tiny_base new              -> new/: tokenizer of both texts, random weights of its shape
 
 All of it goes to out/base (--out); `words` and `new` need passages.jsonl there. Then scripts.warm_start
 trains on the passages and scripts.pretrain on the stories: see the README.
@@ -31,8 +31,9 @@ from tqdm import tqdm
 import data
 import model as qwen
 from lib import form, grams
-from lib.files import atomic, lock, read_lines, write_text
+from lib.files import atomic, read_lines, write_text
 from lib.flags import called, exits_cleanly
+from lib.huggingface import read_config
 from lib.text import FLAGGED
 
 BASE = Path(__file__).resolve().parent.parent / "stories" / "tiny-base"
@@ -95,13 +96,8 @@ def common_words(texts: list[str]) -> set[str]:
     """The lower-case words in at least four of the texts: names, misprints and dialect mostly fall out."""
     seen = Counter()
     for text in texts:
-        seen.update(
-            {
-                w
-                for w in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text)
-                if re.fullmatch(r"[a-z]+(?:'[a-z]+)?", w)
-            }
-        )
+        words = set(re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text))
+        seen.update(w for w in words if re.fullmatch(r"[a-z]+(?:'[a-z]+)?", w))
     return {w for w, n in seen.items() if n >= 4 and (len(w) > 1 or w in "ai") and not SLUR.search(w)}
 
 
@@ -201,26 +197,14 @@ END = r"(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bM)(?<!\b[A-Z])([.!?]+[\"')]*)
 END = re.compile(END)
 
 
-def sentences(paragraphs: list[str]) -> list[tuple[str, bool]]:
-    """[(sentence, does its paragraph end here)]"""
-    out = []
-    for paragraph in paragraphs:
-        parts = END.sub(r"\1\n", paragraph).split("\n")
-        out += [(part, i == len(parts) - 1) for i, part in enumerate(parts)]
-    return out
-
-
 def passages(paragraphs: list[str], rng: random.Random, low: int = 30, high: int = 500):
-    """Yields pieces of low..high words, all lengths alike, that begin and end where sentences do.
-
-    Ends of paragraphs come first."""
-    parts = sentences(paragraphs)
-    counts = [data.words(s) for s, _ in parts]
-
-    def glue(a: int, b: int) -> str:
-        return "".join(s + ("\n\n" if last else " ") for s, last in parts[a:b]).strip()
-
-    at = 0
+    """Yields pieces of low..high words, all lengths alike, that begin and end where sentences do; ends of
+    paragraphs come first."""
+    parts = []  # each sentence with what follows it
+    for paragraph in paragraphs:
+        *found, last = END.sub(r"\1\n", paragraph).split("\n")
+        parts += [*(f"{sentence} " for sentence in found), f"{last}\n\n"]
+    counts, at = [data.words(part) for part in parts], 0
     while at < len(parts):
         target, total, ends = rng.randint(low, high), 0, []
         for j in range(at, len(parts)):
@@ -228,9 +212,9 @@ def passages(paragraphs: list[str], rng: random.Random, low: int = 30, high: int
             if total > high:
                 break
             if total >= low:
-                ends.append((abs(total - target) + 8 * (not parts[j][1]), j))
+                ends.append((abs(total - target) + 8 * (not parts[j].endswith("\n")), j))
         if ends:
-            yield glue(at, min(ends)[1] + 1)
+            yield "".join(parts[at : min(ends)[1] + 1]).strip()
         at = min(ends)[1] + 1 if ends else j + 1
 
 
@@ -285,7 +269,7 @@ def passage_examples(books: dict, rng: random.Random) -> list[data.Example]:
             if passage in seen:
                 continue
             seen.add(passage)
-            if prompt := request(passage, n, rarity, rng) if fit(passage) else None:
+            if fit(passage) and (prompt := request(passage, n, rarity, rng)):
                 uid = f"{Path(book).stem[:24]}-{len(examples)}"
                 examples.append(data.Example(uid, prompt, n, passage, None, book))
     return examples
@@ -344,56 +328,34 @@ def gram_table(stories: list[str], passages: list[str]) -> grams.Grams:
     return grams.Grams.of(known, size=384 * 1024)
 
 
-# ---- the random start --------------------------------------------------------------------------------------
-
-# Keys and values of the DeltaNet are equally wide, since llama.cpp has one width for both.
-SHAPE = {"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "vocab_size": VOCABULARY}
-SHAPE |= {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "full_attention_interval": 2}
-SHAPE |= {"layer_types": ["linear_attention", "full_attention"] * 2, "num_attention_heads": 4, "head_dim": 64}
-SHAPE |= {"num_key_value_heads": 2, "linear_num_key_heads": 4, "linear_num_value_heads": 4}
-SHAPE |= {"linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4}
-SHAPE |= {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": False}
-SHAPE |= {"max_position_embeddings": 32768, "initializer_range": 0.02, "dtype": "bfloat16"}
-SHAPE |= {"eos_token_id": VOCABULARY - 3, "pad_token_id": VOCABULARY - 5}
-ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-SHAPE |= {"rope_parameters": ROPE | {"mrope_section": [6, 5, 5]}}
-
-
-COMMANDS = {
-    "passages": "simple passages of the books",
-    "words": "what the offline judge counts by",
-    "stories": "the stories of stories/simple.jsonl, with other names",
-    "new": "tokenizer and random weights",
-}
+# ---- the command -------------------------------------------------------------------------------------------
 
 
 @exits_cleanly
 def main(argv=None):
     p = ArgumentParser(prog=called(), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    commands = p.add_subparsers(dest="command", required=True)
-    for name, text in COMMANDS.items():
-        sub = commands.add_parser(name, help=text)
-        sub.add_argument("--out", type=Path, default=Path("out/base"), help="folder (%(default)s)")
-        if name in ("passages", "words"):
-            sub.add_argument("split", help="what `anthologies split` wrote")
+    p.add_argument("command", choices=("passages", "stories", "words", "new"))
+    p.add_argument("split", nargs="?", help="for passages and words: what `anthologies split` wrote")
+    p.add_argument("--out", type=Path, default=Path("out/base"), help="folder (%(default)s)")
     args = p.parse_args(argv)
-    with lock(args.out):
-        rng, told, easy = random.Random(0), data.read_examples(SIMPLE), args.out / "passages.jsonl"
-        if args.command == "passages":
-            data.write_examples(easy, passage_examples(read_split(args.split), rng))
-        elif args.command == "stories":
-            data.write_examples(args.out / "stories.jsonl", story_examples(told, 6, rng))
-        else:
-            stories, passages = [[e.story for e in part] for part in (told, data.read_examples(easy))]
-        if args.command == "words":
-            texts = [whole(stories) for stories in read_split(args.split).values()]
-            words = sorted(common_words(texts) | common_words(stories))
-            write_text(args.out / "words.txt", "\n".join(words) + "\n")
-            with atomic(args.out / "grams.bin") as file:
-                file.write_bytes(gram_table(stories, passages).bits)
-        elif args.command == "new":
-            qwen.save(qwen.new(SHAPE, seed=0), args.out / "new")
-            train_tokenizer(stories * 4 + passages, args.out / "new")
+    if args.command in ("passages", "words") and not args.split:
+        p.error(f"{args.command} needs SPLIT, which `python -m scripts.anthologies split` writes")
+    rng, told, easy = random.Random(0), data.read_examples(SIMPLE), args.out / "passages.jsonl"
+    if args.command == "passages":
+        data.write_examples(easy, passage_examples(read_split(args.split), rng))
+    elif args.command == "stories":
+        data.write_examples(args.out / "stories.jsonl", story_examples(told, 6, rng))
+    else:
+        stories, passages = [[e.story for e in part] for part in (told, data.read_examples(easy))]
+    if args.command == "words":
+        texts = [whole(stories) for stories in read_split(args.split).values()]
+        words = sorted(common_words(texts) | common_words(stories))
+        write_text(args.out / "words.txt", "\n".join(words) + "\n")
+        with atomic(args.out / "grams.bin") as file:
+            file.write_bytes(gram_table(stories, passages).bits)
+    elif args.command == "new":
+        qwen.save(qwen.new(read_config(BASE), seed=0), args.out / "new")
+        train_tokenizer(stories * 4 + passages, args.out / "new")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_a_run_waits_twice_per_update_and_never_while_it_decodes(name):
     """Set-up, update, refresh, decode, update. The waits: the gradients' norm, and the statistics."""
     updates = 2 if "two" in name else 1
     on_gpu, on_cpu = rehearse(name), rehearse(name, "cpu")
-    assert on_gpu.waits == (updates + 1, 0)
+    assert on_gpu.waits["learning"] == updates + 1 and not on_gpu.waits["writing 3"]
     assert on_gpu.learning.total() == pytest.approx(on_cpu.learning.total(), rel=0.05)
     assert on_gpu.writing.total() == pytest.approx(on_cpu.writing.total(), rel=0.05)
 
@@ -56,16 +56,16 @@ def test_a_value_read_in_the_loop_over_micro_batches_is_noticed(monkeypatch):
     monkeypatch.setattr(train, "batch_loss", reads)
     with pytest.raises(AssertionError):
         test_a_run_waits_twice_per_update_and_never_while_it_decodes("4 shards")
-    assert rehearse("4 shards").waits == (4, 0)  # one more for each of two micro-batches
+    assert rehearse("4 shards").waits["learning"] == 4  # one more for each of two micro-batches
 
 
 def test_a_copy_that_waits_is_noticed():
     with rehearsal() as ledger:
         x = torch.zeros(8).to(CUDA, non_blocking=True)
-        assert ledger.waits == 0
+        assert ledger.waits.total() == 0
         x.cpu()
         torch.ones(8).to(CUDA)
-        assert ledger.waits == 2
+        assert ledger.waits.total() == 2
 
 
 def test_a_tensor_left_on_the_cpu_is_noticed(monkeypatch):
@@ -87,19 +87,19 @@ def fake(fused=False):
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_decoding_waits_once_for_eight_steps(sampling):
-    with rehearsal() as ledger, torch.no_grad(), plan.as_on_a_gpu(True):
+    with rehearsal() as ledger, torch.no_grad(), plan.as_on_a_gpu():
         slots = rollout.Slots(fake(fused=True), 3, 64, sampling)
         slots.fill([0, 2], (5, 6, 7), [1, 2])
         slots.decode(8)
-        assert ledger.waits == 0
+        assert ledger.waits.total() == 0
         slots.run(8)
-        assert ledger.waits == 2  # ids and log-probabilities, back to back
+        assert ledger.waits.total() == 2  # ids and log-probabilities, back to back
 
 
 def test_a_sharded_model_is_gathered_in_bf16_and_saved(monkeypatch, tmp_path):
     written = {}
     monkeypatch.setattr(huggingface, "write", lambda path, tensors, *_: written.update(tensors))
-    with rehearsal(4) as ledger, plan.as_on_a_gpu(True):
+    with rehearsal(4) as ledger, plan.as_on_a_gpu():
         model, scorer = plan.build(config("--parallel", "fsdp"), SMALL, True, ledger, "weights", CUDA)
         model.hf_config = SMALL
         assert all(sharding.is_sharded(p) != n.endswith(qwen.KEEP_FP32) for n, p in model.named_parameters())
@@ -119,7 +119,7 @@ def test_a_sharded_model_is_gathered_in_bf16_and_saved(monkeypatch, tmp_path):
 
 
 def test_the_reference_does_not_stay_gathered():
-    with rehearsal(4) as ledger, plan.as_on_a_gpu(True), torch.no_grad():
+    with rehearsal(4) as ledger, plan.as_on_a_gpu(), torch.no_grad():
         _, scorer = plan.build(config("--parallel", "fsdp"), SMALL, True, ledger, "reference", CUDA)
         held = ledger.held.total()
         scorer(Packed([[5] * 40]), 1.0)
@@ -140,6 +140,6 @@ def test_evals_writer(monkeypatch):
     request = data.Example("a", "Write a story. It should be 50 words long.", 50)
     job = evaluation.Job("key", request, 0, 1, 40)
     monkeypatch.setattr(qwen, "load", lambda *args, fused: fake(fused))
-    with rehearsal(), plan.as_on_a_gpu(True):
+    with rehearsal(), plan.as_on_a_gpu():
         done = list(evaluation.write_local(writer, [job, job], settings, Silent()))
     assert len(done) == 2

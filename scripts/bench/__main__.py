@@ -22,7 +22,7 @@ import os
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -30,8 +30,7 @@ import torch
 
 import model as qwen
 import rollout
-from lib import delta, processes
-from lib.files import lock, replace_between, write_json, write_text
+from lib.files import replace_between, write_text
 from lib.flags import check_ranges, exits_cleanly, opt, read
 from lib.lora import add_lora
 from lib.packed import Packed
@@ -44,20 +43,6 @@ TWO_B = NINE_B | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_la
 TWO_B |= {"num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_heads": 16}
 TWO_B |= {"tie_word_embeddings": True}
 STORY = 17000  # tokens: a story of 12,000 words
-
-
-@dataclass
-class Report:
-    """What is printed, and the same as rows for bench.json."""
-
-    lines: list[str] = field(default_factory=list)
-    rows: list[dict] = field(default_factory=list)
-
-    def say(self, line: str, **row):
-        print(line, flush=True)
-        self.lines.append(line)
-        if row:
-            self.rows.append(row)
 
 
 # ---- growth ------------------------------------------------------------------------------------------------
@@ -76,43 +61,45 @@ def step_bytes(model, B: int, context: int, itemsize: int) -> tuple[int, int]:
     return cache, weights + cache + 2 * B * states
 
 
-def growth(report: Report, clock, picture: Path, contexts=(256, 1024, 4096, 16384), batches=(1, 8, 64)):
-    """Time of a decode step by context and batch beside the bytes it reads, and one whole story."""
-    model, cells = rollout.replica(qwen.new(TINY)), []
-    report.say("")
-    for B, context in itertools.product(batches, contexts):
-        times = []
-        with torch.inference_mode():
-            slots = slots_at(model, B, context, 128)
-            slots.run(4)
-            for _ in range(4):
-                start = clock()
-                slots.run(8)
-                times.append((clock() - start) / 8)
-        each, (cache, read) = min(times), step_bytes(model, B, context, 4)
-        cells.append((B, context, each))
+def step_time(model, B: int, context: int, clock) -> float:
+    """Seconds of a decode step, of four times eight the fastest."""
+    with torch.inference_mode():
+        slots = slots_at(model, B, context, 128)
+        slots.run(4)
+        marks = [clock()]
+        for _ in range(4):
+            slots.run(8)
+            marks.append(clock())
+    return min(end - start for start, end in itertools.pairwise(marks)) / 8
+
+
+def growth(clock, picture: Path):
+    """Yields the time of decode steps by context and batch beside the bytes they read, and of one story."""
+    model, times = rollout.replica(qwen.new(TINY)), {}
+    for B, context in itertools.product((1, 8, 64), (256, 1024, 4096, 16384)):
+        times[B, context] = each = step_time(model, B, context, clock)
+        cache, read = step_bytes(model, B, context, 4)
         reads = f"reads {cache / 1e6:8.1f} MB of cache, {read / 1e6:8.1f} MB in all"
         line = f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms per step; {reads}"
-        line += f" ({read / each / 1e9:5.1f} GB/s)"
-        report.say(line, row="growth", batch=B, context=context, ms=each * 1e3, cache_bytes=cache, bytes=read)
+        yield f"{line} ({read / each / 1e9:5.1f} GB/s)"
     marks, start = {}, clock()
     for _, written, _ in rollout.stream(model, [[1, 2, 3]], max_new_tokens=STORY):
         marks[len(written.ids)] = clock() - start
-    at = [n for n in (1024, 4096, 16384) if n + 256 in marks]
-    parts = [f"at {n:,}: {(marks[n + 256] - marks[n - 256]) / 512 * 1e3:.2f} ms per token" for n in at]
-    line = f"one story of {STORY:,} tokens in {marks[STORY]:.0f} s; {', '.join(parts)}"
-    report.say(line, row="story", tokens=STORY, seconds=marks[STORY])
-    draw(cells, picture)
+    each = {n: (marks[n + 256] - marks[n - 256]) / 512 for n in (1024, 4096, 16384)}
+    parts = [f"at {n:,}: {seconds * 1e3:.2f} ms per token" for n, seconds in each.items()]
+    yield f"one story of {STORY:,} tokens in {marks[STORY]:.0f} s; {', '.join(parts)}"
+    draw(times, picture)
 
 
-def draw(cells: list[tuple[int, int, float]], path: Path):
+def draw(times: dict[tuple[int, int], float], path: Path):
+    """times: {(rows, context): seconds per step}"""
     fig, ((left, right),) = figure(1, 2, size=(10, 3.8))
-    for B in sorted({B for B, _, _ in cells}):
-        line = [(context, 1e3 * each) for b, context, each in cells if b == B]
-        left.plot(*zip(*line), "o-", label=f"{B} rows")
-    for context in sorted({context for _, context, _ in cells}):
-        line = [(B, B / each) for B, c, each in cells if c == context]
-        right.plot(*zip(*line), "o-", label=f"{context:,} tokens")
+    batches, contexts = (sorted(set(side)) for side in zip(*times))
+    for B in batches:
+        left.plot(contexts, [1e3 * times[B, context] for context in contexts], "o-", label=f"{B} rows")
+    for context in contexts:
+        speeds = [B / times[B, context] for B in batches]
+        right.plot(batches, speeds, "o-", label=f"{context:,} tokens")
     left.set(xlabel="context (tokens)", ylabel="ms per decode step")
     right.set(xlabel="rows in the batch", ylabel="tokens per second")
     for ax in (left, right):
@@ -124,7 +111,7 @@ def draw(cells: list[tuple[int, int, float]], path: Path):
 # ---- a GPU, as a share of its own limits -------------------------------------------------------------------
 
 
-def timed(work, n: int = 10) -> float:
+def timed(work, n: int) -> float:
     """Seconds of one call on the GPU, after one to warm up."""
     work()
     torch.cuda.synchronize()
@@ -135,14 +122,10 @@ def timed(work, n: int = 10) -> float:
     return (time.perf_counter() - start) / n
 
 
-@torch.no_grad()
 def random_model(hf: dict, dtype, fused: bool = False):
     model = qwen.empty(qwen.ModelConfig.from_hf(hf), dtype, torch.device("cuda"), fused)
-    for name, p in model.named_parameters():
-        if p.dim() > 1:
-            p.normal_(0, 0.02)
-        else:
-            p.fill_(1.0 if "dt_bias" in name or "linear_attn.norm" in name else 0.0)
+    for p in model.parameters():
+        p.data.normal_(0, 0.02)
     return model
 
 
@@ -150,36 +133,33 @@ def limits() -> tuple[float, float]:
     """Bytes that the GPU copies per second, and operations of its bf16 products."""
     a, b = (torch.empty(1 << 30, dtype=torch.int16, device="cuda") for _ in range(2))
     x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * a.nbytes / timed(lambda: b.copy_(a)), 2 * 8192**3 / timed(lambda: x @ y)
+    return 2 * a.nbytes / timed(lambda: b.copy_(a), 10), 2 * 8192**3 / timed(lambda: x @ y, 10)
 
 
-def gpu(report: Report):
+def gpu():
+    """Yields what this GPU can do at most, and what share of that decoding and training reach."""
     bandwidth, rate = limits()
     line = f"copy {bandwidth / 1e12:.2f} TB/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s"
-    report.say(f"{torch.cuda.get_device_name()}: {line}", row="gpu_limits", bandwidth=bandwidth, matmul=rate)
-    gpu_decode(report, bandwidth)
-    gpu_train(report, "LoRA 9B", NINE_B, 32, rate)
-    gpu_train(report, "full 2B", TWO_B, 0, rate)
+    yield f"{torch.cuda.get_device_name()}: {line}"
+    yield from gpu_decode(bandwidth)
+    yield gpu_train("LoRA 9B", NINE_B, 32, rate)
+    yield gpu_train("full 2B", TWO_B, 0, rate)
 
 
-def gpu_decode(report: Report, bandwidth: float):
+def gpu_decode(bandwidth: float):
     """Steps of a random 9B with full caches, as a share of the time that reading and writing takes alone."""
     model = random_model(NINE_B, torch.bfloat16, fused=True).requires_grad_(False)
     for B, context, bar in ((1, 6144, 60), (16, 6144, 60), (64, 6144, 55), (64, 16384, 50)):
-        torch.cuda.reset_peak_memory_stats()
-        with torch.inference_mode():
-            slots = slots_at(model, B, context, 128)
-            each = timed(lambda slots=slots: slots.run(8), 8) / 8
-        share = step_bytes(model, B, context, 2)[1] / bandwidth / each
-        most = torch.cuda.max_memory_allocated()
-        speed = f"{each * 1e3:7.2f} ms per step, {B / each:8.0f} tokens/s, {100 * share:.0f} % of the limit"
-        line = f"decode 9B, B = {B:2d}, {context:6,d}: {speed} (bar {bar}), peak {most / 1e9:.1f} GB"
-        report.say(line, row="gpu_decode", batch=B, context=context, ms=each * 1e3, share=share, peak=most)
-        del slots
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        each = step_time(model, B, context, time.perf_counter)
+        share = step_bytes(model, B, context, 2)[1] / bandwidth / each
+        speed = f"{each * 1e3:7.2f} ms per step, {B / each:8.0f} tokens/s, {100 * share:.0f} % of the limit"
+        most = torch.cuda.max_memory_allocated()
+        yield f"decode 9B, B = {B:2d}, {context:6,d}: {speed} (bar {bar}), peak {most / 1e9:.1f} GB"
 
 
-def gpu_train(report: Report, name: str, hf: dict, lora_rank: int, rate: float, tokens: int = 6144):
+def gpu_train(name: str, hf: dict, lora_rank: int, rate: float, tokens: int = 6144) -> str:
     """Forward and backward of one 6k story with checkpointing. Full: 8 FLOP per weight and token; LoRA has no
     gradient of the base's weights, which leaves 6."""
     torch.cuda.empty_cache()
@@ -201,26 +181,8 @@ def gpu_train(report: Report, name: str, hf: dict, lora_rank: int, rate: float, 
 
     each = timed(step, 3)
     share = (6 if lora_rank else 8) * weights * tokens / each / rate
-    layers = sum(kind != "full_attention" for kind in model.config.layer_types)
-    part, most = layers * delta_seconds(model.config, tokens) / each, torch.cuda.max_memory_allocated()
     line = f"training step {name}, {tokens:,} tokens: {each:.2f} s, {100 * share:.0f} % of the matmul rate "
-    line += f"(bar 35), the delta rule {100 * part:.0f} % of it, peak {most / 1e9:.1f} GB"
-    report.say(line, row="gpu_train", name=name, seconds=each, share=share, delta=part, peak=most)
-
-
-def delta_seconds(c, tokens: int) -> float:
-    """The delta rule of one layer in a training step with checkpointing: forward twice, backward once."""
-    dims = [(c.linear_num_key_heads, c.linear_key_head_dim)] * 2
-    dims += [(c.linear_num_value_heads, c.linear_value_head_dim)]
-    q, k, v = (torch.randn(1, tokens, h, d, device="cuda", requires_grad=True) for h, d in dims)
-    g = -torch.rand(1, tokens, c.linear_num_value_heads, device="cuda")
-
-    def rule():
-        return delta.delta_chunked(delta.l2norm(q), delta.l2norm(k), v, g, g.exp())[0]
-
-    with torch.no_grad():
-        once = timed(rule, 3)
-    return once + timed(lambda: rule().sum().backward(), 3)
+    return line + f"(bar 35), peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
 
 
 # ---- the table ---------------------------------------------------------------------------------------------
@@ -242,17 +204,15 @@ ROWS = {
 ALL = (*ROWS, "agreement", "memory", "growth", "gpu")
 
 
-def compare(report: Report, name: str, pair, pairs: int, clock):
+def compare(name: str, pair, pairs: int, clock) -> str:
+    """A line of the table."""
     what, setup, bar, goal = ROWS[name]
     try:
         ours, peer, wrong = setup(pair)
     except ImportError as error:
-        missing = f"{error.name} is not installed (pip install -r requirements-bench.txt)"
-        report.say(f"{what:52s} skipped: {missing}", row=name, skipped=missing)
-        return
+        return f"{what:52s} skipped: {error.name} is not installed (pip install -r requirements-bench.txt)"
     if wrong:
-        report.say(f"{what:52s} VOID: {wrong}", row=name, void=wrong)
-        return
+        return f"{what:52s} VOID: {wrong}"
     ours()
     peer()
     times = []
@@ -267,17 +227,16 @@ def compare(report: Report, name: str, pair, pairs: int, clock):
     ratio = statistics.median(ratios)
     told = "" if bar is None else f"bar {bar:.2f} {'met' if ratio >= bar else 'MISSED'}, goal {goal:.2f}"
     spread = f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    line = f"{what:52s} {a * 1e3:10.1f} {b * 1e3:10.1f} {ratio:7.2f} x  {spread}  {told}".rstrip()
-    report.say(line, row=name, ours=a, peer=b, ratio=ratio, low=ratios[0], high=ratios[-1], bar=bar)
+    return f"{what:52s} {a * 1e3:10.1f} {b * 1e3:10.1f} {ratio:7.2f} x  {spread}  {told}".rstrip()
 
 
 @dataclass
 class Settings:
-    only: list[str] = opt([], f"some rows: {', '.join(ALL)}; default: all but gpu without one")
+    only: list[str] = opt([], "some rows; default: all, gpu where there is one", choices=ALL)
     pairs: int = opt(5, "interleaved pairs per row", low=1)
     clock: Literal["wall", "cpu"] = opt("wall", "cpu: time of this process alone, for a shared machine")
     threads: int = opt(os.cpu_count() or 1, "of both sides", low=1)
-    out: str = opt("out/bench", "folder of bench.md, bench.json and growth.png")
+    out: str = opt("out/bench", "folder of bench.md and growth.png")
     page: str = opt("", "a page that also gets the figures, between its two marks, and growth.png beside it")
 
 
@@ -285,8 +244,6 @@ def check(a: Settings) -> list[str]:
     """The rows that are asked for. ValueError: one sentence, before ten minutes are spent."""
     check_ranges(a)
     wanted = a.only or [row for row in ALL if row != "gpu" or torch.cuda.is_available()]
-    if unknown := sorted(set(wanted) - set(ALL)):
-        raise ValueError(f"--only {unknown[0]}: choose some of {', '.join(ALL)}")
     if "gpu" in wanted and not torch.cuda.is_available():
         raise ValueError("--only gpu: there is no CUDA device here; the other rows need none")
     if a.page:
@@ -294,26 +251,27 @@ def check(a: Settings) -> list[str]:
     return wanted
 
 
-def measure(a: Settings, wanted: list[str], picture: Path) -> Report:
-    report, clock = Report(), time.process_time if a.clock == "cpu" else time.perf_counter
+def measure(a: Settings, wanted: list[str], picture: Path):
+    """Yields the lines of the report as they come."""
+    clock = time.process_time if a.clock == "cpu" else time.perf_counter
     rows = [name for name in wanted if name in ROWS]
     pair = peers.Pair() if rows or "agreement" in wanted else None
     if rows:
         size = f"{sum(p.numel() for p in pair.ours.parameters()) / 1e6:.1f} M parameters"
-        report.say(f"tiny Qwen3.5 ({size}, fp32), torch {torch.__version__}, {a.threads} thread(s),")
-        report.say(f"{a.clock} time, denormals flushed on both sides, median of {a.pairs} interleaved pairs")
-        report.say(f"{'':52s} {'ours, ms':>10s} {'peer, ms':>10s} {'ratio':>9s}  (spread)")
+        yield f"tiny Qwen3.5 ({size}, fp32), torch {torch.__version__}, {a.threads} thread(s),"
+        yield f"{a.clock} time, denormals flushed on both sides, median of {a.pairs} interleaved pairs"
+        yield f"{'':52s} {'ours, ms':>10s} {'peer, ms':>10s} {'ratio':>9s}  (spread)"
     for name in rows:
-        compare(report, name, pair, a.pairs, clock)
+        yield compare(name, pair, a.pairs, clock)
     if "agreement" in wanted:
-        peers.agreement(report, pair)
+        yield peers.agreement(pair)
     if "memory" in wanted:
-        peers.memory(report)
+        yield from peers.memory()
     if "growth" in wanted:
-        growth(report, clock, picture)
+        yield ""
+        yield from growth(clock, picture)
     if "gpu" in wanted:
-        gpu(report)
-    return report
+        yield from gpu()
 
 
 @exits_cleanly
@@ -324,16 +282,15 @@ def main(argv=None) -> int:
     torch.set_num_threads(a.threads)
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)
-    with lock(out):
-        report = measure(a, wanted, (Path(a.page).parent if a.page else out) / "growth.png")
-        text = "```\n" + "\n".join(report.lines) + "\n```\n"
-        write_text(out / "bench.md", text)
-        about = {"torch": torch.__version__, "threads": a.threads, "clock": a.clock}
-        write_json(out / "bench.json", about | {"rows": report.rows})
-        if a.page:
-            write_text(a.page, replace_between(Path(a.page).read_text(encoding="utf-8"), BEGIN, END, text))
-    processes.disconnect()
-    return 1 if any("void" in row for row in report.rows) else 0
+    lines = []
+    for line in measure(a, wanted, (Path(a.page).parent if a.page else out) / "growth.png"):
+        print(line, flush=True)
+        lines.append(line)
+    text = "```\n" + "\n".join(lines) + "\n```\n"
+    write_text(out / "bench.md", text)
+    if a.page:
+        write_text(a.page, replace_between(Path(a.page).read_text(encoding="utf-8"), BEGIN, END, text))
+    return 1 if any(" VOID: " in line for line in lines) else 0
 
 
 if __name__ == "__main__":

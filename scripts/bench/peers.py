@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import itertools
 import re
 import tempfile
-import threading
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +40,6 @@ class Pair:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        logging.getLogger("transformers").setLevel(logging.ERROR)
         self.ours = qwen.new(TINY)
         for name, p in self.ours.named_parameters():
             # Larger than at initialisation: the next token depends on the text, and greedy decoding moves.
@@ -53,7 +51,6 @@ class Pair:
         data.load_tokenizer(BASE).save(self.folder)
         self.peer = transformers.Qwen3_5ForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         self.replica, self.compiled = rollout.replica(self.ours), rollout.replica(self.ours, compile=True)
-        self.checked = {}
 
     def hf_generate(self, ids, mask, tokens, **kind):
         limits = {"max_new_tokens": tokens, "min_new_tokens": tokens, "pad_token_id": 0}
@@ -145,14 +142,14 @@ def logprobs(_):
 LENGTHS = (1, 7, 20, 33, 64, 65, 90, 128)  # of the prompts that are compared token by token
 
 
-def greedy(pair, model, tokens=256) -> tuple[list[list[int]], list[rollout.Completion]]:
+def greedy(model, tokens: int) -> tuple[list[list[int]], list[rollout.Completion]]:
     prompts = [random_ids(n, seed=n).tolist() for n in LENGTHS]
     return prompts, rollout.generate(model, prompts, max_new_tokens=tokens, temperature=0)
 
 
 def same_greedy(pair, model, tokens=256) -> str | None:
     """Greedy tokens of one batch of different prompts against transformers', left-padded -> what is wrong."""
-    prompts, ours = greedy(pair, model, tokens)
+    prompts, ours = greedy(model, tokens)
     pads = [max(LENGTHS) - n for n in LENGTHS]
     ids = torch.tensor([[0] * pad + prompt for pad, prompt in zip(pads, prompts)])
     mask = torch.tensor([[0] * pad + [1] * n for pad, n in zip(pads, LENGTHS)])
@@ -161,22 +158,19 @@ def same_greedy(pair, model, tokens=256) -> str | None:
     return f"{wrong} of {len(prompts)} greedy stories differ" if wrong else None
 
 
-def agreement(report, pair):
+def agreement(pair) -> str:
     """Log-probabilities that decoding gives, against those of the training path, in fp32."""
-    prompts, ours = greedy(pair, pair.replica)
+    prompts, ours = greedy(pair.replica, 256)
     rows = [prompt + story.ids for prompt, story in zip(prompts, ours)]
     with torch.no_grad():
         logp, _ = pair.ours.token_logprobs(Packed(rows, [len(prompt) for prompt in prompts]))
     gap = (logp - torch.tensor([x for story in ours for x in story.logprobs])).abs().max().item()
-    line = f"decode against training path: log-probs differ by at most {gap:.1e} (bar 1e-4, goal 2e-5)"
-    report.say(line, row="agreement", gap=gap)
+    return f"decode against training path: log-probs differ by at most {gap:.1e} (bar 1e-4, goal 2e-5)"
 
 
 def decode(B: int, prompt=16, tokens=256, compiled=True):
     def row(pair):
         model = pair.compiled if compiled else pair.replica
-        if compiled not in pair.checked:
-            pair.checked[compiled] = same_greedy(pair, model)
         ids = random_ids(1, prompt)
         batch = ids.repeat(B, 1)
 
@@ -186,7 +180,7 @@ def decode(B: int, prompt=16, tokens=256, compiled=True):
         def peer():
             pair.hf_generate(batch, torch.ones_like(batch), tokens, do_sample=True, top_k=0)
 
-        return ours, peer, pair.checked[compiled]
+        return ours, peer, same_greedy(pair, model)
 
     return row
 
@@ -264,17 +258,18 @@ def slots_at(model, n: int, context: int, room: int) -> rollout.Slots:
     return slots
 
 
-def memory(report):
+def memory():
+    """Yields what both log-probabilities and decoding take at their peak, each in a process of its own."""
     if not Path("/proc/self/status").exists():
-        report.say("memory: skipped, it reads /proc, which only Linux has")
+        yield "memory: skipped, it reads /proc, which only Linux has"
         return
     with mp.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         ours, naive = (pool.apply(peak_logprobs, (kind,)) for kind in ("ours", "naive"))
         used, planned = pool.apply(peak_decode, (8, 17000))
     line = f"log-prob peak memory: {ours / 1e6:.0f} MB, naive {naive / 1e6:.0f} MB, share {ours / naive:.2f}"
-    report.say(f"\n{line} (bar 0.50, goal 0.30)", row="logprob_memory", ours=ours, peer=naive)
+    yield f"\n{line} (bar 0.50, goal 0.30)"
     line = f"decoding in 8 slots of 17,000 tokens: peak {used / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB"
-    report.say(f"{line} calculated", row="decode_memory", ours=used, calculated=planned)
+    yield f"{line} calculated"
 
 
 # ---- one whole GRPO step against TRL -----------------------------------------------------------------------
@@ -290,21 +285,19 @@ def variety(text: str) -> float:
 def grpo(pair):
     """8 stories of 256 tokens from one prompt, a reward, one AdamW step; fp32, no checkpointing, no KL."""
     lengths = []
-    turns = trl_steps(pair.folder, lengths)
-    next(turns)  # both sides warm
+    ours, peer = our_step(pair.folder), trl_step(pair.folder, lengths)
     ids = random_ids(4, 64)
     with torch.no_grad():
         theirs = pair.peer(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).flatten()
         gap = (pair.ours.token_logprobs(Packed(ids.tolist()))[0] - theirs).abs().max().item()
+    peer()
     written = None if set(lengths) == {TOKENS} else f"TRL wrote {set(lengths)} tokens"
-    ours = our_steps(pair.folder)
-    ours()
-    return ours, lambda: next(turns), fault("log-probs", gap, 1e-4) or written
+    return ours, peer, fault("log-probs", gap, 1e-4) or written
 
 
-def our_steps(folder: Path):
+def our_step(folder: Path):
     tokenizer, model = data.load_tokenizer(BASE), qwen.load(folder, torch.float32)
-    prompt, copy, step = tokenizer.encode(PROMPT), rollout.replica(model), iter(range(10**6))
+    prompt, copy, step = tokenizer.encode(PROMPT), rollout.replica(model), itertools.count()
     settings = {"group": STORIES, "max_new_tokens": TOKENS, "checkpointing": False, "mismatch_cap": 0.0}
     c = train.Config(model=str(folder), judge="offline", micro_batch_tokens=1 << 20, **settings)
     scorer, example = scorer_of(model, "none", False), data.Example("", PROMPT, 150)
@@ -323,20 +316,12 @@ def our_steps(folder: Path):
     return ours
 
 
-def trl_steps(folder: Path, lengths: list[int]):
-    """TRL's own loop, one optimiser step at each `next`: its thread waits while the other side is timed."""
+def trl_step(folder: Path, lengths: list[int]):
+    """TRL's own training step (it writes, rewards and goes backward), then what its loop does: clip, AdamW.
+    lengths: gets the tokens of each story."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
-
-    go, done, failed = threading.Semaphore(0), threading.Semaphore(0), []
-
-    class Turn(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            go.acquire()
-
-        def on_step_end(self, *_, **__):
-            done.release()
 
     def rewards(completions, completion_ids, **_):
         lengths.extend(map(len, completion_ids))
@@ -346,25 +331,18 @@ def trl_steps(folder: Path, lengths: list[int]):
     off |= {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "use_cpu": True}
     size = {"per_device_train_batch_size": STORIES, "num_generations": STORIES}
     size |= {"max_completion_length": TOKENS, "generation_kwargs": {"min_new_tokens": TOKENS}}
-    learn = {"max_steps": 10**6, "learning_rate": LR, "lr_scheduler_type": "constant"}
-    learn |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    learn = {"learning_rate": LR, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     asked = {"args": GRPOConfig(output_dir=str(folder.parent / "trl"), **off, **size, **learn)}
     asked |= {"model": AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)}
     asked |= {"train_dataset": Dataset.from_dict({"prompt": [PROMPT] * STORIES}), "reward_funcs": rewards}
     trainer = GRPOTrainer(processing_class=AutoTokenizer.from_pretrained(folder), **asked)
+    optimiser, prompts = trainer.create_optimizer(), next(iter(trainer.get_train_dataloader()))
+    trainer.current_gradient_accumulation_steps = 1
 
-    def work():
-        try:
-            trainer.train()
-        except Exception as error:  # raised again in the main thread
-            failed.append(error)
-            done.release()
+    def peer():
+        trainer.training_step(trainer.model, prompts, None)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
+        optimiser.step()
+        trainer.model.zero_grad()
 
-    trainer.add_callback(Turn())
-    threading.Thread(target=work, daemon=True).start()
-    while True:
-        go.release()
-        done.acquire()
-        if failed:
-            raise failed[0]
-        yield
+    return peer
