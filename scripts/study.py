@@ -233,22 +233,40 @@ def show(values: list[float | None]) -> str | None:
     return average if half is None else f"{average:.3f} ± {half:.3f}"
 
 
+def by_subject(a: Config, cell: dict) -> dict[tuple[str, int], list[float]]:
+    """{(measure, length asked for): the mean of each subject's stories, subjects in their order}."""
+    found = {(key, n): {} for key in ("ratio", "in_band", "quality") for n in a.lengths}
+    for row in stories(a, cell):
+        n, subject, written = row["target_words"], strip_length(row["prompt"]), data.words(row["story"])
+        low, high = evaluation.bounds_of(questions(a, 0)["bands"], n).band(n)
+        figures = {"ratio": written / n, "in_band": float(low <= written <= high)}
+        figures["quality"] = row["verdict"] and row["verdict"]["score"]  # None: no verdict
+        for key, value in figures.items():
+            found[key, n].setdefault(subject, []).append(value)
+    return {place: [mean(values) for values in some.values()] for place, some in found.items()}
+
+
 def sentences(a: Config, results: dict[str, list[dict]]) -> list[str]:
-    """For each pair of methods what the paired differences over seeds support, and no more."""
-    told = []
+    """For each pair of methods what the paired differences support, over seeds and over subjects, no more."""
+    told, found = [], {name: [by_subject(a, c) for c in cells] for name, cells in results.items()}
     for name, base in (pair.split() for pair in COMPARED.split(",")):
-        pairs = list(zip(results.get(name, []), results.get(base, [])))
+        pairs = list(zip(found.get(name, []), found.get(base, [])))
         if len(pairs) == 1:
             told.append(f"- **{name} against {base}**: one seed, so no difference is claimed.")
         if len(pairs) < 2:
             continue
-        found = {"Clear": [], "Cannot be told apart": []}
-        for key, at in ((k, n) for k in list(MEASURES)[:3] for n in a.lengths):
-            gaps = [figure_of(c, key, at) - figure_of(b, key, at) for c, b in pairs]
-            average, half = student(gaps)
-            text = f"{MEASURES[key]} at {at} {average:+.3f} [{average - half:+.3f}, {average + half:+.3f}]"
-            found["Clear" if abs(average) > half else "Cannot be told apart"].append(text)
-        parts = [f"{what}: {'; '.join(texts)}." for what, texts in found.items() if texts]
+        clear, unclear = [], 0
+        for key, at in found[name][0]:
+            gaps = [[x - y for x, y in zip(one[key, at], other[key, at])] for one, other in pairs]
+            average, over_seeds = student([mean(of_seed) for of_seed in gaps])
+            half = max(over_seeds, student([mean(of_subject) for of_subject in zip(*gaps)])[1] or 0.0)
+            span = f"[{average - half:+.3f}, {average + half:+.3f}]"
+            if abs(average) > half:
+                clear.append(f"{MEASURES[key]} at {at} {average:+.3f} {span}")
+            else:
+                unclear += 1
+        parts = [f"Clear: {'; '.join(clear)}."] if clear else []
+        parts += [f"{unclear} of {unclear + len(clear)} cannot be told apart."] if unclear else []
         told.append(" ".join([f"- **{name} against {base}**, {len(pairs)} seeds.", *parts]))
     return told
 
@@ -336,7 +354,8 @@ def report(a: Config, argv: list[str]):
         f"share with a length in the band. Diversity: 1 - {a.measure} similarity; training uses tf-idf.\n",
         "## What the differences support\n",
         *sentences(a, results),
-        "\nBrackets: 95 % intervals of the paired difference over seeds; one in twenty is clear by chance.\n",
+        "\nBrackets: the wider of two 95 % intervals of the paired difference, over seeds and over subjects "
+        "(Student's t). One in twenty is clear by chance.\n",
         *dict.fromkeys(f"- {w.partition(': ')[2] or w}" for c in cells for w in c["report"]["warnings"]),
     ]
     others = [name for name in results if name != "start"]

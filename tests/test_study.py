@@ -79,7 +79,7 @@ def test_a_study_runs_its_cells_once_and_reports_them(flags, monkeypatch, capsys
     table = page[page.index("| asked |") :].split("\n\n")[0].splitlines()
     named = [tuple(row.strip("| ").split(" | ")[:2]) for row in table[2:]]
     assert named == [(str(n), method) for n in (10, 20, 40) for method in ("start", "hri", "dpo")]
-    assert "one seed, so no difference is claimed" in page and "Cannot be told apart" not in page
+    assert "one seed, so no difference is claimed" in page and "cannot be told apart" not in page
     assert digest(DOCS) == docs  # only --page touches a page of the documentation
 
     result = json.loads((out / "dpo-0/result.json").read_text())
@@ -184,12 +184,9 @@ def test_a_second_study_a_file_in_the_way_and_a_full_disk_end_in_one_sentence(fl
 
 
 def cells(quality, ratio):
-    def cell(seed, q, r):
-        values = {"quality": q, "ratio": r, "in_band": 0.5}
-        figures = {name: {"60": {"mean": value}} for name, value in values.items()}
-        return {"seed": seed, "report": {"models": ["m"], "figures": {"m": figures}}}
-
-    return [cell(seed, q, r) for seed, (q, r) in enumerate(zip(quality, ratio))]
+    """A cell per seed: (measure, length) -> two subjects, 0.1 apart."""
+    two = [{"quality": q, "ratio": r, "in_band": 0.5} for q, r in zip(quality, ratio)]
+    return [{(key, 60): [value, value + 0.1] for key, value in seed.items()} for seed in two]
 
 
 def test_intervals_are_students():
@@ -200,14 +197,19 @@ def test_intervals_are_students():
     assert half == pytest.approx(2.093 * 0.51299 / 20**0.5, rel=2e-2)  # t(0.975, 19) = 2.093
 
 
-def test_sentences_claim_what_the_paired_differences_support_and_no_more():
+def test_sentences_claim_what_the_paired_differences_support_and_no_more(monkeypatch):
+    monkeypatch.setattr(study, "by_subject", lambda a, cell: cell)
     results = {"start": cells([0.1, 0.2, 0.3], [0.5, 0.5, 0.5])}
     results |= {name: cells([0.31, 0.4, 0.5], [0.4, 0.6, 0.5]) for name in ("dpo", "ddpo")}
     dpo, ddpo = study.sentences(study.Config(lengths=[60]), results)
-    clear, unclear = dpo.split("Cannot be told apart:")
     # seeds differ by more than the methods, pairs do not
-    assert "quality at 60 +0.203" in clear and "words / asked at 60" in unclear
-    assert "quality at 60 +0.000" in ddpo.split("Cannot be told apart:")[1] and "in band" in ddpo
+    assert (
+        "quality at 60 +0.203 [+0.189, +0.218]" in dpo and "words" not in dpo
+    )  # t(0.975, 2) s / sqrt(3) = 0.0143
+    assert "2 of 3 cannot be told apart" in dpo and "Clear" not in ddpo and "3 of 3" in ddpo
+    for cell in results["dpo"]:
+        cell["quality", 60][1] -= 0.3  # one subject of two gains, the other loses: clear over seeds alone
+    assert "Clear" not in study.sentences(study.Config(lengths=[60]), results)[0]
 
 
 def test_the_grid_names_every_run_that_was_asked_for():
