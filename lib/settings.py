@@ -34,30 +34,29 @@ class Settings:
             raise ValueError("a budget in dollars needs prices: set price=IN,OUT, dollars per million tokens")
 
 
-def settings(values: dict) -> dict:
-    """{key: text or number} -> arguments of `Endpoint`. Two numbers of one key are separated by a comma
-    (price=1.25,10); "none" takes a key out. ValueError: an unknown key, or a value that cannot be."""
+def settings(values: dict) -> Settings:
+    """{key: text or number} -> Settings. Two numbers of one key are separated by a comma (price=1.25,10);
+    "none" takes a key out. ValueError: an unknown key, or a value that cannot be."""
     kinds = {f.name: f.type for f in fields(Settings)}
     if unknown := [key for key in values if key not in kinds]:
         raise ValueError(f"there is no setting {unknown[0]!r}; the settings are {', '.join(kinds)}")
-    return {key: _read_setting(key, value, kinds[key]) for key, value in values.items()}
+    return Settings(**{key: _value(key, value, kinds[key]) for key, value in values.items()})
 
 
-def _read_setting(key: str, value, kind: str):
-    if value is None or str(value).lower() in ("none", ""):
+def _value(key: str, value, kind: str):
+    if str(value).lower() in ("none", ""):
         if "None" not in kind:
             raise ValueError(f"{key} needs a value")
         return None
     if kind.startswith("str"):
         return str(value)
+    pair, read = kind.startswith("tuple"), int if kind.startswith("int") else float
     words = value if isinstance(value, (tuple, list)) else str(value).split(",")
     try:
-        numbers = [float(word) for word in words]
-    except (TypeError, ValueError):
-        numbers = []
-    pair, whole = kind.startswith("tuple"), kind.startswith("int")
-    good = len(numbers) == 1 + pair and all(math.isfinite(n) and n >= 0 for n in numbers)
-    if not good or (whole and numbers[0] % 1):
-        wanted = "two numbers such as 10,120" if pair else "a whole number" if whole else "a number"
+        numbers = tuple(read(word) for word in words)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 1 + pair or not all(0 <= number < math.inf for number in numbers):
+        wanted = "two numbers such as 10,120" if pair else "a whole number" if read is int else "a number"
         raise ValueError(f"{key}={value}: needs {wanted}, not below 0")
-    return tuple(numbers) if pair else int(numbers[0]) if whole else numbers[0]
+    return numbers if pair else numbers[0]

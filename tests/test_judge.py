@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,7 @@ def test_a_changed_word_is_another_version_and_a_broken_file_says_where(tmp_path
 
 
 def test_schema_names_each_dimension_once_and_closes_every_object():
-    schema = RUBRIC.schema()
+    (system, user), schema, _ = judge.story_task(RUBRIC, judge.strip_length(PROMPT), GOOD)
     assert schema["required"] == list(schema["properties"]) == [d.key for d in RUBRIC.dimensions]
     assert all(
         p["additionalProperties"] is False and p["required"] == list(p["properties"])
@@ -154,7 +155,6 @@ def test_schema_names_each_dimension_once_and_closes_every_object():
     assert not any(
         word in json.dumps(without_limits(schema)) for word in ("maxLength", "maxItems", "minimum")
     )
-    system, user = judge.pointwise_messages(RUBRIC, PROMPT, GOOD)
     assert "exacting fiction editor" in system["content"] and "arXiv" not in system["content"]
     assert "80 words" not in user["content"] and "second moon" in user["content"]
 
@@ -189,7 +189,7 @@ def test_the_length_leaves_the_prompt(prompt, kept):
 def test_length_bands_and_penalty():
     assert LengthBounds().band(1000) == (650, 1600) and LengthBounds().band(4000) == (3400, 5000)
     assert LengthBounds().band(12000) == (11000, 13500) and LengthBounds().band(100) == (0, 700)
-    penalty = judge.length_penalty
+    penalty = partial(judge.length_penalty, bounds=BANDS["paper"])
     assert (
         penalty(650, 1000) == penalty(1600, 1000) == 0 and penalty(0, 1000) == 1 and penalty(325, 1000) == 0.5
     )
@@ -233,32 +233,23 @@ def test_repetition_against_brute_force():
 
 
 def test_blank_and_total():
+    paper, short = BANDS["paper"], BANDS["short"]
     blank = judge.blank_penalty
-    assert (
-        blank("word " * 149) == 1
-        and blank("word " * 150) == 0
-        and blank("") == 1
-        and blank("", BANDS["short"]) == 1
-    )
-    assert (
-        blank(("w" + " " * 20) * 150) == 1
-        and blank("word " * 15, BANDS["short"]) == 0
-        and blank("word " * 14, BANDS["short"]) == 1
-    )
+    assert blank("word " * 149, paper) == blank("", paper) == blank("", short) == 1
+    assert blank("word " * 150, paper) == 0 and blank(("w" + " " * 20) * 150, paper) == 1
+    assert blank("word " * 15, short) == 0 and blank("word " * 14, short) == 1
     verdict = Verdict({}, score=50.0)
     text = "word " * 300
-    parts = reward(verdict, text, 1000)
+    parts = reward(verdict, text, 1000, paper)
     assert parts["length"] == pytest.approx(1 - 300 / 650) and parts["quality"] == 0.5 and parts["blank"] == 0
     assert parts["total"] == pytest.approx(0.5 - 1.5 * parts["repetition"] - 0.8 * parts["length"])
-    assert reward(Verdict({}, score=-159.0), "", 1000)["total"] == -2 and set(parts) == {
+    assert reward(Verdict({}, score=-159.0), "", 1000, paper)["total"] == -2 and set(parts) == {
         "quality",
         "length",
         "repetition",
         "blank",
         "total",
     }
-    with pytest.raises(ValueError, match="without a verdict"):
-        reward(None, text, 1000)
 
 
 # ---- the offline judge
