@@ -3,8 +3,6 @@ quotes."""
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -301,14 +299,7 @@ def test_eval_prints_contradictions_per_1000_words_by_requested_length(tmp_path,
     assert {v["evidence"] for v in found} == {2 / 4, 4 / 6}  # the invented quotes count against the judge
 
 
-def test_the_commands_of_judge_py(tmp_path):
-    def run(*argv):
-        command = [sys.executable, str(ROOT / "judge.py"), *argv]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
+def test_a_setting_that_is_none_is_one_sentence(tmp_path, capsys):
     few = write(tmp_path / "few.jsonl", STORIES[:4])
-    done = run("calibrate", few)
-    assert "| padded |" in done.stdout and done.returncode == ("FAILED" in done.stdout), done.stderr
-    done = run("score", few, "--judge_settings", "temprature=1")
     sentence = r"error: --judge_settings: there is no setting 'temprature'; .*\n"
-    assert done.returncode == 2 and re.fullmatch(sentence, done.stderr)
+    assert re.fullmatch(sentence, refused(["score", few, "--judge_settings", "temprature=1"], capsys))

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from judge import RUBRIC, Judge
+from judge import Judge
 from judge_server import STORY, Server, answer, quick, say, status  # noqa: F401
-from lib import answers
 from lib.answers import SCHEMA_MODES, Fault, find_json, read_completion, scrubber
 from lib.endpoint import Endpoint, settings
 
@@ -293,14 +292,6 @@ def test_a_server_that_does_not_know_a_parameter_is_spared_it_once_for_all():
         line.close()
 
 
-def test_a_local_http_endpoint_is_not_asked_through_a_proxy(monkeypatch):
-    with Server(lambda *_: say("from the proxy")) as proxy, Server(lambda *_: say("from it")) as server:
-        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
-            monkeypatch.setenv(name, proxy.url)
-        done, _ = ask_text(server)
-        assert done.text == "from it" and not proxy.calls
-
-
 # ---- settings
 
 
@@ -379,9 +370,3 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "folder.sqlite").mkdir()
     with pytest.raises(ValueError, match="cannot be used"):
         Judge("http://x/v1", "m", cache=tmp_path / "folder.sqlite")
-
-
-def test_limits_leave_a_schema_that_is_otherwise_the_same():
-    bare = answers.without_limits(RUBRIC.ask("")[1])
-    assert list(bare["properties"]) == [d.key for d in RUBRIC.dimensions]
-    assert bare["properties"]["P1"]["properties"]["score"] == {"type": "integer"}

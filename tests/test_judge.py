@@ -152,9 +152,10 @@ def test_schema_names_each_dimension_once_and_closes_every_object():
         p["additionalProperties"] is False and p["required"] == list(p["properties"])
         for p in schema["properties"].values()
     )
-    assert not any(
-        word in json.dumps(without_limits(schema)) for word in ("maxLength", "maxItems", "minimum")
-    )
+    bare = without_limits(schema)
+    assert bare["properties"]["P1"]["properties"]["score"] == {"type": "integer"}
+    assert list(bare["properties"]) == schema["required"]
+    assert not any(word in json.dumps(bare) for word in ("maxLength", "maxItems", "minimum"))
     assert "exacting fiction editor" in system["content"] and "arXiv" not in system["content"]
     assert "80 words" not in user["content"] and "second moon" in user["content"]
 
