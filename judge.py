@@ -28,13 +28,12 @@ from typing import Literal
 from lib import comparisons, form, stats
 from lib.answers import messages
 from lib.comparisons import MARKS, MOST, ranking_schema, read_pair, read_ranking
-from lib.endpoint import Endpoint, Later, known
+from lib.endpoint import Endpoint, Later, Settings, known, settings
 from lib.flags import opt
 from lib.form import strip_length
 from lib.form import words as count_words
 from lib.grams import Grams
 from lib.rubric import Rubric, Verdict, read_rubric
-from lib.settings import Settings, settings
 from lib.store import Ledger
 
 ROOT = Path(__file__).resolve().parent
@@ -296,7 +295,7 @@ class OfflineJudge:
 
 class Judge(Endpoint):
     """Asks an OpenAI-compatible endpoint, from any thread. A verdict that cannot be had is None. how: see
-    lib/settings.py. ValueError: cannot work."""
+    `Settings`. ValueError: cannot work."""
 
     def __init__(
         self, url: str | None, model: str | None, api_key: str | None = None, *,
