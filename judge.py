@@ -348,7 +348,7 @@ class Judge(Endpoint):
         """One small call before a run, which finds the schema mode -> what it found out about the server.
         ValueError: the reason it fails."""
         story = "The lamp went out. Mara climbed the stairs in the dark, counting, and lit it again."
-        prompt, kind = "Write about a keeper.", f"check {secrets.token_hex(8)}"  # never one of the store
+        prompt, kind = "Write about a keeper.", f"check {secrets.token_hex(8)}"  # never in the store
         task = story_task(self.rubric, prompt, story)
         if self._ask(kind, 0, prompt, [story], task, find_mode=True).result() is None:
             told = f"the judge {self.name} at {self.endpoint} gave no verdict ({self.last_error})"

@@ -54,9 +54,8 @@ def read_completion(data: bytes, scrub: Callable[[str], str] = str) -> Completio
         message, finish = choice["message"], str(choice.get("finish_reason") or "stop")
         content, refusal = message.get("content"), message.get("refusal")
         if isinstance(content, list):
-            parts = [part for part in content if isinstance(part, dict)]
-            refusal = refusal or next((p["refusal"] for p in parts if p.get("refusal")), None)
-            content = "".join(p.get("text") or "" for p in parts if p.get("type") in ("text", "output_text"))
+            parts = [p for p in content if isinstance(p, dict) and p.get("type") in ("text", "output_text")]
+            content = "".join(part.get("text") or "" for part in parts)
         if content is not None and not isinstance(content, str):
             raise TypeError(content)
         if finish == "content_filter":

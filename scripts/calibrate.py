@@ -74,11 +74,8 @@ def score(args, judge, examples: list[data.Example]) -> int:
     if args.out:
         files.write_lines(args.out, rows)
     got = [v.score for v in verdicts if v]
-    told = f"{judge.name}: {len(got)} of {len(examples)} stories judged"
-    if got:
-        told += f", mean {statistics.fmean(got):.1f}, lowest {min(got):.1f}, highest {max(got):.1f}"
-    print(told)
-    return 0
+    told = f", mean {statistics.fmean(got):.1f}, lowest {min(got):.1f}, highest {max(got):.1f}" if got else ""
+    return tell(f"{judge.name}: {len(got)} of {len(examples)} stories judged{told}", None)
 
 
 # ---- calibrate: noise, altered stories, order --------------------------------------------------------------
