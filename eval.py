@@ -240,7 +240,7 @@ def write_and_judge(writers: list[Writer], todo: list[data.Example], judge, log,
     verdicts, told = Pending(log, "verdict", judging.Verdict.to_dict), []
     with Progress(missing, "stories", "tokens", verdicts.waiting, MAIN) as progress:
         for writer in writers:
-            progress.describe(f"{writer.label} writes")
+            progress.set_description(f"{writer.label} writes")
             for row in write_share(writer, shares[writer.label], log, c, progress):
                 for key, prompt, text in texts_of(row, judge, c):
                     verdicts.ask(key, judge.submit, prompt, text)

@@ -3,9 +3,8 @@
 A judge fills a rubric (rubrics/story_quality.md: strengths P, faults N, an open bonus and penalty, each with
 quotes). The score is computed here from the dimensions, never taken from the judge's own total. The reward
 then subtracts what no judge has to count: words, repetition, blank text. Recipe: POLARIS (arXiv 2606.04095).
-`Judge` asks an OpenAI-compatible endpoint, pays for each verdict once and survives what HTTP does.
-`OfflineJudge` measures form, not quality, for demos and tests without a network. Modes: a story alone, a
-pair (beside the person's story, in both orders), or a ranking of a whole group.
+`Judge` asks an OpenAI-compatible endpoint and pays for each verdict once; `OfflineJudge` measures form, not
+quality, for demos and tests. Modes: a story alone, beside the person's in both orders, or a group's ranking.
 
     python judge.py score stories/tiny.jsonl           # the offline judge, without JUDGE_URL and JUDGE_MODEL
     python judge.py agree A.jsonl B.jsonl              # do two files of verdicts agree?
@@ -19,9 +18,7 @@ from __future__ import annotations
 import os
 import runpy
 import secrets
-import sys
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,13 +27,13 @@ from typing import Literal
 
 from lib import comparisons, form, stats
 from lib.answers import messages
-from lib.endpoint import Endpoint, known, settings, then
+from lib.comparisons import MARKS, MOST, ranking_schema, read_pair, read_ranking
+from lib.endpoint import Endpoint, Later, Settings, known, settings
 from lib.flags import opt
 from lib.form import strip_length
 from lib.form import words as count_words
 from lib.grams import Grams
 from lib.rubric import Rubric, Verdict, read_rubric
-from lib.settings import Settings
 from lib.store import Ledger
 
 ROOT = Path(__file__).resolve().parent
@@ -49,8 +46,7 @@ def load_rubric(name: str | Path, criteria: list[dict] | None = None) -> Rubric:
 
 RUBRIC = load_rubric("story_quality")
 
-# ------------------------------------------------------------------------------------------------------------
-# The reward: what the judge says, less what a rule can count
+# ---- The reward: what the judge says, less what a rule can count -------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -78,21 +74,19 @@ BANDS = {"paper": LengthBounds(), "short": LengthBounds(below_min=8, above_min=1
 
 
 def bounds(name: str) -> LengthBounds:
-    if name not in BANDS:
-        raise ValueError(f"there is no length band {name!r}; choose one of {', '.join(BANDS)}")
     return BANDS[name]
 
 
 def check_room(targets: list[int], tokens_per_word: float, limit: int, bounds: LengthBounds) -> str:
     """A note where stories of the lengths asked for need more than `limit` tokens, else ""."""
     least = [bounds.band(target)[0] * tokens_per_word for target in targets]
-    if not (long := sum(tokens > limit for tokens in least)):
-        return ""
+    long = sum(tokens > limit for tokens in least)
     told = f"note: {long} of {len(targets)} requests need more than --max_new_tokens {limit}"
-    return f"{told}, up to {max(least):.0f}; their stories are cut, and stay below the length band"
+    more = f", up to {max(least):.0f}; their stories are cut, and stay below the length band"
+    return told + more if long else ""
 
 
-def length_penalty(words: int, target_words: float, bounds: LengthBounds = BANDS["paper"]) -> float:
+def length_penalty(words: int, target_words: float, bounds: LengthBounds) -> float:
     """0 inside the band, rising to 1: at no words, and at twice the upper bound, or `steep` times as fast."""
     low, high = bounds.band(target_words)
     outside = 1 - words / low if words < low else max(0.0, words / high - 1)
@@ -106,7 +100,7 @@ def repetition_penalty(text: str) -> float:
     return min(1.5, 0.8 * (0.7 * max(0.0, r4 - 0.08) + 0.3 * rl) + 0.4 * rd)
 
 
-def blank_penalty(text: str, bounds: LengthBounds = BANDS["paper"]) -> float:
+def blank_penalty(text: str, bounds: LengthBounds) -> float:
     """1 for a text that is not a story: too few words, or nearly all white space. Else 0."""
     visible = sum(not c.isspace() and c.isprintable() for c in text)
     return float(count_words(text) < bounds.blank_words or visible < 0.1 * len(text))
@@ -115,13 +109,8 @@ def blank_penalty(text: str, bounds: LengthBounds = BANDS["paper"]) -> float:
 PARTS = ("quality", "length", "repetition", "blank")
 
 
-def reward(
-    verdict: Verdict, story: str, target_words: float, bounds: LengthBounds = BANDS["paper"]
-) -> dict[str, float]:
-    """quality (S / 100), length, repetition, blank (penalties before their weights), and total in [-2, 2].
-    ValueError: there is no verdict."""
-    if verdict is None:
-        raise ValueError("a story without a verdict has no reward: take it out of its group")
+def reward(verdict: Verdict, story: str, target_words: float, bounds: LengthBounds) -> dict[str, float]:
+    """quality (S / 100), length, repetition, blank (penalties before their weights), and total in [-2, 2]."""
     parts = {
         "quality": verdict.score / 100,
         "length": length_penalty(count_words(story), target_words, bounds),
@@ -132,8 +121,7 @@ def reward(
     return {**parts, "total": max(-2.0, min(2.0, total))}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Which judge, and how it is asked
+# ---- Which judge, and how it is asked ----------------------------------------------------------------------
 
 
 @dataclass
@@ -149,7 +137,7 @@ class Flags:
 
 
 def offline(c) -> bool:
-    return c.judge == "offline" or (c.judge == "auto" and not (c.judge_url or os.environ.get("JUDGE_URL")))
+    return c.judge == "offline" or (c.judge == "auto" and not c.judge_url)
 
 
 def check(c):
@@ -157,19 +145,18 @@ def check(c):
     if c.judge_samples > 1 and c.judge_mode == "group":
         raise ValueError("--judge_mode group ranks a group once; leave --judge_samples out")
     try:
-        Settings(**settings(c.judge_settings))
+        settings(c.judge_settings)
     except ValueError as error:
         raise ValueError(f"--judge_settings: {error}") from None
-    url, model = c.judge_url or os.environ.get("JUDGE_URL"), c.judge_model or os.environ.get("JUDGE_MODEL")
-    if not offline(c) and getattr(c, "steps", 1) and not (url and model):
+    if not offline(c) and getattr(c, "steps", 1) and not (c.judge_url and c.judge_model):
         raise ValueError(
             "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, "
             "to an OpenAI-compatible endpoint, or pass --judge offline, which measures form, not quality"
         )
-    watch = {"every": "10"} | getattr(c, "watch", {})
-    right = set(watch) == {"url", "model", "every"} and watch["every"].isdigit() and int(watch["every"])
-    if getattr(c, "watch", {}) and not right:
-        raise ValueError("--watch needs url=ADDRESS model=NAME, and may have every=STEPS")
+    if watch := getattr(c, "watch", {}):
+        every = watch.get("every", "10")
+        if {*watch, "every"} != {"url", "model", "every"} or not every.isdigit() or not int(every):
+            raise ValueError("--watch needs url=ADDRESS model=NAME, and may have every=STEPS")
 
 
 def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: dict | None = None):
@@ -178,14 +165,12 @@ def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: d
     check(c)
     if offline(c):
         if rubric.version != RUBRIC.version:
-            raise ValueError(
-                f"rubric {rubric.version} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL"
-            )
+            need = "needs a judge that reads: set JUDGE_URL and JUDGE_MODEL"
+            raise ValueError(f"rubric {rubric.version} {need}")
         return OfflineJudge()
-    cache, run, how = cache or Path(c.out, "judge.sqlite"), getattr(c, "name", ""), settings(c.judge_settings)
-    judge = Judge(
-        c.judge_url, c.judge_model, rubric=rubric, samples=c.judge_samples, cache=cache, run=run, **how
-    )
+    how = {"rubric": rubric, "samples": c.judge_samples, "run": getattr(c, "name", "")}
+    how["cache"] = cache or Path(c.out, "judge.sqlite")
+    judge = Judge(c.judge_url, c.judge_model, **how, **c.judge_settings)
     vars(judge).update(learned or {})
     return judge
 
@@ -193,8 +178,7 @@ def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: d
 def try_out(c) -> dict:
     """One small call before a run -> what it found out about the server, for `make`. ValueError: none."""
     with closing(make(c, cache=":memory:")) as judge:
-        judge.check()
-        return judge.learned()
+        return judge.check()
 
 
 class Asked:
@@ -231,16 +215,50 @@ def settle(groups: list[Asked], bounds: LengthBounds):
         row.reward = row.rewards.pop("total", None)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The two judges
+# ---- What a judge is asked, in the words that it reads. A task: messages, JSON schema, reader of its answer
+
+ALONE = "Answer with one JSON object and nothing else. For every dimension: why (1-3 sentences), quotes "
+ALONE += "({}), then score. No total."
+QUOTES = "0-2 exact quotes from the story, at most 12 words each"
+PROOFS = "two exact quotes from the story for each fault counted, in turn, at most 12 words each"
+PAIR = f"""Two stories answer one request. Compare them heading by heading: which is better there, and by how
+much. Under a strength (P, BONUS) the better story has more of it, under a fault (N, PENALTY) less. Neither
+their order nor their length is a reason. Answer with one JSON object and nothing else. For every heading: why
+(1-2 sentences), quotes_1 and quotes_2 (0-2 exact quotes from each story, at most 12 words each), then better,
+a whole number from {MOST} (story 1 is far better) over 0 (they are alike) to -{MOST} (story 2 is far better).
+No total."""
+RANKING = "Rank the {} stories below, which answer one request, by these standards. Answer with one JSON "
+RANKING += 'object and nothing else: {{"why": "...", "order": [numbers of all stories, the best first]}}.'
+
+
+def story_task(rubric: Rubric, request: str, story: str, judge: str = "") -> tuple:
+    told, schema = rubric.ask(ALONE.format(PROOFS if rubric.rule == "rate" else QUOTES))
+    texts = {"REQUEST": request, "STORY": story}
+    return messages(told, texts), schema, lambda said: rubric.read(said, story, judge).to_dict()
+
+
+def pair_task(rubric: Rubric, request: str, first: str, second: str) -> tuple:
+    """A comparison in one order."""
+    told, schema = rubric.ask(PAIR, MARKS)
+    texts = {"REQUEST": request, "STORY 1": first, "STORY 2": second}
+    return messages(told, texts), schema, lambda said: read_pair(rubric, said, first, second)
+
+
+def rank_task(rubric: Rubric, request: str, stories: list[str], order: list[int]) -> tuple:
+    """A ranking. order: which story is shown under each number."""
+    told = [rubric.preamble, RANKING.format(len(stories)), rubric.standards()]
+    texts = {"REQUEST": request} | {f"STORY {i + 1}": stories[s] for i, s in enumerate(order)}
+    return messages(told, texts), ranking_schema(len(stories)), lambda said: read_ranking(said, order)
+
+
+# ---- The two judges ----------------------------------------------------------------------------------------
 
 
 class OfflineJudge:
     """Measures FORM, not quality: which words follow which, the order of sentences, their shape, repetition,
     words of the request. stories/words.txt lists real words, stories/grams.bin pairs and triples of them.
-    Deterministic, free, and blind to meaning: a dull story in good form beats a fine one in bad form. For
-    demos and tests, never for a claim.
-    """
+    Deterministic, free, blind to meaning: a dull story in good form beats a fine one in bad form. Never for a
+    claim."""
 
     def __init__(self, folder: Path = ROOT / "stories"):
         self.words = frozenset((folder / "words.txt").read_text(encoding="utf-8").split())
@@ -269,54 +287,48 @@ class OfflineJudge:
     def metrics(self) -> dict[str, float]:
         return {}
 
+    check = metrics  # there is no server to learn about
+
     def close(self):
         pass
 
-    learned, check = metrics, close  # there is no server to learn about or to check
-
-
-def pointwise_messages(rubric: Rubric, prompt: str, story: str) -> list[dict]:
-    return messages([rubric.instructions()], {"REQUEST": strip_length(prompt), "STORY": story})
-
 
 class Judge(Endpoint):
-    """Asks an OpenAI-compatible endpoint. score() blocks, submit() gives a Future; both are thread-safe. A
-    verdict that cannot be had is None. how: see lib/settings.py. ValueError: cannot work."""
+    """Asks an OpenAI-compatible endpoint, from any thread. A verdict that cannot be had is None. how: see
+    `Settings`. ValueError: cannot work."""
 
     def __init__(
-        self, url: str | None = None, model: str | None = None, api_key: str | None = None, *,
+        self, url: str | None, model: str | None, api_key: str | None = None, *,
         rubric: Rubric = RUBRIC, samples: int = 1, **how,
     ):  # fmt: skip
         if samples < 1:
             raise ValueError("the judge's samples must be at least 1")
         self.rubric, self.samples = rubric, samples
-        url, model = url or os.environ.get("JUDGE_URL"), model or os.environ.get("JUDGE_MODEL")
         key = os.environ.get("JUDGE_API_KEY", "") if api_key is None else api_key
         super().__init__(url, model, key, **how)
-
-    def score(self, prompt: str, story: str) -> Verdict | None:
-        return self.submit(prompt, story).result()
 
     def submit(self, prompt: str, story: str, draw: int = 0) -> Future:
         """Future of a Verdict, or of None when none could be had. With samples > 1 the mean of those that
         came. Another `draw` of the same story is another verdict, bought and kept apart."""
         if not story.strip():
             return known(self.rubric.empty(self.name))
-        draws = range(draw * self.samples, (draw + 1) * self.samples)
-        futures = [self._pointwise("pointwise", sample, prompt, story) for sample in draws]
-        return then(futures, lambda values: self.rubric.mean([Verdict(**v) for v in values if v]))
+        answers = []
+        for sample in range(draw * self.samples, (draw + 1) * self.samples):
+            task = story_task(self.rubric, strip_length(prompt), story, self.name)
+            answers.append(self._ask("pointwise", sample, prompt, [story], task))
+        return Later(answers, lambda values: self.rubric.mean([Verdict(**v) for v in values if v]))
 
     def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> list[Future]:
         """One call ranks all stories of a group -> per story a future of a Verdict (score 100 for the best ..
         0 for the last), or of None."""
         order = comparisons.shown_order(prompt, stories, draw)
-        task = comparisons.rank_task(self.rubric, strip_length(prompt), stories, order)
-        ranking = self.ask("groupwise", draw, prompt, stories, *task)
+        task = rank_task(self.rubric, strip_length(prompt), stories, order)
+        ranking = self._ask("groupwise", draw, prompt, stories, task)
 
-        def verdict(ranked: dict | None, i: int) -> Verdict | None:
-            return ranked and Verdict({}, ranked["scores"][i], rubric=self.rubric.version, judge=self.name)
+        def verdict(said: dict | None, i: int) -> Verdict | None:
+            return said and Verdict({}, said["scores"][i], rubric=self.rubric.version, judge=self.name)
 
-        return [then([ranking], lambda values, i=i: verdict(values[0], i)) for i in range(len(stories))]
+        return [Later([ranking], lambda said, i=i: verdict(said[0], i)) for i in range(len(stories))]
 
     def beside(self, prompt: str, story: str, other: str, draw: int = 0) -> Future:
         """Future of the Verdict of `story` beside `other`, asked in both orders: score -100 .. 100, 0 for
@@ -328,40 +340,26 @@ class Judge(Endpoint):
         answers = []
         for sample in range(draw * self.samples, (draw + 1) * self.samples):
             for pair in ([story, other], [other, story]):
-                task = comparisons.pair_task(self.rubric, strip_length(prompt), *pair)
-                answers.append(self.ask("pair", sample, prompt, pair, *task))
-        return then(answers, lambda values: comparisons.beside(self.rubric, self.name, values))
+                task = pair_task(self.rubric, strip_length(prompt), *pair)
+                answers.append(self._ask("pair", sample, prompt, pair, task))
+        return Later(answers, lambda values: comparisons.beside(self.rubric, self.name, values))
 
-    def ask(
-        self, kind: str, draw: int, prompt: str, stories: list[str], messages: list[dict], schema: dict,
-        read: Callable[[dict], dict], retries: int | None = None, find_mode: bool = False,
-    ) -> Future:  # fmt: skip
-        """Any question about stories -> Future of read(answer), or of None; `read` checks the answer, raises
-        Fault."""
-        identity = [kind, self.rubric.version, prompt, stories]
-        return self.answer(identity, draw, messages, schema, read, retries, find_mode)
-
-    def check(self):
-        """One small call before a run, which also finds the schema mode. ValueError: the reason it fails."""
+    def check(self) -> dict:
+        """One small call before a run, which finds the schema mode -> what it found out about the server.
+        ValueError: the reason it fails."""
         story = "The lamp went out. Mara climbed the stairs in the dark, counting, and lit it again."
-        kind = f"check {secrets.token_hex(8)}"  # never answered from the store
-        if self._pointwise(kind, 0, "Write about a keeper.", story, 2, True).result() is None:
-            raise ValueError(
-                f"the judge {self.name} at {self.endpoint} gave no verdict ({self.last_error}); "
-                "check JUDGE_URL, JUDGE_MODEL and JUDGE_API_KEY"
-            )
+        prompt, kind = "Write about a keeper.", f"check {secrets.token_hex(8)}"  # never in the store
+        task = story_task(self.rubric, prompt, story)
+        if self._ask(kind, 0, prompt, [story], task, find_mode=True).result() is None:
+            told = f"the judge {self.name} at {self.endpoint} gave no verdict ({self.last_error})"
+            raise ValueError(f"{told}; check JUDGE_URL, JUDGE_MODEL and JUDGE_API_KEY")
+        return {"schema_mode": self.schema_mode, "token_field": self.token_field}
 
-    def _pointwise(self, kind, draw, prompt, story, retries=None, find_mode=False) -> Future:
-        def read(answer: dict) -> dict:
-            return rubric.read(answer, story, self.name).to_dict()
-
-        rubric = self.rubric  # a copy of this judge may get another one meanwhile
-        task = pointwise_messages(rubric, prompt, story)
-        return self.ask(kind, draw, prompt, [story], task, rubric.schema(), read, retries, find_mode)
+    def _ask(self, kind: str, draw: int, prompt: str, stories: list[str], task: tuple, **how) -> Future:
+        return self.answer([kind, self.rubric.version, prompt, stories], draw, *task, **how)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Guard: is the judge being fooled? Pure functions, one line each in the loop
+# ---- Guard: is the judge being fooled? Pure functions, one line each in the loop ---------------------------
 
 
 def verdict_metrics(verdicts: list[dict | None]) -> dict[str, float]:
@@ -389,16 +387,16 @@ def watch(judge: Judge | None, rows: list[tuple[str, str, float]], most: int = 8
     """watch/*: at most `most` of the step's rows (prompt, story, score of the judge trained on) before the
     watch judge. watch/gap = trained judge - watch judge: when it grows, the policy learns the judge and not
     the craft."""
-    rows = rows[:: max(1, -(-len(rows) // most))] if judge else []
+    if judge is None or not rows:
+        return {}
+    rows = rows[:: max(1, -(-len(rows) // most))]
     verdicts = [f.result() for f in [judge.submit(prompt, story) for prompt, story, _ in rows]]
     pairs = [(own, verdict.score) for (*_, own), verdict in zip(rows, verdicts) if verdict]
-    own, other = stats.mean(a for a, _ in pairs), stats.mean(b for _, b in pairs)
-    found = {
-        "watch/failed": float(len(rows) - len(pairs)) if rows else None,
-        "watch/score": other,
-        "watch/gap": own - other if pairs else None,
-        "watch/correlation": stats.correlation(*map(list, zip(*pairs))) if pairs else None,
-    }
+    found = {"watch/failed": float(len(rows) - len(pairs))}
+    if pairs:
+        own, other = map(list, zip(*pairs))
+        found |= {"watch/score": stats.mean(other), "watch/gap": stats.mean(own) - stats.mean(other)}
+        found["watch/correlation"] = stats.correlation(own, other)
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -425,6 +423,5 @@ def alarms(history: list[dict], window: int = 20) -> list[str]:
 
 
 if __name__ == "__main__":
-    # The commands are scripts, which import this file; arrows between files never run back.
-    command = "agree" if sys.argv[1:2] == ["agree"] else "calibrate"
-    runpy.run_module(f"scripts.{command}", run_name="__main__")
+    # The commands are a script, which imports this file; arrows between files never run back.
+    runpy.run_module("scripts.calibrate", run_name="__main__")

@@ -10,8 +10,6 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
-from string import ascii_lowercase, ascii_uppercase
 
 
 class Fault(Exception):
@@ -39,16 +37,13 @@ class Completion:
 
     def check(self, whole: bool):
         """Raises Fault where this is not an answer. whole: it has to have ended by itself, with some text."""
+        cut, empty = self.finish == "length", not self.text.strip()
         if self.refusal:
             raise Fault("refusal", "ask", self.refusal[:80])
-        if self.finish == "length":
-            if whole:
-                raise Fault("cut", "ask", "the answer ran into max_tokens")
-            return
-        if self.thought.strip() and not self.text.strip():
-            raise Fault("empty_answer", "ask", PARSED)
-        if self.missing or (whole and not self.text.strip()):
-            raise Fault("empty_answer", "ask", "an answer without text")
+        if cut and whole:
+            raise Fault("cut", "ask", "the answer ran into max_tokens")
+        if not cut and empty and (whole or self.missing or self.thought.strip()):
+            raise Fault("empty_answer", "ask", PARSED if self.thought.strip() else "an answer without text")
 
 
 def read_completion(data: bytes, scrub: Callable[[str], str] = str) -> Completion:
@@ -59,9 +54,8 @@ def read_completion(data: bytes, scrub: Callable[[str], str] = str) -> Completio
         message, finish = choice["message"], str(choice.get("finish_reason") or "stop")
         content, refusal = message.get("content"), message.get("refusal")
         if isinstance(content, list):
-            parts = [part for part in content if isinstance(part, dict)]
-            refusal = refusal or next((p["refusal"] for p in parts if p.get("refusal")), None)
-            content = "".join(p.get("text") or "" for p in parts if p.get("type") in ("text", "output_text"))
+            parts = [p for p in content if isinstance(p, dict) and p.get("type") in ("text", "output_text")]
+            content = "".join(part.get("text") or "" for part in parts)
         if content is not None and not isinstance(content, str):
             raise TypeError(content)
         if finish == "content_filter":
@@ -99,12 +93,9 @@ def find_json(text: str) -> dict:
                 found.append((value, ""))
             except (ValueError, RecursionError) as error:
                 found.append((None, str(error)[:80]))
-    if not found:
-        raise Fault("bad_json", "ask", "no JSON object in the answer")
-    if broken := [error for value, error in found if value is None]:
-        raise Fault("bad_json", "ask", broken[0])
-    if len(found) > 1:
-        raise Fault("bad_json", "ask", f"{len(found)} JSON objects in one answer")
+    broken = [error for value, error in found if value is None]
+    if broken or len(found) != 1:
+        raise Fault("bad_json", "ask", broken[0] if broken else f"{len(found)} JSON objects, not one")
     return found[0][0]
 
 
@@ -118,8 +109,7 @@ def _reject_constant(name: str):
     raise ValueError(f"{name} is not a JSON number")  # Python would read NaN and Infinity as numbers
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The form that is asked for
+# ---- the form that is asked for ----------------------------------------------------------------------------
 
 # How a server is told the form of its answer, the strictest way first.
 SCHEMA_MODES = ("json_schema+limits", "json_schema", "json_object+schema", "json_object", "text")
@@ -171,10 +161,9 @@ def fenced(parts: dict[str, str]) -> str:
     return "\n\n".join(blocks)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ---- the key -----------------------------------------------------------------------------------------------
 
 PART = 8  # characters; a shorter part of a key tells nothing
-_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 def scrubber(key: str) -> Callable[[str], str]:
@@ -182,18 +171,17 @@ def scrubber(key: str) -> Callable[[str], str]:
 
     It is a closure, so that no repr, dump or traceback of its owner shows the key.
     """
-    size, lower = min(PART, len(key)), key.translate(_LOWER)
-    parts = {lower[i : i + size] for i in range(len(key) - size + 1)} if key else set()
+    size = min(PART, len(key))
+    parts = {key[i : i + size].lower() for i in range(len(key) - size + 1)}
 
     def scrub(text: str) -> str:
-        folded = text.translate(_LOWER)
-        hits = [i for i in range(len(text) - size + 1) if folded[i : i + size] in parts] if parts else []
-        if not hits:
-            return text
-        hidden = bytearray(len(text))
-        for i in hits:
-            hidden[i : i + size] = b"\1" * size
-        runs = groupby(zip(text, hidden), key=lambda pair: pair[1])
-        return "".join("[key]" if secret else "".join(c for c, _ in run) for secret, run in runs)
+        kept, at = [], 0
+        while at < len(text):
+            end = at
+            while text[end : end + size].lower() in parts:  # part after part, each one character on
+                end += 1
+            kept.append("[key]" if end > at else text[at])
+            at = end + size - 1 if end > at else at + 1
+        return "".join(kept)
 
-    return scrub
+    return scrub if key else str

@@ -11,27 +11,18 @@ from lib.endpoint import Endpoint
 from lib.files import Journal
 
 
-class Progress:
+class Progress(tqdm):
     """One bar: things done, with what they are made of and how many answers are waited for beside it."""
 
     def __init__(self, total: int, things: str, parts: str, waiting, shown: bool):
+        super().__init__(total=total, unit=f" {things}", miniters=0, mininterval=0.5, disable=not shown)
         self.parts, self.waiting, self.count = parts, waiting, 0
-        self.bar = tqdm(total=total, unit=f" {things}", miniters=0, mininterval=0.5, disable=not shown)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()
-
-    def describe(self, text: str):
-        self.bar.set_description(text)
 
     def add(self, parts: int = 0, done: int = 0):
         self.count += parts
         told = f"{self.count:,} {self.parts}, {len(self.waiting)} texts with the judge"
-        self.bar.set_postfix_str(told, refresh=False)
-        self.bar.update(done)
+        self.set_postfix_str(told, refresh=False)
+        self.update(done)
 
 
 class Pending:
@@ -84,7 +75,5 @@ def complete_all(line: Endpoint, questions: list[tuple[list[dict], dict]], spare
     finally:
         line.close()
     if failed:
-        raise ValueError(
-            f"the endpoint {line.endpoint} gave no answer ({failed}); what came before is kept: "
-            "start the same command again when it answers"
-        )
+        why = f"{line.endpoint} gave no answer ({failed}); what came before is kept"
+        raise ValueError(f"the endpoint {why}: start the same command again when it answers")

@@ -1,4 +1,4 @@
-"""Texts compared by a rubric: two beside each other, in both orders, or a ranking of several in one call."""
+"""Texts compared by a rubric: two beside each other, in both orders, or several ranked in one answer."""
 
 from __future__ import annotations
 
@@ -6,54 +6,20 @@ import json
 import random
 from statistics import fmean
 
-from lib.answers import Fault, closed, messages
-from lib.rubric import Rubric, Verdict, cited, entry, fold, number
+from lib.answers import Fault, closed
+from lib.rubric import Rubric, Verdict, are_in
 from lib.stats import mean
 
 MOST = 3  # how much better one of two texts can be, under one heading
-
-PAIR = f"""Two stories answer one request. Compare them heading by heading: which is better there, and by how
-much. Under a strength (P, BONUS) the better story has more of it, under a fault (N, PENALTY) less. Neither
-their order nor their length is a reason. Answer with one JSON object and nothing else. For every heading: why
-(1-2 sentences), quotes_1 and quotes_2 (0-2 exact quotes from each story, at most 12 words each), then better,
-a whole number from {MOST} (story 1 is far better) over 0 (they are alike) to -{MOST} (story 2 is far better).
-No total.
-"""
+MARKS = ("better", ("quotes_1", "quotes_2"), (-MOST, MOST))  # see lib/rubric.py, POINTS
 
 
-def pair_task(rubric: Rubric, request: str, first: str, second: str):
-    """Messages, schema and reader of one comparison in one order."""
-    shape = '"{}": {{"why": "...", "quotes_1": ["..."], "quotes_2": ["..."], "better": -3..3}}'
-    shapes = ", ".join(shape.format(d.key) for d in rubric.dimensions)
-    texts = {"REQUEST": request, "STORY 1": first, "STORY 2": second}
-    why, quote = {"type": "string", "maxLength": 300}, {"type": "string", "maxLength": 120}
-    quotes = {"type": "array", "maxItems": 2, "items": quote}
-    better = {"type": "integer", "minimum": -MOST, "maximum": MOST}
-    one = closed({"why": why, "quotes_1": quotes, "quotes_2": quotes, "better": better})
-    schema = closed({d.key: one for d in rubric.dimensions})
-
-    def read(answer: dict) -> dict:
-        kept = {"scores": {}, "why": {}, "quotes_1": {}, "quotes_2": {}}
-        for d in rubric.dimensions:
-            item = entry(answer, d.key)
-            kept["scores"][d.key] = number(item, "better", d.key, -MOST, MOST)
-            kept["why"][d.key] = str(item.get("why", ""))
-            for name in ("quotes_1", "quotes_2"):
-                kept[name][d.key] = cited(item, name, d.key)
-        found = _found(kept["scores"], kept["quotes_1"], first)
-        found += _found(kept["scores"], kept["quotes_2"], second)
-        return kept | {"score": pair_score(kept["scores"], rubric), "evidence": mean(found)}
-
-    return messages([rubric.preamble, *rubric.headings(), f"{PAIR}{{{shapes}}}"], texts), schema, read
-
-
-def _found(scores: dict[str, float], quotes: dict[str, list[str]], text: str) -> list[bool]:
-    """Per quote whether it is in the text. A difference claimed without a quote counts as one not found."""
-    page, found = fold(text), []
-    for key, score in scores.items():
-        found += [bool(fold(quote)) and fold(quote) in page for quote in quotes[key]]
-        found += [False] if score and not quotes[key] else []
-    return found
+def read_pair(rubric: Rubric, answer: dict, first: str, second: str) -> dict:
+    """An answer about two texts in one order, checked. Raises Fault."""
+    kept = rubric.entries(answer, MARKS)
+    claimed = [key for key, mark in kept["scores"].items() if mark]  # a difference needs quotes from both
+    found = are_in(first, kept["quotes_1"], claimed) + are_in(second, kept["quotes_2"], claimed)
+    return kept | {"score": pair_score(kept["scores"], rubric), "evidence": mean(found)}
 
 
 def pair_score(marks: dict[str, float], rubric: Rubric) -> float:
@@ -91,35 +57,32 @@ def by_points(rubric: Rubric, one: Verdict, other: Verdict) -> Verdict:
     marks = {}
     for d in rubric.dimensions:
         gain = (one.scores[d.key] - other.scores[d.key]) / (d.high - d.low)
-        marks[d.key] = MOST * (-gain if d.key[0] == "N" or d.key == "PENALTY" else gain)
+        marks[d.key] = MOST * (-gain if d.against else gain)
     score = pair_score(marks, rubric)
     return Verdict(marks, 100 * score, rubric=rubric.version, judge=one.judge, orders=[score, score])
 
 
-def rank_task(rubric: Rubric, request: str, stories: list[str], order: list[int]):
-    """Messages, schema and reader of a ranking: all stories in one prompt, by number, in the order given."""
-    task = (
-        f"Rank the {len(stories)} stories below, which answer one request, by these standards. Answer with "
-        'one JSON object and nothing else: {"why": "...", "order": [numbers of all stories, the best first]}.'
-    )
-    texts = {"REQUEST": request} | {f"STORY {i + 1}": stories[s] for i, s in enumerate(order)}
-    number = {"type": "integer", "minimum": 1, "maximum": len(stories)}
-    numbers = {"type": "array", "minItems": len(stories), "maxItems": len(stories), "items": number}
-    schema = closed({"why": {"type": "string", "maxLength": 1000}, "order": numbers})
-
-    def read(answer: dict) -> dict:
-        ranked = answer.get("order")
-        all_once = sorted(str(i + 1) for i in range(len(stories)))
-        if not isinstance(ranked, list) or sorted(map(str, ranked)) != all_once:
-            raise Fault("schema", "ask", "the order does not name each story once")
-        return {"scores": rank_scores([order[int(number) - 1] for number in ranked])}
-
-    return messages([rubric.preamble, task, rubric.standards()], texts), schema, read
+# ---- rankings: the texts are shown under numbers from 1 on -------------------------------------------------
 
 
-def shown_order(prompt: str, stories: list[str], draw: int = 0) -> list[int]:
-    """Which story is shown as number i + 1. Shuffled, so that no place in the list belongs to a row."""
-    return random.Random(json.dumps([prompt, stories, draw])).sample(range(len(stories)), len(stories))
+def shown_order(request: str, texts: list[str], draw: int = 0) -> list[int]:
+    """Which text is shown under each number. Shuffled, so that no place in the list belongs to a text."""
+    return random.Random(json.dumps([request, texts, draw])).sample(range(len(texts)), len(texts))
+
+
+def ranking_schema(n: int) -> dict:
+    """JSON schema of a ranking of n texts."""
+    number = {"type": "integer", "minimum": 1, "maximum": n}
+    numbers = {"type": "array", "minItems": n, "maxItems": n, "items": number}
+    return closed({"why": {"type": "string", "maxLength": 1000}, "order": numbers})
+
+
+def read_ranking(answer: dict, order: list[int]) -> dict:
+    """order: which text was shown under each number -> {"scores": points per text}. Raises Fault."""
+    ranked, numbers = answer.get("order"), [str(i + 1) for i in range(len(order))]
+    if not isinstance(ranked, list) or sorted(map(str, ranked)) != sorted(numbers):
+        raise Fault("schema", "ask", "the order does not name each number once")
+    return {"scores": rank_scores([order[int(number) - 1] for number in ranked])}
 
 
 def rank_scores(order: list[int]) -> list[float]:

@@ -3,8 +3,7 @@
 A question goes in, a Future of its answer comes out, or of None with the reason counted. JSON answers are
 paid for once (lib/store.py). How the server is told the form of an answer (JSON schema, JSON object, plain
 text) is found by one check call alone. Limits hold on requests in flight, requests and tokens per minute,
-seconds per question, and dollars (lib/settings.py). Judge, writers of requests and evaluated models are all
-asked through it.
+seconds per question, and dollars (`Settings`).
 
 Left out: streaming, chat history, tools, asyncio: requests and threads do.
 """
@@ -14,16 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import queue
 import random
 import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import requests
@@ -33,44 +31,94 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from lib.answers import SCHEMA_MODES, Completion, Fault, find_json, read_completion, response_format, scrubber
-from lib.settings import Settings, settings
 from lib.store import Store
 
-# ------------------------------------------------------------------------------------------------------------
-# The line itself
+
+@dataclass(frozen=True)
+class Settings:
+    """Every key of --judge_settings key=value. None: not sent, or no limit. ValueError: it cannot work."""
+
+    temperature: float | None = 0.2
+    top_p: float | None = 0.9
+    seed: int | None = None
+    reasoning_effort: str | None = None  # low, medium, high, where the model knows it
+    max_tokens: int | None = 6000  # room for one answer
+    in_flight: int = 16  # requests at the same time
+    per_minute: tuple[float, float] = (0.0, 0.0)  # most requests and most tokens; 0: no limit
+    timeouts: tuple[float, float] = (10.0, 120.0)  # seconds to connect, and without a byte
+    deadline: float = 300.0  # seconds for one answer since its first call, retries included
+    retries: int = 6
+    price: tuple[float, float] = (0.0, 0.0)  # dollars per million tokens, in and out
+    budget: float | None = None  # dollars per run; no call is made beyond them
+
+    def __post_init__(self):
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p:g}: must lie in (0, 1]")
+        if self.in_flight < 1 or self.max_tokens == 0:
+            raise ValueError("in_flight and max_tokens must be at least 1")
+        if self.deadline <= 0 or min(self.timeouts) <= 0:
+            raise ValueError("deadline and timeouts are seconds, and must be above 0")
+        if self.budget is not None and max(self.price) <= 0:
+            raise ValueError("a budget in dollars needs prices: set price=IN,OUT, dollars per million tokens")
+
+
+def settings(values: dict) -> Settings:
+    """{key: text or number} -> Settings. Two numbers of one key are separated by a comma (price=1.25,10);
+    "none" takes a key out. ValueError: an unknown key, or a value that cannot be."""
+    kinds = {f.name: f.type for f in fields(Settings)}
+    if unknown := [key for key in values if key not in kinds]:
+        raise ValueError(f"there is no setting {unknown[0]!r}; the settings are {', '.join(kinds)}")
+    return Settings(**{key: _value(key, value, kinds[key]) for key, value in values.items()})
+
+
+def _value(key: str, value, kind: str):
+    if str(value).lower() in ("none", ""):
+        if "None" not in kind:
+            raise ValueError(f"{key} needs a value")
+        return None
+    if kind.startswith("str"):
+        return str(value)
+    pair, read = kind.startswith("tuple"), int if kind.startswith("int") else float
+    words = value if isinstance(value, (tuple, list)) else str(value).split(",")
+    try:
+        numbers = tuple(read(word) for word in words)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 1 + pair or not all(0 <= number < math.inf for number in numbers):
+        wanted = "two numbers such as 10,120" if pair else "a whole number" if read is int else "a number"
+        raise ValueError(f"{key}={value}: needs {wanted}, not below 0")
+    return numbers if pair else numbers[0]
+
 
 BACKOFF = 0.5  # seconds before the first retry, doubled each time
+CHECK_RETRIES = 2  # of the call that finds the form of an answer: whoever started the program waits for it
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 MODE_STATUS = {400, 404, 415, 422, 501}  # what servers say to a form of answer that they lack
 
 
 @dataclass
 class Task:
-    """One answer to be had. It lives in one worker."""
+    """One answer to be had. It lives in one thread."""
 
     messages: list[dict]
-    read: Callable[[Completion], object]  # -> the answer; raises Fault
-    retries: int
     size: tuple[int, int]  # tokens in and out, roughly
+    schema: dict | None = None  # of a JSON answer; None: a text
+    read: Callable[[dict], dict] | None = None  # JSON answer -> what is kept of it; raises Fault
     key: str | None = None  # in the store; None: not kept
     draw: int = 0
-    schema: dict | None = None  # of a JSON answer
     params: dict = field(default_factory=dict)  # beside the endpoint's own
     spare: tuple[str, ...] = ()  # params that a server which does not know them may be spared
-    finding: bool = False  # the call that finds the form in which the server takes a schema
-    modes: list[str] = field(default_factory=list)  # forms that may still be tried
+    modes: list[str] = field(default_factory=list)  # forms that the call which finds one may still try
     strikes: int = 0  # refusals of the first of `modes`
-    future: Future = field(default_factory=Future)
     asked: int = 0  # answers thrown away
-    began: float | None = None  # when it got its first place among the calls
+    began: float = math.inf  # when it got its first place among the calls
 
 
 class Endpoint:
     """A model behind /chat/completions. Thread-safe. An answer that cannot be had is None, the reasons
     counted in .counts, the last one told in .last_error. When the budget is spent, .out_of_budget turns True
     and further answers are None. cache: a file of answers, shared with others. run: whose bill it is. how:
-    see Settings. ValueError: what cannot work.
-    """
+    see Settings. ValueError: what cannot work."""
 
     def __init__(
         self, url: str | None, model: str | None, api_key: str = "", *,
@@ -80,11 +128,10 @@ class Endpoint:
             raise ValueError("no endpoint: give an address (such as http://localhost:8000/v1) and a model")
         where = requests.utils.urlparse(url)
         if where.scheme not in ("http", "https") or not where.hostname or where.username or where.query:
+            reads = "must read http(s)://host/path, without user or query"
             more = "the key goes in the environment (JUDGE_API_KEY, PROMPTS_API_KEY or ENDPOINT_API_KEY)"
-            raise ValueError(
-                f"an endpoint's URL must read http(s)://host/path, without user or query; {more}"
-            )
-        self.how, self.name = Settings(**settings(how)), model
+            raise ValueError(f"an endpoint's URL {reads}; {more}")
+        self.how, self.name = settings(how), model
         self.endpoint = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         sent = ("temperature", "top_p", "max_tokens", "reasoning_effort")
         self.params = {key: value for key in sent if (value := getattr(self.how, key)) is not None}
@@ -93,15 +140,12 @@ class Endpoint:
         self._connect(where.scheme, api_key.strip())
         self.store = Store(cache, run)
         self.ledger, self.counts, self.last_error = self.store.ledger(), Counter(), ""
-        # A mode is changed by the check call alone: a story that a server dislikes says nothing about forms.
+        # A mode is changed by the check call alone: a text that a server dislikes says nothing about forms.
         self.schema_mode, self.token_field, self.spared = SCHEMA_MODES[0], "max_tokens", set()
         self.lock, self.slots = threading.Condition(), threading.Semaphore(self.how.in_flight)
-        self.closed, self.pending, self.tasks = Future(), {}, queue.SimpleQueue()
-        # Daemons of our own: the standard pool's threads would keep a stopped run alive until its last story
-        # is paid for. More of them than slots, so that a story that waits for its retry holds up no other.
-        self.workers = 4 * self.how.in_flight
-        for _ in range(self.workers):
-            threading.Thread(target=self._work, daemon=True).start()
+        self.closed, self.pending = Future(), {}
+        # More threads than slots, so that a question that waits for its retry holds up no other.
+        self.pool = ThreadPoolExecutor(4 * self.how.in_flight)
 
     def _connect(self, scheme: str, key: str):
         """The HTTP session. Closures hold the key: no repr, dump or traceback of this object shows it."""
@@ -115,14 +159,14 @@ class Endpoint:
 
         self._sign, self._scrub = sign, scrubber(key)
         self.session = requests.Session()
-        # Plain http goes straight to its host: a proxy would read the key and the stories, and a local server
+        # Plain http goes straight to its host: a proxy would read the key and the texts, and a local server
         # is not behind it.
         self.session.trust_env = scheme == "https"
         self.session.mount(f"{scheme}://", requests.adapters.HTTPAdapter(pool_maxsize=self.how.in_flight))
 
     def answer(
-        self, identity: list, draw: int, messages: list[dict], schema: dict,
-        read: Callable[[dict], dict], retries: int | None = None, find_mode: bool = False,
+        self, identity: list, draw: int, messages: list[dict], schema: dict, read: Callable[[dict], dict],
+        find_mode: bool = False,
     ) -> Future:  # fmt: skip
         """Future of read(JSON answer), or of None; `read` checks the answer and raises Fault. `identity`
         names the question: the same one, of the same model with the same parameters, is paid for once.
@@ -130,43 +174,25 @@ class Endpoint:
         taken."""
         identity = [identity, draw, self.endpoint, self.name, self.params, self.how.seed]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-        def read_json(completion: Completion) -> dict:
-            completion.check(whole=True)
-            return read(find_json(completion.text))
-
-        retries = self.how.retries if retries is None else retries
         size = _letters(messages) // 4, 60 * len(schema["properties"])
-        task = Task(messages, read_json, retries, size, key, draw, schema, finding=find_mode)
-        task.modes = list(SCHEMA_MODES) if find_mode else [self.schema_mode]
-        return self._submit(task)
+        modes = list(SCHEMA_MODES) if find_mode else []
+        return self._submit(Task(messages, size, schema, read, key, draw, modes=modes))
 
     def complete(self, messages: list[dict], params: dict, spare: tuple[str, ...] = ()) -> Future:
         """Future of a Completion, or of None. params go beside the endpoint's own or replace them; those
         named in `spare` are left out for a server that refuses them as unknown. Not kept in the store."""
-
-        def read_text(completion: Completion) -> Completion:
-            completion.check(whole=False)
-            return completion
-
         size = _letters(messages) // 4, params.get("max_tokens", 0)
-        task = Task(messages, read_text, self.how.retries, size, params=params, spare=spare)
-        return self._submit(task)
+        return self._submit(Task(messages, size, params=params, spare=spare))
 
     def _submit(self, task: Task) -> Future:
         with self.lock:
             if self.closed.done():
                 return known(None)
-            if task.key in self.pending:  # asked twice at the same time, bought once
-                return self.pending[task.key]
+            # Asked twice at the same time, bought once.
+            future = self.pending.get(task.key) or self.pool.submit(self._find, task)
             if task.key:
-                self.pending[task.key] = task.future
-            self.tasks.put(task)
-        return task.future
-
-    def learned(self) -> dict:
-        """What calls have found out about the server, to be set on another endpoint of the same one."""
-        return {"schema_mode": self.schema_mode, "token_field": self.token_field}
+                self.pending[task.key] = future
+            return future
 
     def metrics(self) -> dict[str, float]:
         """The ledger and the counted reasons, named for the log; totals since the start."""
@@ -178,24 +204,19 @@ class Endpoint:
         with self.lock:
             if not self.closed.done():
                 self.closed.set_result(None)
-            for _ in range(self.workers):
-                self.tasks.put(None)
+        self.pool.shutdown(wait=False)
         self.session.close()
 
-    def _work(self):
-        while (task := self.tasks.get()) is not None:
-            value, error = None, None
-            try:
-                value = self.store.get(task.key) if task.key else None
-                with self.lock:
-                    self.ledger.cached += value is not None
-                if value is None:
-                    value = self._obtain(task)
-            except Exception as bug:  # belongs to the caller, who would wait for ever otherwise
-                error = bug
+    def _find(self, task: Task):
+        """An answer that was bought before, or is bought now, or None."""
+        try:
+            kept = self.store.get(task.key) if task.key else None
             with self.lock:
+                self.ledger.cached += kept is not None
+            return self._obtain(task) if kept is None else kept
+        finally:
+            with self.lock:  # before the answer is there: who asks again after a None buys anew
                 self.pending.pop(task.key, None)
-            task.future.set_exception(error) if error else task.future.set_result(value)
 
     def _obtain(self, task: Task):
         """A bought answer or None: each failed call counted, and repeated where that may help."""
@@ -211,7 +232,8 @@ class Endpoint:
             tried += again == "retry"
             if again == "retry" and pause > self._left(task):
                 reasons, again = [*reasons, "deadline"], "no"
-            over = again == "no" or task.asked > 1 or tried > task.retries
+            retries = CHECK_RETRIES if task.modes else self.how.retries
+            over = again == "no" or task.asked > 1 or tried > retries
             with self.lock:
                 self.counts.update([*reasons, "none"] if over else reasons)
             if over:
@@ -221,7 +243,7 @@ class Endpoint:
                 wait([self.closed], pause)
 
     def _left(self, task: Task) -> float:
-        return self.how.deadline - (time.monotonic() - task.began) if task.began else self.how.deadline
+        return self.how.deadline - (time.monotonic() - task.began)
 
     def _buy(self, task: Task):
         """One call within the limits on money, pace and requests in flight."""
@@ -234,7 +256,7 @@ class Endpoint:
                 self.next_call += cost
             wait([self.closed], max(0.0, start - time.monotonic()))
             with self.slots:
-                task.began = task.began or time.monotonic()
+                task.began = min(task.began, time.monotonic())
                 return self._call(task)
 
     @contextmanager
@@ -262,14 +284,14 @@ class Endpoint:
         for."""
         answer = Future()
 
-        def run():
+        def exchange():
             try:
                 answer.set_result(self._exchange(task))
             except Exception as error:
                 answer.set_exception(error)
 
         if not self.closed.done() and self._left(task) > 0:
-            threading.Thread(target=run, daemon=True).start()
+            threading.Thread(target=exchange, daemon=True).start()
             wait([answer, self.closed], self._left(task), FIRST_COMPLETED)
         if self.closed.done():
             raise Fault("cancelled", "no")
@@ -284,11 +306,12 @@ class Endpoint:
         if status != 200:
             raise self._refused(task, body, status, headers, data)
         completion = read_completion(data, self._scrub)
-        if task.finding:
+        if task.modes:
             self.schema_mode = task.modes[0]
         value = None
         try:
-            value = task.read(completion)
+            completion.check(whole=bool(task.schema))
+            value = task.read(find_json(completion.text)) if task.schema else completion
             return value
         finally:  # a useless answer is paid for like a good one
             self._bill(task, completion, value)
@@ -301,14 +324,15 @@ class Endpoint:
             body[self.token_field] = body.pop("max_tokens") * (1 + task.asked)
         if self.how.seed is not None:  # the same seed would fail the same way
             body["seed"] = self.how.seed + task.draw + 1000 * task.asked
-        if task.schema and (form := response_format(task.modes[0], task.schema)):
+        mode = task.modes[0] if task.modes else self.schema_mode
+        if task.schema and (form := response_format(mode, task.schema)):
             body["response_format"] = form
         return body
 
     def _post(self, body: dict) -> tuple[int, dict, bytes]:
         """-> status, headers and body without any part of the key. Raises Fault."""
         try:
-            # No redirect is followed: it would carry the stories, and perhaps the key, to another host.
+            # No redirect is followed: it would carry the texts, and perhaps the key, to another host.
             with self.session.post(
                 self.endpoint, json=body, auth=self._sign, timeout=self.how.timeouts, allow_redirects=False
             ) as got:
@@ -331,7 +355,7 @@ class Endpoint:
         if status in (400, 422) and (names := [n for n in task.spare if n in body and n.encode() in data]):
             self.spared.update(names)
             return Fault(f"no_{names[0]}", "mode", said)
-        if task.finding:
+        if task.modes:
             # Servers that lack a mode answer 4xx or 500. A 500 may also be bad luck: it takes three in a row.
             task.strikes = task.strikes + 1 if status == 500 else 3 if status in MODE_STATUS else 0
             if task.strikes >= 3 and len(task.modes) > 1:
@@ -376,21 +400,14 @@ def known(value) -> Future:
     return future
 
 
-def then(futures: list[Future], combine: Callable[[list], object]) -> Future:
-    """A future of combine(results), as soon as all are there."""
-    whole, left, lock = Future(), len(futures), threading.Lock()
+class Later:
+    """What becomes of several answers: combine(results), made when it is asked for."""
 
-    def done(_):
-        nonlocal left
-        with lock:
-            left -= 1
-            if left:
-                return
-        try:
-            whole.set_result(combine([future.result() for future in futures]))
-        except Exception as error:  # whoever waits for the whole is told
-            whole.set_exception(error)
+    def __init__(self, futures: list[Future], combine: Callable[[list], object]):
+        self.futures, self.combine = futures, combine
 
-    for future in futures:
-        future.add_done_callback(done)
-    return whole
+    def done(self) -> bool:
+        return all(future.done() for future in self.futures)
+
+    def result(self):
+        return self.combine([future.result() for future in self.futures])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 from lib.grams import EARLY, LATE, Grams, runs, tokens
 
@@ -46,12 +46,15 @@ def between(value: float, low: float, high: float) -> float:
     return max(0.0, min(1.0, (value - low) / (high - low)))
 
 
+def fours(found: list[str]) -> list[tuple]:
+    return list(zip(found, found[1:], found[2:], found[3:]))
+
+
 def repeats(text: str) -> tuple[float, float, float]:
     """(share of 4-grams that repeat an earlier one, share that does so within 64 positions, share of lines
     that repeat an earlier one). Tokens are lower-cased words and single punctuation marks."""
-    tokens = re.findall(r"\w+|[^\w\s]", text.lower())
     last_seen, again, near = {}, 0, 0
-    grams = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:]))
+    grams = fours(re.findall(r"\w+|[^\w\s]", text.lower()))
     for position, gram in enumerate(grams):
         if gram in last_seen:
             again += 1
@@ -70,65 +73,38 @@ def sentences(text: str) -> list[str]:
 # ---- what is measured --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Form:
-    words: int
-    sentences: int
-    # what breaks a text, as shares of its words, sentences or runs
-    loops: float  # triples that occurred before
-    doubled: float  # words that repeat the one before
-    unreal: float  # words in small letters that no list of words has
-    capitals: float
-    unjoined: float  # words that cannot stand side by side ("the and", "of.")
-    odd_marks: float
-    lower_starts: float  # sentences that begin with a small letter
-    ragged: float  # sentences of fewer than 3 or more than 45 words
-    finished: bool  # the last sentence ends
-    quotes: int  # quotation marks
-    copied: float  # 4-grams taken from the request
-    stuffed: float  # 1: the request's words fill the text
-    # what carries one
-    familiar: float  # pairs and triples that other texts have
-    order: float  # 0..1: sentences come in the order in which stories tell
-    used: float  # the request's words, each once
-    kept: float  # thirds of the text that have some of them
-    people: float
-    spread: float  # of the sentences' lengths, as a share of their mean
-    openers: float  # sentences that begin with another word than the rest
-    richness: float  # different words
-
-
-def measure(text: str, request: str, real_words: frozenset[str] | None, grams: Grams | None) -> Form:
-    """The form of a text that answers a request. real_words: in lower case; None: not checked. grams: runs of
-    words that other texts have; None: not checked."""
+def measure(text: str, request: str, real_words: frozenset[str], grams: Grams) -> SimpleNamespace:
+    """The form of a text that answers a request. real_words: in lower case. grams: runs of words that other
+    texts have."""
     parts, found = sentences(text), tokens(text)
     listed = [t for t in found if t[0].isalpha() or t == "#"] or ["?"]
     lengths, n = [len(s.split()) for s in parts], len(listed)
-    return Form(
+    return SimpleNamespace(
         words=n,
         sentences=len(parts),
-        quotes=len(re.findall(r"[\"“”]", text)),
+        quotes=len(re.findall(r"[\"“”]", text)),  # quotation marks
         finished=bool(re.search(r"[.!?…][\"'”’)]*$", text.rstrip())) and 1 < lengths[-1] < 40,
-        familiar=_familiar(found, grams) if grams else 1.0,
-        order=_order(parts, request, grams) if grams else 1.0,
+        familiar=_familiar(found, grams),
+        order=_order(parts, request, grams),
         people=between(len(set(listed) & PRONOUNS) + min(listed.count("#"), 3), 0, 4),
-        spread=statistics.pstdev(lengths) / (sum(lengths) / len(lengths) or 1),
-        openers=len({s.split()[0].lower() for s in parts if s}) / len(parts),
-        richness=between(len(set(listed)) / n**0.85, 0.75, 1.25),
+        spread=statistics.pstdev(lengths) / (sum(lengths) / len(lengths) or 1),  # as a share of their mean
+        openers=len({s.split()[0].lower() for s in parts if s}) / len(parts),  # begin with another word
+        richness=between(len(set(listed)) / n**0.85, 0.75, 1.25),  # different words
         **_flaws(text, parts, found, listed, lengths, real_words),
-        **_request(text, request, listed),
+        **_request(text, request),
     )
 
 
 def _flaws(text, parts, found, listed, lengths, real_words) -> dict[str, float]:
+    """What breaks a text, as shares of its words, sentences or runs."""
     n, triples = len(listed), runs(listed)[1]
     odd_marks = re.findall(r"[,;:.!?]{2,}|\s[,.;:!?]|[^\w\s.,;:!?'\"“”‘’—–…()-]", text)
     return {
         "loops": 1 - len(set(triples)) / max(1, len(triples)),
         "doubled": sum(a == b != "#" for a, b in zip(listed, listed[1:])) / n,
-        "unreal": 1 - share_real(text, real_words) if real_words else 0.0,
+        "unreal": 1 - share_real(text, real_words),
         "capitals": len(re.findall(r"\b[A-Z]", text)) / n,
-        "unjoined": sum(_cannot_join(a, b) for a, b in zip(found, found[1:])) / n,
+        "unjoined": sum(_cannot_join(a, b) for a, b in zip(found, found[1:])) / n,  # "the and", "of."
         "odd_marks": len(odd_marks) / n,
         "lower_starts": sum(bool(re.match(r"\W*[a-z]", s)) for s in parts) / len(parts),
         "ragged": sum(k < 3 or k > 45 for k in lengths) / len(lengths),
@@ -154,15 +130,6 @@ def _familiar(found: list[str], grams: Grams) -> float:
     return between(pairs, 0.5, 0.85) * between(triples, 0.1, 0.5)
 
 
-def stems(text: str) -> list[str]:
-    return [w[:5] for w in re.findall(r"[a-z]+", text.lower())]
-
-
-def asked_for(request: str) -> set[str]:
-    """Stems of the words that a request is about."""
-    return {w[:5] for w in re.findall(r"[a-z]{4,}", request.lower())} - {w[:5] for w in REQUEST}
-
-
 def _order(parts: list[str], request: str, grams: Grams) -> float:
     """0..1: early words come early and late ones late, things are introduced before they are known, and the
     first sentence begins: it names what was asked for."""
@@ -182,21 +149,26 @@ def _order(parts: list[str], request: str, grams: Grams) -> float:
     return between(told + 0.6 * begins + 0.6 * min(1.0, named), 0.2, 2.2)
 
 
-def _request(text: str, request: str, listed: list[str]) -> dict[str, float]:
+def stems(text: str) -> list[str]:
+    return [w[:5] for w in re.findall(r"[a-z]+", text.lower())]
+
+
+def asked_for(request: str) -> set[str]:
+    """Stems of the words that a request is about."""
+    return {w[:5] for w in re.findall(r"[a-z]{4,}", request.lower())} - {w[:5] for w in REQUEST}
+
+
+def _request(text: str, request: str) -> dict[str, float]:
     asked, found = asked_for(request), stems(text)
     third = -(-len(found) // 3) or 1
     thirds = [set(found[at : at + third]) for at in range(0, len(found), third)]
+    ours, theirs = (set(fours(re.findall(r"\w+", part.lower()))) for part in (text, request))
     return {
-        "used": len(asked & set(found)) / max(1, min(3, len(asked))),
-        "kept": sum(bool(part & asked) for part in thirds) / max(1, len(thirds)),
-        "stuffed": between(sum(s in asked for s in found) / max(1, len(found)), 0.2, 0.4),
-        "copied": len(_grams(request) & _grams(text)) / max(1, len(_grams(text))),
+        "used": len(asked & set(found)) / max(1, min(3, len(asked))),  # the request's words, each once
+        "kept": sum(bool(part & asked) for part in thirds) / max(1, len(thirds)),  # thirds that have some
+        "stuffed": between(sum(s in asked for s in found) / max(1, len(found)), 0.2, 0.4),  # 1: they fill it
+        "copied": len(ours & theirs) / max(1, len(ours)),  # 4-grams taken from the request
     }
-
-
-def _grams(text: str) -> set[tuple]:
-    found = re.findall(r"\w+", text.lower())
-    return set(zip(found, found[1:], found[2:], found[3:]))
 
 
 # ---- points ------------------------------------------------------------------------------------------------
@@ -211,9 +183,7 @@ TO_THE_GRADER = re.compile(
 )
 
 
-def grade(
-    text: str, request: str, real_words: frozenset[str] | None, grams: Grams | None
-) -> dict[str, float]:
+def grade(text: str, request: str, real_words: frozenset[str], grams: Grams) -> dict[str, float]:
     """The form of a text as points of rubrics/story_quality.md, each in its range. Words addressed to a
     grader are cut out first."""
     rest, bribes = TO_THE_GRADER.subn(" ", text)

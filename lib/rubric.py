@@ -1,5 +1,5 @@
-"""A rubric: a Markdown file that a person can read and edit, the data made from it, and how an answer is
-read."""
+"""A rubric: a Markdown file that a person can read and edit, the data made from it, and how an answer that
+fills it is read."""
 
 from __future__ import annotations
 
@@ -42,57 +42,70 @@ class Dimension:
     power: float  # of the share of points earned: above 1, a middling grade counts for less
     text: str  # what it measures, what it does not, anchor bands
 
+    @property
+    def against(self) -> bool:
+        return self.key[0] == "N" or self.key == "PENALTY"
+
+
+# Under every heading an answer says why, then quotes, then a number, so that the number follows. Here the
+# names of the number and of the lists of quotes, and the number's range; None: the points of the heading.
+POINTS = ("score", ("quotes",), None)
+RULES = ("points", "mean", "range", "rate")  # how points become a score; rate: proved faults per 1,000 words
+
 
 @dataclass(frozen=True)
 class Rubric:
     version: str  # name, number and hash of the file: part of every cache key and every saved verdict
-    rule: (
-        str  # how points become a score: "points", "mean", "range", or "rate": proved faults per 1,000 words
-    )
+    rule: str  # one of RULES
     preamble: str
     dimensions: tuple[Dimension, ...]
 
-    def schema(self) -> dict:
-        """JSON schema of a verdict: per dimension the reason and the quotes first, so that the number
-        follows."""
-        why, quote = {"type": "string", "maxLength": 400}, {"type": "string", "maxLength": 120}
-        entries = {}
+    def ask(self, words: str, kind: tuple = POINTS) -> tuple[list[str], dict]:
+        """What a judge is told (the same for each text, so that providers can cache it): the rubric, `words`
+        and how an answer looks; and the answer's JSON schema. kind: see POINTS."""
+        number, lists, span = kind
+        why = {"type": "string", "maxLength": 300 if span else 400}
+        quote, shapes, properties = {"type": "string", "maxLength": 120}, [], {}
         for d in self.dimensions:
-            most = 2 * int(d.high) if self.rule == "rate" else 2
-            quotes = {"type": "array", "maxItems": most, "items": quote}
-            score = {"type": "integer", "minimum": int(d.low), "maximum": int(d.high)}
-            entries[d.key] = closed({"why": why, "quotes": quotes, "score": score})
-        return closed(entries)
+            low, high = span or (int(d.low), int(d.high))
+            most = 2 * high if self.rule == "rate" and not span else 2
+            quotes = dict.fromkeys(lists, {"type": "array", "maxItems": most, "items": quote})
+            score = {"type": "integer", "minimum": low, "maximum": high}
+            properties[d.key] = closed({"why": why, **quotes, number: score})
+            shown = "".join(f'"{name}": ["..."], ' for name in lists)
+            numbers = f"{low}..{high}" if span else f"{low}-{high}"
+            shapes.append(f'"{d.key}": {{"why": "...", {shown}"{number}": {numbers}}}')
+        headings = [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in self.dimensions]
+        return [self.preamble, *headings, f"{words}\n{{{', '.join(shapes)}}}"], closed(properties)
 
-    def headings(self) -> list[str]:
-        return [f"## {d.key} {d.title} ({d.low:g}-{d.high:g})\n{d.text}".strip() for d in self.dimensions]
-
-    def instructions(self) -> str:
-        """What the judge is told, the same for each call, so that providers can cache it."""
-        entry = '"{}": {{"why": "...", "quotes": ["..."], "score": {:g}-{:g}}}'
-        shape = ", ".join(entry.format(d.key, d.low, d.high) for d in self.dimensions)
-        quotes = "0-2 exact quotes from the story, at most 12 words each"
-        if self.rule == "rate":
-            quotes = "two exact quotes from the story for each fault counted, in turn, at most 12 words each"
-        rules = (
-            "Answer with one JSON object and nothing else. For every dimension: why (1-3 sentences), quotes "
-            f"({quotes}), then score. No total.\n{{{shape}}}"
-        )
-        return "\n\n".join([self.preamble, *self.headings(), rules])
+    def entries(self, answer: dict, kind: tuple = POINTS) -> dict[str, dict]:
+        """An answer, checked -> {"scores", "why" and each list of quotes: {heading: value}}. Keys that the
+        rubric does not have, such as totals, are dropped. Raises Fault."""
+        number, lists, span = kind
+        found = {name: {} for name in ("scores", "why", *lists)}
+        for d in self.dimensions:
+            item = answer.get(d.key)
+            if not isinstance(item, dict) or number not in item:
+                raise Fault("schema", "ask", f"{d.key} has no {number}")
+            found["scores"][d.key] = _number(item[number], d.key, *(span or (d.low, d.high)))
+            found["why"][d.key] = str(item.get("why", ""))
+            for name in lists:
+                quotes = item.get(name, [])
+                if not isinstance(quotes, list) or not all(isinstance(q, str) for q in quotes):
+                    raise Fault("schema", "ask", f"the {name} of {d.key} are not a list of strings")
+                found[name][d.key] = [q for q in quotes if q.strip()]
+        return found
 
     def read(self, answer: dict, text: str, judge: str) -> Verdict:
-        """An answer, checked. Keys that the rubric does not have, such as totals, are dropped. Raises
-        Fault."""
-        scores, why, quotes = {}, {}, {}
-        for d in self.dimensions:
-            item = entry(answer, d.key)
-            scores[d.key] = number(item, "score", d.key, d.low, d.high)
-            why[d.key], quotes[d.key] = str(item.get("why", "")), cited(item, "quotes", d.key)
-        found, score = evidence(scores, quotes, text), 0.0
+        """What an answer says of a text. Raises Fault."""
+        found = self.entries(answer)
+        scores, quotes = found["scores"], found["quotes"]
+        due = [d.key for d in self.dimensions if scores[d.key] > 0 and (d.against or d.key == "BONUS")]
+        evidence, score = mean(are_in(text, quotes, due)), self.score(scores)
         if self.rule == "rate":  # only what both quotes prove counts
             scores = {key: min(count, proved(quotes[key], text)) for key, count in scores.items()}
             score = 1000 * sum(scores.values()) / max(1, words(text))
-        return Verdict(scores, score or self.score(scores), why, quotes, found, self.version, judge)
+        return Verdict(scores, score, found["why"], quotes, evidence, self.version, judge)
 
     def score(self, scores: dict[str, float]) -> float:
         """Points per dimension -> a score. points: S = P - N + B' - Pen' in [-159, 108] (POLARIS); mean and
@@ -109,7 +122,7 @@ class Rubric:
         shares, base = 0.0, 0.0
         for d in self.dimensions:
             low = d.low if self.rule == "range" else 0.0
-            score = d.high + d.low - scores[d.key] if d.key[0] == "N" else scores[d.key]
+            score = d.high + d.low - scores[d.key] if d.against else scores[d.key]
             shares, base = shares + d.weight * ((score - low) / (d.high - low)) ** d.power, base + d.weight
         return 100 * shares / base
 
@@ -124,17 +137,14 @@ class Rubric:
 
     def empty(self, judge: str) -> Verdict:
         """Of an empty text, which is not a failed call: it earns nothing and bears every fault."""
-        bad = {d.key: d.high if d.key[0] == "N" or d.key == "PENALTY" else d.low for d in self.dimensions}
-        why = dict.fromkeys(bad, "the story is empty")
+        bad = {d.key: d.high if d.against else d.low for d in self.dimensions}
+        why = dict.fromkeys(bad, "the text is empty")
         return Verdict(bad, self.score(bad), why, rubric=self.version, judge=judge)
 
     def standards(self) -> str:
         """The headings with their points, one per line, without the open bonus and penalty."""
-        lines = []
-        for d in self.dimensions:
-            if d.key not in ("BONUS", "PENALTY"):
-                lines.append(f"{'Fault' if d.key[0] == 'N' else 'Strength'}: {d.title} ({d.high:g})")
-        return "\n".join(lines)
+        told = [d for d in self.dimensions if d.key not in ("BONUS", "PENALTY")]
+        return "\n".join(f"{'Fault' if d.against else 'Strength'}: {d.title} ({d.high:g})" for d in told)
 
 
 HEADING = r"([PN]\d+|BONUS|PENALTY) (.+) \((\d+)-(\d+)\)(?: x(\d+))?(?: \^([\d.]+))?"
@@ -149,15 +159,9 @@ def read_rubric(path: Path, criteria: list[dict] | None = None) -> Rubric:
         raise FileNotFoundError(f"no rubric {path}; there are {there}")
     head, *sections = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.M)
     fields = dict(re.findall(r"^(version|aggregate): *(\S+)$", head, flags=re.M))
-    if set(fields) != {"version", "aggregate"} or fields["aggregate"] not in (
-        "points",
-        "mean",
-        "range",
-        "rate",
-    ):
-        raise ValueError(
-            f"{path}: the head needs the lines 'version: NAME-1' and 'aggregate: points|mean|range|rate'"
-        )
+    if "version" not in fields or fields.get("aggregate") not in RULES:
+        need = f"the lines 'version: NAME-1' and 'aggregate: {'|'.join(RULES)}'"
+        raise ValueError(f"{path}: the head needs {need}")
     dimensions = [_dimension(section, path) for section in sections]
     if criteria:
         dimensions = [_criterion(i, c) for i, c in enumerate(criteria, 1)]
@@ -174,9 +178,8 @@ def _dimension(section: str, path: Path) -> Dimension:
     title, _, body = section.partition("\n")
     match = re.fullmatch(HEADING, title.strip())
     if not match:
-        raise ValueError(
-            f"{path}: heading {title.strip()!r} does not read '## P1 Title (0-15)'; x2 or ^1.5 may follow"
-        )
+        reads = "does not read '## P1 Title (0-15)'; x2 or ^1.5 may follow"
+        raise ValueError(f"{path}: heading {title.strip()!r} {reads}")
     low, high, weight, power = (1.0 if number is None else float(number) for number in match.groups()[2:])
     return Dimension(match[1], match[2], low, high, weight, power, body.strip())
 
@@ -187,20 +190,7 @@ def _criterion(number: int, c: dict) -> Dimension:
     return Dimension(f"P{number}", c["name"], 1, 10, 1, 1, text)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Reading an answer
-
-
-def entry(answer: dict, key: str) -> dict:
-    if not isinstance(answer.get(key), dict):
-        raise Fault("schema", "ask", f"{key} has no score")
-    return answer[key]
-
-
-def number(item: dict, name: str, key: str, low: float, high: float) -> float:
-    if name not in item:
-        raise Fault("schema", "ask", f"{key} has no {name}")
-    value = item[name]
+def _number(value, key: str, low: float, high: float) -> float:
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,3}(\.\d+)?", value.strip()):
         value = float(value)  # the number is not in doubt, only its quotation marks
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
@@ -208,23 +198,22 @@ def number(item: dict, name: str, key: str, low: float, high: float) -> float:
     return float(value)
 
 
-def cited(item: dict, name: str, key: str) -> list[str]:
-    quotes = item.get(name, [])
-    if not isinstance(quotes, list) or not all(isinstance(q, str) for q in quotes):
-        raise Fault("schema", "ask", f"the {name} of {key} are not a list of strings")
-    return [q for q in quotes if q.strip()]
+# ---- quotes ------------------------------------------------------------------------------------------------
 
 
-def evidence(scores: dict[str, float], quotes: dict[str, list[str]], text: str) -> float | None:
-    """Share of the quotes that are in the text, white space, case and quotation marks folded. A fault claimed
-    without a quote counts as one that was not found: a judge that cites nothing has seen nothing. None:
-    nothing was claimed."""
+def fold(text: str) -> str:
+    """Without quotation marks, differences of case and white space, and marks at the ends."""
+    return " ".join(re.sub(r"[\"'“”‘’«»`]", "", text).casefold().split()).strip(" .,;:!?…")
+
+
+def are_in(text: str, quotes: dict[str, list[str]], due) -> list[bool]:
+    """Per quote whether the folded text has it. A heading of `due` without a quote counts as one that was not
+    found: a judge that cites nothing has seen nothing."""
     page, found = fold(text), []
-    for key, score in scores.items():
-        found += [bool(fold(q)) and fold(q) in page for q in quotes.get(key, [])]
-        if score > 0 and not quotes.get(key) and (key[0] == "N" or key in ("BONUS", "PENALTY")):
-            found.append(False)
-    return sum(found) / len(found) if found else None
+    for key, cited in quotes.items():
+        found += [bool(fold(q)) and fold(q) in page for q in cited]
+        found += [False] * (key in due and not cited)
+    return found
 
 
 def proved(quotes: list[str], text: str) -> float:
@@ -232,7 +221,3 @@ def proved(quotes: list[str], text: str) -> float:
     page, folded = fold(text), [fold(q) for q in quotes]
     pairs = set(zip(folded[::2], folded[1::2]))
     return float(sum(a != b and bool(a) and bool(b) and a in page and b in page for a, b in pairs))
-
-
-def fold(text: str) -> str:
-    return " ".join(re.sub(r"[\"'“”‘’«»`]", "", text).casefold().split()).strip(" .,;:!?…")

@@ -29,9 +29,9 @@ class Store:
         self.lock, self.run, self.path = threading.Lock(), run, path
         if path:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with self._readable():
+        with self._in_use():
             how = {"timeout": 60, "check_same_thread": False, "isolation_level": None}
-            self.db = sqlite3.connect(str(path or ":memory:"), **how)
+            self.db = sqlite3.connect(path or ":memory:", **how)
             self.db.execute("PRAGMA journal_mode=WAL")  # readers and one writer at a time, across processes
             self.db.execute("PRAGMA synchronous=NORMAL")  # a power cut, not a kill, may cost the last answers
             self.db.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, value TEXT)")
@@ -39,22 +39,23 @@ class Store:
             self.db.execute(f"CREATE TABLE IF NOT EXISTS calls ({columns})")
 
     @contextmanager
-    def _readable(self):
+    def _in_use(self):
         try:
-            yield
+            with self.lock:
+                yield
         except sqlite3.Error as error:
             mend = "make room on its disk, make it writable, name another file, or remove it"
             raise ValueError(f"the cache of answers {self.path} cannot be used ({error}); {mend}") from None
 
     def get(self, key: str) -> dict | None:
-        with self.lock, self._readable():
+        with self._in_use():
             row = self.db.execute("SELECT value FROM verdicts WHERE key = ?", (key,)).fetchone()
         return json.loads(row[0]) if row else None
 
     def record(self, model: str, tokens: tuple[int, int], dollars: float, key: str | None, value):
         """The bill and, where the answer was good, the answer: both or neither."""
         bill = (time.time(), self.run, model, *tokens, dollars)
-        with self.lock, self._readable():
+        with self._in_use():
             self.db.execute("BEGIN IMMEDIATE")
             with self.db:  # commits, or rolls back where something fails
                 self.db.execute("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?)", bill)
@@ -63,7 +64,7 @@ class Store:
 
     def ledger(self) -> Ledger:
         """What this run has spent, over all its starts."""
-        with self.lock, self._readable():
+        with self._in_use():
             sums = "COUNT(*), 0, SUM(prompt_tokens), SUM(completion_tokens), SUM(dollars)"
             row = self.db.execute(f"SELECT {sums} FROM calls WHERE run = ?", (self.run,)).fetchone()
         return Ledger(*(number or 0 for number in row))

@@ -7,6 +7,7 @@ setting), and one number or None per metric.
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 from lib import stats
 
@@ -52,11 +53,10 @@ def summarise(measured: dict[str, list[dict]], metrics, compared, targets: list[
     extra = [column for column in extra if steps and column[1] < buckets[-1][2]]
     found = {k: {m: figures(rows, m, buckets, extra) for m in metrics} for k, rows in measured.items()}
     pairs = []
-    for i, a in enumerate(labels):
-        for b in labels[i + 1 :]:
-            apart = {m: differences(measured[a], measured[b], m) for m in compared}
-            apart = {m: figures(rows, m, buckets, extra) for m, rows in apart.items()}
-            pairs.append({"of": b, "minus": a, "figures": apart})
+    for a, b in combinations(labels, 2):
+        apart = {m: differences(measured[a], measured[b], m) for m in compared}
+        apart = {m: figures(rows, m, buckets, extra) for m, rows in apart.items()}
+        pairs.append({"of": b, "minus": a, "figures": apart})
     counts = [max(found[labels[0]][m][bucket]["prompts"] for m in metrics) for bucket, _, _ in buckets]
     columns = [label for label, _, _ in [*buckets, *extra]] + ["all", "slope"] * (len(buckets) > 1)
     few = f"only {min(counts)} prompts" + " at some length" * (len(buckets) > 1)

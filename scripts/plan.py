@@ -32,7 +32,7 @@ import model as qwen
 import rollout
 import train
 from data import FRAME, Episode, Example
-from lib import comparisons, huggingface, optim, parallel, processes, sharding
+from lib import huggingface, optim, parallel, processes, sharding
 from lib.flags import add_fields, check_ranges, exits_cleanly, opt, parser
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
@@ -265,13 +265,13 @@ def judging_of(c: train.Config, a: Settings) -> tuple[int, float]:
     rubric, request, story = judging.RUBRIC, "x" * 800, "x" * 4 * a.judged_tokens
     policy, human = c.prompts * c.group, c.prompts * (c.hri != "off")
     if c.judge_mode == "pair":  # in both orders; nothing is asked about the person's story
-        calls, task = 2 * policy * c.judge_samples, comparisons.pair_task(rubric, request, story, story)[0]
+        calls, task = 2 * policy * c.judge_samples, judging.pair_task(rubric, request, story, story)
     elif c.judge_mode == "group":  # one ranking of all stories of a group
         order = list(range((policy + human) // c.prompts))
-        calls, task = c.prompts, comparisons.rank_task(rubric, request, [story] * len(order), order)[0]
+        calls, task = c.prompts, judging.rank_task(rubric, request, [story] * len(order), order)
     else:
-        calls, task = (policy + human) * c.judge_samples, judging.pointwise_messages(rubric, request, story)
-    return calls, sum(len(message["content"]) for message in task) / 4
+        calls, task = (policy + human) * c.judge_samples, judging.story_task(rubric, request, story)
+    return calls, sum(len(message["content"]) for message in task[0]) / 4
 
 
 def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps: int) -> list[str]:

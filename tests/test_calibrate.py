@@ -3,8 +3,6 @@ quotes."""
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import judge as judging
 from judge_server import Server, quick, say  # noqa: F401
 from lib.answers import Fault
 from lib.rubric import proved
-from scripts import agree, calibrate
+from scripts import calibrate
 
 ROOT = Path(__file__).resolve().parent.parent
 STORIES = [json.loads(line) for line in (ROOT / "stories/tiny.jsonl").read_text().splitlines()]
@@ -54,21 +52,21 @@ def told(tmp_path, capsys):
     """told(behave, command...) -> exit code and output of the command before a judge that behaves so."""
 
     def run(behave, *argv, times=1):
-        main = agree.main if argv[0] == "agree" else calibrate.main
+        found = []
         with Server(behave) as server:
             flags = ["--judge_url", server.url, "--judge_model", "m", "--cache", str(tmp_path / "c.sqlite")]
-            found = [
-                (main([*argv, *flags]), capsys.readouterr().out, len(server.calls)) for _ in range(times)
-            ]
+            for _ in range(times):
+                code = calibrate.main([*argv, *flags])
+                found.append((code, capsys.readouterr().out, len(server.calls)))
         return found if times > 1 else found[0][:2]
 
     return run
 
 
-def refused(main, argv, capsys) -> str:
+def refused(argv, capsys) -> str:
     """The one sentence with which a command ends."""
     with pytest.raises(SystemExit) as end:
-        main(argv)
+        calibrate.main(argv)
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     return error
@@ -180,7 +178,7 @@ def test_the_offline_judge_on_references_against_damaged_stories(tmp_path, capsy
     for e in STORIES[:20]:
         damaged = e["story"][: len(e["story"]) // 3] * 3
         rows.append({"prompt": e["prompt"], "story_1": e["story"], "story_2": damaged, "preferred": 1})
-    agree.main(["agree", "--pairs", write(tmp_path / "p.jsonl", rows)])
+    calibrate.main(["agree", "--pairs", write(tmp_path / "p.jsonl", rows)])
     assert table(capsys.readouterr().out)["pair"][1].startswith("1.00")
 
 
@@ -199,16 +197,18 @@ def test_bad_pairs_are_one_sentence_before_any_call(tmp_path, capsys, change, se
     rows[1] |= change
     nowhere = ["--judge_url", "http://127.0.0.1:9/v1", "--judge_model", "m"]
     argv = ["agree", "--pairs", write(tmp_path / "p.jsonl", rows), *nowhere]
-    assert sentence in refused(agree.main, argv, capsys)
+    assert sentence in refused(argv, capsys)
 
 
 def test_pairs_of_ties_alone_and_missing_files_are_refused(tmp_path, capsys):
     ties = write(tmp_path / "p.jsonl", pairs(3, lambda i: "tie"))
     for argv in (["--pairs", ties], ["one"], ["--pairs", "no.jsonl"]):
-        refused(agree.main, ["agree", *argv], capsys)
+        refused(["agree", *argv], capsys)
+    for argv in (["score"], ["calibrate", "a", "b"], ["score", ties, "--draws", "0"]):
+        refused(argv, capsys)
 
 
-def test_a_blinded_study_feeds_it_directly(tmp_path):
+def test_a_blinded_study_feeds_it_directly(tmp_path, capsys):
     stories = []
     for name in ("base", "trained"):
         rows = [{"uid": f"u{i}", "prompt": f"Write {i}.", "story": f"A {name} story {i}."} for i in range(4)]
@@ -216,11 +216,13 @@ def test_a_blinded_study_feeds_it_directly(tmp_path):
     winners = ["trained", "base", None, "trained"]
     said = [{"uid": f"u{i}", "models": ["base", "trained"], "winner": w} for i, w in enumerate(winners)]
     (tmp_path / "report.json").write_text(json.dumps({"judgements": said}))
-    rows = agree.read_pairs(str(tmp_path / "report.json"), stories)
+    calibrate.main(["agree", "--modes", "story", "--pairs", str(tmp_path / "report.json"), *stories])
+    assert "3 pairs of 3 prompts; 1 ties of people left out" in capsys.readouterr().out
+    rows = calibrate.read_pairs(str(tmp_path / "report.json"), stories)
     assert [row["preferred"] for row in rows] == ["2", "1", "tie", "2"]
     assert rows[0]["story_2"] == "A trained story 0."
     with pytest.raises(ValueError, match="no stories of 'trained'"):
-        agree.read_pairs(str(tmp_path / "report.json"), stories[:1])
+        calibrate.read_pairs(str(tmp_path / "report.json"), stories[:1])
 
 
 # ---- contradictions
@@ -250,8 +252,9 @@ def test_a_contradiction_counts_only_with_two_quotes_that_stand_in_the_story():
     assert proved([*real, *late, "odd one"], story) == 2
     with pytest.raises(Fault):
         rubric.read({d.key: {"score": 11, "quotes": []} for d in rubric.dimensions}, story, "m")
-    schema = rubric.schema()["properties"]["N1"]["properties"]
-    assert schema["quotes"]["maxItems"] == 20 and "two exact quotes" in rubric.instructions()
+    (system, _), schema, _ = judging.story_task(rubric, "Write.", story)
+    assert schema["properties"]["N1"]["properties"]["quotes"]["maxItems"] == 20
+    assert "two exact quotes" in system["content"]
     assert rubric.empty("m").score == 0 and rubric.mean([both, read()]).score == pytest.approx(1000 / words)
 
 
@@ -296,14 +299,7 @@ def test_eval_prints_contradictions_per_1000_words_by_requested_length(tmp_path,
     assert {v["evidence"] for v in found} == {2 / 4, 4 / 6}  # the invented quotes count against the judge
 
 
-def test_the_commands_of_judge_py(tmp_path):
-    def run(*argv):
-        command = [sys.executable, str(ROOT / "judge.py"), *argv]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
+def test_a_setting_that_is_none_is_one_sentence(tmp_path, capsys):
     few = write(tmp_path / "few.jsonl", STORIES[:4])
-    done = run("calibrate", few)
-    assert "| padded |" in done.stdout and done.returncode == ("FAILED" in done.stdout), done.stderr
-    done = run("score", few, "--judge_settings", "temprature=1")
     sentence = r"error: --judge_settings: there is no setting 'temprature'; .*\n"
-    assert done.returncode == 2 and re.fullmatch(sentence, done.stderr)
+    assert re.fullmatch(sentence, refused(["score", few, "--judge_settings", "temprature=1"], capsys))

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ def ask(behaviours, story=STORY, **options):
     server"""
     with Server(lambda body, number: behaviours[min(number, len(behaviours)) - 1]) as server:
         client = Judge(server.url, "m", KEY, **{"timeouts": (10, 1), "deadline": 5, "retries": 3, **options})
-        verdict = client.score(PROMPT, story)
+        verdict = client.submit(PROMPT, story).result()
         client.close()
     return verdict, client, server
 
@@ -222,8 +221,8 @@ def test_a_server_that_drips_is_abandoned_at_the_deadline_and_close_ends_the_res
         time.sleep(0.3)
         began = time.monotonic()
         client.close()
-        assert not wait(futures, timeout=20).not_done and all(f.result() is None for f in futures)
-        assert time.monotonic() - began < 20 and client.score(PROMPT, "after") is None
+        assert all(f.result() is None for f in futures)
+        assert time.monotonic() - began < 20 and client.submit(PROMPT, "after").result() is None
 
 
 def test_a_server_that_hangs_from_the_start_costs_one_deadline_not_one_a_story():
@@ -240,7 +239,7 @@ def test_a_server_that_hangs_from_the_start_costs_one_deadline_not_one_a_story()
     "refuses, code, mode",
     [
         (["json_schema+limits"], 400, "json_schema"),
-        (["json_schema+limits", "json_schema"], 500, "json_object+schema"),
+        (["json_schema+limits", "json_schema"], 500, "json_object+schema"),  # as llama-cpp-python's does
         (MODES[:3], 400, "json_object"),
         (MODES[:4], 422, "text"),
     ],
@@ -261,19 +260,6 @@ def test_the_schema_mode_is_found_out_once(refuses, code, mode):
         client.close()
 
 
-def test_a_server_that_answers_500_to_json_schema_passes_the_check():
-    """As llama-cpp-python's does: it takes a JSON object with a schema."""
-
-    def behave(body, _):
-        return status(500) if body["response_format"]["type"] == "json_schema" else OK
-
-    with Server(behave) as server:
-        client = Judge(server.url, "m")
-        client.check()
-        assert client.schema_mode == "json_object+schema" and client.score(PROMPT, STORY)
-        client.close()
-
-
 def test_a_model_that_wants_the_newer_token_field_gets_it():
     def behave(body, _):
         old = status(400, b"Unsupported parameter: use 'max_completion_tokens' instead")
@@ -281,7 +267,8 @@ def test_a_model_that_wants_the_newer_token_field_gets_it():
 
     with Server(behave) as server:
         client = Judge(server.url, "m")
-        assert client.score(PROMPT, STORY) and client.score(PROMPT, STORY + " x") and len(server.calls) == 3
+        assert all(client.submit(PROMPT, story).result() for story in (STORY, STORY + " x"))
+        assert len(server.calls) == 3
         client.close()
 
 
@@ -289,7 +276,7 @@ def test_samples_are_averaged_and_one_that_fails_is_left_out():
     low, high = (say(answer(lambda v, p=p: v["P1"].update(score=p))) for p in (3, 9))
     with Server(lambda body, number: [low, high, say("no"), say("no")][min(number, 4) - 1]) as server:
         client = Judge(server.url, "m", samples=3, in_flight=1)
-        verdict = client.score(PROMPT, STORY)
+        verdict = client.submit(PROMPT, STORY).result()
         assert verdict.samples == 2 and verdict.scores["P1"] == 6
         assert verdict.score == RUBRIC.score(verdict.scores)
         client.close()
@@ -354,8 +341,9 @@ def test_budget_stops_before_it_is_overspent_and_a_resumed_run_remembers(tmp_pat
         client.close()
         spent = client.ledger.dollars
         again = Judge(server.url, "m", **options)
-        assert again.ledger.dollars == pytest.approx(spent) and again.score(PROMPT, f"{STORY} new") is None
-        assert again.score(PROMPT, f"{STORY} {[bool(v) for v in verdicts].index(True)}")
+        assert again.ledger.dollars == pytest.approx(spent)
+        assert again.submit(PROMPT, f"{STORY} new").result() is None
+        assert again.submit(PROMPT, f"{STORY} {[bool(v) for v in verdicts].index(True)}").result()
         assert again.ledger.cached == 1  # paid for
         other = Judge(server.url, "m", **{**options, "run": "b"})
         assert other.ledger.dollars == 0

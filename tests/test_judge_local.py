@@ -73,10 +73,10 @@ def test_a_real_server_gives_verdicts_bound_to_the_schema(url):
         timeouts=(10, 400),
     )
     judge.check()
-    verdict = judge.score(
+    verdict = judge.submit(
         "Write about a keeper.",
         "The lamp went out. Mara climbed the stairs and lit it again before the boats turned.",
-    )
+    ).result()
     assert verdict and set(verdict.scores) == {f"P{i}" for i in range(1, 7)} and judge.ledger.calls >= 2
     assert judge.schema_mode == "json_schema+limits" and judge.ledger.prompt_tokens > 500
     assert not judge.counts["tokens_guessed"]

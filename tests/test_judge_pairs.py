@@ -12,7 +12,7 @@ import judge as judging
 from judge import RUBRIC, Asked, Judge, OfflineJudge
 from judge_server import STORY, Server, answer, quick, say, status  # noqa: F401
 from lib import comparisons
-from lib.rubric import evidence
+from lib.rubric import are_in
 
 PROMPT = "Write about a keeper. The story should be 80 words long."
 OTHER = "A bell rang in the fog. Nobody came. She rang it again."
@@ -115,7 +115,7 @@ def test_invented_quotes_and_claims_without_any_count_against_the_judge():
     assert verdict.evidence == 0  # a difference without a quote
     verdict, *_ = ask(lambda body, n: marks(0))
     assert verdict.evidence is None and verdict.score == 0
-    assert evidence({"P1": 0.0}, {}, "text") is None
+    assert are_in("text", {"P1": []}, []) == [] and are_in("text", {"P1": []}, ["P1"]) == [False]
 
 
 # ---- a person's story beside itself, empty stories, modes
