@@ -417,15 +417,13 @@ def zipped(files: dict[str, str]) -> bytes:
     return out.getvalue()
 
 
-STYLE = '<item id="x" href="../../x" media-type="text/css"/>'
 BAD = {
     "empty": (b"", "is empty"),
     "binary": (bytes(range(256)) * 40, "is binary"),
     "no_epub": (zipped({"a.txt": "hello"}), "no epub"),
     "torn": (epub({"a.xhtml": page("x")})[:300], "damaged zip"),
     "missing": (epub({}, spine=["text/none.xhtml"]), "does not hold"),
-    "outside": (epub({}, spine=["../../../etc/passwd"]), "outside itself"),
-    "manifest": (epub({"a.xhtml": page(paragraphs(1))}, opf_extra=STYLE), "outside itself"),
+    "outside": (epub({}, spine=["../../../etc/passwd"]), "does not hold"),
     "no_stories": (b"word " * 5000, "no stories"),
 }
 
@@ -842,10 +840,10 @@ def test_a_quoting_answer_is_refused_and_asked_for_again_then_given_up(tmp_path,
     out = str(tmp_path / "asked.jsonl")
     main([*asking(tmp_path, endpoint, out, 3), "--workers", "1", "--tries", "2"])
     rows = {e.uid: e.prompt for e in read_examples(out)}
-    assert "Tale 0" in rows["u0"] and rows["u0"].endswith("400 words long."), "the plain request stays"
+    assert rows["u0"] == "x 400 words long.", "the request it had stays"
     assert (
         rows["u2"].startswith("Write about a miller")
-        and "stories keep a plain request" in capsys.readouterr().out
+        and "stories keep the request they had" in capsys.readouterr().out
     )
 
 
@@ -899,7 +897,6 @@ def test_stats_counts_samples_and_draws(tmp_path, capsys):
     main(["stats", out, "--sample", "2"])
     said = capsys.readouterr().out
     assert "4 stories from 1 books" in said and "1 beyond the limit" in said and said.count("PROMPT:") == 2
-    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_evaluation_requests():

@@ -2,12 +2,13 @@
 
 Bytes are decoded by what they are, the publisher's frame is removed, and headings.py sees the same blocks
 whatever the format was. lxml parses HTML and XML, offline and with entities off. Of an epub nothing is
-unpacked to disk, no path leads outside, and no book unpacks to more than 40 MB. Left out: footnotes,
-pictures, page numbers. Poems keep their lines, tables do not keep their columns.
+unpacked to disk, and no book unpacks to more than 40 MB. Left out: footnotes, pictures, page numbers. Poems
+keep their lines, tables do not keep their columns.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import posixpath
 import re
@@ -57,24 +58,19 @@ class Block:
 
 
 def decode(raw: bytes) -> str:
-    """Bytes to text by what they are, line by line: old books mix encodings. ValueError: binary."""
+    """Bytes to text by what they are: old books mix encodings. ValueError: binary."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16", errors="replace")
     if b"\0" in raw[: 1 << 16] or sum(b < 9 or 13 < b < 32 for b in raw[:4096]) > 40:
         raise ValueError("is binary, not a book: give a txt, html or epub file")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return "\n".join(map(_decode_line, raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")))
+    return raw.decode("utf-8-sig", errors="cp1252")
 
 
-def _decode_line(line: bytes) -> str:
-    for encoding in ("utf-8", "cp1252"):
-        try:
-            return line.decode(encoding)
-        except UnicodeDecodeError:
-            pass
-    return line.decode("latin-1")
+def _one_byte(error: UnicodeDecodeError) -> tuple[str, int]:
+    return error.object[error.start : error.end].decode("cp1252", errors="replace"), error.end
+
+
+codecs.register_error("cp1252", _one_byte)
 
 
 def text_blocks(text: str) -> list[Block]:
@@ -92,8 +88,9 @@ def text_blocks(text: str) -> list[Block]:
 
 BLOCK_TAGS = frozenset(
     "address article aside blockquote body center dd div dl dt footer form h1 h2 h3 h4 h5 h6 header hgroup "
-    "li main nav ol p pre section table tr ul".split()
+    "hr li main nav ol p pre section table tr ul".split()
 )
+BY_ITSELF = {"br": "\n", "td": "\t", "th": "\t"}  # what a tag adds to the text
 SKIP_TAGS = frozenset("head script style img svg math figure object audio video noscript".split())
 SKIP_CLASS = re.compile(
     r"(?i)\b(page-?num\w*|pageno|pgnum|folio|foot-?notes?|endnotes?|caption\w*|tn|tnote|trans-?notes?|"
@@ -156,20 +153,10 @@ def _cells(line: str) -> str:
     return "\t".join(text for part in parts if (text := " ".join(part.split())))
 
 
-def _without_dtd(text: str) -> str:
-    """A page without its document type; what an internal subset declares leaves nothing."""
-    dtd = re.match(r"(?is)\s*(<!--.*?-->\s*)*<!DOCTYPE\b(.*?(?=<html\b)|[^>]*>)", text)
-    if not dtd:
-        return text
-    text = text[dtd.end() :]
-    for name in set(re.findall(r"<!ENTITY\s+([\w.-]+)\s", dtd[0])) - {e.strip(";") for e in html5}:
-        text = text.replace(f"&{name};", "")
-    return text
-
-
 def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> list[Block]:
     """One HTML page as blocks. `counter[0]` numbers the stories that Standard Ebooks' markup names."""
-    text = _without_dtd(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
+    text = re.sub(r"(?is)^.*?(?=<html\b)", "", text)  # the document type may declare entities: they go
+    text = re.sub(r"&[\w.-]+;", lambda m: m[0] if m[0][1:] in html5 else "", text)
     if not text.strip():
         return []
     root = html.document_fromstring(text, parser=html.HTMLParser(no_network=True, remove_comments=True))
@@ -194,10 +181,8 @@ class _Page:
         if not raw.strip():
             self.gap += raw.count("\n")
             return
-        if context["pre"]:
-            new = text_blocks(raw.strip("\n"))
-        else:
-            new = [Block("\n".join(_cells(line) for line in raw.split("\n") if line.strip()))]
+        lines = [_cells(line) for line in raw.split("\n") if line.strip()]
+        new = text_blocks(raw.strip("\n")) if context["pre"] else [Block("\n".join(lines))]
         for b in new:
             b.gap, b.level, b.kind = max(1, b.gap), context["level"], context["kind"]
             b.story, b.foreword = context["story"], context["foreword"]
@@ -216,7 +201,13 @@ class _Page:
         inside, is_block = _enter(el, context, self.counter), el.tag in BLOCK_TAGS
         if is_block:
             self.flush(context)
-        self.enter(el, context)
+        if el.tag == "a" and el.get("href"):
+            self.links.append((anchor(el.get("href")), " ".join(el.itertext())))
+        if el.tag == "hr":
+            self.gap += 2
+            if context["story"]:
+                self.blocks.append(Block("* * *", 1, 0, "break", story=context["story"]))
+        self.text.append(BY_ITSELF.get(el.tag, ""))
         for piece, child in [(el.text, None)] + [(c.tail, c) for c in el]:
             if child is not None:
                 self.walk(child, inside)
@@ -226,20 +217,6 @@ class _Page:
                 self.text.append(piece if inside["pre"] else piece.replace("\n", " "))
         if is_block:
             self.flush(inside)
-
-    def enter(self, el, context: dict) -> None:
-        """What a tag adds by itself: a link, a new line, a rule, a column."""
-        if el.tag == "a" and el.get("href"):
-            self.links.append((anchor(el.get("href")), " ".join(el.itertext())))
-        if el.tag == "br":
-            self.text.append("\n")
-        elif el.tag == "hr":
-            self.flush(context)
-            if context["story"]:
-                self.blocks.append(Block("* * *", 1, 0, "break", story=context["story"]))
-            self.gap += 2
-        elif el.tag in ("td", "th"):
-            self.text.append("\t")
 
 
 def anchor(href: str) -> str:
@@ -252,7 +229,7 @@ DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSErr
 
 
 class _Archive:
-    """Files of a zip archive by path. ValueError: a path outside, a missing or damaged file, a bomb."""
+    """Files of a zip archive by path. ValueError: a missing or damaged file, a bomb."""
 
     def __init__(self, raw: bytes):
         try:
@@ -262,24 +239,16 @@ class _Archive:
         self.names, self.left = {i.filename: i for i in self.book.infolist()}, MAX_BYTES
 
     def read(self, path: str) -> bytes:
-        path = _inside(path)
-        if path not in self.names:
+        item = self.names.get(path)
+        if item is None:
             raise ValueError(f"names a file it does not hold ({path[:60]!r}): fetch it again")
-        self.left -= self.names[path].file_size
+        self.left -= item.file_size
         if self.left < 0:
             raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
         try:
-            with self.book.open(self.names[path]) as f:
-                return f.read(self.names[path].file_size)
+            return self.book.read(item)
         except DAMAGE as error:
             raise ValueError(f"cannot be unpacked ({error}): fetch it again") from None
-
-
-def _inside(path: str) -> str:
-    path = posixpath.normpath(path)
-    if path.startswith(("/", "..")) or "\\" in path:
-        raise ValueError(f"names a path outside itself ({path[:60]!r}): not a book to trust")
-    return path
 
 
 def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
@@ -291,21 +260,23 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
     opf_path = next(iter(container.xpath("//*[local-name()='rootfile']/@full-path")), "")
     opf, folder = _xml(archive.read(opf_path)), posixpath.dirname(opf_path)
     items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
-    paths = {name: _inside(posixpath.join(folder, unquote(i.get("href", "")))) for name, i in items.items()}
+    where = {
+        n: posixpath.normpath(posixpath.join(folder, unquote(i.get("href", "")))) for n, i in items.items()
+    }
     counter, blocks, nav = [0], [], []
     for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref"):
         if ref not in items:
             raise ValueError(f"has a spine that names an unknown item ({ref[:60]!r}): fetch it again")
         if "html" in items[ref].get("media-type", "html"):
-            page = html_blocks(decode(archive.read(paths[ref])), posixpath.basename(paths[ref]), counter)
+            page = html_blocks(decode(archive.read(where[ref])), posixpath.basename(where[ref]), counter)
             if page:
                 page[0].gap = 5  # a new file is a new page
             blocks += page
     for name, item in items.items():
         if "nav" in item.get("properties", "").split():
-            nav = [link for b in html_blocks(decode(archive.read(paths[name]))) for link in b.links]
+            nav = [link for b in html_blocks(decode(archive.read(where[name]))) for link in b.links]
         elif "ncx" in item.get("media-type", "") and not nav:
-            nav = _ncx(_xml(archive.read(paths[name])))
+            nav = _ncx(_xml(archive.read(where[name])))
     return _table(nav), blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from scripts.anthologies.books import END_MARK, ORDINAL, Block
+from scripts.anthologies.books import END_MARK, ORDINAL, Block, text_blocks
 from scripts.anthologies.titles import fold, is_byline, is_source, title_form
 
 # a note of its own, and the marks that point to notes and pages
@@ -39,9 +39,7 @@ class Paragraph:
     apart: bool = False  # markup sets it apart: italics, a quotation, a class of its own
 
 
-def paragraphs(
-    blocks: list[Block], wrapped: bool = False, marks: bool = False, marked_up: bool = False
-) -> list[Paragraph]:
+def paragraphs(blocks: list[Block], wrapped=False, marks=False, marked_up=False) -> list[Paragraph]:
     """Hard wraps, marks, notes and pictures undone.
 
     `wrapped`: plain text, whose lines end at a margin, not where the author ended them. `marks`: the book has
@@ -52,11 +50,8 @@ def paragraphs(
     widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
     width = max(60, widths[int(0.9 * len(widths))] if widths else 0)  # a poem alone has no margin of its own
     raw = IN_BRACKETS.sub("", "".join("\n" * (b.gap + 1) + b.text for b in blocks))
-    pieces = re.split(r"(^\s*\n|\n\s*\n)", raw)[1:]  # blank lines, text, blank lines, text ...
-    for above, text in zip(pieces[::2], pieces[1::2]):
-        lines = [line for line in text.split("\n") if line.strip()]
-        if not lines or FOOTNOTE.match(text):
-            continue
+    for text, gap in ((b.text, b.gap) for b in text_blocks(raw) if not FOOTNOTE.match(b.text)):
+        lines = text.split("\n")
         verse, apart = _is_verse_block(lines, width), bool(re.fullmatch(r"\s*_[^_]+_\s*", text))
         if re.fullmatch(r"[\s*.\u2022~#\u2015\u2014\u2500_-]*", text):
             text = SCENE_BREAK
@@ -69,7 +64,7 @@ def paragraphs(
         text = re.sub(" {2,}", " ", text.replace("\u00a0", " ")).strip()
         if text:
             indent = min(len(line) - len(line.lstrip()) for line in lines)
-            found.append(Paragraph(text, indent, above.count("\n") - 1, verse, apart))
+            found.append(Paragraph(text, indent, gap, verse, apart))
     margin = Counter(p.indent for p in found if not p.verse).most_common(1)
     for p in found:
         p.indent -= margin[0][0] if margin else 0
@@ -105,9 +100,11 @@ HEAD_NOTE = re.compile(
     r"following) (story|tale) (is|was)\b.{,200}\b(published|translat\w+|one of many)\b.{,500}|\((From|"
     r"(Narrator's )?Note)\b.*\)|\([^()]{3,80}\b1[5-9]\d\d\.?\)"
 )
-NAMED_AFTER = re.compile(
-    r"(?:--|[\u2014\u2015])\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$"
-)  # .--Young.
+# .--Young.
+NAMED_AFTER = re.compile(r"(?:--|[\u2014\u2015])\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$")
+SOURCE_LINE = re.compile(  # --Goethe; From the Latin; Luke iv. 18
+    r"(--|[\u2014\u2015])\s*[A-Z\"\u201c]|From |(\d )?[A-Z]\w+,? [ivxlc\d]+[.,:] ?[ivxlc\d-]+\.?$"
+)
 FIRST_PART = re.compile(r"(?i)\W*((chapter|part|book)\s+)?(I|1|one|the first)\W*")
 LIFE = re.compile(
     r"\b(born|died|educated|author of|published|novels?|novelist|stories|story|writer|writes|wrote|poet|"
@@ -197,11 +194,8 @@ def teaser(parts: list[Paragraph], n: int) -> bool:
         return False
     p, below = parts[n], parts[n + 1]
     sentences = len(re.findall(r"[.!?\u2026][\"\u201d')]*(?=\s|$)", p.text))
-    apart = (
-        below.gap > max(1, *(q.gap for q in parts[n + 2 : n + 8]))
-        or p.apart
-        or FIRST_PART.fullmatch(below.text)
-    )
+    far = below.gap > max(1, *(q.gap for q in parts[n + 2 : n + 8]))
+    apart = far or p.apart or FIRST_PART.fullmatch(below.text)
     return bool(apart) and 5 < len(p.text.split()) <= 90 and sentences <= 3 and p.text != SCENE_BREAK
 
 
@@ -251,12 +245,7 @@ def _names_source(p: Paragraph, below_verse: bool) -> bool:
         return False
     if p.indent > 3 and title_form(text) or below_verse and _names(text):
         return True
-    return bool(
-        re.match(
-            r"(--|[\u2014\u2015])\s*[A-Z\"\u201c]|From |(\d )?[A-Z]\w+,? [ivxlc\d]+[.,:] ?[ivxlc\d-]+\.?$",
-            text,
-        )
-    )
+    return bool(SOURCE_LINE.match(text))
 
 
 def _names(text: str) -> bool:
@@ -274,11 +263,8 @@ def _below(texts: list[str]) -> int:
     sizes, end = [len(t.split()) for t in texts], len(texts)
     for i, text in enumerate(texts[1:], 1):
         few = len(texts) - i <= 3 or len(texts) - i <= 10 and sum(sizes[i:]) < 0.5 * sum(sizes[:i])
-        if (
-            re.fullmatch(r"\W*footnotes?\W*", text, re.I)
-            or few
-            and re.match(r"Notes?(:|\.--|\.\u2014|\. )", text, re.I)
-        ):
+        notes = few and re.match(r"Notes?(:|\.--|\.\u2014|\. )", text, re.I)
+        if notes or re.fullmatch(r"\W*footnotes?\W*", text, re.I):
             end = i
             break
     if end > 1 and re.fullmatch(r"\[[^\]]*\]\.?", texts[end - 1]) and sizes[end - 1] <= 30:
