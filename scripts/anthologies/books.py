@@ -47,8 +47,7 @@ class Block:
     gap: int = 1
     level: int = 0
     kind: str = ""  # list, break, or what markup says: title, part, date, drama, skip
-    ids: list[str] = field(default_factory=list)  # anchors that stand here
-    links: list[tuple[str, str]] = field(default_factory=list)  # (anchor it points to, words of the link)
+    links: list[str] = field(default_factory=list)  # the words of each
     story: int = 0  # Standard Ebooks: number of the story it belongs to,
     foreword: str = ""  # and the id of the preface or introduction inside that story
 
@@ -153,14 +152,14 @@ def _cells(line: str) -> str:
     return "\t".join(text for part in parts if (text := " ".join(part.split())))
 
 
-def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> list[Block]:
+def html_blocks(text: str, counter: list[int] | None = None) -> list[Block]:
     """One HTML page as blocks. `counter[0]` numbers the stories that Standard Ebooks' markup names."""
     text = re.sub(r"(?is)^.*?(?=<html\b)", "", text)  # the document type may declare entities: they go
     text = re.sub(r"&[\w.-]+;", lambda m: m[0] if m[0][1:] in html5 else "", text)
     if not text.strip():
         return []
     root = html.document_fromstring(text, parser=html.HTMLParser(no_network=True, remove_comments=True))
-    page = _Page(name, counter or [0])
+    page = _Page(counter or [0])
     start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False, "apart": False}
     page.walk(root, start)
     page.flush(start)
@@ -168,11 +167,11 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
 
 
 class _Page:
-    """The blocks of one page so far, and what belongs to the next: text, anchors, links, first letter."""
+    """The blocks of one page so far, and what belongs to the next: text, links, first letter."""
 
-    def __init__(self, name: str, counter: list[int]):
+    def __init__(self, counter: list[int]):
         self.blocks, self.counter = [], counter
-        self.text, self.ids, self.links = [], [name] if name else [], []
+        self.text, self.links = [], []
         self.gap, self.cap = 1, ""
 
     def flush(self, context: dict) -> None:
@@ -188,13 +187,11 @@ class _Page:
             b.story, b.foreword = context["story"], context["foreword"]
             if context["apart"] and not b.level and not b.story and "_" not in b.text:
                 b.text = f"_{b.text}_"
-        new[0].gap, new[0].ids, new[0].links = self.gap, self.ids, self.links
-        self.gap, self.ids, self.links = 1, [], []
+        new[0].gap, new[0].links = self.gap, self.links
+        self.gap, self.links = 1, []
         self.blocks += new
 
     def walk(self, el, context: dict) -> None:
-        if isinstance(el.tag, str):
-            self.ids += [x for x in (el.get("id"), el.get("name")) if x]
         if _skipped(el, context):
             self.cap = _drop_cap(el) or self.cap
             return
@@ -202,7 +199,7 @@ class _Page:
         if is_block:
             self.flush(context)
         if el.tag == "a" and el.get("href"):
-            self.links.append((anchor(el.get("href")), " ".join(el.itertext())))
+            self.links.append(" ".join(el.itertext()))
         if el.tag == "hr":
             self.gap += 2
             if context["story"]:
@@ -217,10 +214,6 @@ class _Page:
                 self.text.append(piece if inside["pre"] else piece.replace("\n", " "))
         if is_block:
             self.flush(inside)
-
-
-def anchor(href: str) -> str:
-    return unquote(href.rpartition("#")[2] if "#" in href else posixpath.basename(href))
 
 
 # ------------------------------------------------------------------ epub
@@ -268,7 +261,7 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
         if ref not in items:
             raise ValueError(f"has a spine that names an unknown item ({ref[:60]!r}): fetch it again")
         if "html" in items[ref].get("media-type", "html"):
-            page = html_blocks(decode(archive.read(where[ref])), posixpath.basename(where[ref]), counter)
+            page = html_blocks(decode(archive.read(where[ref])), counter)
             if page:
                 page[0].gap = 5  # a new file is a new page
             blocks += page
@@ -276,21 +269,17 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
         if "nav" in item.get("properties", "").split():
             nav = [link for b in html_blocks(decode(archive.read(where[name]))) for link in b.links]
         elif "ncx" in item.get("media-type", "") and not nav:
-            nav = _ncx(_xml(archive.read(where[name])))
+            points = _xml(archive.read(where[name])).iter("{*}navPoint")
+            nav = [point.findtext("{*}navLabel/{*}text", "") for point in points]
     return _table(nav), blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 
-def _ncx(page) -> list[tuple[str, str]]:
-    points = [(p.find("{*}content"), p.findtext("{*}navLabel/{*}text", "")) for p in page.iter("{*}navPoint")]
-    return [(anchor(at.get("src", "")), text) for at, text in points if at is not None]
-
-
-def _table(entries: list[tuple[str, str]]) -> list[Block]:
+def _table(entries: list[str]) -> list[Block]:
     """An epub's own table of contents as a page of contents; numbers and numbered parts left out."""
-    entries = [(target, " ".join(text.split())) for target, text in entries]
-    titles = [e for e in entries if e[1] and not ORDINAL.fullmatch(e[1]) and LEADING.sub("", e[1]) == e[1]]
+    entries = [" ".join(text.split()) for text in entries]
+    titles = [t for t in entries if t and not ORDINAL.fullmatch(t) and LEADING.sub("", t) == t]
     heading = [Block("Contents", 5)] if titles else []
-    return heading + [Block(text, kind="list", links=[(at, text)]) for at, text in titles]
+    return heading + [Block(text, kind="list", links=[text]) for text in titles]
 
 
 def _xml(raw: bytes):

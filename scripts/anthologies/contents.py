@@ -1,4 +1,4 @@
-"""The page of contents of a book: the blocks it takes, and the titles, authors and anchors that it names.
+"""The page of contents of a book: the blocks it takes, and the titles and authors that it names.
 
 It begins below the word "Contents", or, where a book has none, at eight short lines in a row before any
 prose. It ends at prose, at a title it has already named, at the preface. Titles are kept without page numbers
@@ -28,12 +28,11 @@ BY_AUTHOR = re.compile(r"(?i)(?<=\S)[\s,.]+_?by\s+(?P<name>[^\d]{3,60}?)_?[\s.]*
 
 @dataclass
 class Contents:
-    """The page of contents: which blocks it takes, and where a title or an anchor is on it."""
+    """The page of contents: which blocks it takes, and where a title is on it."""
 
     blocks: range = range(0)
     lines: list[str] = field(default_factory=list)  # place -> title
     authors: dict[int, str] = field(default_factory=dict)  # place -> author
-    anchors: dict[str, int] = field(default_factory=dict)  # link target -> place
     left_out: set[int] = field(default_factory=set)  # places that a reader said are not stories
     settled: bool = False  # a reader wrote it: nothing else begins a story
 
@@ -50,15 +49,13 @@ def contents(blocks: list[Block]) -> Contents:
     first = _first(blocks)
     if first is None:
         return Contents()
-    anchors, lines, raw, seen, end = {}, [], [], set(), first
+    lines, raw, seen, end = [], [], set(), first
     for i, b in enumerate(blocks[first:], first):
-        named = [(target, t) for target, t in b.links if len(fold(t)) > 1 and not t.strip().isdigit()]
-        source = [t for _, t in named] or b.text.split("\n")
+        named = [t for t in b.links if len(fold(t)) > 1 and not t.strip().isdigit()]
+        source = named or b.text.split("\n")
         new = ["" if form.is_source(line) else _entry(line) for line in source]
         if i > first and (not named and _again(b, new, lines, seen) or _ends(blocks, i)):
             break
-        for n, (target, _) in enumerate(named):
-            anchors.setdefault(target, len(lines) + n)
         whole = [n for n, line in enumerate(new) if not LETTERED.match(line)]
         lines += [new[n] for n in whole]
         raw += [source[n] for n in whole]
@@ -70,10 +67,7 @@ def contents(blocks: list[Block]) -> Contents:
     half_title = _half_title(blocks, first, end)
     kept = len(lines) - _count(blocks[half_title:end])
     lines, raw = lines[:kept], raw[:kept]
-    if kept < 5 and not HEADING.match(blocks[first].text):
-        return Contents()  # a few short lines are not contents
-    authors = _authors(lines, raw)
-    return Contents(range(first, half_title), lines, authors, anchors)
+    return Contents(range(first, half_title), lines, _authors(lines, raw))
 
 
 def given(text: str, blocks: list[Block]) -> Contents:
@@ -89,7 +83,7 @@ def given(text: str, blocks: list[Block]) -> Contents:
     if len(titles) == len(left):
         how = "write one title per line, then a tab and the author"
         raise ValueError(f"the contents file names no story: {how}")
-    return Contents(contents(blocks).blocks, titles, authors, {}, left, settled=True)
+    return Contents(contents(blocks).blocks, titles, authors, left, settled=True)
 
 
 def _first(blocks: list[Block]) -> int | None:
@@ -114,18 +108,14 @@ def _first(blocks: list[Block]) -> int | None:
 def _again(block: Block, new: list[str], lines: list[str], seen: set[str]) -> bool:
     """Does this block say what the contents have said already? Then it is the heading of the first story."""
     whole = fold(" ".join(new))
-    parts = (form.halves(block.text) if len(new) == 1 else new) if block.gap > 2 else []
-    both = [fold(part) for part in parts if len(parts) == 2]  # author and title in one block
-    if any(len(part) > 3 and part in seen for part in [whole, *both]):
+    if len(whole) > 3 and whole in seen:
         return True
     return block.level > 0 and len(whole) > 5 and any(fold(line).startswith(whole) for line in lines)
 
 
 def _ends(blocks: list[Block], i: int) -> bool:
-    """Prose, a preface, a list of plates, or a heading below a list with no list below it."""
-    b, text, (below, *_) = blocks[i], blocks[i].text.strip(), blocks[i + 1 : i + 2] or [blocks[i]]
-    if blocks[i - 1].kind == "list" and b.level and not b.kind and not below.level and below.kind != "list":
-        return True
+    """Prose, a preface or a list of plates."""
+    b, text = blocks[i], blocks[i].text.strip()
     return bool(_is_prose(b) or b.level and form.MATTER.fullmatch(text) or ILLUSTRATIONS.match(text))
 
 
@@ -188,7 +178,7 @@ def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[
     texts = [one_line(text) for text in raw]
     paged = {k for k, text in enumerate(texts) if text[-1:].isdigit()}
     free = [k for k in range(len(texts)) if k not in found and k not in paged]
-    alone = [k for k in free if form.is_byline(texts[k]) or form.label_name(texts[k]) or name_like(texts[k])]
+    alone = [k for k in free if form.is_byline(texts[k]) or name_like(texts[k])]
     marked = [k for k in alone if raw[k].strip()[:1] == "_" or form.is_byline(texts[k])]
     in_turn = len(alone) > 0.4 * len(raw) and not any(k + 1 in alone for k in alone)
     if len(marked) > 2:

@@ -161,9 +161,8 @@ def _apparatus(parts: list[Paragraph], n: int) -> bool:
     text, words = parts[n].text, len(parts[n].text.split())
     if text == SCENE_BREAK or ORDINAL.fullmatch(text) or is_byline(text) or is_source(text):
         return True
-    after_number = n and words <= 10 and ORDINAL.fullmatch(parts[n - 1].text)
-    if title_form(text) and (after_number or text.startswith("From ") and words < 8):
-        return True  # the title of the first chapter; the book it is from
+    if n and words <= 10 and ORDINAL.fullmatch(parts[n - 1].text) and title_form(text):
+        return True  # the title of the first chapter
     loud = words > 5 and text.isupper() and text[0].isalpha()
     if loud or words <= 40 and FIRST_PART.fullmatch(parts[n + 1].text):
         return True  # a subtitle
@@ -275,6 +274,4 @@ def _below(texts: list[str]) -> int:
             end = start
     while end and (END_MARK.fullmatch(texts[end - 1]) or texts[end - 1] == SCENE_BREAK):
         end -= 1
-    if end > 1 and "\n" in texts[end - 2] and sizes[end - 1] < 6 and _names(texts[end - 1]):
-        end -= 1  # who wrote the closing verse
     return end

@@ -100,8 +100,6 @@ def _halves(b: Block, toc: Contents) -> list[str]:
 
 
 def heads(blocks: list[Block], toc: Contents) -> list[Head]:
-    levels = Counter(b.level for b in blocks if b.level)
-    rare = {level for level, n in levels.items() if n < 3 <= max(levels.values())}  # the title page's
     runs, i = [], toc.blocks.stop
     while i < len(blocks):
         j = i + 1
@@ -111,7 +109,7 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
             runs.append((i, j))
         i = j
     names_first = _names_first(blocks, runs, toc)
-    found = [_head(blocks, i, j, toc, rare, names_first) for i, j in runs]
+    found = [_head(blocks, i, j, toc, names_first) for i, j in runs]
     _measure(found, blocks)
     return found
 
@@ -147,15 +145,12 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
     key = fold(text)
     if toc.settled:
         return (3, toc.titles[key][0]) if key in toc.titles else None
-    if ORDINAL.fullmatch(text) or not (near or block.gap > 1 or block.level or text.isupper() or block.ids):
+    if ORDINAL.fullmatch(text) or not (near or block.gap > 1 or block.level or text.isupper()):
         return None
     if near and form.SPEECH.match(text) and not text.isupper():
         return None
     if key in toc.titles and len(key) > 1:
         return 3, toc.titles[key][0]
-    for anchor in block.ids:
-        if anchor in toc.anchors and (block.level or form.title_form(text)):
-            return 2, toc.anchors[anchor]
     fits = len(key) > 5 and (form.heading_like(block) or near and form.title_form(text))
     return _nearly(key, toc) if fits else None
 
@@ -201,7 +196,7 @@ def _roles(texts: dict[int, str], sure: dict, toc: Contents, names_first: bool |
         return plain, []
     open_ = [k for k in plain if sure.get(k, (0,))[0] < 3]
     known = {k for k in open_ if fold(person(texts[k])) in toc.names}
-    by = {k for k in open_ if form.is_byline(texts[k]) or form.label_name(texts[k])}
+    by = {k for k in open_ if form.is_byline(texts[k])}
     authors = known | by
     if len(authors) == len(plain):  # titles like "By the Sea": the first line that is not a person's
         first = next((k for k in plain if k not in known and not name_like(texts[k])), plain[0])
@@ -213,7 +208,7 @@ def _roles(texts: dict[int, str], sure: dict, toc: Contents, names_first: bool |
         different = list(unlike.values())
         guess = different[:1] if names_first else different[1:2]
         authors = {k for k in guess if k in open_ and name_like(texts[k])}
-    weak = {k for k in by if not name_like(texts[k]) and not form.label_name(texts[k])}
+    weak = {k for k in by if not name_like(texts[k])}
     rest = [k for k in plain if k not in authors]
     swapped = weak and rest and (max(weak) > rest[0] if names_first else min(weak) < rest[0])
     if swapped and not known and all(name_like(texts[k]) for k in rest):
@@ -221,12 +216,11 @@ def _roles(texts: dict[int, str], sure: dict, toc: Contents, names_first: bool |
     return [k for k in plain if k not in authors], sorted(authors)
 
 
-def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_first: bool | None) -> Head:
+def _head(blocks: list[Block], i: int, j: int, toc: Contents, names_first: bool | None) -> Head:
     text = {k: one_line(blocks[k].text) for k in range(i, j)}
     sure = {k: found for k in text if (found := listed(blocks[k], toc, near=k > i))}
     titles, authors = _roles(text, sure, toc, names_first)
     sure = {k: v for k, v in sure.items() if k not in authors}
-    titles = [k for k in titles if blocks[k].level not in rare] or titles
     key = max(sure, key=lambda k: (sure[k][0], k)) if sure else titles[0] if titles else i
     b, entry = blocks[key], sure[key][1] if key in sure else None
     letters = [c for c in b.text if c.isalpha()]
@@ -242,9 +236,7 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
         end=j,
         title=title,
         style=style,
-        author=form.label_name(text[key])
-        or next((person(text[k]) for k in authors), "")
-        or toc.authors.get(entry, ""),
+        author=next((person(text[k]) for k in authors), "") or toc.authors.get(entry, ""),
         credit=next((t for t in text.values() if form.is_source(t)), ""),
         entry=entry,
         matter=bool(matter or notes or entry in toc.left_out),
@@ -325,7 +317,7 @@ def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> lis
     same = [h.entry is not None for h in plain if h.style == style]
     pure = sum(same) >= 0.6 * len(same)
     numbers = sum(h.numbered for h in known) > 0.5 * len(known)
-    first, last, titles = known[0].start, known[-1].start, {fold(h.title) for h in known}
+    first, last = known[0].start, known[-1].start
     notes = min((h.start for h in found if h.matter and h.start > last), default=1 << 60)
     chosen = list(known)
     for h in found:
@@ -337,7 +329,7 @@ def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> lis
             continue
         forgotten = h.style == style and (pure and h.start < last or h.author and h.start < notes)
         real = len(fold(h.title)) > 1 and (h.author or not h.verse)
-        if forgotten and real and not (h.start > last and fold(h.title) in titles):
+        if forgotten and real:
             chosen.append(h)
         elif h.start > last:
             h.leave_out("follows the last title of the contents")
@@ -348,9 +340,6 @@ def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> lis
 def _by_form(found: list[Head]) -> list[Head]:
     """No usable contents: the strongest style of heading that at least three sections share."""
     plain = [h for h in found if not h.matter and not h.ordinal]
-    signed = [h for h in plain if h.author and h.words >= MIN_WORDS]
-    if len({fold(h.author) for h in signed}) > 2:
-        plain = signed
     count, best = Counter(h.style for h in plain if h.words >= 100), None
     for style, n in count.items():
         if n > 2 and (best is None or strong(style, best)):
@@ -382,37 +371,23 @@ def _by_many(chosen: list[Head], found: list[Head], toc: Contents) -> list[Head]
     if hands < 3 or len(signed) < MANY_HANDS * len(plain) and hands < 0.6 * len(signed):
         return chosen
     numbers, kept = sum(h.numbered for h in signed) > 0.5 * len(signed), []
-    for n, h in enumerate(chosen):
-        if not h.matter and not h.author:
-            after = next((k for k in range(n, len(chosen)) if chosen[k].author or chosen[k].matter), None)
-            alike = h.numbered and numbers
-            inside = toc.titles and h.entry is None and after and any(o.author for o in kept) and not alike
-            if inside and sum(o.words for o in chosen[n:after]) > FILLER:
-                h.why = "taken for a part of the story above"
-                continue
-            if not alike or h.words <= FILLER:  # else a story that the printer left unsigned
-                h.leave_out("names no author, where the other sections do")
+    for h in chosen:
+        # of numbered stories one that the printer left unsigned is a story too
+        if not (h.matter or h.author or h.numbered and numbers and h.words > FILLER):
+            h.leave_out("names no author, where the other sections do")
         kept.append(h)
     return _in_order(kept + _fillers(kept, found))
 
 
 def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
-    """Headings within a story that end it: letters, advertisements, short pieces without an author."""
+    """Headings within a story that end it, for other stories have them too: letters, advertisements."""
     plain = [h for h in found if not (h.ordinal or h.numbered or h.author or h.verse)]
     names, fillers = Counter(fold(h.title) for h in plain), []
     places = [h.start for h in plain]
     for s, after in zip(chosen, [*chosen[1:], None]):
         inner = plain[bisect_right(places, s.start) : bisect_left(places, after.start) if after else None]
-        if s.matter or not inner:
-            continue
-        h, single = inner[-1], len(inner) == 1
-        short = single and after is not None and h.near <= FILLER and 4 * h.near < s.words + s.near
-        page = single and after is not None and h.style[:2] >= s.style[:2] and h.style[0] == "t"
-        again = next(
-            (o for o in inner if names[fold(o.title)] > 1 or form.DEPARTMENT.fullmatch(o.title)), None
-        )
-        if again or short or page:
-            h = again or h
-            h.leave_out("a filler, letters or an advertisement: no author, and before the next story")
-            fillers.append(h)
+        again = [o for o in inner if names[fold(o.title)] > 1 or form.DEPARTMENT.fullmatch(o.title)]
+        if again and not s.matter:
+            again[0].leave_out("a filler, letters or an advertisement: no author, and in several stories")
+            fillers.append(again[0])
     return fillers

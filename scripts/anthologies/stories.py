@@ -232,6 +232,4 @@ def _left_out(h: Head, last: list[str], text: str, author: str) -> str:
         return "part of a serial: the rest is not in this book"
     if is_verse(text):
         return "verse"
-    if re.search(r"[,;:](--|\u2014)?$", text):  # a frame that hands over to a tale of its own
-        return "it breaks off, to hand over to the next"
     return ""

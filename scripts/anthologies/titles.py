@@ -145,12 +145,6 @@ def name_like(text: str) -> bool:
     return bool(named) and all(w[:1].isupper() or w[:2] in ("d'", "d\u2019") for w in named)
 
 
-def label_name(text: str) -> str:
-    """The author in a magazine's line "A Strange Tale of the Sea by John Writer", or an empty string."""
-    found = LABEL.fullmatch(" ".join(text.split()))
-    return found["name"].strip() if found and name_like(found["name"]) else ""
-
-
 def cells(line: str) -> list[str]:
     """The columns of a line, without page numbers: wide spaces, tabs and leaders part them."""
     parts = re.split(r"\s{3,}|\t|(?:\s?[.\u2026]){3,}", line.strip())
