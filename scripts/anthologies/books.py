@@ -298,8 +298,7 @@ FRAME_END = re.compile(
     r"(?i)\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg"
 )
 CREDIT = re.compile(
-    r"(?i)\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed "
-    r"(by|from)|this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b"
+    r"(?i)\W*(this e-?(book|text) was|(produced|transcribed|(e-?text )?prepared|scanned|proofed) (by|from))\b"
 )
 
 

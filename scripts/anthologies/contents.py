@@ -1,8 +1,7 @@
 """The page of contents of a book: the blocks it takes, and the titles and authors that it names.
 
-It begins below the word "Contents", or, where a book has none, at eight short lines in a row before any
-prose. It ends at prose, at a title it has already named, at the preface. Titles are kept without page numbers
-and authors, whole and over up to three lines, because long ones are broken.
+It begins below the word "Contents" and ends at prose, at a title it has already named, at the preface. Titles
+are kept without page numbers and authors, whole and over up to three lines, because long ones are broken.
 
 Used by stories.py. Left out: which entries are stories and which are parts; headings.py looks at the text.
 """
@@ -23,7 +22,6 @@ PAGE = re.compile(r"(\s{3,}|(\.\s?){3,}\s*)\d+\s*$")
 LONGEST = 2000  # lines: what is longer is not a page of contents
 LETTERED = re.compile(r"[a-z]\.\s")  # a part of the story above
 NO_ENTRY = re.compile(r"(?i)\W*(page|introduction.*)\W*")
-BY_AUTHOR = re.compile(r"(?i)(?<=\S)[\s,.]+_?by\s+(?P<name>[^\d]{3,60}?)_?[\s.]*\d*\s*$")
 
 
 @dataclass
@@ -87,21 +85,11 @@ def given(text: str, blocks: list[Block]) -> Contents:
 
 
 def _first(blocks: list[Block]) -> int | None:
-    """Where the contents begin: below a heading, or at eight short lines in a row before any prose."""
-    limit = max(60, len(blocks) // 5)
-    for i, b in enumerate(blocks[: limit + 200]):
+    """The heading of the contents, which is somewhere in the first part of the book."""
+    for i, b in enumerate(blocks[: max(60, len(blocks) // 5) + 200]):
         line = re.sub(r"\[\w{1,3}\]", "", b.text.strip().split("\n")[0]).strip()
         if b.story == 0 and HEADING.fullmatch(line):
             return i
-    start, lines = 0, 0
-    for i, b in enumerate([*blocks[:limit], Block("x " * 50)]):
-        apart = b.gap > 4 or b.level and not b.links
-        if _is_prose(b) or apart:
-            if lines >= 8:
-                return start
-            start, lines = (i, _count([b])) if apart else (i + 1, 0)
-        else:
-            lines += _count([b])
     return None
 
 
@@ -146,8 +134,6 @@ def _count(blocks: list[Block]) -> int:
 
 def _entry(line: str) -> str:
     """A line of the contents without its page number and its author."""
-    if "\t" in line:
-        line = (form.cells(line) or [""])[0]
     line = one_line(line) if "_" in line else line
     line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
     if re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line):  # the wide space follows the number, not the title
@@ -156,20 +142,13 @@ def _entry(line: str) -> str:
 
 
 def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
-    """{place: author}, from columns, from "by", from lines of their own; `lines` lose what is a name."""
+    """{place: author}, from columns and from lines of their own; `lines` lose what is a name."""
     found: dict[int, str] = {}
     columns = {k: parts for k, text in enumerate(raw) if len(parts := form.cells(text)) == 2}
-    rest = {k: form.halves(_entry(text)) for k, text in enumerate(raw) if k not in columns}
-    for pairs in (columns, {k: parts for k, parts in rest.items() if len(parts) == 2}):
-        who = form.names_column(list(pairs.values()))
-        rows = {k for k, text in enumerate(raw) if not text[:1].isspace()} | set(pairs)
-        for k, parts in pairs.items() if who is not None and len(pairs) > 0.4 * len(rows) else ():
-            found[k], lines[k] = person(parts[who]), _entry(parts[1 - who])
-    credited = {k: by for k, text in enumerate(raw) if (by := BY_AUTHOR.search(text))}
-    for k, by in credited.items():
-        title = raw[k][: by.start()]
-        if k not in found and fold(title) and (name_like(by["name"]) or 2 * len(credited) > len(raw)):
-            found[k], lines[k] = person(by["name"]), _entry(title)
+    who = form.names_column(list(columns.values()))
+    rows = {k for k, text in enumerate(raw) if not text[:1].isspace()} | set(columns)
+    for k, parts in columns.items() if who is not None and len(columns) > 0.4 * len(rows) else ():
+        found[k], lines[k] = person(parts[who]), _entry(parts[1 - who])
     return found | _own_lines(lines, raw, found)
 
 

@@ -72,9 +72,8 @@ def paragraphs(blocks: list[Block], wrapped=False, marks=False, marked_up=False)
 
 
 def _unmarked(text: str, marks: bool) -> str:
-    text = MARK.sub("", text)
     text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
-    return ITALIC.sub(lambda m: m[1] or m[2], text).replace("_", "")
+    return ITALIC.sub(lambda m: m[1] or m[2], MARK.sub("", text)).replace("_", "")
 
 
 def _is_verse_block(lines: list[str], width: int) -> bool:
@@ -111,20 +110,12 @@ LIFE = re.compile(
     r"journalist|editor|magazines?|university|college|contribut\w+|native of|lives? (in|at)|biograph\w+|"
     r"works|books?|literary|career)\b"
 )
-HE = re.compile(r"\W*(He|She|Born|The (present )?(author|writer)|Mr|Mrs|Miss|This (author|writer))\b")
-SAID = re.compile(r"\b(said|cried|asked|replied|whispered)\b|[\"\u201c][A-Z][^\"\u201d]*[,?!][\"\u201d]")
 DATED = re.compile(r"\W*([A-Z][\w. ]{2,25},\s*)*([A-Z][a-z]{2,9}\.?\s*(\d{1,2},?)?\s*)?1[5-9]\d\d\W*")
 CONTINUED = re.compile(  # a line of its own, not a word in a sentence
     r"(?i)[\W_]*((to be|will be) (continued|concluded)\b.{0,60}|(part \w+ of )?(this|the) (story|novel|"
     r"serial) will be \w+ed\b.{0,60}|(continued|concluded)( (in|next)\b.{0,50})?|end of (the )?(part|book|"
     r"instal+ment) .{1,12})\W*"
 )
-INSTALMENT = re.compile(
-    r"(?i)\b(two|three|four|five|six|\d)[- ]part (novel|story|serial|tale)|\bpart \w+ of (a|the|two|three|"
-    r"four|\d)\b|\b(first|second|third|fourth|last|concluding|final) (part|instal+ment) of|\b(a|new|our|"
-    r"thrilling|great) serial\b|\bconclusion of (a|the|our)\b"
-)
-SYNOPSIS = re.compile(r"(?i)\W*(synopsis|what has gone before|the story (so|thus) far|previous chapters)\b")
 SMALL = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
 
 
@@ -150,7 +141,7 @@ def above(parts: list[Paragraph], author: str = "", n: int = 0) -> int:
     """How many paragraphs are before the story."""
     step = 1
     while step and n < len(parts) - 1:
-        step = _about_author(parts, n, author) or _apparatus(parts, n) or _note_in_brackets(parts, n)
+        step = _about_author(parts, n, author) or _apparatus(parts, n)
         step = step or _motto(parts, n) or _inset(parts[n], parts[n + 1])
         n += step
     return n
@@ -170,16 +161,16 @@ def _apparatus(parts: list[Paragraph], n: int) -> bool:
 
 
 def _about_author(parts: list[Paragraph], n: int, author: str) -> int:
-    """A note on the author: the name alone, then prose that has the surname or "He", a year or a trade."""
+    """A note on the author: the name alone, then prose that has the surname, a year or a trade."""
     if len(fold(author)) < 4:
         return 0
     k = n + (fold(parts[n].text) == fold(author))
     surname, end = author.split()[-1].strip(".,()").casefold(), k
     while end < min(k + 5, len(parts) - 1):
         text = parts[end].text
-        about = surname in text.casefold() or end > k or HE.match(text)
+        about = surname in text.casefold() or end > k
         life = len(set(LIFE.findall(text.casefold()))) + 2 * bool(re.search(r"\b1[5-9]\d\d\b", text))
-        if not about or life < 3 or len(text.split()) > 299 or SAID.search(text):
+        if not about or life < 3 or len(text.split()) > 299:
             break
         end += 1
     if k < end < len(parts) - 1 and DATED.fullmatch(parts[end].text):
@@ -205,17 +196,9 @@ def has_teaser(parts: list[Paragraph], author: str) -> bool:
     return any(teaser(parts, n) and not _about_author(parts, n, author) for n in [start, *before])
 
 
-def serial(last: list[str], heading: str, first: str) -> bool:
+def serial(last: list[str]) -> bool:
     """Is this a part of a story whose other parts are elsewhere? `last`: the section's last paragraphs."""
-    continued = any(CONTINUED.fullmatch(t.strip()) for t in last)
-    return continued or bool(INSTALMENT.search(heading) or SYNOPSIS.match(first))
-
-
-def _note_in_brackets(parts: list[Paragraph], n: int) -> int:
-    """An editor's note of several paragraphs, [from here ... to there]."""
-    texts = [p.text for p in parts[n : min(n + 6, len(parts) - 1)]]
-    end = next((k for k, text in enumerate(texts, 1) if text.endswith("]")), 0)
-    return end if texts[0].startswith("[") and EDITOR.search(" ".join(texts[:end])) else 0
+    return any(CONTINUED.fullmatch(t.strip()) for t in last)
 
 
 def _motto(parts: list[Paragraph], n: int) -> int:

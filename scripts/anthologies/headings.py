@@ -18,7 +18,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from itertools import accumulate
 
 from scripts.anthologies import titles as form
@@ -47,7 +47,6 @@ class Head:
     poems: bool = False  # from here on poems, essays or plays
     verse: bool = False  # what follows is verse
     numbered: bool = False
-    label: str = ""  # all that the heading says, for words like "Part Two"
     words: int = 0  # up to the next head that is as strong
     near: int = 0  # up to the next head of any kind
     why: str = ""  # why it begins no story
@@ -156,19 +155,11 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
 
 
 def _nearly(key: str, toc: Contents) -> tuple[int, int] | None:
-    """A title that the contents shorten, lengthen or spell otherwise."""
-    start, end = toc.by_start.get(key[:2], []), toc.by_end.get(key[-3:], [])
-    toc.tries += len(start) + len(end)
-    if toc.tries > TRIES:
-        return None
-    for other in start:
-        shorter, longer = sorted((key, other), key=len)
-        if len(shorter) > 6 and longer.startswith(shorter) and len(shorter) > 0.45 * len(longer):
-            return 1, toc.titles[other][0]
-    for other in start + end:
-        if abs(len(other) - len(key)) < 8 and SequenceMatcher(None, other, key).ratio() > 0.85:
-            return 1, toc.titles[other][0]
-    return None
+    """A title that the contents spell otherwise."""
+    alike = toc.by_start.get(key[:2], []) + toc.by_end.get(key[-3:], [])
+    toc.tries += len(alike)
+    close = get_close_matches(key, alike, 1, 0.85) if toc.tries <= TRIES else []
+    return (1, toc.titles[close[0]][0]) if close else None
 
 
 def _names_first(blocks: list[Block], runs: list[tuple[int, int]], toc: Contents) -> bool | None:
@@ -244,7 +235,6 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, names_first: bool 
         poems=any(form.NO_STORIES.fullmatch(text[k]) for k in titles),
         verse=len(below) > 1 and all(len(line) < 50 for line in below),
         numbered=title != text[key] or part,
-        label=" ".join(text.values()),
     )
 
 
@@ -386,7 +376,7 @@ def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
     places = [h.start for h in plain]
     for s, after in zip(chosen, [*chosen[1:], None]):
         inner = plain[bisect_right(places, s.start) : bisect_left(places, after.start) if after else None]
-        again = [o for o in inner if names[fold(o.title)] > 1 or form.DEPARTMENT.fullmatch(o.title)]
+        again = [h for h in inner if names[fold(h.title)] > 1]
         if again and not s.matter:
             again[0].leave_out("a filler, letters or an advertisement: no author, and in several stories")
             fillers.append(again[0])

@@ -228,7 +228,7 @@ def _left_out(h: Head, last: list[str], text: str, author: str) -> str:
         return "its heading is the author's name"
     if len(text.split()) < MIN_WORDS:
         return f"shorter than {MIN_WORDS} words"
-    if serial(last, h.label, text[:80]):
+    if serial(last):
         return "part of a serial: the rest is not in this book"
     if is_verse(text):
         return "verse"

@@ -27,11 +27,6 @@ MATTER = re.compile(
     r"editorial|(the |a )?(\w+ )?roll of hono.*|(the |a )?year ?book of .*|magazine averages.*|addresses of "
     r".*)\W*"
 )
-DEPARTMENT = re.compile(
-    r"(?i)(the |our )?readers?'? (corner|column|page|letters|speaks?|forum|departments?)|(the )?editor'?s? "
-    r"(page|desk|letters)|(our )?(letters|correspondence|advertisements?)( (from|to) (the |our )?(readers?|"
-    r"editor)s?)?"
-)
 NO_STORIES = re.compile(r"(?i)\W*(\w+\W)?(essays|studies|poems|verses|plays|speeches|articles)\W*")
 PART = re.compile(rf"(?i)\W*(chapter|part)\s+(the\s+)?{NUMBER}\W*")
 NOTES = re.compile(r"(?i)\W*(foot|end)?notes?\W*|glossary\W*|notes and references\W*")
