@@ -255,16 +255,6 @@ def test_marks_after_a_space_go_only_where_the_book_has_such_notes(tmp_path):
         assert any("(1)" in s.text for s in split_anthology(put(tmp_path, "t.txt", marked))) == kept
 
 
-def test_a_section_that_ends_in_a_colon_is_left_out_as_cut(tmp_path):
-    book = plain_book()
-    whole = split_anthology(put(tmp_path, "t.txt", book))
-    last = " ".join(whole[1].text.split()[-4:])
-    cut = re.sub(r"\s+".join(map(re.escape, last.split())), "and then he began:--", book)
-    assert cut != book
-    left = split_anthology(put(tmp_path, "t.txt", cut))
-    assert [s.title for s in left] == [s.title for s in whole if s is not whole[1]]
-
-
 def test_a_subtitle_in_capitals_and_the_printer_s_name_are_no_story(tmp_path):
     book = plain_book().replace("Opening1x0", "READ AT A MEETING OF THE MILLERS OF THE TOWN.\n\nOpening1x0")
     book = book.replace(

@@ -102,8 +102,10 @@ def _again(block: Block, new: list[str], lines: list[str], seen: set[str]) -> bo
 
 
 def _ends(blocks: list[Block], i: int) -> bool:
-    """Prose, a preface or a list of plates."""
-    b, text = blocks[i], blocks[i].text.strip()
+    """Prose, a preface, a list of plates, or a heading below a list with no list below it."""
+    b, text, (below, *_) = blocks[i], blocks[i].text.strip(), blocks[i + 1 : i + 2] or [blocks[i]]
+    if blocks[i - 1].kind == "list" and b.level and not b.kind and not below.level and below.kind != "list":
+        return True
     return bool(_is_prose(b) or b.level and form.MATTER.fullmatch(text) or ILLUSTRATIONS.match(text))
 
 

@@ -99,6 +99,8 @@ def _halves(b: Block, toc: Contents) -> list[str]:
 
 
 def heads(blocks: list[Block], toc: Contents) -> list[Head]:
+    levels = Counter(b.level for b in blocks if b.level)
+    rare = {level for level, n in levels.items() if n < 3 <= max(levels.values())}  # the title page's
     runs, i = [], toc.blocks.stop
     while i < len(blocks):
         j = i + 1
@@ -108,7 +110,7 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
             runs.append((i, j))
         i = j
     names_first = _names_first(blocks, runs, toc)
-    found = [_head(blocks, i, j, toc, names_first) for i, j in runs]
+    found = [_head(blocks, i, j, toc, rare, names_first) for i, j in runs]
     _measure(found, blocks)
     return found
 
@@ -207,11 +209,12 @@ def _roles(texts: dict[int, str], sure: dict, toc: Contents, names_first: bool |
     return [k for k in plain if k not in authors], sorted(authors)
 
 
-def _head(blocks: list[Block], i: int, j: int, toc: Contents, names_first: bool | None) -> Head:
+def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_first: bool | None) -> Head:
     text = {k: one_line(blocks[k].text) for k in range(i, j)}
     sure = {k: found for k in text if (found := listed(blocks[k], toc, near=k > i))}
     titles, authors = _roles(text, sure, toc, names_first)
     sure = {k: v for k, v in sure.items() if k not in authors}
+    titles = [k for k in titles if blocks[k].level not in rare] or titles
     key = max(sure, key=lambda k: (sure[k][0], k)) if sure else titles[0] if titles else i
     b, entry = blocks[key], sure[key][1] if key in sure else None
     letters = [c for c in b.text if c.isalpha()]
