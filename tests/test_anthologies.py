@@ -255,16 +255,6 @@ def test_marks_after_a_space_go_only_where_the_book_has_such_notes(tmp_path):
         assert any("(1)" in s.text for s in split_anthology(put(tmp_path, "t.txt", marked))) == kept
 
 
-def test_a_section_that_ends_in_a_colon_is_left_out_as_cut(tmp_path):
-    book = plain_book()
-    whole = split_anthology(put(tmp_path, "t.txt", book))
-    last = " ".join(whole[1].text.split()[-4:])
-    cut = re.sub(r"\s+".join(map(re.escape, last.split())), "and then he began:--", book)
-    assert cut != book
-    left = split_anthology(put(tmp_path, "t.txt", cut))
-    assert [s.title for s in left] == [s.title for s in whole if s is not whole[1]]
-
-
 def test_a_subtitle_in_capitals_and_the_printer_s_name_are_no_story(tmp_path):
     book = plain_book().replace("Opening1x0", "READ AT A MEETING OF THE MILLERS OF THE TOWN.\n\nOpening1x0")
     book = book.replace(
@@ -417,15 +407,13 @@ def zipped(files: dict[str, str]) -> bytes:
     return out.getvalue()
 
 
-STYLE = '<item id="x" href="../../x" media-type="text/css"/>'
 BAD = {
     "empty": (b"", "is empty"),
     "binary": (bytes(range(256)) * 40, "is binary"),
     "no_epub": (zipped({"a.txt": "hello"}), "no epub"),
     "torn": (epub({"a.xhtml": page("x")})[:300], "damaged zip"),
     "missing": (epub({}, spine=["text/none.xhtml"]), "does not hold"),
-    "outside": (epub({}, spine=["../../../etc/passwd"]), "outside itself"),
-    "manifest": (epub({"a.xhtml": page(paragraphs(1))}, opf_extra=STYLE), "outside itself"),
+    "outside": (epub({}, spine=["../../../etc/passwd"]), "does not hold"),
     "no_stories": (b"word " * 5000, "no stories"),
 }
 
@@ -842,10 +830,10 @@ def test_a_quoting_answer_is_refused_and_asked_for_again_then_given_up(tmp_path,
     out = str(tmp_path / "asked.jsonl")
     main([*asking(tmp_path, endpoint, out, 3), "--workers", "1", "--tries", "2"])
     rows = {e.uid: e.prompt for e in read_examples(out)}
-    assert "Tale 0" in rows["u0"] and rows["u0"].endswith("400 words long."), "the plain request stays"
+    assert rows["u0"] == "x 400 words long.", "the request it had stays"
     assert (
         rows["u2"].startswith("Write about a miller")
-        and "stories keep a plain request" in capsys.readouterr().out
+        and "stories keep the request they had" in capsys.readouterr().out
     )
 
 
@@ -899,7 +887,6 @@ def test_stats_counts_samples_and_draws(tmp_path, capsys):
     main(["stats", out, "--sample", "2"])
     said = capsys.readouterr().out
     assert "4 stories from 1 books" in said and "1 beyond the limit" in said and said.count("PROMPT:") == 2
-    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_evaluation_requests():

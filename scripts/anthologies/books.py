@@ -2,12 +2,13 @@
 
 Bytes are decoded by what they are, the publisher's frame is removed, and headings.py sees the same blocks
 whatever the format was. lxml parses HTML and XML, offline and with entities off. Of an epub nothing is
-unpacked to disk, no path leads outside, and no book unpacks to more than 40 MB. Left out: footnotes,
-pictures, page numbers. Poems keep their lines, tables do not keep their columns.
+unpacked to disk, and no book unpacks to more than 40 MB. Left out: footnotes, pictures, page numbers. Poems
+keep their lines, tables do not keep their columns.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import posixpath
 import re
@@ -46,8 +47,7 @@ class Block:
     gap: int = 1
     level: int = 0
     kind: str = ""  # list, break, or what markup says: title, part, date, drama, skip
-    ids: list[str] = field(default_factory=list)  # anchors that stand here
-    links: list[tuple[str, str]] = field(default_factory=list)  # (anchor it points to, words of the link)
+    links: list[str] = field(default_factory=list)  # the words of each
     story: int = 0  # Standard Ebooks: number of the story it belongs to,
     foreword: str = ""  # and the id of the preface or introduction inside that story
 
@@ -57,24 +57,19 @@ class Block:
 
 
 def decode(raw: bytes) -> str:
-    """Bytes to text by what they are, line by line: old books mix encodings. ValueError: binary."""
+    """Bytes to text by what they are: old books mix encodings. ValueError: binary."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16", errors="replace")
     if b"\0" in raw[: 1 << 16] or sum(b < 9 or 13 < b < 32 for b in raw[:4096]) > 40:
         raise ValueError("is binary, not a book: give a txt, html or epub file")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return "\n".join(map(_decode_line, raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")))
+    return raw.decode("utf-8-sig", errors="cp1252")
 
 
-def _decode_line(line: bytes) -> str:
-    for encoding in ("utf-8", "cp1252"):
-        try:
-            return line.decode(encoding)
-        except UnicodeDecodeError:
-            pass
-    return line.decode("latin-1")
+def _one_byte(error: UnicodeDecodeError) -> tuple[str, int]:
+    return error.object[error.start : error.end].decode("cp1252", errors="replace"), error.end
+
+
+codecs.register_error("cp1252", _one_byte)
 
 
 def text_blocks(text: str) -> list[Block]:
@@ -92,8 +87,9 @@ def text_blocks(text: str) -> list[Block]:
 
 BLOCK_TAGS = frozenset(
     "address article aside blockquote body center dd div dl dt footer form h1 h2 h3 h4 h5 h6 header hgroup "
-    "li main nav ol p pre section table tr ul".split()
+    "hr li main nav ol p pre section table tr ul".split()
 )
+BY_ITSELF = {"br": "\n", "td": "\t", "th": "\t"}  # what a tag adds to the text
 SKIP_TAGS = frozenset("head script style img svg math figure object audio video noscript".split())
 SKIP_CLASS = re.compile(
     r"(?i)\b(page-?num\w*|pageno|pgnum|folio|foot-?notes?|endnotes?|caption\w*|tn|tnote|trans-?notes?|"
@@ -156,24 +152,14 @@ def _cells(line: str) -> str:
     return "\t".join(text for part in parts if (text := " ".join(part.split())))
 
 
-def _without_dtd(text: str) -> str:
-    """A page without its document type; what an internal subset declares leaves nothing."""
-    dtd = re.match(r"(?is)\s*(<!--.*?-->\s*)*<!DOCTYPE\b(.*?(?=<html\b)|[^>]*>)", text)
-    if not dtd:
-        return text
-    text = text[dtd.end() :]
-    for name in set(re.findall(r"<!ENTITY\s+([\w.-]+)\s", dtd[0])) - {e.strip(";") for e in html5}:
-        text = text.replace(f"&{name};", "")
-    return text
-
-
-def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> list[Block]:
+def html_blocks(text: str, counter: list[int] | None = None) -> list[Block]:
     """One HTML page as blocks. `counter[0]` numbers the stories that Standard Ebooks' markup names."""
-    text = _without_dtd(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
+    text = re.sub(r"(?is)^.*?(?=<html\b)", "", text)  # the document type may declare entities: they go
+    text = re.sub(r"&[\w.-]+;", lambda m: m[0] if m[0][1:] in html5 else "", text)
     if not text.strip():
         return []
     root = html.document_fromstring(text, parser=html.HTMLParser(no_network=True, remove_comments=True))
-    page = _Page(name, counter or [0])
+    page = _Page(counter or [0])
     start = {"level": 0, "kind": "", "story": 0, "foreword": "", "pre": False, "apart": False}
     page.walk(root, start)
     page.flush(start)
@@ -181,11 +167,11 @@ def html_blocks(text: str, name: str = "", counter: list[int] | None = None) -> 
 
 
 class _Page:
-    """The blocks of one page so far, and what belongs to the next: text, anchors, links, first letter."""
+    """The blocks of one page so far, and what belongs to the next: text, links, first letter."""
 
-    def __init__(self, name: str, counter: list[int]):
+    def __init__(self, counter: list[int]):
         self.blocks, self.counter = [], counter
-        self.text, self.ids, self.links = [], [name] if name else [], []
+        self.text, self.links = [], []
         self.gap, self.cap = 1, ""
 
     def flush(self, context: dict) -> None:
@@ -194,29 +180,31 @@ class _Page:
         if not raw.strip():
             self.gap += raw.count("\n")
             return
-        if context["pre"]:
-            new = text_blocks(raw.strip("\n"))
-        else:
-            new = [Block("\n".join(_cells(line) for line in raw.split("\n") if line.strip()))]
+        lines = [_cells(line) for line in raw.split("\n") if line.strip()]
+        new = text_blocks(raw.strip("\n")) if context["pre"] else [Block("\n".join(lines))]
         for b in new:
             b.gap, b.level, b.kind = max(1, b.gap), context["level"], context["kind"]
             b.story, b.foreword = context["story"], context["foreword"]
             if context["apart"] and not b.level and not b.story and "_" not in b.text:
                 b.text = f"_{b.text}_"
-        new[0].gap, new[0].ids, new[0].links = self.gap, self.ids, self.links
-        self.gap, self.ids, self.links = 1, [], []
+        new[0].gap, new[0].links = self.gap, self.links
+        self.gap, self.links = 1, []
         self.blocks += new
 
     def walk(self, el, context: dict) -> None:
-        if isinstance(el.tag, str):
-            self.ids += [x for x in (el.get("id"), el.get("name")) if x]
         if _skipped(el, context):
             self.cap = _drop_cap(el) or self.cap
             return
         inside, is_block = _enter(el, context, self.counter), el.tag in BLOCK_TAGS
         if is_block:
             self.flush(context)
-        self.enter(el, context)
+        if el.tag == "a" and el.get("href"):
+            self.links.append(" ".join(el.itertext()))
+        if el.tag == "hr":
+            self.gap += 2
+            if context["story"]:
+                self.blocks.append(Block("* * *", 1, 0, "break", story=context["story"]))
+        self.text.append(BY_ITSELF.get(el.tag, ""))
         for piece, child in [(el.text, None)] + [(c.tail, c) for c in el]:
             if child is not None:
                 self.walk(child, inside)
@@ -227,24 +215,6 @@ class _Page:
         if is_block:
             self.flush(inside)
 
-    def enter(self, el, context: dict) -> None:
-        """What a tag adds by itself: a link, a new line, a rule, a column."""
-        if el.tag == "a" and el.get("href"):
-            self.links.append((anchor(el.get("href")), " ".join(el.itertext())))
-        if el.tag == "br":
-            self.text.append("\n")
-        elif el.tag == "hr":
-            self.flush(context)
-            if context["story"]:
-                self.blocks.append(Block("* * *", 1, 0, "break", story=context["story"]))
-            self.gap += 2
-        elif el.tag in ("td", "th"):
-            self.text.append("\t")
-
-
-def anchor(href: str) -> str:
-    return unquote(href.rpartition("#")[2] if "#" in href else posixpath.basename(href))
-
 
 # ------------------------------------------------------------------ epub
 
@@ -252,7 +222,7 @@ DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSErr
 
 
 class _Archive:
-    """Files of a zip archive by path. ValueError: a path outside, a missing or damaged file, a bomb."""
+    """Files of a zip archive by path. ValueError: a missing or damaged file, a bomb."""
 
     def __init__(self, raw: bytes):
         try:
@@ -262,24 +232,16 @@ class _Archive:
         self.names, self.left = {i.filename: i for i in self.book.infolist()}, MAX_BYTES
 
     def read(self, path: str) -> bytes:
-        path = _inside(path)
-        if path not in self.names:
+        item = self.names.get(path)
+        if item is None:
             raise ValueError(f"names a file it does not hold ({path[:60]!r}): fetch it again")
-        self.left -= self.names[path].file_size
+        self.left -= item.file_size
         if self.left < 0:
             raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
         try:
-            with self.book.open(self.names[path]) as f:
-                return f.read(self.names[path].file_size)
+            return self.book.read(item)
         except DAMAGE as error:
             raise ValueError(f"cannot be unpacked ({error}): fetch it again") from None
-
-
-def _inside(path: str) -> str:
-    path = posixpath.normpath(path)
-    if path.startswith(("/", "..")) or "\\" in path:
-        raise ValueError(f"names a path outside itself ({path[:60]!r}): not a book to trust")
-    return path
 
 
 def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
@@ -291,35 +253,33 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
     opf_path = next(iter(container.xpath("//*[local-name()='rootfile']/@full-path")), "")
     opf, folder = _xml(archive.read(opf_path)), posixpath.dirname(opf_path)
     items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
-    paths = {name: _inside(posixpath.join(folder, unquote(i.get("href", "")))) for name, i in items.items()}
+    where = {
+        n: posixpath.normpath(posixpath.join(folder, unquote(i.get("href", "")))) for n, i in items.items()
+    }
     counter, blocks, nav = [0], [], []
     for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref"):
         if ref not in items:
             raise ValueError(f"has a spine that names an unknown item ({ref[:60]!r}): fetch it again")
         if "html" in items[ref].get("media-type", "html"):
-            page = html_blocks(decode(archive.read(paths[ref])), posixpath.basename(paths[ref]), counter)
+            page = html_blocks(decode(archive.read(where[ref])), counter)
             if page:
                 page[0].gap = 5  # a new file is a new page
             blocks += page
     for name, item in items.items():
         if "nav" in item.get("properties", "").split():
-            nav = [link for b in html_blocks(decode(archive.read(paths[name]))) for link in b.links]
+            nav = [link for b in html_blocks(decode(archive.read(where[name]))) for link in b.links]
         elif "ncx" in item.get("media-type", "") and not nav:
-            nav = _ncx(_xml(archive.read(paths[name])))
+            points = _xml(archive.read(where[name])).iter("{*}navPoint")
+            nav = [point.findtext("{*}navLabel/{*}text", "") for point in points]
     return _table(nav), blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 
-def _ncx(page) -> list[tuple[str, str]]:
-    points = [(p.find("{*}content"), p.findtext("{*}navLabel/{*}text", "")) for p in page.iter("{*}navPoint")]
-    return [(anchor(at.get("src", "")), text) for at, text in points if at is not None]
-
-
-def _table(entries: list[tuple[str, str]]) -> list[Block]:
+def _table(entries: list[str]) -> list[Block]:
     """An epub's own table of contents as a page of contents; numbers and numbered parts left out."""
-    entries = [(target, " ".join(text.split())) for target, text in entries]
-    titles = [e for e in entries if e[1] and not ORDINAL.fullmatch(e[1]) and LEADING.sub("", e[1]) == e[1]]
+    entries = [" ".join(text.split()) for text in entries]
+    titles = [t for t in entries if t and not ORDINAL.fullmatch(t) and LEADING.sub("", t) == t]
     heading = [Block("Contents", 5)] if titles else []
-    return heading + [Block(text, kind="list", links=[(at, text)]) for at, text in titles]
+    return heading + [Block(text, kind="list", links=[text]) for text in titles]
 
 
 def _xml(raw: bytes):
@@ -338,8 +298,7 @@ FRAME_END = re.compile(
     r"(?i)\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg"
 )
 CREDIT = re.compile(
-    r"(?i)\W*(produced by|e-?text prepared by|html (file|version) produced|text file produced|transcribed "
-    r"(by|from)|this e-?(book|text) was|prepared by|scanned by|proofed by|digitized by)\b"
+    r"(?i)\W*(this e-?(book|text) was|(produced|transcribed|(e-?text )?prepared|scanned|proofed) (by|from))\b"
 )
 
 

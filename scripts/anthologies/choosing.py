@@ -132,20 +132,17 @@ def hold_out(fit: list[Story], args) -> set[str]:
 
 def _copies(fit: list[Story], held: set[str], why: Counter) -> set[int]:
     """Which stories go: copies of one that stays, and those in training that have a test story's title."""
-    texts, gone, tests = [s.text for s in fit], set(), {}
+    texts, gone = [s.text for s in fit], set()
     copies = shared_runs(texts) | {(a, b) for a, b in same_tales(texts) if fit[a].source != fit[b].source}
-    namesakes = set()
-    for n, s in enumerate(fit):  # the held-out ones come first
-        same = tests.setdefault(title_key(s.title), [])
-        if s.source in held:
-            same.append(n)
-        else:
-            namesakes |= {(a, n) for a in same}
-    for pairs, reason in ((copies, "a copy of a story already in"), (namesakes, "the title of a test story")):
-        for a, b in sorted(pairs):
-            if a not in gone and b not in gone:
-                gone.add(b)
-                why[reason] += 1
+    for a, b in sorted(copies):
+        if a not in gone and b not in gone:
+            gone.add(b)
+            why["a copy of a story already in"] += 1
+    tests = {title_key(s.title) for n, s in enumerate(fit) if s.source in held and n not in gone}
+    for n, s in enumerate(fit):
+        if s.source not in held and n not in gone and title_key(s.title) in tests:
+            gone.add(n)
+            why["the title of a test story"] += 1
     return gone
 
 

@@ -1,8 +1,7 @@
-"""The page of contents of a book: the blocks it takes, and the titles, authors and anchors that it names.
+"""The page of contents of a book: the blocks it takes, and the titles and authors that it names.
 
-It begins below the word "Contents", or, where a book has none, at eight short lines in a row before any
-prose. It ends at prose, at a title it has already named, at the preface. Titles are kept without page numbers
-and authors, whole and over up to three lines, because long ones are broken.
+It begins below the word "Contents" and ends at prose, at a title it has already named, at the preface. Titles
+are kept without page numbers and authors, whole and over up to three lines, because long ones are broken.
 
 Used by stories.py. Left out: which entries are stories and which are parts; headings.py looks at the text.
 """
@@ -23,17 +22,15 @@ PAGE = re.compile(r"(\s{3,}|(\.\s?){3,}\s*)\d+\s*$")
 LONGEST = 2000  # lines: what is longer is not a page of contents
 LETTERED = re.compile(r"[a-z]\.\s")  # a part of the story above
 NO_ENTRY = re.compile(r"(?i)\W*(page|introduction.*)\W*")
-BY_AUTHOR = re.compile(r"(?i)(?<=\S)[\s,.]+_?by\s+(?P<name>[^\d]{3,60}?)_?[\s.]*\d*\s*$")
 
 
 @dataclass
 class Contents:
-    """The page of contents: which blocks it takes, and where a title or an anchor is on it."""
+    """The page of contents: which blocks it takes, and where a title is on it."""
 
     blocks: range = range(0)
     lines: list[str] = field(default_factory=list)  # place -> title
     authors: dict[int, str] = field(default_factory=dict)  # place -> author
-    anchors: dict[str, int] = field(default_factory=dict)  # link target -> place
     left_out: set[int] = field(default_factory=set)  # places that a reader said are not stories
     settled: bool = False  # a reader wrote it: nothing else begins a story
 
@@ -50,15 +47,13 @@ def contents(blocks: list[Block]) -> Contents:
     first = _first(blocks)
     if first is None:
         return Contents()
-    anchors, lines, raw, seen, end = {}, [], [], set(), first
+    lines, raw, seen, end = [], [], set(), first
     for i, b in enumerate(blocks[first:], first):
-        named = [(target, t) for target, t in b.links if len(fold(t)) > 1 and not t.strip().isdigit()]
-        source = [t for _, t in named] or b.text.split("\n")
+        named = [t for t in b.links if len(fold(t)) > 1 and not t.strip().isdigit()]
+        source = named or b.text.split("\n")
         new = ["" if form.is_source(line) else _entry(line) for line in source]
         if i > first and (not named and _again(b, new, lines, seen) or _ends(blocks, i)):
             break
-        for n, (target, _) in enumerate(named):
-            anchors.setdefault(target, len(lines) + n)
         whole = [n for n, line in enumerate(new) if not LETTERED.match(line)]
         lines += [new[n] for n in whole]
         raw += [source[n] for n in whole]
@@ -70,10 +65,7 @@ def contents(blocks: list[Block]) -> Contents:
     half_title = _half_title(blocks, first, end)
     kept = len(lines) - _count(blocks[half_title:end])
     lines, raw = lines[:kept], raw[:kept]
-    if kept < 5 and not HEADING.match(blocks[first].text):
-        return Contents()  # a few short lines are not contents
-    authors = _authors(lines, raw)
-    return Contents(range(first, half_title), lines, authors, anchors)
+    return Contents(range(first, half_title), lines, _authors(lines, raw))
 
 
 def given(text: str, blocks: list[Block]) -> Contents:
@@ -89,34 +81,22 @@ def given(text: str, blocks: list[Block]) -> Contents:
     if len(titles) == len(left):
         how = "write one title per line, then a tab and the author"
         raise ValueError(f"the contents file names no story: {how}")
-    return Contents(contents(blocks).blocks, titles, authors, {}, left, settled=True)
+    return Contents(contents(blocks).blocks, titles, authors, left, settled=True)
 
 
 def _first(blocks: list[Block]) -> int | None:
-    """Where the contents begin: below a heading, or at eight short lines in a row before any prose."""
-    limit = max(60, len(blocks) // 5)
-    for i, b in enumerate(blocks[: limit + 200]):
+    """The heading of the contents, which is somewhere in the first part of the book."""
+    for i, b in enumerate(blocks[: max(60, len(blocks) // 5) + 200]):
         line = re.sub(r"\[\w{1,3}\]", "", b.text.strip().split("\n")[0]).strip()
         if b.story == 0 and HEADING.fullmatch(line):
             return i
-    start, lines = 0, 0
-    for i, b in enumerate([*blocks[:limit], Block("x " * 50)]):
-        apart = b.gap > 4 or b.level and not b.links
-        if _is_prose(b) or apart:
-            if lines >= 8:
-                return start
-            start, lines = (i, _count([b])) if apart else (i + 1, 0)
-        else:
-            lines += _count([b])
     return None
 
 
 def _again(block: Block, new: list[str], lines: list[str], seen: set[str]) -> bool:
     """Does this block say what the contents have said already? Then it is the heading of the first story."""
     whole = fold(" ".join(new))
-    parts = (form.halves(block.text) if len(new) == 1 else new) if block.gap > 2 else []
-    both = [fold(part) for part in parts if len(parts) == 2]  # author and title in one block
-    if any(len(part) > 3 and part in seen for part in [whole, *both]):
+    if len(whole) > 3 and whole in seen:
         return True
     return block.level > 0 and len(whole) > 5 and any(fold(line).startswith(whole) for line in lines)
 
@@ -156,8 +136,6 @@ def _count(blocks: list[Block]) -> int:
 
 def _entry(line: str) -> str:
     """A line of the contents without its page number and its author."""
-    if "\t" in line:
-        line = (form.cells(line) or [""])[0]
     line = one_line(line) if "_" in line else line
     line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
     if re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line):  # the wide space follows the number, not the title
@@ -166,20 +144,13 @@ def _entry(line: str) -> str:
 
 
 def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
-    """{place: author}, from columns, from "by", from lines of their own; `lines` lose what is a name."""
+    """{place: author}, from columns and from lines of their own; `lines` lose what is a name."""
     found: dict[int, str] = {}
     columns = {k: parts for k, text in enumerate(raw) if len(parts := form.cells(text)) == 2}
-    rest = {k: form.halves(_entry(text)) for k, text in enumerate(raw) if k not in columns}
-    for pairs in (columns, {k: parts for k, parts in rest.items() if len(parts) == 2}):
-        who = form.names_column(list(pairs.values()))
-        rows = {k for k, text in enumerate(raw) if not text[:1].isspace()} | set(pairs)
-        for k, parts in pairs.items() if who is not None and len(pairs) > 0.4 * len(rows) else ():
-            found[k], lines[k] = person(parts[who]), _entry(parts[1 - who])
-    credited = {k: by for k, text in enumerate(raw) if (by := BY_AUTHOR.search(text))}
-    for k, by in credited.items():
-        title = raw[k][: by.start()]
-        if k not in found and fold(title) and (name_like(by["name"]) or 2 * len(credited) > len(raw)):
-            found[k], lines[k] = person(by["name"]), _entry(title)
+    who = form.names_column(list(columns.values()))
+    rows = {k for k, text in enumerate(raw) if not text[:1].isspace()} | set(columns)
+    for k, parts in columns.items() if who is not None and len(columns) > 0.4 * len(rows) else ():
+        found[k], lines[k] = person(parts[who]), _entry(parts[1 - who])
     return found | _own_lines(lines, raw, found)
 
 
@@ -188,7 +159,7 @@ def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[
     texts = [one_line(text) for text in raw]
     paged = {k for k, text in enumerate(texts) if text[-1:].isdigit()}
     free = [k for k in range(len(texts)) if k not in found and k not in paged]
-    alone = [k for k in free if form.is_byline(texts[k]) or form.label_name(texts[k]) or name_like(texts[k])]
+    alone = [k for k in free if form.is_byline(texts[k]) or name_like(texts[k])]
     marked = [k for k in alone if raw[k].strip()[:1] == "_" or form.is_byline(texts[k])]
     in_turn = len(alone) > 0.4 * len(raw) and not any(k + 1 in alone for k in alone)
     if len(marked) > 2:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from scripts.anthologies.books import END_MARK, ORDINAL, Block
+from scripts.anthologies.books import END_MARK, ORDINAL, Block, text_blocks
 from scripts.anthologies.titles import fold, is_byline, is_source, title_form
 
 # a note of its own, and the marks that point to notes and pages
@@ -39,9 +39,7 @@ class Paragraph:
     apart: bool = False  # markup sets it apart: italics, a quotation, a class of its own
 
 
-def paragraphs(
-    blocks: list[Block], wrapped: bool = False, marks: bool = False, marked_up: bool = False
-) -> list[Paragraph]:
+def paragraphs(blocks: list[Block], wrapped=False, marks=False, marked_up=False) -> list[Paragraph]:
     """Hard wraps, marks, notes and pictures undone.
 
     `wrapped`: plain text, whose lines end at a margin, not where the author ended them. `marks`: the book has
@@ -52,11 +50,8 @@ def paragraphs(
     widths = sorted(len(line) for b in blocks for line in b.text.split("\n"))
     width = max(60, widths[int(0.9 * len(widths))] if widths else 0)  # a poem alone has no margin of its own
     raw = IN_BRACKETS.sub("", "".join("\n" * (b.gap + 1) + b.text for b in blocks))
-    pieces = re.split(r"(^\s*\n|\n\s*\n)", raw)[1:]  # blank lines, text, blank lines, text ...
-    for above, text in zip(pieces[::2], pieces[1::2]):
-        lines = [line for line in text.split("\n") if line.strip()]
-        if not lines or FOOTNOTE.match(text):
-            continue
+    for text, gap in ((b.text, b.gap) for b in text_blocks(raw) if not FOOTNOTE.match(b.text)):
+        lines = text.split("\n")
         verse, apart = _is_verse_block(lines, width), bool(re.fullmatch(r"\s*_[^_]+_\s*", text))
         if re.fullmatch(r"[\s*.\u2022~#\u2015\u2014\u2500_-]*", text):
             text = SCENE_BREAK
@@ -69,7 +64,7 @@ def paragraphs(
         text = re.sub(" {2,}", " ", text.replace("\u00a0", " ")).strip()
         if text:
             indent = min(len(line) - len(line.lstrip()) for line in lines)
-            found.append(Paragraph(text, indent, above.count("\n") - 1, verse, apart))
+            found.append(Paragraph(text, indent, gap, verse, apart))
     margin = Counter(p.indent for p in found if not p.verse).most_common(1)
     for p in found:
         p.indent -= margin[0][0] if margin else 0
@@ -77,9 +72,8 @@ def paragraphs(
 
 
 def _unmarked(text: str, marks: bool) -> str:
-    text = MARK.sub("", text)
     text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
-    return ITALIC.sub(lambda m: m[1] or m[2], text).replace("_", "")
+    return ITALIC.sub(lambda m: m[1] or m[2], MARK.sub("", text)).replace("_", "")
 
 
 def _is_verse_block(lines: list[str], width: int) -> bool:
@@ -105,29 +99,23 @@ HEAD_NOTE = re.compile(
     r"following) (story|tale) (is|was)\b.{,200}\b(published|translat\w+|one of many)\b.{,500}|\((From|"
     r"(Narrator's )?Note)\b.*\)|\([^()]{3,80}\b1[5-9]\d\d\.?\)"
 )
-NAMED_AFTER = re.compile(
-    r"(?:--|[\u2014\u2015])\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$"
-)  # .--Young.
+# .--Young.
+NAMED_AFTER = re.compile(r"(?:--|[\u2014\u2015])\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$")
+SOURCE_LINE = re.compile(  # --Goethe; From the Latin; Luke iv. 18
+    r"(--|[\u2014\u2015])\s*[A-Z\"\u201c]|From |(\d )?[A-Z]\w+,? [ivxlc\d]+[.,:] ?[ivxlc\d-]+\.?$"
+)
 FIRST_PART = re.compile(r"(?i)\W*((chapter|part|book)\s+)?(I|1|one|the first)\W*")
 LIFE = re.compile(
     r"\b(born|died|educated|author of|published|novels?|novelist|stories|story|writer|writes|wrote|poet|"
     r"journalist|editor|magazines?|university|college|contribut\w+|native of|lives? (in|at)|biograph\w+|"
     r"works|books?|literary|career)\b"
 )
-HE = re.compile(r"\W*(He|She|Born|The (present )?(author|writer)|Mr|Mrs|Miss|This (author|writer))\b")
-SAID = re.compile(r"\b(said|cried|asked|replied|whispered)\b|[\"\u201c][A-Z][^\"\u201d]*[,?!][\"\u201d]")
 DATED = re.compile(r"\W*([A-Z][\w. ]{2,25},\s*)*([A-Z][a-z]{2,9}\.?\s*(\d{1,2},?)?\s*)?1[5-9]\d\d\W*")
 CONTINUED = re.compile(  # a line of its own, not a word in a sentence
     r"(?i)[\W_]*((to be|will be) (continued|concluded)\b.{0,60}|(part \w+ of )?(this|the) (story|novel|"
     r"serial) will be \w+ed\b.{0,60}|(continued|concluded)( (in|next)\b.{0,50})?|end of (the )?(part|book|"
     r"instal+ment) .{1,12})\W*"
 )
-INSTALMENT = re.compile(
-    r"(?i)\b(two|three|four|five|six|\d)[- ]part (novel|story|serial|tale)|\bpart \w+ of (a|the|two|three|"
-    r"four|\d)\b|\b(first|second|third|fourth|last|concluding|final) (part|instal+ment) of|\b(a|new|our|"
-    r"thrilling|great) serial\b|\bconclusion of (a|the|our)\b"
-)
-SYNOPSIS = re.compile(r"(?i)\W*(synopsis|what has gone before|the story (so|thus) far|previous chapters)\b")
 SMALL = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
 
 
@@ -153,7 +141,7 @@ def above(parts: list[Paragraph], author: str = "", n: int = 0) -> int:
     """How many paragraphs are before the story."""
     step = 1
     while step and n < len(parts) - 1:
-        step = _about_author(parts, n, author) or _apparatus(parts, n) or _note_in_brackets(parts, n)
+        step = _about_author(parts, n, author) or _apparatus(parts, n)
         step = step or _motto(parts, n) or _inset(parts[n], parts[n + 1])
         n += step
     return n
@@ -164,9 +152,8 @@ def _apparatus(parts: list[Paragraph], n: int) -> bool:
     text, words = parts[n].text, len(parts[n].text.split())
     if text == SCENE_BREAK or ORDINAL.fullmatch(text) or is_byline(text) or is_source(text):
         return True
-    after_number = n and words <= 10 and ORDINAL.fullmatch(parts[n - 1].text)
-    if title_form(text) and (after_number or text.startswith("From ") and words < 8):
-        return True  # the title of the first chapter; the book it is from
+    if n and words <= 10 and ORDINAL.fullmatch(parts[n - 1].text) and title_form(text):
+        return True  # the title of the first chapter
     loud = words > 5 and text.isupper() and text[0].isalpha()
     if loud or words <= 40 and FIRST_PART.fullmatch(parts[n + 1].text):
         return True  # a subtitle
@@ -174,16 +161,16 @@ def _apparatus(parts: list[Paragraph], n: int) -> bool:
 
 
 def _about_author(parts: list[Paragraph], n: int, author: str) -> int:
-    """A note on the author: the name alone, then prose that has the surname or "He", a year or a trade."""
+    """A note on the author: the name alone, then prose that has the surname, a year or a trade."""
     if len(fold(author)) < 4:
         return 0
     k = n + (fold(parts[n].text) == fold(author))
     surname, end = author.split()[-1].strip(".,()").casefold(), k
     while end < min(k + 5, len(parts) - 1):
         text = parts[end].text
-        about = surname in text.casefold() or end > k or HE.match(text)
+        about = surname in text.casefold() or end > k
         life = len(set(LIFE.findall(text.casefold()))) + 2 * bool(re.search(r"\b1[5-9]\d\d\b", text))
-        if not about or life < 3 or len(text.split()) > 299 or SAID.search(text):
+        if not about or life < 3 or len(text.split()) > 299:
             break
         end += 1
     if k < end < len(parts) - 1 and DATED.fullmatch(parts[end].text):
@@ -197,11 +184,8 @@ def teaser(parts: list[Paragraph], n: int) -> bool:
         return False
     p, below = parts[n], parts[n + 1]
     sentences = len(re.findall(r"[.!?\u2026][\"\u201d')]*(?=\s|$)", p.text))
-    apart = (
-        below.gap > max(1, *(q.gap for q in parts[n + 2 : n + 8]))
-        or p.apart
-        or FIRST_PART.fullmatch(below.text)
-    )
+    far = below.gap > max(1, *(q.gap for q in parts[n + 2 : n + 8]))
+    apart = far or p.apart or FIRST_PART.fullmatch(below.text)
     return bool(apart) and 5 < len(p.text.split()) <= 90 and sentences <= 3 and p.text != SCENE_BREAK
 
 
@@ -212,17 +196,9 @@ def has_teaser(parts: list[Paragraph], author: str) -> bool:
     return any(teaser(parts, n) and not _about_author(parts, n, author) for n in [start, *before])
 
 
-def serial(last: list[str], heading: str, first: str) -> bool:
+def serial(last: list[str]) -> bool:
     """Is this a part of a story whose other parts are elsewhere? `last`: the section's last paragraphs."""
-    continued = any(CONTINUED.fullmatch(t.strip()) for t in last)
-    return continued or bool(INSTALMENT.search(heading) or SYNOPSIS.match(first))
-
-
-def _note_in_brackets(parts: list[Paragraph], n: int) -> int:
-    """An editor's note of several paragraphs, [from here ... to there]."""
-    texts = [p.text for p in parts[n : min(n + 6, len(parts) - 1)]]
-    end = next((k for k, text in enumerate(texts, 1) if text.endswith("]")), 0)
-    return end if texts[0].startswith("[") and EDITOR.search(" ".join(texts[:end])) else 0
+    return any(CONTINUED.fullmatch(t.strip()) for t in last)
 
 
 def _motto(parts: list[Paragraph], n: int) -> int:
@@ -251,12 +227,7 @@ def _names_source(p: Paragraph, below_verse: bool) -> bool:
         return False
     if p.indent > 3 and title_form(text) or below_verse and _names(text):
         return True
-    return bool(
-        re.match(
-            r"(--|[\u2014\u2015])\s*[A-Z\"\u201c]|From |(\d )?[A-Z]\w+,? [ivxlc\d]+[.,:] ?[ivxlc\d-]+\.?$",
-            text,
-        )
-    )
+    return bool(SOURCE_LINE.match(text))
 
 
 def _names(text: str) -> bool:
@@ -274,11 +245,8 @@ def _below(texts: list[str]) -> int:
     sizes, end = [len(t.split()) for t in texts], len(texts)
     for i, text in enumerate(texts[1:], 1):
         few = len(texts) - i <= 3 or len(texts) - i <= 10 and sum(sizes[i:]) < 0.5 * sum(sizes[:i])
-        if (
-            re.fullmatch(r"\W*footnotes?\W*", text, re.I)
-            or few
-            and re.match(r"Notes?(:|\.--|\.\u2014|\. )", text, re.I)
-        ):
+        notes = few and re.match(r"Notes?(:|\.--|\.\u2014|\. )", text, re.I)
+        if notes or re.fullmatch(r"\W*footnotes?\W*", text, re.I):
             end = i
             break
     if end > 1 and re.fullmatch(r"\[[^\]]*\]\.?", texts[end - 1]) and sizes[end - 1] <= 30:
@@ -289,6 +257,4 @@ def _below(texts: list[str]) -> int:
             end = start
     while end and (END_MARK.fullmatch(texts[end - 1]) or texts[end - 1] == SCENE_BREAK):
         end -= 1
-    if end > 1 and "\n" in texts[end - 2] and sizes[end - 1] < 6 and _names(texts[end - 1]):
-        end -= 1  # who wrote the closing verse
     return end

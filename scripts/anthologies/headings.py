@@ -1,26 +1,34 @@
-"""The headings of a book: runs of short lines set apart, with title, author and source line told from each
-other.
+"""The headings of a book, and which of them begin stories.
 
-A heading is looked at by its form, against the page of contents (contents.py), and against the other headings
-of the book: whether names are above titles or below them is decided once for all.
+A heading is a run of short lines set apart: title, author and source line are told from each other by their
+form, against the page of contents (contents.py), and against the other headings of the book: whether names
+are above titles or below them is decided once for all.
 
-Used by starts.py and stories.py. Left out: which headings begin stories.
+Titles that are in the contents begin stories; headings of the same style between them do too (contents forget
+some); prefaces, notes, advertisements, poems and numbered parts do not. Without contents the strongest style
+of heading that at least three sections share decides. In a book by many hands a section that names no author
+is not a story. When the evidence disagrees a story is left out rather than cut in half.
+
+Used by stories.py. Left out: reading what a section says; only its form is looked at.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from itertools import accumulate
 
 from scripts.anthologies import titles as form
 from scripts.anthologies.books import END_MARK, LEADING, ORDINAL, Block
 from scripts.anthologies.contents import Contents
-from scripts.anthologies.titles import fold, name_like, one_line, person
+from scripts.anthologies.titles import MIN_WORDS, NOTES, fold, name_like, one_line, person
 
 TRIES = 20_000  # near matches with the contents; of the catalogue no book needs a thousand
+FILLER = 500  # words: a filler has a heading of its own, no author, and comes last before the next story
+MANY_HANDS = 0.6  # share of the sections that name an author, above which one that names none is not a story
 
 
 @dataclass
@@ -39,7 +47,6 @@ class Head:
     poems: bool = False  # from here on poems, essays or plays
     verse: bool = False  # what follows is verse
     numbered: bool = False
-    label: str = ""  # all that the heading says, for words like "Part Two"
     words: int = 0  # up to the next head that is as strong
     near: int = 0  # up to the next head of any kind
     why: str = ""  # why it begins no story
@@ -68,13 +75,8 @@ def split_headings(blocks: list[Block], toc: Contents) -> list[Block]:
 def _lines(b: Block, toc: Contents) -> list[str]:
     """TITLE, by AUTHOR and (SOURCE) of one block."""
     lines = b.text.strip().split("\n")
-    if (
-        not 1 < len(lines) < 6
-        or b.kind in ("list", "break")
-        or b.gap < 2
-        and not b.level
-        and not form.is_byline(lines[0])
-    ):
+    apart = b.gap > 1 or b.level or form.is_byline(lines[0])
+    if not 1 < len(lines) < 6 or b.kind in ("list", "break") or not apart:
         return [b.text]
     pieces = lines[:1]
     for line in lines[1:]:
@@ -88,13 +90,9 @@ def _lines(b: Block, toc: Contents) -> list[str]:
 
 def _halves(b: Block, toc: Contents) -> list[str]:
     """AUTHOR -- TITLE or TITLE    AUTHOR, where the block may be such a heading."""
-    if "\n" in b.text.strip() or b.words > 24 or b.links or b.gap < 2 and not b.level:
-        return []
-    parts = form.halves(b.text)
-    fits = (
-        len(parts) == 2 and all(map(fold, parts)) and form.heading_like(b) and fold(b.text) not in toc.titles
-    )
-    return parts if fits else []
+    one = "\n" not in b.text.strip() and b.words <= 24 and not b.links and fold(b.text) not in toc.titles
+    parts = form.halves(b.text) if one and form.heading_like(b) else []
+    return parts if len(parts) == 2 and all(map(fold, parts)) else []
 
 
 # ------------------------------------------------------------------ headings
@@ -124,14 +122,8 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
     if b.words > 40 or not number and not below_number and _new_page(blocks, i, j, toc):
         return False
     loud = b.words <= 12 and text.isupper() and not text.endswith("--")
-    if (
-        form.heading_like(b)
-        or loud
-        or number
-        or _is_note(text)
-        or form.is_byline(text)
-        or fold(person(text)) in toc.names
-    ):
+    about = _is_note(text) or form.is_byline(text) or fold(person(text)) in toc.names
+    if form.heading_like(b) or loud or number or about:
         return b.kind not in ("list", "break")
     if listed(b, toc, near=True) or below_number and form.title_form(text) and not b.level:
         return True
@@ -154,33 +146,22 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
     key = fold(text)
     if toc.settled:
         return (3, toc.titles[key][0]) if key in toc.titles else None
-    if ORDINAL.fullmatch(text) or not (near or block.gap > 1 or block.level or text.isupper() or block.ids):
+    if ORDINAL.fullmatch(text) or not (near or block.gap > 1 or block.level or text.isupper()):
         return None
     if near and form.SPEECH.match(text) and not text.isupper():
         return None
     if key in toc.titles and len(key) > 1:
         return 3, toc.titles[key][0]
-    for anchor in block.ids:
-        if anchor in toc.anchors and (block.level or form.title_form(text)):
-            return 2, toc.anchors[anchor]
     fits = len(key) > 5 and (form.heading_like(block) or near and form.title_form(text))
     return _nearly(key, toc) if fits else None
 
 
 def _nearly(key: str, toc: Contents) -> tuple[int, int] | None:
-    """A title that the contents shorten, lengthen or spell otherwise."""
-    start, end = toc.by_start.get(key[:2], []), toc.by_end.get(key[-3:], [])
-    toc.tries += len(start) + len(end)
-    if toc.tries > TRIES:
-        return None
-    for other in start:
-        shorter, longer = sorted((key, other), key=len)
-        if len(shorter) > 6 and longer.startswith(shorter) and len(shorter) > 0.45 * len(longer):
-            return 1, toc.titles[other][0]
-    for other in start + end:
-        if abs(len(other) - len(key)) < 8 and SequenceMatcher(None, other, key).ratio() > 0.85:
-            return 1, toc.titles[other][0]
-    return None
+    """A title that the contents spell otherwise."""
+    alike = toc.by_start.get(key[:2], []) + toc.by_end.get(key[-3:], [])
+    toc.tries += len(alike)
+    close = get_close_matches(key, alike, 1, 0.85) if toc.tries <= TRIES else []
+    return (1, toc.titles[close[0]][0]) if close else None
 
 
 def _names_first(blocks: list[Block], runs: list[tuple[int, int]], toc: Contents) -> bool | None:
@@ -208,11 +189,9 @@ def _roles(texts: dict[int, str], sure: dict, toc: Contents, names_first: bool |
         return plain, []
     open_ = [k for k in plain if sure.get(k, (0,))[0] < 3]
     known = {k for k in open_ if fold(person(texts[k])) in toc.names}
-    by = {k for k in open_ if form.is_byline(texts[k]) or form.label_name(texts[k])}
+    by = {k for k in open_ if form.is_byline(texts[k])}
     authors = known | by
-    if len(authors) == len(
-        plain
-    ):  # titles like "Anonymous", "By the Sea": the first line that is not a person's
+    if len(authors) == len(plain):  # titles like "By the Sea": the first line that is not a person's
         first = next((k for k in plain if k not in known and not name_like(texts[k])), plain[0])
         authors -= {k for k in plain if fold(texts[k]) == fold(texts[first])}
     if not authors and names_first is not None:
@@ -222,7 +201,7 @@ def _roles(texts: dict[int, str], sure: dict, toc: Contents, names_first: bool |
         different = list(unlike.values())
         guess = different[:1] if names_first else different[1:2]
         authors = {k for k in guess if k in open_ and name_like(texts[k])}
-    weak = {k for k in by if not name_like(texts[k]) and not form.label_name(texts[k])}
+    weak = {k for k in by if not name_like(texts[k])}
     rest = [k for k in plain if k not in authors]
     swapped = weak and rest and (max(weak) > rest[0] if names_first else min(weak) < rest[0])
     if swapped and not known and all(name_like(texts[k]) for k in rest):
@@ -251,9 +230,7 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
         end=j,
         title=title,
         style=style,
-        author=form.label_name(text[key])
-        or next((person(text[k]) for k in authors), "")
-        or toc.authors.get(entry, ""),
+        author=next((person(text[k]) for k in authors), "") or toc.authors.get(entry, ""),
         credit=next((t for t in text.values() if form.is_source(t)), ""),
         entry=entry,
         matter=bool(matter or notes or entry in toc.left_out),
@@ -261,7 +238,6 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
         poems=any(form.NO_STORIES.fullmatch(text[k]) for k in titles),
         verse=len(below) > 1 and all(len(line) < 50 for line in below),
         numbered=title != text[key] or part,
-        label=" ".join(text.values()),
     )
 
 
@@ -284,3 +260,127 @@ def strong(style: tuple, other: tuple) -> bool:
     if style[0] == "h":
         return style[1] <= other[1]
     return style[1:] >= other[1:]
+
+
+# ------------------------------------------------------------------ which of them begin stories
+
+
+def beginnings(found: list[Head], toc: Contents) -> list[Head]:
+    """The heads that begin a section; those with `matter` end the story before them and begin none."""
+    found = _without_half_titles(found)
+    plain = [h for h in found if not h.matter and not h.ordinal and h.words >= MIN_WORDS]
+    known = _once([h for h in plain if h.entry is not None], toc)
+    if toc.settled:
+        return _in_order(known + [h for h in found if h.matter and h.entry is not None])
+    by_contents = len({h.entry for h in known}) > 2
+    chosen = _by_contents(found, plain, known) if by_contents else _by_form(found)
+    return _by_many(chosen, found, toc)
+
+
+def _in_order(found: list[Head]) -> list[Head]:
+    return sorted(found, key=lambda h: h.start)
+
+
+def _without_half_titles(found: list[Head]) -> list[Head]:
+    """A half-title and the title after it are one heading."""
+    whole = []
+    for h in found:
+        before = whole[-1] if whole and whole[-1].near < 40 else None
+        again = before and h.entry is not None and h.entry == before.entry
+        if again or before and fold(h.title) == fold(before.title) != "":
+            h.start, h.author, h.credit = before.start, h.author or before.author, h.credit or before.credit
+            h.entry = before.entry if h.entry is None else h.entry
+            whole.pop()
+        whole.append(h)
+    return whole
+
+
+def _once(known: list[Head], toc: Contents) -> list[Head]:
+    """A title that is twice in the contents begins two stories; in the notes it begins none."""
+    uses, starts = Counter(), []
+    for h in known:
+        if uses[h.entry] < len(toc.titles.get(fold(h.title), [0])):
+            uses[h.entry] += 1
+            starts.append(h)
+    return starts
+
+
+def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> list[Head]:
+    style = Counter(h.style for h in known).most_common(1)[0][0]
+    same = [h.entry is not None for h in plain if h.style == style]
+    pure = sum(same) >= 0.6 * len(same)
+    numbers = sum(h.numbered for h in known) > 0.5 * len(known)
+    first, last = known[0].start, known[-1].start
+    notes = min((h.start for h in found if h.matter and h.start > last), default=1 << 60)
+    chosen = list(known)
+    for h in found:
+        if h.matter and (strong(h.style, style) or NOTES.fullmatch(h.title) or h.start > last):
+            chosen.append(h)
+    for h in plain:  # not in the contents: forgotten there, or an advertisement
+        possible = h.entry is None and (h.start > first or h.author) and (numbers or not h.numbered)
+        if not possible or not strong(h.style, style):
+            continue
+        forgotten = h.style == style and (pure and h.start < last or h.author and h.start < notes)
+        real = len(fold(h.title)) > 1 and (h.author or not h.verse)
+        if forgotten and real:
+            chosen.append(h)
+        elif h.start > last:
+            h.leave_out("follows the last title of the contents")
+            chosen.append(h)
+    return _without_poems(_in_order(chosen), style)
+
+
+def _by_form(found: list[Head]) -> list[Head]:
+    """No usable contents: the strongest style of heading that at least three sections share."""
+    plain = [h for h in found if not h.matter and not h.ordinal]
+    count, best = Counter(h.style for h in plain if h.words >= 100), None
+    for style, n in count.items():
+        if n > 2 and (best is None or strong(style, best)):
+            best = style
+    if best is None:
+        return []
+    same = [h.numbered for h in plain if h.style == best]
+    parts = sum(same) < 0.5 * len(same)  # then a numbered title is a part of a story
+    kept = [h for h in found if not h.ordinal and not (parts and h.numbered)]
+    return _without_poems(
+        [h for h in kept if strong(h.style, best) or h.matter and NOTES.fullmatch(h.title)], best
+    )
+
+
+def _without_poems(chosen: list[Head], style: tuple) -> list[Head]:
+    off = False
+    for h in chosen:
+        off = h.poems or off and not (strong(h.style, style) and h.style != style)
+        if off and not h.matter:
+            h.leave_out("poems, essays or plays")
+    return chosen
+
+
+def _by_many(chosen: list[Head], found: list[Head], toc: Contents) -> list[Head]:
+    """In a book by many hands a section without an author ends a story or belongs to it."""
+    plain = [h for h in chosen if not h.matter and h.words >= MIN_WORDS]
+    signed = [h for h in plain if h.author]
+    hands = len({fold(h.author) for h in signed})
+    if hands < 3 or len(signed) < MANY_HANDS * len(plain) and hands < 0.6 * len(signed):
+        return chosen
+    numbers, kept = sum(h.numbered for h in signed) > 0.5 * len(signed), []
+    for h in chosen:
+        # of numbered stories one that the printer left unsigned is a story too
+        if not (h.matter or h.author or h.numbered and numbers and h.words > FILLER):
+            h.leave_out("names no author, where the other sections do")
+        kept.append(h)
+    return _in_order(kept + _fillers(kept, found))
+
+
+def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
+    """Headings within a story that end it, for other stories have them too: letters, advertisements."""
+    plain = [h for h in found if not (h.ordinal or h.numbered or h.author or h.verse)]
+    names, fillers = Counter(fold(h.title) for h in plain), []
+    places = [h.start for h in plain]
+    for s, after in zip(chosen, [*chosen[1:], None]):
+        inner = plain[bisect_right(places, s.start) : bisect_left(places, after.start) if after else None]
+        again = [h for h in inner if names[fold(h.title)] > 1]
+        if again and not s.matter:
+            again[0].leave_out("a filler, letters or an advertisement: no author, and in several stories")
+            fillers.append(again[0])
+    return fillers

@@ -1,20 +1,19 @@
-"""The request a writer might have been given, for each human story.
+"""The request a writer might have been given, for each human story, written by a model.
 
-With a model behind any OpenAI-compatible endpoint: premise, characters, setting and tone in the model's own
-words, never the ending, never a quotation; on request also the notes a writer might have made first. Every
-answer is kept in `OUT.answers.db` as soon as it comes, so an interrupted run goes on and nothing is paid
-twice. Offline: a plain request from the story's own title, names, places and keywords, the same for the
-same story. Either way the request ends in "N words long", and one that repeats a long span of the story is
-refused.
+Behind any OpenAI-compatible endpoint: premise, characters, setting and tone in the model's own words, never
+the ending, never a quotation; on request also the notes a writer might have made first. Every answer is kept
+in `OUT.answers.db` as soon as it comes, so an interrupted run goes on and nothing is paid twice. The request
+ends in "N words long". One that repeats a long span of the story is refused, and the story keeps the request
+that `build` gave it.
 
     python -m scripts.anthologies prompts stories.jsonl --out asked.jsonl --url URL --model NAME
-    python -m scripts.anthologies prompts stories.jsonl --out asked.jsonl --offline
 
 The key comes from PROMPTS_API_KEY or OPENAI_API_KEY. Left out: judging whether a request is a good one.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -25,9 +24,9 @@ from functools import partial
 from tqdm import tqdm
 
 from data import Example, read_examples, words, write_examples
-from lib.answers import Fault
+from lib.answers import Fault, closed
 from lib.endpoint import Endpoint
-from scripts.anthologies.offline import background, ending, offline_prompt
+from scripts.anthologies.offline import ending
 
 SPAN = 8  # so many words in a row from the story make a request a quotation
 STORY_WORDS = 6000  # what the model is shown of a story; the beginning is what a request is about
@@ -62,15 +61,9 @@ def leaks(prompt: str, story: str, span: int = SPAN) -> str | None:
     return None
 
 
-def schema(reasoning: bool) -> dict:
-    keys = {"request": {"type": "string", "maxLength": 1500}}
-    keys |= {"reasoning": {"type": "string", "maxLength": 3000}} if reasoning else {}
-    return {"type": "object", "properties": keys, "required": list(keys), "additionalProperties": False}
-
-
-def read(answer: dict, reasoning: bool) -> dict:
+def read(answer: dict, keys: dict) -> dict:
     """An answer in the form asked for. Raises Fault; what the text says is looked at by `usable`."""
-    row = {name: answer.get(name) for name in ("request", "reasoning")[: 1 + reasoning]}
+    row = {name: answer.get(name) for name in keys}
     if not all(isinstance(text, str) for text in row.values()):
         raise Fault("schema", "ask", "no JSON object with the texts asked for")
     return row
@@ -89,11 +82,13 @@ def usable(row: dict, example: Example) -> tuple[str, str | None] | None:
 
 def ask(line: Endpoint, example: Example, reasoning: bool, draw: int) -> Future:
     """One answer about one story, bought once: Future of the row, or of None."""
-    keys = '{"request": "..."' + (', "reasoning": "..."}' if reasoning else "}")
+    keys = {"request": {"type": "string", "maxLength": 1500}}
+    keys |= {"reasoning": {"type": "string", "maxLength": 3000}} if reasoning else {}
+    form = json.dumps(dict.fromkeys(keys, "..."))
     story = " ".join(re.findall(r"\S+\s*", example.story)[:STORY_WORDS]).replace("</story>", "")
-    prompt = ASK.format(reasoning=REASONING if reasoning else "", keys=keys, story=story)
-    message, check = [{"role": "user", "content": prompt}], partial(read, reasoning=reasoning)
-    return line.answer([example.uid, prompt], draw, message, schema(reasoning), check)
+    prompt = ASK.format(reasoning=REASONING if reasoning else "", keys=form, story=story)
+    message = [{"role": "user", "content": prompt}]
+    return line.answer([example.uid, prompt], draw, message, closed(keys), partial(read, keys=keys))
 
 
 def write(line: Endpoint, examples: list[Example], args) -> dict[str, tuple[str, str | None]]:
@@ -121,46 +116,31 @@ def write(line: Endpoint, examples: list[Example], args) -> dict[str, tuple[str,
 
 
 def run(args) -> None:
-    examples = read_examples(args.file)
-    told = [e for e in examples if e.story]
-    seen_in, plain = background([e.story for e in told]), {}
-    for e in told:
-        title = e.source.split(" | ")[0] or "A Story"
-        plain[e.uid] = offline_prompt(title, e.story, e.target_words, seen_in)
-    written = {} if args.offline else _written_by_a_model(told, args)
-    result = []
-    for e in examples:
-        prompt, notes = written.get(e.uid) or (plain.get(e.uid, e.prompt), None)
-        result.append(replace(e, prompt=prompt, reasoning=notes or e.reasoning))
-    write_examples(args.out, result)
-    if args.offline:
-        print(f"{len(plain)} requests written offline -> {args.out}")
-        return
-    print(f"{len(written)} requests -> {args.out}")
-    if refused := [e.uid for e in told if e.uid not in written]:
-        why = f"{args.tries} answers each were no JSON or quoted the story: {', '.join(refused[:5])}"
-        print(f"{len(refused)} stories keep a plain request: {why}")
-
-
-def _written_by_a_model(told: list[Example], args) -> dict[str, tuple[str, str | None]]:
-    url, kept = args.url or os.environ.get("OPENAI_BASE_URL"), args.out + ".answers.db"
-    if not url or not args.model:
-        raise ValueError("no endpoint: give --url and --model, or --offline for requests without a model")
+    examples, kept = read_examples(args.file), args.out + ".answers.db"
+    url = args.url or os.environ.get("OPENAI_BASE_URL")
     key = os.environ.get("PROMPTS_API_KEY") or os.environ.get("OPENAI_API_KEY") or ""
     line = Endpoint(
         url, args.model, key, temperature=0.7, top_p=None, max_tokens=1500, in_flight=args.workers,
         timeouts=(10, args.timeout), deadline=2 * args.timeout, cache=kept, run="requests",
     )  # fmt: skip
-    before = line.ledger.calls
+    told, before = [e for e in examples if e.story], line.ledger.calls
     try:
         written = write(line, told, args)
-        print(f"{line.ledger.calls - before} answers asked for now, {before} before")
-        return written
     except (ValueError, KeyboardInterrupt) as error:
         kept_now = f"{line.ledger.calls} answers are kept in {kept}, run the same command to go on"
         raise ValueError(f"{error or 'stopped by hand'}; {kept_now}") from None
     finally:
         line.close()
+    print(f"{line.ledger.calls - before} answers asked for now, {before} before")
+    result = []
+    for e in examples:
+        prompt, notes = written.get(e.uid, (e.prompt, None))
+        result.append(replace(e, prompt=prompt, reasoning=notes or e.reasoning))
+    write_examples(args.out, result)
+    print(f"{len(written)} requests -> {args.out}")
+    if refused := [e.uid for e in told if e.uid not in written]:
+        why = f"{args.tries} answers each were no JSON or quoted the story: {', '.join(refused[:5])}"
+        print(f"{len(refused)} stories keep the request they had: {why}")
 
 
 def add_arguments(p) -> None:
@@ -173,6 +153,4 @@ def add_arguments(p) -> None:
     p.add_argument("--workers", type=int, default=8, help="requests in flight (default 8)")
     p.add_argument("--tries", type=int, default=3, help="answers asked for at most per story (default 3)")
     p.add_argument("--timeout", type=float, default=180.0, help="seconds to wait for an answer (default 180)")
-    offline = "no model: requests from title, names, places and keywords"
-    p.add_argument("--offline", action="store_true", help=offline)
     p.set_defaults(run=run)

@@ -19,8 +19,7 @@ from scripts.anthologies import books
 from scripts.anthologies.books import LEADING, ORDINAL, Block
 from scripts.anthologies.contents import Contents, contents, given
 from scripts.anthologies.edges import has_teaser, is_verse, paragraphs, serial, trim
-from scripts.anthologies.headings import Head, heads, split_headings
-from scripts.anthologies.starts import choose
+from scripts.anthologies.headings import Head, beginnings, heads, split_headings
 from scripts.anthologies.titles import MIN_WORDS, fold, one_line
 
 BACK_PAGE = re.compile(
@@ -48,8 +47,9 @@ class Story:
 class Reading:
     """One book as it was understood: what `--explain` shows."""
 
-    how: str  # what told the stories apart
+    source: str  # file name of the anthology
     author: str
+    how: str  # what told the stories apart
     sections: list[Story] = field(default_factory=list)  # those with `why` are left out
     toc: Contents = field(default_factory=Contents)
     found: list[Head] = field(default_factory=list)
@@ -73,6 +73,8 @@ def read_anthology(path: str | Path, listed: str = "") -> Reading:
     """One book with all that was found in it. `listed`: contents that a reader wrote (`given`)."""
     path = Path(path)
     try:
+        if not path.is_file():
+            raise ValueError("no such file; check the path")
         if path.stat().st_size > books.MAX_BYTES:
             raise ValueError(f"is larger than {books.MAX_BYTES >> 20} MB: split it or leave it out")
         return _read(path.read_bytes(), path.name, listed)
@@ -88,7 +90,7 @@ def _read(raw: bytes, source: str, listed: str = "") -> Reading:
         nav, blocks, author = books.epub_blocks(raw)
         marked = _marked_up(blocks, author, source)
         if marked and not listed:
-            return Reading("the publisher's markup names the stories", author, marked)
+            return Reading(source, author, "the publisher's markup", marked)
     else:
         text = books.decode(raw)
         author = re.search(r"^Author:\s*(.+?)\s*(?:[\[(].*)?$", text[:20000], re.M)
@@ -96,7 +98,7 @@ def _read(raw: bytes, source: str, listed: str = "") -> Reading:
         wrapped = not re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
         blocks = books.text_blocks(text) if wrapped else books.html_blocks(text)
     blocks = books.unframe(blocks)
-    best = Reading("nothing", author)
+    best = Reading(source, author, "nothing")
     for page in [nav, []] if nav else [[]]:  # an epub's table of contents may be of no use
         reading = _sections(page + blocks, author, source, wrapped, listed)
         best = reading if reading.words > best.words else best
@@ -162,7 +164,7 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, list
     if toc.settled and missing:
         what = f"has no line that says {min(missing)!r}, which the contents file names"
         raise ValueError(f"{what}: write it as the book does")
-    starts = choose(found, toc)
+    starts = beginnings(found, toc)
     marks = any(re.match(r"\(\d{1,3}\)\s", b.text) for b in blocks)
     last = next((h for h in reversed(starts) if not h.matter), None)
     parts = []
@@ -178,7 +180,7 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, list
         credit = one_line(h.credit).strip(" ()[].*")
         sections.append(Story(_title(h.title), one_line(h.author) or author, text, source, credit, why))
     how = "the contents file" if toc.settled else "contents and headings" if toc.titles else "headings alone"
-    return Reading(how, author, sections, toc, found, starts)
+    return Reading(source, author, how, sections, toc, found, starts)
 
 
 def _body(blocks: list[Block], h: Head, after: Head | None, last: bool) -> list[Block]:
@@ -226,10 +228,8 @@ def _left_out(h: Head, last: list[str], text: str, author: str) -> str:
         return "its heading is the author's name"
     if len(text.split()) < MIN_WORDS:
         return f"shorter than {MIN_WORDS} words"
-    if serial(last, h.label, text[:80]):
+    if serial(last):
         return "part of a serial: the rest is not in this book"
     if is_verse(text):
         return "verse"
-    if re.search(r"[,;:](--|\u2014)?$", text):  # a frame that hands over to a tale of its own
-        return "it breaks off, to hand over to the next"
     return ""

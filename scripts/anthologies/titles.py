@@ -27,11 +27,6 @@ MATTER = re.compile(
     r"editorial|(the |a )?(\w+ )?roll of hono.*|(the |a )?year ?book of .*|magazine averages.*|addresses of "
     r".*)\W*"
 )
-DEPARTMENT = re.compile(
-    r"(?i)(the |our )?readers?'? (corner|column|page|letters|speaks?|forum|departments?)|(the )?editor'?s? "
-    r"(page|desk|letters)|(our )?(letters|correspondence|advertisements?)( (from|to) (the |our )?(readers?|"
-    r"editor)s?)?"
-)
 NO_STORIES = re.compile(r"(?i)\W*(\w+\W)?(essays|studies|poems|verses|plays|speeches|articles)\W*")
 PART = re.compile(rf"(?i)\W*(chapter|part)\s+(the\s+)?{NUMBER}\W*")
 NOTES = re.compile(r"(?i)\W*(foot|end)?notes?\W*|glossary\W*|notes and references\W*")
@@ -143,12 +138,6 @@ def name_like(text: str) -> bool:
         return False
     named = [w.lstrip("\"'\u2018\u201c(") for w, bare in plain.items() if bare not in IN_NAMES]
     return bool(named) and all(w[:1].isupper() or w[:2] in ("d'", "d\u2019") for w in named)
-
-
-def label_name(text: str) -> str:
-    """The author in a magazine's line "A Strange Tale of the Sea by John Writer", or an empty string."""
-    found = LABEL.fullmatch(" ".join(text.split()))
-    return found["name"].strip() if found and name_like(found["name"]) else ""
 
 
 def cells(line: str) -> list[str]:
