@@ -1,14 +1,14 @@
 """Data that flows: Example (a request, and the human story that answers it) -> Episode (one row of a group).
 
-Both are lines of JSON on disk. The tokenizer connects them: Qwen's byte-level BPE, run by tiktoken, and
-Qwen3.5's chat format for one user turn and one answer, with thinking on or off. Text is data: "<|im_end|>"
-typed in a prompt or a story becomes ordinary letters, never the token that ends a turn, and a sequence holds
-exactly one <think>.
+Both are lines of JSON on disk. The tokenizer connects them: Qwen's byte-level BPE (lib/bpe.py) and Qwen3.5's
+chat format for one user turn and one answer, with thinking on or off. Text is data: "<|im_end|>" typed in a
+prompt or a story becomes ordinary letters, never the token that ends a turn, and a sequence holds exactly one
+<think>.
 
     tokenizer = load_tokenizer("stories/tiny-base")    # a folder, a tokenizer.json or a hub id
     ids = tokenizer.chat("Write about a lighthouse. It should be 120 words long.", thinking=False)
 
-Left out: system prompts, tools, pictures, several turns, tokenizers other than byte-level BPE like Qwen's.
+Left out: system prompts, tools, pictures, several turns.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from lib.packed import Packed, send
 
 PREFIXES = ("model.language_model.", "model.")  # of the text model, in multimodal and text-only checkpoints
 KEEP_FP32 = ("A_log", "linear_attn.norm.weight")  # rounding these alone moves logits visibly
+RELEASED = "take it from the folder of a released Qwen3.5 model"
 
 
 @dataclass
@@ -54,7 +56,7 @@ class ModelConfig:
     linear_key_head_dim: int
     linear_value_head_dim: int
     linear_conv_kernel_dim: int
-    layer_types: tuple[str, ...]
+    layer_types: list[str]
     rope_theta: float
     rotary_dim: int
     rms_norm_eps: float
@@ -66,52 +68,33 @@ class ModelConfig:
         """Reads a Hugging Face config: text-only, or multimodal with `text_config`. ValueError: what this
         file does not implement, which would otherwise show as slightly wrong logits much later."""
         text = config.get("text_config", config)
-        kind, act = text.get("model_type", config.get("model_type")), text.get("hidden_act", "silu")
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        theta, rope_type = rope.get("rope_theta", text.get("rope_theta")), rope.get("rope_type", "default")
+        kind, rope_type = text.get("model_type", config.get("model_type")), rope.get("rope_type", "default")
+        if kind not in ("qwen3_5", "qwen3_5_text"):
+            raise ValueError(f"config.json has model_type {kind!r}, not qwen3_5 or qwen3_5_text; {RELEASED}")
+        if rope_type != "default":
+            raise ValueError(
+                f"config.json has rope_type {rope_type!r}; only plain RoPE works here; {RELEASED}"
+            )
         n, interval = text.get("num_hidden_layers", 0), text.get("full_attention_interval", 4)
         usual = ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(n)]
-        types = text.get("layer_types") or usual
-        other = sorted(set(types) - {"full_attention", "linear_attention"})
-        for wrong, why in (
-            (kind not in ("qwen3_5", "qwen3_5_text"), f"model_type {kind!r}, not qwen3_5 or qwen3_5_text"),
-            (kind == "qwen3_5" and text is config, "model_type qwen3_5 (multimodal) but no text_config"),
-            (len(types) != n, f"num_hidden_layers {n} but {len(types)} layer_types"),
-            (other, f"layer_types {other}; only full_attention and linear_attention are supported"),
-            (rope_type != "default", f"rope_type {rope_type!r}; only plain RoPE (default) is supported"),
-            (theta is None, "no rope_theta"),
-            (text.get("attention_bias"), "attention_bias; released Qwen3.5 models have none"),
-            (act != "silu", f"hidden_act {act!r}; only silu is supported"),
-        ):
-            if wrong:
-                raise ValueError(
-                    f"config.json has {why}; take it from the folder of a released Qwen3.5 model"
-                )
-        values = {"max_position_embeddings": 262144}
-        values |= {f.name: text[f.name] for f in fields(ModelConfig) if f.name in text}
-        head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-        partial = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 0.25))
-        tie = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-        values |= {"layer_types": tuple(types), "rope_theta": float(theta), "tie_word_embeddings": tie}
-        values |= {"head_dim": head_dim, "rotary_dim": int(head_dim * partial)}
-        missing = [f.name for f in fields(ModelConfig) if f.name not in values]
-        if missing:
-            raise ValueError(f"config.json lacks {', '.join(missing)}; copy them from the released config")
-        return ModelConfig(**values)
+        values = {"layer_types": usual, "max_position_embeddings": 262144, "partial_rotary_factor": 0.25}
+        values |= text | rope
+        values["tie_word_embeddings"] = config.get(
+            "tie_word_embeddings", values.get("tie_word_embeddings", False)
+        )
+        values["rotary_dim"] = int(values.get("head_dim", 0) * values["partial_rotary_factor"])
+        names = [f.name for f in fields(ModelConfig)]
+        if missing := [name for name in names if name not in values]:
+            raise ValueError(f"config.json lacks {', '.join(missing)}; {RELEASED}")
+        return ModelConfig(**{name: values[name] for name in names})
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Parts
 
 
-class Linear(nn.Linear):
-    """y = x W^T: no bias anywhere in Qwen3.5. Weights come from `new` or `load`, so none are drawn here."""
-
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__(n_in, n_out, bias=False)
-
-    def reset_parameters(self):
-        pass
+Linear = partial(nn.Linear, bias=False)  # there is no bias anywhere in Qwen3.5
 
 
 def rms_norm(x, weight, eps):
@@ -317,10 +300,8 @@ class Rows:
         if min(lengths) < T:
             place = torch.cat([torch.arange(i * T, i * T + n) for i, n in enumerate(lengths)])
             real = torch.arange(T) < torch.tensor(lengths)[:, None]
-            self.place, self.real = (
-                send(place, device),
-                send(real, device)[..., None],
-            )  # [N] into B * T, [B, T, 1]
+            self.place = send(place, device)  # [N], into B * T
+            self.real = send(real, device)[..., None]  # [B, T, 1]
         self.cos, self.sin = rotary(send(positions, device), config)
 
     def unpack(self, x):
@@ -418,11 +399,8 @@ class Qwen35(nn.Module):
         self.layers = nn.ModuleList(Block(config, i, fused) for i in range(len(config.layer_types)))
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
-        self.checkpointing = (
-            False  # recompute each block in the backward pass: one block's memory instead of all
-        )
+        self.checkpointing = False  # recompute each block in the backward pass: the memory of one block
         self.compiled = None  # `blocks`, compiled for decoding (see rollout.replica)
-        self.slots = None  # what decodes with these weights, from one call of rollout.stream to the next
         self.hf_config = None  # the raw config.json, written back as it came
         self.source = None  # the folder the weights came from, for what is passed through on save
         self.prefix = "model."  # how that folder names the text model
@@ -490,7 +468,7 @@ def count(hf_config: dict, lora_rank: int = 0) -> tuple[int, int]:
     return (total, sum(p.numel() for p in lora.add_lora(model, lora_rank, 1))) if lora_rank else (0, total)
 
 
-def new(hf_config: dict, seed: int = 0, dtype=torch.float32, device="cpu") -> Qwen35:
+def new(hf_config: dict, seed: int = 0) -> Qwen35:
     """A random model for a Hugging Face config: normal(0, 0.02), memories of one to some thousand tokens."""
     model = Qwen35(ModelConfig.from_hf(hf_config))
     model.hf_config = hf_config
@@ -503,21 +481,20 @@ def new(hf_config: dict, seed: int = 0, dtype=torch.float32, device="cpu") -> Qw
             p.data.copy_(dt + torch.log(-torch.expm1(-dt)))
         elif p.dim() > 1:
             p.data.normal_(0, 0.02 if "conv1d" not in name else 0.3, generator=generator)
-    return cast(model, dtype).to(device)
-
-
-def cast(model: Qwen35, dtype) -> Qwen35:
-    for name, p in model.named_parameters():
-        p.data = p.data.to(torch.float32 if name.endswith(KEEP_FP32) else dtype)
     return model
 
 
 def empty(config: ModelConfig, dtype, device, fused: bool = False) -> Qwen35:
     """A model whose weights are yet to be written, without ever holding them in another dtype or place."""
     with torch.device("meta"):
-        model = cast(Qwen35(config, fused), dtype)
-    sharding.materialise(model, device)
-    return model
+        model = Qwen35(config, fused)
+    for name, p in model.named_parameters():
+        p.data = p.data.to(dtype_of(name, dtype))
+    return model.to_empty(device=device)
+
+
+def dtype_of(name: str, dtype):
+    return torch.float32 if name.endswith(KEEP_FP32) else dtype
 
 
 def arrange(hf_config: dict, device, half: bool, shards: int, pairs: tuple[int, float, int]) -> Qwen35:
@@ -553,21 +530,22 @@ def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) 
 def read(model: Qwen35, folder: Path) -> Qwen35:
     """The weights in `folder` written into `model`, tensor by tensor; of a sharded one each process keeps its
     part. Raises what `load` raises."""
-    hf_config, index = huggingface.read_config(folder), huggingface.read_index(folder)
-    model.hf_config, model.source = hf_config, folder
-    model.prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in index), "model.")
+    model.hf_config, model.source = huggingface.read_config(folder), folder
+    tensors = huggingface.open_tensors(folder)
+    model.prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in tensors), "model.")
     with torch.device("meta"):
         names = {key_of(model, name): name for name, _ in Qwen35(model.config).named_parameters()}
-    huggingface.check_names(folder, index, names, model.prefix + "layers.")
-    if model.lm_head is None:
-        huggingface.check_shared(folder, index, "lm_head.weight", key_of(model, "embed_tokens.weight"))
-    for key, tensor in huggingface.read_tensors(folder, index, names):
-        place = model.place(names[key])
+    huggingface.check_names(folder, tensors, names, model.prefix + "layers.")
+    if model.lm_head is None and "lm_head.weight" in tensors:
+        tied = ("lm_head.weight", key_of(model, "embed_tokens.weight"))
+        if not torch.equal(*(tensors[key].get_tensor(key) for key in tied)):
+            wrong = f"config.json in {folder} says tie_word_embeddings, but {' differs from '.join(tied)}"
+            raise ValueError(f"{wrong}; set tie_word_embeddings to false there")
+    for key, name in names.items():
+        tensor, place = tensors[key].get_tensor(key), model.place(name)
         if place.shape != tensor.shape:
-            raise ValueError(
-                f"{key} is {tuple(tensor.shape)}, but config.json makes it {tuple(place.shape)}; "
-                "the two do not belong together"
-            )
+            wrong = f"{key} is {tuple(tensor.shape)}, but config.json makes it {tuple(place.shape)}"
+            raise ValueError(f"{wrong}; the two do not belong together")
         sharding.write(place, tensor)
     return model
 
@@ -585,14 +563,12 @@ def save(model: Qwen35, path, dtype=None, write: bool = True, shard_bytes: int =
     the disk. The folder appears by rename.
     """
     tensors, stored = {}, dtype or model.embed_tokens.weight.dtype
-    for name, tensor in lora.merged_tensors(
-        model, lambda n: torch.float32 if n.endswith(KEEP_FP32) else stored
-    ):
+    for name, tensor in lora.merged_tensors(model, partial(dtype_of, dtype=stored)):
         if write:
             tensors[key_of(model, name)] = tensor.to("cpu", copy=True)  # not a view of what was gathered
     if not write:
         return
-    if model.source and model.lm_head is None and "lm_head.weight" in huggingface.read_index(model.source):
+    if model.source and model.lm_head is None and "lm_head.weight" in huggingface.open_tensors(model.source):
         # Tied, yet the source stores it twice: so do we.
         tensors["lm_head.weight"] = tensors[key_of(model, "embed_tokens.weight")].clone()
     config = huggingface.with_dtype(model.hf_config, stored)

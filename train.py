@@ -210,7 +210,7 @@ def sample(c: Config, step, batch, examples, references, replica, tokenizer, jud
     seeds = [random.Random(place).getrandbits(62) for place in places]
     how = ("thinking", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "slots")
     how = {name: getattr(c, name) for name in how}
-    how |= {"stop_ids": rollout.stop_ids(replica.source, tokenizer), "keep_slots": c.keep_replica}
+    how["stop_ids"] = rollout.stop_ids(replica.source, tokenizer)
     for i in rollout.write_rows(replica, policy, tokenizer, seeds, stopping, **how):
         asked[i // c.group].finished(i % c.group)
     if stopping:

@@ -232,7 +232,7 @@ def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
     writing = m.writing + Counter(slots=(max(slots, 1) - 1) * m.slot)
     learning = Counter(m.learning)
     if c.keep_replica:
-        learning += Counter({kind: writing[kind] for kind in ("replica", "slots")})
+        learning["replica"] += writing["replica"]
     peak = max(writing.total(), learning.total())
     return Fit(slots, writing, learning, peak, slots > 0 and peak <= card)
 
