@@ -6,8 +6,7 @@ fourth is gated full attention with a key/value cache. Between them are RMSNorm 
 nothing else.
 
 Two code paths compute the same numbers: whole sequences in chunks (training, prefill) and one token per row
-from a `Cache` (decoding). Parameters carry Hugging Face's names, so load and save are near the identity. A
-decoder that wants fewer, larger matrix products asks for `fused=True` and gets the same weights side by side.
+from a `Cache` (decoding). Parameters carry Hugging Face's names, so load and save are near the identity.
 
     model = load("Qwen/Qwen3.5-9B", torch.bfloat16, "cuda")   # or a folder
     logp, entropy = model.token_logprobs(Packed(rows))        # rows of ids; the trainer differentiates this
@@ -131,16 +130,17 @@ class GatedNorm(nn.Module):
 class DeltaNet(nn.Module):
     """Gated DeltaNet: project, mix the last few tokens (conv), write to and read the state, gate, project."""
 
-    def __init__(self, c: ModelConfig, fused: bool):
+    def __init__(self, c: ModelConfig):
         super().__init__()
         self.Hk, self.Hv = c.linear_num_key_heads, c.linear_num_value_heads
         self.dk, self.dv = c.linear_key_head_dim, c.linear_value_head_dim
         self.key_dim, self.value_dim = self.Hk * self.dk, self.Hv * self.dv
         self.width = c.linear_conv_kernel_dim
         conv_dim = 2 * self.key_dim + self.value_dim
-        parts = {"qkv": conv_dim, "z": self.value_dim, "b": self.Hv, "a": self.Hv}
-        parts = {f"in_proj_{name}": size for name, size in parts.items()}
-        add_projections(self, "in_proj", c.hidden_size, parts, fused)
+        self.in_proj_qkv = Linear(c.hidden_size, conv_dim)
+        self.in_proj_z = Linear(c.hidden_size, self.value_dim)
+        self.in_proj_b = Linear(c.hidden_size, self.Hv)
+        self.in_proj_a = Linear(c.hidden_size, self.Hv)
         self.conv1d = nn.Module()
         self.conv1d.weight = nn.Parameter(torch.empty(conv_dim, 1, self.width))
         self.dt_bias = nn.Parameter(torch.ones(self.Hv))
@@ -155,7 +155,7 @@ class DeltaNet(nn.Module):
         return q * self.dk**-0.5, k, v.unflatten(-1, (self.Hv, self.dv))
 
     def forward(self, x, rows, memory):
-        qkv, z, b, a = project(self, x)
+        qkv, z, b, a = self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
         beta = b.float().sigmoid()
         g = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
         mix = self.step if rows.decoding else self.scan
@@ -191,13 +191,13 @@ class DeltaNet(nn.Module):
 class Attention(nn.Module):
     """Full attention: grouped queries, per-head q/k norm, rotary on the first dims, sigmoid gate."""
 
-    def __init__(self, c: ModelConfig, fused: bool):
+    def __init__(self, c: ModelConfig):
         super().__init__()
         self.H, self.Hkv = c.num_attention_heads, c.num_key_value_heads
         self.hd, self.rot = c.head_dim, c.rotary_dim
-        n_q, n_kv = 2 * self.H * self.hd, self.Hkv * self.hd  # queries come with their gates
-        parts = {"q_proj": n_q, "k_proj": n_kv, "v_proj": n_kv}
-        add_projections(self, "qkv_proj", c.hidden_size, parts, fused)
+        self.q_proj = Linear(c.hidden_size, 2 * self.H * self.hd)  # queries come with their gates
+        self.k_proj = Linear(c.hidden_size, self.Hkv * self.hd)
+        self.v_proj = Linear(c.hidden_size, self.Hkv * self.hd)
         self.o_proj = Linear(self.H * self.hd, c.hidden_size)
         self.q_norm, self.k_norm = Norm(self.hd, c.rms_norm_eps), Norm(self.hd, c.rms_norm_eps)
 
@@ -207,9 +207,9 @@ class Attention(nn.Module):
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1).to(x.dtype)
 
     def forward(self, x, rows, memory):
-        qg, k, v = project(self, x)
-        q, gate = qg.unflatten(-1, (self.H, 2 * self.hd)).chunk(2, -1)  # query and gate alternate per head
-        k, v = k.unflatten(-1, (self.Hkv, self.hd)), v.unflatten(-1, (self.Hkv, self.hd))
+        # Query and gate alternate per head.
+        q, gate = self.q_proj(x).unflatten(-1, (self.H, 2 * self.hd)).chunk(2, -1)
+        k, v = (proj(x).unflatten(-1, (self.Hkv, self.hd)) for proj in (self.k_proj, self.v_proj))
         q = self.rotate(self.q_norm(q), rows.cos, rows.sin)
         k = self.rotate(self.k_norm(k), rows.cos, rows.sin)
         o = (self.step if rows.decoding else self.scan)(q, k, v, rows, memory)
@@ -239,41 +239,27 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, c: ModelConfig, fused: bool):
+    def __init__(self, c: ModelConfig):
         super().__init__()
-        parts = {"gate_proj": c.intermediate_size, "up_proj": c.intermediate_size}
-        add_projections(self, "gate_up_proj", c.hidden_size, parts, fused)
+        self.gate_proj = Linear(c.hidden_size, c.intermediate_size)
+        self.up_proj = Linear(c.hidden_size, c.intermediate_size)
         self.down_proj = Linear(c.intermediate_size, c.hidden_size)
 
     def forward(self, x):
-        gate, up = project(self, x)
-        return self.down_proj(F.silu(gate) * up)
-
-
-def add_projections(module, name: str, n_in: int, parts: dict[str, int], fused: bool):
-    """One Linear per part under its Hugging Face name, or all side by side under `name` (decoding)."""
-    module.parts, module.fused = parts, name if fused else None
-    for part, n_out in {name: sum(parts.values())}.items() if fused else parts.items():
-        setattr(module, part, Linear(n_in, n_out))
-
-
-def project(module, x):
-    if module.fused:
-        return module._modules[module.fused](x).split(list(module.parts.values()), -1)
-    return [module._modules[part](x) for part in module.parts]
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
-    def __init__(self, c: ModelConfig, index: int, fused: bool):
+    def __init__(self, c: ModelConfig, kind: str):
         super().__init__()
         self.input_layernorm = Norm(c.hidden_size, c.rms_norm_eps)
         self.post_attention_layernorm = Norm(c.hidden_size, c.rms_norm_eps)
-        self.kind = c.layer_types[index]
-        if self.kind == "full_attention":
-            self.self_attn = Attention(c, fused)
+        self.kind = kind
+        if kind == "full_attention":
+            self.self_attn = Attention(c)
         else:
-            self.linear_attn = DeltaNet(c, fused)
-        self.mlp = MLP(c, fused)
+            self.linear_attn = DeltaNet(c)
+        self.mlp = MLP(c)
 
     def forward(self, x, rows, memory=None):
         mixer = self.self_attn if self.kind == "full_attention" else self.linear_attn
@@ -391,12 +377,12 @@ class Qwen35(nn.Module):
     row. Rows of different lengths go through `token_logprobs`.
     """
 
-    def __init__(self, config: ModelConfig, fused: bool = False):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config, self.fused = config, fused
+        self.config = config
         self.embed_tokens = nn.Module()
         self.embed_tokens.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.layers = nn.ModuleList(Block(config, i, fused) for i in range(len(config.layer_types)))
+        self.layers = nn.ModuleList(Block(config, kind) for kind in config.layer_types)
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.checkpointing = False  # recompute each block in the backward pass: the memory of one block
@@ -450,15 +436,6 @@ class Qwen35(nn.Module):
         weight = self.embed_tokens.weight
         return Cache(self.config, rows, max_len, weight.dtype, weight.device)
 
-    def place(self, name: str):
-        """The storage behind the parameter that Hugging Face calls `name`; in a fused model a view."""
-        owner, _, part = name.removesuffix(".weight").rpartition(".")
-        parent = self.get_submodule(owner)
-        if getattr(parent, "fused", None) and part in getattr(parent, "parts", {}):
-            sizes, at = list(parent.parts.values()), list(parent.parts).index(part)
-            return getattr(parent, parent.fused).weight.data.narrow(0, sum(sizes[:at]), sizes[at])
-        return self.get_parameter(name).data
-
 
 def count(hf_config: dict, lora_rank: int = 0) -> tuple[int, int]:
     """(frozen, trained) parameters of a model of this config: with LoRA its pairs alone are trained."""
@@ -484,10 +461,10 @@ def new(hf_config: dict, seed: int = 0) -> Qwen35:
     return model
 
 
-def empty(config: ModelConfig, dtype, device, fused: bool = False) -> Qwen35:
+def empty(config: ModelConfig, dtype, device) -> Qwen35:
     """A model whose weights are yet to be written, without ever holding them in another dtype or place."""
     with torch.device("meta"):
-        model = Qwen35(config, fused)
+        model = Qwen35(config)
     for name, p in model.named_parameters():
         p.data = p.data.to(dtype_of(name, dtype))
     return model.to_empty(device=device)
@@ -515,7 +492,7 @@ def arrange(hf_config: dict, device, half: bool, shards: int, pairs: tuple[int, 
 # Hugging Face checkpoints
 
 
-def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) -> Qwen35:
+def load(path_or_repo, dtype=torch.bfloat16, device="cpu") -> Qwen35:
     """A Qwen3.5 checkpoint from a folder or the hub: one file or shards, text-only or multimodal names.
 
     FileNotFoundError: nothing there. ValueError: another architecture, a missing or damaged tensor, a wrong
@@ -523,7 +500,7 @@ def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) 
     """
     folder = huggingface.fetch(path_or_repo)
     hf_config = huggingface.read_config(folder)
-    return read(empty(ModelConfig.from_hf(hf_config), dtype, device, fused), folder)
+    return read(empty(ModelConfig.from_hf(hf_config), dtype, device), folder)
 
 
 @torch.no_grad()
@@ -533,16 +510,15 @@ def read(model: Qwen35, folder: Path) -> Qwen35:
     model.hf_config, model.source = huggingface.read_config(folder), folder
     tensors = huggingface.open_tensors(folder)
     model.prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in tensors), "model.")
-    with torch.device("meta"):
-        names = {key_of(model, name): name for name, _ in Qwen35(model.config).named_parameters()}
-    huggingface.check_names(folder, tensors, names, model.prefix + "layers.")
+    places = {key_of(model, name): p.data for name, p in model.named_parameters() if ".lora_" not in name}
+    huggingface.check_names(folder, tensors, places, model.prefix + "layers.")
     if model.lm_head is None and "lm_head.weight" in tensors:
         tied = ("lm_head.weight", key_of(model, "embed_tokens.weight"))
         if not torch.equal(*(tensors[key].get_tensor(key) for key in tied)):
             wrong = f"config.json in {folder} says tie_word_embeddings, but {' differs from '.join(tied)}"
             raise ValueError(f"{wrong}; set tie_word_embeddings to false there")
-    for key, name in names.items():
-        tensor, place = tensors[key].get_tensor(key), model.place(name)
+    for key, place in places.items():
+        tensor = tensors[key].get_tensor(key)
         if place.shape != tensor.shape:
             wrong = f"{key} is {tuple(tensor.shape)}, but config.json makes it {tuple(place.shape)}"
             raise ValueError(f"{wrong}; the two do not belong together")

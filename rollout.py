@@ -54,7 +54,7 @@ class Completion:
 
 
 def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | None = None) -> Qwen35:
-    """A copy of the model for generation only: fused projections, no gradients, lasting addresses of weights.
+    """A copy of the model for generation only: no gradients, no shards, lasting addresses of weights.
 
     dtype: of its weights (None: the model's own). compile: decode through torch.compile on a CPU (a GPU has
     its graphs); a minute or more at the first story. last: an earlier replica, refreshed instead. Where the
@@ -63,7 +63,7 @@ def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | Non
     if last:
         return refresh(last, model)
     weight = model.embed_tokens.weight
-    copy = qwen.empty(model.config, dtype or weight.dtype, weight.device, fused=True).requires_grad_(False)
+    copy = qwen.empty(model.config, dtype or weight.dtype, weight.device).requires_grad_(False)
     copy.hf_config, copy.source, copy.prefix = model.hf_config, model.source, model.prefix
     if compile and weight.device.type == "cpu":
         copy.compiled = torch.compile(copy.blocks, dynamic=True)
@@ -74,8 +74,9 @@ def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | Non
 def refresh(copy: Qwen35, model: Qwen35) -> Qwen35:
     """Copies the model's present weights into its replica, one parameter at a time: shards gathered, LoRA
     merged. Where the model is sharded every process must call it (gathering is collective)."""
-    for name, tensor in lora.merged_tensors(model, lambda name: copy.place(name).dtype):
-        copy.place(name).copy_(tensor)
+    weights = dict(copy.named_parameters())
+    for name, tensor in lora.merged_tensors(model, lambda name: weights[name].dtype):
+        weights[name].copy_(tensor)
     return pack(copy)
 
 
@@ -204,10 +205,6 @@ def stream(model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=0, ever
     if not prompts:
         return
     prompts, seeds = check_request(model.config, prompts, max_new_tokens, seed)
-    if not model.fused and not lora.has_pairs(model):
-        model = replica(model)
-    elif model.fused and not isinstance(model.lm_head, onednn.PackedLinear):
-        pack(model)  # loaded as fused, not through `replica`
     max_len = max(map(len, prompts)) + max_new_tokens
     decoder = Slots(model, plan_slots(model, len(prompts), max_len, slots), max_len, Sampling(**sampling))
     stories = [Completion() for _ in prompts]
@@ -248,11 +245,10 @@ def extend(story: Completion, index: int, ids: list[int], logps: list[float], st
 def generate(model: Qwen35, prompts, **request) -> list[Completion]:
     """Stories for prompts (lists of token ids), in the order of the prompts; equal prompts are read once.
 
-    model: a Qwen35, or better a `replica` of it (otherwise one is made for this call). max_new_tokens:
-    required. temperature 1.0 (0: greedy), top_p 1.0, top_k 0, min_p 0.0, repetition_penalty 1.0: the last
-    four are off. stop_ids: tokens that end a story and stay in it. seed: one per prompt, on which alone its
-    story depends, or an int from which each gets its own. slots: stories written at the same time (0: what
-    memory allows, at most 64).
+    model: a Qwen35, or better a `replica` of it. max_new_tokens: required. temperature 1.0 (0: greedy), top_p
+    1.0, top_k 0, min_p 0.0, repetition_penalty 1.0: the last four are off. stop_ids: tokens that end a story
+    and stay in it. seed: one per prompt, on which alone its story depends, or an int from which each gets its
+    own. slots: stories written at the same time (0: what memory allows, at most 64).
 
     No collective operation is used: processes may have different prompts and end at different times.
     ValueError: an impossible request, too little memory for one slot, NaN logits.
@@ -314,7 +310,8 @@ def thinks(model: Qwen35) -> bool:
 def open_writer(path, thinking: str = "auto"):
     """A checkpoint on this process's device -> (model, tokenizer, whether it thinks first), to write with."""
     device, tokenizer = processes.pick_device(), data.load_tokenizer(path)
-    model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device, fused=True)
+    model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
+    pack(model.requires_grad_(False))
     processes.choose_threads(sum(p.numel() for p in model.parameters()))
     return model, tokenizer, thinks(model) if thinking == "auto" else thinking == "on"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -27,9 +27,8 @@ def shard(module, blocks, device=None, *, bf16: bool, shards: int, whole: tuple[
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     how = {"mesh": mesh, "mp_policy": policy}
     how["ignored_params"] = {p for name, p in module.named_parameters() if name.endswith(whole)}
-    for block in blocks:
-        fully_shard(block, **how)
-    fully_shard(module, **how, reshard_after_forward=False)
+    for part in (*blocks, module):
+        fully_shard(part, **how, reshard_after_forward=True)  # also where no backward pass follows
     for name in methods:
         register_fsdp_forward_method(module, name)
     if next(module.parameters()).is_meta:
@@ -44,15 +43,6 @@ def write(place, tensor):
         tensor = distribute_tensor(tensor, place.device_mesh, place.placements, src_data_rank=None).to_local()
         place = place.to_local()
     place.copy_(tensor)
-
-
-def freeze(module):
-    """Makes `module` one that is only asked -> module. Otherwise what FSDP gathers of its root would stay
-    gathered, because it waits for a backward pass."""
-    for part in module.requires_grad_(False).modules():
-        if isinstance(part, FSDPModule):
-            part.set_reshard_after_forward(True, recurse=False)
-    return module
 
 
 def is_sharded(tensor) -> bool:

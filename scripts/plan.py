@@ -32,7 +32,7 @@ import model as qwen
 import rollout
 import train
 from data import FRAME, Episode, Example
-from lib import comparisons, huggingface, optim, parallel, processes, sharding
+from lib import comparisons, huggingface, optim, parallel, processes
 from lib.flags import add_fields, check_ranges, exits_cleanly, opt, parser
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
@@ -181,7 +181,7 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
         optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
         reference = None
         if c.kl:
-            reference = sharding.freeze(build(c, hf_config, half, ledger, "reference", device)[1])
+            reference = build(c, hf_config, half, ledger, "reference", device)[1].requires_grad_(False)
         with ledger.booking("gathered"):  # DDP's buckets are as large as the gradients
             buckets = [torch.empty_like(p) for p in scorer.parameters() if p.requires_grad and is_ddp]
         settle = keep_books(ledger, scorer, optimiser)

@@ -16,8 +16,8 @@ CONFIG = text_config(2) | {"model_type": "qwen3_5_text", "max_position_embedding
 ROWS = [[5] * 130, [7] * 30, [9] * 61]
 
 
-def fake_model(fused=False, dtype=torch.float32):
-    return qwen.empty(qwen.ModelConfig.from_hf(CONFIG), dtype, torch.device("cpu"), fused)
+def fake_model(dtype=torch.float32):
+    return qwen.empty(qwen.ModelConfig.from_hf(CONFIG), dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("how", ["plain", "one row", "lora", "checkpointing", "bf16"])
@@ -48,7 +48,7 @@ def test_forward_and_backward_of_token_logprobs_never_wait(how):
 )
 def test_filling_slots_and_decoding_never_wait(s):
     with FakeTensorMode(), torch.inference_mode():
-        slots = rollout.Slots(fake_model(fused=True), 3, 64, s)
+        slots = rollout.Slots(fake_model(), 3, 64, s)
         slots.fill([0, 2], (5, 6, 7), [1, 2])
         slots.fill([1], (8,), [3])
         token, logp = slots.decode(3)

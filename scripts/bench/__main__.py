@@ -136,8 +136,8 @@ def timed(work, n: int = 10) -> float:
 
 
 @torch.no_grad()
-def random_model(hf: dict, dtype, fused: bool = False):
-    model = qwen.empty(qwen.ModelConfig.from_hf(hf), dtype, torch.device("cuda"), fused)
+def random_model(hf: dict, dtype):
+    model = qwen.empty(qwen.ModelConfig.from_hf(hf), dtype, torch.device("cuda"))
     for name, p in model.named_parameters():
         if p.dim() > 1:
             p.normal_(0, 0.02)
@@ -164,7 +164,7 @@ def gpu(report: Report):
 
 def gpu_decode(report: Report, bandwidth: float):
     """Steps of a random 9B with full caches, as a share of the time that reading and writing takes alone."""
-    model = random_model(NINE_B, torch.bfloat16, fused=True).requires_grad_(False)
+    model = random_model(NINE_B, torch.bfloat16).requires_grad_(False)
     for B, context, bar in ((1, 6144, 60), (16, 6144, 60), (64, 6144, 55), (64, 16384, 50)):
         torch.cuda.reset_peak_memory_stats()
         with torch.inference_mode():
