@@ -53,40 +53,32 @@ class Completion:
 # ---- the replica: what generation runs on ------------------------------------------
 
 
+@torch.no_grad()
 def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | None = None) -> Qwen35:
-    """A copy of the model for generation only: no gradients, no shards, lasting addresses of weights.
+    """A copy of the model for generation only: shards gathered, LoRA merged, no gradients.
 
     dtype: of its weights (None: the model's own). compile: decode through torch.compile on a CPU (a GPU has
-    its graphs); a minute or more at the first story. last: an earlier replica, refreshed instead. Where the
-    model is sharded every process must call it, as with `refresh`.
+    its graphs); a minute or more at the first story. last: an earlier replica, which gets the present
+    weights. Where the model is sharded every process must call it (gathering is collective).
     """
-    if last:
-        return refresh(last, model)
-    weight = model.embed_tokens.weight
-    copy = qwen.empty(model.config, dtype or weight.dtype, weight.device).requires_grad_(False)
-    copy.hf_config, copy.source, copy.prefix = model.hf_config, model.source, model.prefix
-    if compile and weight.device.type == "cpu":
-        copy.compiled = torch.compile(copy.blocks, dynamic=True)
-    return refresh(copy, model)
-
-
-@torch.no_grad()
-def refresh(copy: Qwen35, model: Qwen35) -> Qwen35:
-    """Copies the model's present weights into its replica, one parameter at a time: shards gathered, LoRA
-    merged. Where the model is sharded every process must call it (gathering is collective)."""
-    weights = dict(copy.named_parameters())
-    for name, tensor in lora.merged_tensors(model, lambda name: weights[name].dtype):
-        weights[name].copy_(tensor)
+    weight, copy = model.embed_tokens.weight, last
+    if copy is None:
+        copy = qwen.empty(model.config, dtype or weight.dtype, weight.device).requires_grad_(False)
+        copy.hf_config, copy.source, copy.prefix = model.hf_config, model.source, model.prefix
+        if compile and weight.device.type == "cpu":
+            copy.compiled = torch.compile(copy.blocks, dynamic=True)
+    places = dict(copy.named_parameters())
+    for name, tensor in lora.merged_tensors(model, lambda name: places[name].dtype):
+        places[name].copy_(tensor)
     return pack(copy)
 
 
-def pack(copy: Qwen35) -> Qwen35:
-    """Lets a replica multiply by weights in oneDNN's order, on a CPU that can; elsewhere a no-op."""
-    if onednn.usable(copy.embed_tokens.weight):
-        if copy.lm_head is None:
-            copy.lm_head = onednn.PackedLinear(copy.embed_tokens.weight)
-        onednn.pack(copy)
-    return copy
+def pack(model: Qwen35) -> Qwen35:
+    """Lets a model that is not trained multiply by weights in oneDNN's order, on a CPU that can."""
+    if onednn.usable(model.embed_tokens.weight):
+        model.lm_head = model.lm_head or onednn.PackedLinear(model.embed_tokens.weight)
+        onednn.pack(model)
+    return model
 
 
 # ---- slots -------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_filling_slots_and_decoding_never_wait(s):
             slots.run(1)
 
 
-def test_refresh_of_a_replica_never_waits():
+def test_making_a_replica_never_waits():
     with FakeTensorMode():
         model = fake_model()
         add_lora(model, 2, 4.0)

@@ -299,7 +299,7 @@ def test_memory_is_planned_before_the_start(model, monkeypatch):
 # ---------------------------------------------------------------- the replica
 
 
-def test_refresh_keeps_addresses_merges_lora_and_leaves_the_model_alone(model):
+def test_a_refreshed_replica_keeps_addresses_merges_lora_and_leaves_the_model_alone(model):
     trained = lively(config())
     added = add_lora(trained, 2, 8.0)
     copy = replica(trained)
@@ -309,7 +309,7 @@ def test_refresh_keeps_addresses_merges_lora_and_leaves_the_model_alone(model):
     for p in added:
         p.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
     trained.train()
-    rollout.refresh(copy, trained)
+    replica(trained, last=copy)
     assert before == {name: p.data_ptr() for name, p in copy.named_parameters()}
     second = generate(copy, prompt, max_new_tokens=20, seed=4)[0]
     assert first.ids != second.ids, "the pair was merged"
@@ -327,7 +327,7 @@ def test_a_compiled_replica_writes_the_same_and_follows_new_weights(model, monke
     request = {"max_new_tokens": 9, "seed": 3, "slots": 2}
     other = lively(config(), seed=9)
     for weights in (model, other):
-        copies = [rollout.refresh(copy, weights) for copy in (compiled, plain)]
+        copies = [replica(weights, last=copy) for copy in (compiled, plain)]
         ours, theirs = (generate(copy, prompts_of([5, 9, 7]), **request) for copy in copies)
         assert [c.ids for c in ours] == [c.ids for c in theirs]
 
@@ -349,13 +349,11 @@ def uneven(rank, world, port, folder):
     whole = generate(sharded, [[3, 4]], max_new_tokens=9, seed=1)[0].ids
     shard(sharded, sharded.layers, bf16=False, shards=world)
     copy = replica(sharded)
-    for _ in range(
-        2
-    ):  # the first rank writes 200 times as much as the last, and all meet again at the next refresh
+    for _ in range(2):  # the first rank writes 200 times as much as the last; all meet at the next replica
         tokens = (600, 40, 9, 3)[rank]
         done = generate(copy, [[3, 4]], max_new_tokens=tokens, seed=1)[0].ids
         assert len(done) == tokens and done[:9] == whole[:tokens]
-        rollout.refresh(copy, sharded)
+        replica(sharded, last=copy)
     torch.distributed.barrier()
     open(os.path.join(folder, str(rank)), "w").close()
     torch.distributed.destroy_process_group()
