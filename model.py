@@ -467,7 +467,8 @@ def empty(config: ModelConfig, dtype, device) -> Qwen35:
         model = Qwen35(config)
     for name, p in model.named_parameters():
         p.data = p.data.to(dtype_of(name, dtype))
-    return model.to_empty(device=device)
+    sharding.materialise(model, device)
+    return model
 
 
 def dtype_of(name: str, dtype):

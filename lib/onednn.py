@@ -52,5 +52,5 @@ def pack(module):
         for name, child in list(parent.named_children()):
             if isinstance(child, PackedLinear):
                 child.pack()
-            elif isinstance(child, nn.Linear):
+            elif isinstance(child, nn.Linear) and child.bias is None:
                 setattr(parent, name, PackedLinear(child.weight))

@@ -31,8 +31,16 @@ def shard(module, blocks, device=None, *, bf16: bool, shards: int, whole: tuple[
         fully_shard(part, **how, reshard_after_forward=True)  # also where no backward pass follows
     for name in methods:
         register_fsdp_forward_method(module, name)
-    if next(module.parameters()).is_meta:
-        module.to_empty(device=device)
+    materialise(module, device)
+
+
+def materialise(module, device):
+    """Gives each parameter on the meta device memory on `device`, whose values are yet to be written.
+    nn.Module.to_empty does not work on fake tensors."""
+    for part in module.modules():
+        for name, p in part.named_parameters(recurse=False):
+            if p.is_meta:
+                setattr(part, name, torch.nn.Parameter(torch.empty_like(p, device=device), p.requires_grad))
 
 
 @torch.no_grad()
