@@ -330,7 +330,7 @@ class Cache:
 
     def __init__(self, config: ModelConfig, rows: int, max_len: int, dtype, device):
         c = config
-        self.max_len, self.extent, self.kinds = max_len, 0, c.layer_types
+        self.max_len, self.extent = max_len, 0
         self.index, self.positions = torch.arange(rows, device=device), torch.arange(max_len, device=device)
         self.rotary = rotary(self.positions, c)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
@@ -346,17 +346,13 @@ class Cache:
             for kind in c.layer_types
         ]
 
-    def copy_rows(self, source: Cache, from_rows, to_rows):
-        """Rows `from_rows` of another cache become rows `to_rows` of this one (index tensors)."""
-        n = source.extent
-        for kind, mine, theirs in zip(self.kinds, self.layers, source.layers):
+    def copy_row(self, source: Cache, row: int):
+        """The first row of another, not longer cache becomes this row."""
+        for mine, theirs in zip(self.layers, source.layers):
             for a, b in zip(mine, theirs):
-                if kind == "full_attention":
-                    a[to_rows, :, :n] = b[from_rows, :, :n]
-                else:
-                    a[to_rows] = b[from_rows]
-        self.lengths[to_rows] = source.lengths[from_rows]
-        self.extent = max(self.extent, n)
+                a[row, :, : b.shape[2]] = b[0]  # keys and values are as long as the source, the rest as here
+        self.lengths[row] = source.lengths[0]
+        self.extent = max(self.extent, source.extent)
 
 
 def slot_bytes(config, max_len: int, itemsize: int) -> int:
@@ -394,16 +390,8 @@ class Qwen35(nn.Module):
     def forward(self, ids_BT, cache: Cache | None = None):
         B, T = ids_BT.shape
         decoding = cache is not None and cache.extent > 0
-        if decoding and T != 1:
-            raise ValueError(
-                f"a filled cache takes one token per row, not {T}; a new prompt needs a new cache"
-            )
         if cache is not None:
             cache.extent += T
-            if cache.extent > cache.max_len:
-                raise ValueError(
-                    f"{cache.extent} tokens do not fit a cache of {cache.max_len}; raise its max_len"
-                )
         rows = Step(cache) if decoding else Rows([T] * B, self.config, ids_BT.device)
         blocks = self.compiled if decoding and self.compiled else self.blocks
         hidden = blocks(ids_BT.flatten(), rows, cache.layers if cache is not None else None)

@@ -101,23 +101,21 @@ class Slots:
         self.prefilled = (None, None)  # the last prompt read, for its group's other members
         self.graphs, self.stream, self.pool = {}, None, None  # see `replay`
 
-    def fill(self, slots: list[int], prompt: tuple[int, ...], seeds: list[int]):
-        """Starts stories in these slots, all from one prompt. The first decode step reads its last token."""
+    def fill(self, slot: int, prompt: tuple[int, ...], seed: int):
+        """Starts a story in this slot. The first decode step reads the prompt's last token."""
         ids = send(torch.tensor(prompt), self.device)
         if self.prefilled[0] != prompt:
             one = self.model.new_cache(1, len(prompt) - 1)
             if len(prompt) > 1:  # the state before a single token is the empty one
                 self.model(ids[None, :-1], cache=one)
             self.prefilled = (prompt, one)
-        at = send(torch.tensor(slots), self.device)
-        self.cache.copy_rows(self.prefilled[1], torch.zeros_like(at), at)
-        self.token[at], self.written[at] = prompt[-1], 0
-        self.keys[at] = send(keys_of(seeds), self.device)
+        self.cache.copy_row(self.prefilled[1], slot)
+        self.token[slot], self.written[slot] = prompt[-1], 0
+        self.keys[slot] = send(keys_of([seed]), self.device)[0]
         if self.seen is not None:
-            self.seen[at] = False
-            self.seen[at[:, None], ids] = True
-        for slot in slots:
-            self.filled[slot] = len(prompt) - 1
+            self.seen[slot] = False
+            self.seen[slot, ids] = True
+        self.filled[slot] = len(prompt) - 1
 
     def empty(self, slot: int):
         # An empty slot decodes on unread; at length 0 it writes over itself and never beyond the buffer.
@@ -204,13 +202,10 @@ def stream(model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=0, ever
     queue = deque(sorted(range(len(prompts)), key=lambda i: first.setdefault(prompts[i], i)))
     live = {}  # slot -> story
     while queue or live:
-        vacant = [slot for slot in range(decoder.n) if slot not in live]
-        while vacant and queue:
-            prompt, group = prompts[queue[0]], []
-            while vacant and queue and prompts[queue[0]] == prompt:
-                group.append((vacant.pop(0), queue.popleft()))
-            decoder.fill([slot for slot, _ in group], prompt, [seeds[i] for _, i in group])
-            live |= dict(group)
+        for slot in range(decoder.n):
+            if queue and slot not in live:
+                live[slot] = i = queue.popleft()
+                decoder.fill(slot, prompts[i], seeds[i])
         room = min(max_new_tokens - len(stories[i].ids) for i in live.values())
         ids, logps = decoder.run(min(every, room))
         for slot, i in list(live.items()):

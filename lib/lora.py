@@ -67,10 +67,6 @@ def merged_tensors(module, dtype_of):
             yield name, whole(p.data.to(dtype))
 
 
-def has_pairs(module) -> bool:
-    return any(isinstance(part, LoRALinear) for part in module.modules())
-
-
 @torch.no_grad()
 def save_adapter(module, path: Path, base: str, prefix: str, base_class: str | None):
     """Writes the LoRA pairs in PEFT's format (adapter_model.safetensors, adapter_config.json), to lie on top

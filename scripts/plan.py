@@ -159,7 +159,8 @@ def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float, in
         with ledger.booking("slots"):
             slots = rollout.Slots(writer, n, prompt + c.max_new_tokens, sampling)
         with ledger.booking("temporary"):
-            slots.fill(list(range(n)), tuple([0] * prompt), [0] * n)
+            for slot in range(n):
+                slots.fill(slot, tuple([0] * prompt), 0)
             waits = ledger.waits
             slots.decode(rollout.CHECK_EVERY)
             waits = ledger.waits - waits

@@ -97,7 +97,7 @@ def test_parity_with_transformers(pair):
         for i, n in enumerate(lengths):
             one = ours.new_cache(1, n)
             ours(ids[i : i + 1, :n], one)
-            cache.copy_rows(one, torch.tensor([0]), torch.tensor([i]))
+            cache.copy_row(one, i)
         steps = torch.stack([ours.logits(ours(more[:, j : j + 1], cache)[:, 0]) for j in range(9)], 1)
         for i, n in enumerate(lengths):
             whole = hf(torch.cat([ids[i, :n], more[i]])[None]).logits[0, n:]
@@ -491,15 +491,3 @@ def test_what_is_not_a_checkpoint_folder(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no config.json"):
         qwen.load(tmp_path / "empty")
-
-
-def test_cache_refuses_what_does_not_fit():
-    model = qwen.new(text_config(1) | {"model_type": "qwen3_5_text"})
-    cache = model.new_cache(1, 8)
-    with torch.no_grad():
-        with pytest.raises(ValueError, match="do not fit a cache of 8"):
-            model(torch.zeros(1, 9, dtype=torch.long), cache=cache)
-        cache = model.new_cache(1, 8)
-        model(torch.zeros(1, 5, dtype=torch.long), cache=cache)
-        with pytest.raises(ValueError, match="one token per row"):
-            model(torch.zeros(1, 2, dtype=torch.long), cache=cache)
