@@ -16,10 +16,10 @@ TOKEN = "hf_aVeryPrivateToken"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The five calls that huggingface_hub makes for an upload; what `refuse` names gets its status."""
+    """The calls that huggingface_hub makes for an upload; what `refuse` names gets its status."""
 
     def do_GET(self):
-        self.answer({"name": "me", "orgs": [{"name": "guild"}]})
+        self.answer({})  # asked where a call was refused: is the repository there?
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -100,7 +100,7 @@ def test_a_failed_push_loses_nothing_and_is_made_good_by_a_resume(go, hub, capsy
 @pytest.mark.parametrize(
     "repo, refuse, said",
     [
-        ("me/stories", {"create": 401}, "check the name, the network and the token"),
+        ("me/stories", {"api": 401}, "check the name, the network and the token"),
         ("me/with blank", {}, "check the name"),
     ],
 )
