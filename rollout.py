@@ -101,8 +101,8 @@ class Slots:
         self.prefilled = (None, None)  # the last prompt read, for its group's other members
         self.graphs, self.stream, self.pool = {}, None, None  # see `replay`
 
-    def fill(self, slot: int, prompt: tuple[int, ...], seed: int):
-        """Starts a story in this slot. The first decode step reads the prompt's last token."""
+    def fill(self, slot: int, prompt: tuple[int, ...], key):
+        """Starts a story in this slot, with its key of `keys_of`. The first step reads the last token."""
         ids = send(torch.tensor(prompt), self.device)
         if self.prefilled[0] != prompt:
             one = self.model.new_cache(1, len(prompt) - 1)
@@ -110,17 +110,17 @@ class Slots:
                 self.model(ids[None, :-1], cache=one)
             self.prefilled = (prompt, one)
         self.cache.copy_row(self.prefilled[1], slot)
-        self.token[slot], self.written[slot] = prompt[-1], 0
-        self.keys[slot] = send(keys_of([seed]), self.device)[0]
+        self.token[slot].fill_(prompt[-1])  # `token[slot] = ...` would make the host wait for a GPU
+        self.written[slot].fill_(0)
+        self.keys[slot] = key
         if self.seen is not None:
-            self.seen[slot] = False
-            self.seen[slot, ids] = True
+            self.seen[slot].fill_(False).index_fill_(0, ids, True)
         self.filled[slot] = len(prompt) - 1
 
     def empty(self, slot: int):
         # An empty slot decodes on unread; at length 0 it writes over itself and never beyond the buffer.
         self.filled[slot] = 0
-        self.cache.lengths[slot] = 0
+        self.cache.lengths[slot].fill_(0)
 
     def run(self, steps: int):
         """Decodes `steps` tokens in every slot -> ids and log-probs [n][steps]: the one wait for a GPU."""
@@ -197,7 +197,7 @@ def stream(model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=0, ever
     prompts, seeds = check_request(model.config, prompts, max_new_tokens, seed)
     max_len = max(map(len, prompts)) + max_new_tokens
     decoder = Slots(model, plan_slots(model, len(prompts), max_len, slots), max_len, Sampling(**sampling))
-    stories = [Completion() for _ in prompts]
+    stories, keys = [Completion() for _ in prompts], send(keys_of(seeds), decoder.device)
     first = {}  # prompt -> its first index: stories that share a prompt are written together
     queue = deque(sorted(range(len(prompts)), key=lambda i: first.setdefault(prompts[i], i)))
     live = {}  # slot -> story
@@ -205,7 +205,7 @@ def stream(model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=0, ever
         for slot in range(decoder.n):
             if queue and slot not in live:
                 live[slot] = i = queue.popleft()
-                decoder.fill(slot, prompts[i], seeds[i])
+                decoder.fill(slot, prompts[i], keys[i])
         room = min(max_new_tokens - len(stories[i].ids) for i in live.values())
         ids, logps = decoder.run(min(every, room))
         for slot, i in list(live.items()):

@@ -160,7 +160,7 @@ def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float, in
             slots = rollout.Slots(writer, n, prompt + c.max_new_tokens, sampling)
         with ledger.booking("temporary"):
             for slot in range(n):
-                slots.fill(slot, tuple([0] * prompt), 0)
+                slots.fill(slot, tuple([0] * prompt), slots.keys[slot])
             waits = ledger.waits
             slots.decode(rollout.CHECK_EVERY)
             waits = ledger.waits - waits

@@ -89,8 +89,8 @@ def fake():
 def test_decoding_waits_once_for_eight_steps(sampling):
     with rehearsal() as ledger, torch.no_grad(), plan.as_on_a_gpu(True):
         slots = rollout.Slots(fake(), 3, 64, sampling)
-        slots.fill(0, (5, 6, 7), 1)
-        slots.fill(2, (5, 6, 7), 2)
+        slots.fill(0, (5, 6, 7), slots.keys[1])
+        slots.fill(2, (5, 6, 7), slots.keys[2])
         slots.decode(8)
         assert ledger.waits == 0
         slots.run(8)

@@ -49,9 +49,9 @@ def test_forward_and_backward_of_token_logprobs_never_wait(how):
 def test_filling_slots_and_decoding_never_wait(s):
     with FakeTensorMode(), torch.inference_mode():
         slots = rollout.Slots(fake_model(), 3, 64, s)
-        slots.fill(0, (5, 6, 7), 1)
-        slots.fill(2, (5, 6, 7), 2)
-        slots.fill(1, (8,), 3)
+        slots.fill(0, (5, 6, 7), slots.keys[1])
+        slots.fill(2, (5, 6, 7), slots.keys[2])
+        slots.fill(1, (8,), slots.keys[0])
         token, logp = slots.decode(3)
         slots.empty(1)
         slots.decode(1)
