@@ -29,5 +29,11 @@ class BPE:
         return self._plain.encode(text).ids
 
     def decode(self, ids: list[int]) -> str:
-        """Special tokens and ids of padded embedding rows are dropped; a cut character shows as U+FFFD."""
-        return self._whole.decode(ids)
+        """Special tokens are dropped. Ids of padded embedding rows and cut characters show as U+FFFD."""
+        runs = [[]]
+        for i in ids:
+            if i < self.vocab_size:
+                runs[-1].append(i)
+            else:
+                runs.append([])
+        return "\ufffd".join(map(self._whole.decode, runs))
