@@ -6,8 +6,7 @@ fourth is gated full attention with a key/value cache. Between them are RMSNorm 
 nothing else.
 
 Two code paths compute the same numbers: whole sequences in chunks (training, prefill) and one token per row
-from a `Cache` (decoding). Parameters carry Hugging Face's names, so load and save are near the identity. A
-decoder that wants fewer, larger matrix products asks for `fused=True` and gets the same weights side by side.
+from a `Cache` (decoding). Parameters carry Hugging Face's names, so load and save are near the identity.
 
     model = load("Qwen/Qwen3.5-9B", torch.bfloat16, "cuda")   # or a folder
     logp, entropy = model.token_logprobs(Packed(rows))        # rows of ids; the trainer differentiates this
@@ -23,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,6 +37,7 @@ from lib.packed import Packed, send
 
 PREFIXES = ("model.language_model.", "model.")  # of the text model, in multimodal and text-only checkpoints
 KEEP_FP32 = ("A_log", "linear_attn.norm.weight")  # rounding these alone moves logits visibly
+RELEASED = "take it from the folder of a released Qwen3.5 model"
 
 
 @dataclass
@@ -54,7 +55,7 @@ class ModelConfig:
     linear_key_head_dim: int
     linear_value_head_dim: int
     linear_conv_kernel_dim: int
-    layer_types: tuple[str, ...]
+    layer_types: list[str]
     rope_theta: float
     rotary_dim: int
     rms_norm_eps: float
@@ -66,52 +67,33 @@ class ModelConfig:
         """Reads a Hugging Face config: text-only, or multimodal with `text_config`. ValueError: what this
         file does not implement, which would otherwise show as slightly wrong logits much later."""
         text = config.get("text_config", config)
-        kind, act = text.get("model_type", config.get("model_type")), text.get("hidden_act", "silu")
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        theta, rope_type = rope.get("rope_theta", text.get("rope_theta")), rope.get("rope_type", "default")
+        kind, rope_type = text.get("model_type", config.get("model_type")), rope.get("rope_type", "default")
+        if kind not in ("qwen3_5", "qwen3_5_text"):
+            raise ValueError(f"config.json has model_type {kind!r}, not qwen3_5 or qwen3_5_text; {RELEASED}")
+        if rope_type != "default":
+            raise ValueError(
+                f"config.json has rope_type {rope_type!r}; only plain RoPE works here; {RELEASED}"
+            )
         n, interval = text.get("num_hidden_layers", 0), text.get("full_attention_interval", 4)
         usual = ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(n)]
-        types = text.get("layer_types") or usual
-        other = sorted(set(types) - {"full_attention", "linear_attention"})
-        for wrong, why in (
-            (kind not in ("qwen3_5", "qwen3_5_text"), f"model_type {kind!r}, not qwen3_5 or qwen3_5_text"),
-            (kind == "qwen3_5" and text is config, "model_type qwen3_5 (multimodal) but no text_config"),
-            (len(types) != n, f"num_hidden_layers {n} but {len(types)} layer_types"),
-            (other, f"layer_types {other}; only full_attention and linear_attention are supported"),
-            (rope_type != "default", f"rope_type {rope_type!r}; only plain RoPE (default) is supported"),
-            (theta is None, "no rope_theta"),
-            (text.get("attention_bias"), "attention_bias; released Qwen3.5 models have none"),
-            (act != "silu", f"hidden_act {act!r}; only silu is supported"),
-        ):
-            if wrong:
-                raise ValueError(
-                    f"config.json has {why}; take it from the folder of a released Qwen3.5 model"
-                )
-        values = {"max_position_embeddings": 262144}
-        values |= {f.name: text[f.name] for f in fields(ModelConfig) if f.name in text}
-        head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-        partial = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 0.25))
-        tie = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-        values |= {"layer_types": tuple(types), "rope_theta": float(theta), "tie_word_embeddings": tie}
-        values |= {"head_dim": head_dim, "rotary_dim": int(head_dim * partial)}
-        missing = [f.name for f in fields(ModelConfig) if f.name not in values]
-        if missing:
-            raise ValueError(f"config.json lacks {', '.join(missing)}; copy them from the released config")
-        return ModelConfig(**values)
+        values = {"layer_types": usual, "max_position_embeddings": 262144, "partial_rotary_factor": 0.25}
+        values |= text | rope
+        values["tie_word_embeddings"] = config.get(
+            "tie_word_embeddings", values.get("tie_word_embeddings", False)
+        )
+        values["rotary_dim"] = int(values.get("head_dim", 0) * values["partial_rotary_factor"])
+        names = [f.name for f in fields(ModelConfig)]
+        if missing := [name for name in names if name not in values]:
+            raise ValueError(f"config.json lacks {', '.join(missing)}; {RELEASED}")
+        return ModelConfig(**{name: values[name] for name in names})
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Parts
 
 
-class Linear(nn.Linear):
-    """y = x W^T: no bias anywhere in Qwen3.5. Weights come from `new` or `load`, so none are drawn here."""
-
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__(n_in, n_out, bias=False)
-
-    def reset_parameters(self):
-        pass
+Linear = partial(nn.Linear, bias=False)  # there is no bias anywhere in Qwen3.5
 
 
 def rms_norm(x, weight, eps):
@@ -148,16 +130,17 @@ class GatedNorm(nn.Module):
 class DeltaNet(nn.Module):
     """Gated DeltaNet: project, mix the last few tokens (conv), write to and read the state, gate, project."""
 
-    def __init__(self, c: ModelConfig, fused: bool):
+    def __init__(self, c: ModelConfig):
         super().__init__()
         self.Hk, self.Hv = c.linear_num_key_heads, c.linear_num_value_heads
         self.dk, self.dv = c.linear_key_head_dim, c.linear_value_head_dim
         self.key_dim, self.value_dim = self.Hk * self.dk, self.Hv * self.dv
         self.width = c.linear_conv_kernel_dim
         conv_dim = 2 * self.key_dim + self.value_dim
-        parts = {"qkv": conv_dim, "z": self.value_dim, "b": self.Hv, "a": self.Hv}
-        parts = {f"in_proj_{name}": size for name, size in parts.items()}
-        add_projections(self, "in_proj", c.hidden_size, parts, fused)
+        self.in_proj_qkv = Linear(c.hidden_size, conv_dim)
+        self.in_proj_z = Linear(c.hidden_size, self.value_dim)
+        self.in_proj_b = Linear(c.hidden_size, self.Hv)
+        self.in_proj_a = Linear(c.hidden_size, self.Hv)
         self.conv1d = nn.Module()
         self.conv1d.weight = nn.Parameter(torch.empty(conv_dim, 1, self.width))
         self.dt_bias = nn.Parameter(torch.ones(self.Hv))
@@ -172,7 +155,7 @@ class DeltaNet(nn.Module):
         return q * self.dk**-0.5, k, v.unflatten(-1, (self.Hv, self.dv))
 
     def forward(self, x, rows, memory):
-        qkv, z, b, a = project(self, x)
+        qkv, z, b, a = self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
         beta = b.float().sigmoid()
         g = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
         mix = self.step if rows.decoding else self.scan
@@ -208,13 +191,13 @@ class DeltaNet(nn.Module):
 class Attention(nn.Module):
     """Full attention: grouped queries, per-head q/k norm, rotary on the first dims, sigmoid gate."""
 
-    def __init__(self, c: ModelConfig, fused: bool):
+    def __init__(self, c: ModelConfig):
         super().__init__()
         self.H, self.Hkv = c.num_attention_heads, c.num_key_value_heads
         self.hd, self.rot = c.head_dim, c.rotary_dim
-        n_q, n_kv = 2 * self.H * self.hd, self.Hkv * self.hd  # queries come with their gates
-        parts = {"q_proj": n_q, "k_proj": n_kv, "v_proj": n_kv}
-        add_projections(self, "qkv_proj", c.hidden_size, parts, fused)
+        self.q_proj = Linear(c.hidden_size, 2 * self.H * self.hd)  # queries come with their gates
+        self.k_proj = Linear(c.hidden_size, self.Hkv * self.hd)
+        self.v_proj = Linear(c.hidden_size, self.Hkv * self.hd)
         self.o_proj = Linear(self.H * self.hd, c.hidden_size)
         self.q_norm, self.k_norm = Norm(self.hd, c.rms_norm_eps), Norm(self.hd, c.rms_norm_eps)
 
@@ -224,9 +207,9 @@ class Attention(nn.Module):
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1).to(x.dtype)
 
     def forward(self, x, rows, memory):
-        qg, k, v = project(self, x)
-        q, gate = qg.unflatten(-1, (self.H, 2 * self.hd)).chunk(2, -1)  # query and gate alternate per head
-        k, v = k.unflatten(-1, (self.Hkv, self.hd)), v.unflatten(-1, (self.Hkv, self.hd))
+        # Query and gate alternate per head.
+        q, gate = self.q_proj(x).unflatten(-1, (self.H, 2 * self.hd)).chunk(2, -1)
+        k, v = (proj(x).unflatten(-1, (self.Hkv, self.hd)) for proj in (self.k_proj, self.v_proj))
         q = self.rotate(self.q_norm(q), rows.cos, rows.sin)
         k = self.rotate(self.k_norm(k), rows.cos, rows.sin)
         o = (self.step if rows.decoding else self.scan)(q, k, v, rows, memory)
@@ -256,41 +239,27 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, c: ModelConfig, fused: bool):
+    def __init__(self, c: ModelConfig):
         super().__init__()
-        parts = {"gate_proj": c.intermediate_size, "up_proj": c.intermediate_size}
-        add_projections(self, "gate_up_proj", c.hidden_size, parts, fused)
+        self.gate_proj = Linear(c.hidden_size, c.intermediate_size)
+        self.up_proj = Linear(c.hidden_size, c.intermediate_size)
         self.down_proj = Linear(c.intermediate_size, c.hidden_size)
 
     def forward(self, x):
-        gate, up = project(self, x)
-        return self.down_proj(F.silu(gate) * up)
-
-
-def add_projections(module, name: str, n_in: int, parts: dict[str, int], fused: bool):
-    """One Linear per part under its Hugging Face name, or all side by side under `name` (decoding)."""
-    module.parts, module.fused = parts, name if fused else None
-    for part, n_out in {name: sum(parts.values())}.items() if fused else parts.items():
-        setattr(module, part, Linear(n_in, n_out))
-
-
-def project(module, x):
-    if module.fused:
-        return module._modules[module.fused](x).split(list(module.parts.values()), -1)
-    return [module._modules[part](x) for part in module.parts]
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
-    def __init__(self, c: ModelConfig, index: int, fused: bool):
+    def __init__(self, c: ModelConfig, kind: str):
         super().__init__()
         self.input_layernorm = Norm(c.hidden_size, c.rms_norm_eps)
         self.post_attention_layernorm = Norm(c.hidden_size, c.rms_norm_eps)
-        self.kind = c.layer_types[index]
-        if self.kind == "full_attention":
-            self.self_attn = Attention(c, fused)
+        self.kind = kind
+        if kind == "full_attention":
+            self.self_attn = Attention(c)
         else:
-            self.linear_attn = DeltaNet(c, fused)
-        self.mlp = MLP(c, fused)
+            self.linear_attn = DeltaNet(c)
+        self.mlp = MLP(c)
 
     def forward(self, x, rows, memory=None):
         mixer = self.self_attn if self.kind == "full_attention" else self.linear_attn
@@ -317,10 +286,8 @@ class Rows:
         if min(lengths) < T:
             place = torch.cat([torch.arange(i * T, i * T + n) for i, n in enumerate(lengths)])
             real = torch.arange(T) < torch.tensor(lengths)[:, None]
-            self.place, self.real = (
-                send(place, device),
-                send(real, device)[..., None],
-            )  # [N] into B * T, [B, T, 1]
+            self.place = send(place, device)  # [N], into B * T
+            self.real = send(real, device)[..., None]  # [B, T, 1]
         self.cos, self.sin = rotary(send(positions, device), config)
 
     def unpack(self, x):
@@ -363,7 +330,7 @@ class Cache:
 
     def __init__(self, config: ModelConfig, rows: int, max_len: int, dtype, device):
         c = config
-        self.max_len, self.extent, self.kinds = max_len, 0, c.layer_types
+        self.max_len, self.extent = max_len, 0
         self.index, self.positions = torch.arange(rows, device=device), torch.arange(max_len, device=device)
         self.rotary = rotary(self.positions, c)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
@@ -379,17 +346,13 @@ class Cache:
             for kind in c.layer_types
         ]
 
-    def copy_rows(self, source: Cache, from_rows, to_rows):
-        """Rows `from_rows` of another cache become rows `to_rows` of this one (index tensors)."""
-        n = source.extent
-        for kind, mine, theirs in zip(self.kinds, self.layers, source.layers):
+    def copy_row(self, source: Cache, row: int):
+        """The first row of another, not longer cache becomes this row."""
+        for mine, theirs in zip(self.layers, source.layers):
             for a, b in zip(mine, theirs):
-                if kind == "full_attention":
-                    a[to_rows, :, :n] = b[from_rows, :, :n]
-                else:
-                    a[to_rows] = b[from_rows]
-        self.lengths[to_rows] = source.lengths[from_rows]
-        self.extent = max(self.extent, n)
+                a[row, :, : b.shape[2]] = b[0]  # keys and values are as long as the source, the rest as here
+        self.lengths[row] = source.lengths[0]
+        self.extent = max(self.extent, source.extent)
 
 
 def slot_bytes(config, max_len: int, itemsize: int) -> int:
@@ -410,19 +373,16 @@ class Qwen35(nn.Module):
     row. Rows of different lengths go through `token_logprobs`.
     """
 
-    def __init__(self, config: ModelConfig, fused: bool = False):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config, self.fused = config, fused
+        self.config = config
         self.embed_tokens = nn.Module()
         self.embed_tokens.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.layers = nn.ModuleList(Block(config, i, fused) for i in range(len(config.layer_types)))
+        self.layers = nn.ModuleList(Block(config, kind) for kind in config.layer_types)
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
-        self.checkpointing = (
-            False  # recompute each block in the backward pass: one block's memory instead of all
-        )
+        self.checkpointing = False  # recompute each block in the backward pass: the memory of one block
         self.compiled = None  # `blocks`, compiled for decoding (see rollout.replica)
-        self.slots = None  # what decodes with these weights, from one call of rollout.stream to the next
         self.hf_config = None  # the raw config.json, written back as it came
         self.source = None  # the folder the weights came from, for what is passed through on save
         self.prefix = "model."  # how that folder names the text model
@@ -430,16 +390,8 @@ class Qwen35(nn.Module):
     def forward(self, ids_BT, cache: Cache | None = None):
         B, T = ids_BT.shape
         decoding = cache is not None and cache.extent > 0
-        if decoding and T != 1:
-            raise ValueError(
-                f"a filled cache takes one token per row, not {T}; a new prompt needs a new cache"
-            )
         if cache is not None:
             cache.extent += T
-            if cache.extent > cache.max_len:
-                raise ValueError(
-                    f"{cache.extent} tokens do not fit a cache of {cache.max_len}; raise its max_len"
-                )
         rows = Step(cache) if decoding else Rows([T] * B, self.config, ids_BT.device)
         blocks = self.compiled if decoding and self.compiled else self.blocks
         hidden = blocks(ids_BT.flatten(), rows, cache.layers if cache is not None else None)
@@ -472,15 +424,6 @@ class Qwen35(nn.Module):
         weight = self.embed_tokens.weight
         return Cache(self.config, rows, max_len, weight.dtype, weight.device)
 
-    def place(self, name: str):
-        """The storage behind the parameter that Hugging Face calls `name`; in a fused model a view."""
-        owner, _, part = name.removesuffix(".weight").rpartition(".")
-        parent = self.get_submodule(owner)
-        if getattr(parent, "fused", None) and part in getattr(parent, "parts", {}):
-            sizes, at = list(parent.parts.values()), list(parent.parts).index(part)
-            return getattr(parent, parent.fused).weight.data.narrow(0, sum(sizes[:at]), sizes[at])
-        return self.get_parameter(name).data
-
 
 def count(hf_config: dict, lora_rank: int = 0) -> tuple[int, int]:
     """(frozen, trained) parameters of a model of this config: with LoRA its pairs alone are trained."""
@@ -490,7 +433,7 @@ def count(hf_config: dict, lora_rank: int = 0) -> tuple[int, int]:
     return (total, sum(p.numel() for p in lora.add_lora(model, lora_rank, 1))) if lora_rank else (0, total)
 
 
-def new(hf_config: dict, seed: int = 0, dtype=torch.float32, device="cpu") -> Qwen35:
+def new(hf_config: dict, seed: int = 0) -> Qwen35:
     """A random model for a Hugging Face config: normal(0, 0.02), memories of one to some thousand tokens."""
     model = Qwen35(ModelConfig.from_hf(hf_config))
     model.hf_config = hf_config
@@ -503,21 +446,21 @@ def new(hf_config: dict, seed: int = 0, dtype=torch.float32, device="cpu") -> Qw
             p.data.copy_(dt + torch.log(-torch.expm1(-dt)))
         elif p.dim() > 1:
             p.data.normal_(0, 0.02 if "conv1d" not in name else 0.3, generator=generator)
-    return cast(model, dtype).to(device)
-
-
-def cast(model: Qwen35, dtype) -> Qwen35:
-    for name, p in model.named_parameters():
-        p.data = p.data.to(torch.float32 if name.endswith(KEEP_FP32) else dtype)
     return model
 
 
-def empty(config: ModelConfig, dtype, device, fused: bool = False) -> Qwen35:
+def empty(config: ModelConfig, dtype, device) -> Qwen35:
     """A model whose weights are yet to be written, without ever holding them in another dtype or place."""
     with torch.device("meta"):
-        model = cast(Qwen35(config, fused), dtype)
+        model = Qwen35(config)
+    for name, p in model.named_parameters():
+        p.data = p.data.to(dtype_of(name, dtype))
     sharding.materialise(model, device)
     return model
+
+
+def dtype_of(name: str, dtype):
+    return torch.float32 if name.endswith(KEEP_FP32) else dtype
 
 
 def arrange(hf_config: dict, device, half: bool, shards: int, pairs: tuple[int, float, int]) -> Qwen35:
@@ -538,7 +481,7 @@ def arrange(hf_config: dict, device, half: bool, shards: int, pairs: tuple[int, 
 # Hugging Face checkpoints
 
 
-def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) -> Qwen35:
+def load(path_or_repo, dtype=torch.bfloat16, device="cpu") -> Qwen35:
     """A Qwen3.5 checkpoint from a folder or the hub: one file or shards, text-only or multimodal names.
 
     FileNotFoundError: nothing there. ValueError: another architecture, a missing or damaged tensor, a wrong
@@ -546,28 +489,28 @@ def load(path_or_repo, dtype=torch.bfloat16, device="cpu", fused: bool = False) 
     """
     folder = huggingface.fetch(path_or_repo)
     hf_config = huggingface.read_config(folder)
-    return read(empty(ModelConfig.from_hf(hf_config), dtype, device, fused), folder)
+    return read(empty(ModelConfig.from_hf(hf_config), dtype, device), folder)
 
 
 @torch.no_grad()
 def read(model: Qwen35, folder: Path) -> Qwen35:
     """The weights in `folder` written into `model`, tensor by tensor; of a sharded one each process keeps its
     part. Raises what `load` raises."""
-    hf_config, index = huggingface.read_config(folder), huggingface.read_index(folder)
-    model.hf_config, model.source = hf_config, folder
-    model.prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in index), "model.")
-    with torch.device("meta"):
-        names = {key_of(model, name): name for name, _ in Qwen35(model.config).named_parameters()}
-    huggingface.check_names(folder, index, names, model.prefix + "layers.")
-    if model.lm_head is None:
-        huggingface.check_shared(folder, index, "lm_head.weight", key_of(model, "embed_tokens.weight"))
-    for key, tensor in huggingface.read_tensors(folder, index, names):
-        place = model.place(names[key])
+    model.hf_config, model.source = huggingface.read_config(folder), folder
+    tensors = huggingface.open_tensors(folder)
+    model.prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in tensors), "model.")
+    places = {key_of(model, name): p.data for name, p in model.named_parameters() if ".lora_" not in name}
+    huggingface.check_names(folder, tensors, places, model.prefix + "layers.")
+    if model.lm_head is None and "lm_head.weight" in tensors:
+        tied = ("lm_head.weight", key_of(model, "embed_tokens.weight"))
+        if not torch.equal(*(tensors[key].get_tensor(key) for key in tied)):
+            wrong = f"config.json in {folder} says tie_word_embeddings, but {' differs from '.join(tied)}"
+            raise ValueError(f"{wrong}; set tie_word_embeddings to false there")
+    for key, place in places.items():
+        tensor = tensors[key].get_tensor(key)
         if place.shape != tensor.shape:
-            raise ValueError(
-                f"{key} is {tuple(tensor.shape)}, but config.json makes it {tuple(place.shape)}; "
-                "the two do not belong together"
-            )
+            wrong = f"{key} is {tuple(tensor.shape)}, but config.json makes it {tuple(place.shape)}"
+            raise ValueError(f"{wrong}; the two do not belong together")
         sharding.write(place, tensor)
     return model
 
@@ -585,14 +528,12 @@ def save(model: Qwen35, path, dtype=None, write: bool = True, shard_bytes: int =
     the disk. The folder appears by rename.
     """
     tensors, stored = {}, dtype or model.embed_tokens.weight.dtype
-    for name, tensor in lora.merged_tensors(
-        model, lambda n: torch.float32 if n.endswith(KEEP_FP32) else stored
-    ):
+    for name, tensor in lora.merged_tensors(model, partial(dtype_of, dtype=stored)):
         if write:
             tensors[key_of(model, name)] = tensor.to("cpu", copy=True)  # not a view of what was gathered
     if not write:
         return
-    if model.source and model.lm_head is None and "lm_head.weight" in huggingface.read_index(model.source):
+    if model.source and model.lm_head is None and "lm_head.weight" in huggingface.open_tensors(model.source):
         # Tied, yet the source stores it twice: so do we.
         tensors["lm_head.weight"] = tensors[key_of(model, "embed_tokens.weight")].clone()
     config = huggingface.with_dtype(model.hf_config, stored)

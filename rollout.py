@@ -9,7 +9,6 @@ and whatever is written beside it.
     stop = stop_ids(folder, tokenizer)
     stories = generate(model, [prompt_ids] * 8, max_new_tokens=400, seed=range(8), stop_ids=stop)
     python rollout.py --prompt "A lighthouse keeper finds a second moon" --words 120
-    python rollout.py --chat
 
 Dimensions: n slots, one row each.
 Left out: beam search, speculative decoding, paged caches (a slot's keys are one block of the planned length).
@@ -17,13 +16,13 @@ Left out: beam search, speculative decoding, paged caches (a slot's keys are one
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -31,7 +30,7 @@ from tqdm import tqdm
 import data
 import model as qwen
 from lib import huggingface, lora, onednn, processes
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, opt, read
 from lib.packed import send
 from lib.processes import free_bytes
 from lib.sampling import Sampling, block_size, check_request, gumbel, keys_of, pick
@@ -54,39 +53,32 @@ class Completion:
 # ---- the replica: what generation runs on ------------------------------------------
 
 
+@torch.no_grad()
 def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | None = None) -> Qwen35:
-    """A copy of the model for generation only: fused projections, no gradients, lasting addresses of weights.
+    """A copy of the model for generation only: shards gathered, LoRA merged, no gradients.
 
     dtype: of its weights (None: the model's own). compile: decode through torch.compile on a CPU (a GPU has
-    its graphs); a minute or more at the first story. last: an earlier replica, refreshed instead. Where the
-    model is sharded every process must call it, as with `refresh`.
+    its graphs); a minute or more at the first story. last: an earlier replica, which gets the present
+    weights. Where the model is sharded every process must call it (gathering is collective).
     """
-    if last:
-        return refresh(last, model)
-    weight = model.embed_tokens.weight
-    copy = qwen.empty(model.config, dtype or weight.dtype, weight.device, fused=True).requires_grad_(False)
-    copy.hf_config, copy.source, copy.prefix = model.hf_config, model.source, model.prefix
-    if compile and weight.device.type == "cpu":
-        copy.compiled = torch.compile(copy.blocks, dynamic=True)
-    return refresh(copy, model)
-
-
-@torch.no_grad()
-def refresh(copy: Qwen35, model: Qwen35) -> Qwen35:
-    """Copies the model's present weights into its replica, one parameter at a time: shards gathered, LoRA
-    merged. Where the model is sharded every process must call it (gathering is collective)."""
-    for name, tensor in lora.merged_tensors(model, lambda name: copy.place(name).dtype):
-        copy.place(name).copy_(tensor)
+    weight, copy = model.embed_tokens.weight, last
+    if copy is None:
+        copy = qwen.empty(model.config, dtype or weight.dtype, weight.device).requires_grad_(False)
+        copy.hf_config, copy.source, copy.prefix = model.hf_config, model.source, model.prefix
+        if compile and weight.device.type == "cpu":
+            copy.compiled = torch.compile(copy.blocks, dynamic=True)
+    places = dict(copy.named_parameters())
+    for name, tensor in lora.merged_tensors(model, lambda name: places[name].dtype):
+        places[name].copy_(tensor)
     return pack(copy)
 
 
-def pack(copy: Qwen35) -> Qwen35:
-    """Lets a replica multiply by weights in oneDNN's order, on a CPU that can; elsewhere a no-op."""
-    if onednn.usable(copy.embed_tokens.weight):
-        if copy.lm_head is None:
-            copy.lm_head = onednn.PackedLinear(copy.embed_tokens.weight)
-        onednn.pack(copy)
-    return copy
+def pack(model: Qwen35) -> Qwen35:
+    """Lets a model that is not trained multiply by weights in oneDNN's order, on a CPU that can."""
+    if onednn.usable(model.embed_tokens.weight):
+        model.lm_head = model.lm_head or onednn.PackedLinear(model.embed_tokens.weight)
+        onednn.pack(model)
+    return model
 
 
 # ---- slots -------------------------------------------------------------------------
@@ -107,36 +99,28 @@ class Slots:
         self.seen = torch.zeros(n, vocab, dtype=torch.bool, device=device) if sampling.penalises else None
         self.filled = [0] * n  # tokens in each slot's cache, known to the host
         self.prefilled = (None, None)  # the last prompt read, for its group's other members
-        self.asked = None  # the request they were planned for (see `slots_of`)
         self.graphs, self.stream, self.pool = {}, None, None  # see `replay`
 
-    def reset(self):
-        """All slots empty, nothing read: the weights may have changed."""
-        self.filled, self.prefilled = [0] * self.n, (None, None)
-        self.cache.lengths.zero_()
-
-    def fill(self, slots: list[int], prompt: tuple[int, ...], seeds: list[int]):
-        """Starts stories in these slots, all from one prompt. The first decode step reads its last token."""
+    def fill(self, slot: int, prompt: tuple[int, ...], key):
+        """Starts a story in this slot, with its key of `keys_of`. The first step reads the last token."""
         ids = send(torch.tensor(prompt), self.device)
         if self.prefilled[0] != prompt:
             one = self.model.new_cache(1, len(prompt) - 1)
             if len(prompt) > 1:  # the state before a single token is the empty one
                 self.model(ids[None, :-1], cache=one)
             self.prefilled = (prompt, one)
-        at = send(torch.tensor(slots), self.device)
-        self.cache.copy_rows(self.prefilled[1], torch.zeros_like(at), at)
-        self.token[at], self.written[at] = prompt[-1], 0
-        self.keys[at] = send(keys_of(seeds), self.device)
+        self.cache.copy_row(self.prefilled[1], slot)
+        self.token[slot].fill_(prompt[-1])  # `token[slot] = ...` would make the host wait for a GPU
+        self.written[slot].fill_(0)
+        self.keys[slot] = key
         if self.seen is not None:
-            self.seen[at] = False
-            self.seen[at[:, None], ids] = True
-        for slot in slots:
-            self.filled[slot] = len(prompt) - 1
+            self.seen[slot].fill_(False).index_fill_(0, ids, True)
+        self.filled[slot] = len(prompt) - 1
 
     def empty(self, slot: int):
         # An empty slot decodes on unread; at length 0 it writes over itself and never beyond the buffer.
         self.filled[slot] = 0
-        self.cache.lengths[slot] = 0
+        self.cache.lengths[slot].fill_(0)
 
     def run(self, steps: int):
         """Decodes `steps` tokens in every slot -> ids and log-probs [n][steps]: the one wait for a GPU."""
@@ -188,7 +172,7 @@ class Slots:
         self.graphs[extent].replay()
 
 
-def plan_slots(model: Qwen35, stories: int, max_len: int, wanted: int | None) -> int:
+def plan_slots(model: Qwen35, stories: int, max_len: int, wanted: int) -> int:
     """How many slots to open. ValueError: not one fits, or fewer than asked for."""
     weight = model.embed_tokens.weight
     each = slot_bytes(model.config, max_len, weight.element_size())
@@ -201,66 +185,45 @@ def plan_slots(model: Qwen35, stories: int, max_len: int, wanted: int | None) ->
     return min(stories, fits, wanted or 64)
 
 
-def slots_of(model: Qwen35, stories: int, max_len: int, wanted: int | None, sampling: Sampling) -> Slots:
-    """What the model's last call decoded with, where it serves this one too, with its graphs; else new Slots.
-    The model lets go of them meanwhile, so that two calls at once never share any."""
-    old, model.slots = model.slots, None
-    if old and old.asked == (stories, wanted, sampling) and old.cache.max_len >= max_len:
-        old.reset()
-        return old
-    del old  # before memory for the new ones is planned
-    new = Slots(model, plan_slots(model, stories, max_len, wanted), max_len, sampling)
-    new.asked = (stories, wanted, sampling)
-    return new
-
-
 # ---- generate ----------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def stream(model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=None, keep_slots=False,
-           check_every=CHECK_EVERY, **sampling):  # fmt: skip
-    """As `generate`, but yields (index, its Completion so far, whether it ended) whenever stories grow."""
-    sampling = Sampling(**sampling)
-    prompts, stop, seeds = check_request(model.config, prompts, max_new_tokens, stop_ids, seed, slots)
+def stream(model, prompts, *, max_new_tokens, stop_ids=(), seed=0, slots=0, every=CHECK_EVERY, **sampling):
+    """As `generate`, but yields (index, its Completion so far, whether it ended) whenever stories grow: after
+    `every` tokens."""
     if not prompts:
         return
-    if not model.fused and not lora.has_pairs(model):
-        model = replica(model)
-    elif model.fused and not isinstance(model.lm_head, onednn.PackedLinear):
-        pack(model)  # loaded as fused, not through `replica`
-    decoder = slots_of(model, len(prompts), max(map(len, prompts)) + max_new_tokens, slots, sampling)
-    stories = [Completion() for _ in prompts]
+    prompts, seeds = check_request(model.config, prompts, max_new_tokens, seed)
+    max_len = max(map(len, prompts)) + max_new_tokens
+    decoder = Slots(model, plan_slots(model, len(prompts), max_len, slots), max_len, Sampling(**sampling))
+    stories, keys = [Completion() for _ in prompts], send(keys_of(seeds), decoder.device)
     first = {}  # prompt -> its first index: stories that share a prompt are written together
     queue = deque(sorted(range(len(prompts)), key=lambda i: first.setdefault(prompts[i], i)))
     live = {}  # slot -> story
     while queue or live:
-        vacant = [slot for slot in range(decoder.n) if slot not in live]
-        while vacant and queue:
-            prompt, group = prompts[queue[0]], []
-            while vacant and queue and prompts[queue[0]] == prompt:
-                group.append((vacant.pop(0), queue.popleft()))
-            decoder.fill([slot for slot, _ in group], prompt, [seeds[i] for _, i in group])
-            live |= dict(group)
+        for slot in range(decoder.n):
+            if queue and slot not in live:
+                live[slot] = i = queue.popleft()
+                decoder.fill(slot, prompts[i], keys[i])
         room = min(max_new_tokens - len(stories[i].ids) for i in live.values())
-        ids, logps = decoder.run(min(check_every, room))
+        ids, logps = decoder.run(min(every, room))
         for slot, i in list(live.items()):
-            extend(stories[i], i, ids[slot], logps[slot], stop)
+            extend(stories[i], i, ids[slot], logps[slot], stop_ids)
             ended = stories[i].finished or len(stories[i].ids) == max_new_tokens
             if ended:
                 del live[slot]
                 decoder.empty(slot)
             yield i, stories[i], ended
-    model.slots = decoder if keep_slots else None
 
 
-def extend(story: Completion, index: int, ids: list[int], logps: list[float], stop):
+def extend(story: Completion, index: int, ids: list[int], logps: list[float], stop_ids):
     """Appends what belongs to the story, up to its stop token."""
     if any(math.isnan(x) for x in logps):
         where = f"the model gave NaN logits for prompt {index} after {len(story.ids)} tokens"
         why = "its weights have diverged or a dtype overflowed"
         raise ValueError(f"{where}; {why}: load an earlier checkpoint")
-    end = next((j + 1 for j, token in enumerate(ids) if token in stop), None)
+    end = next((j + 1 for j, token in enumerate(ids) if token in stop_ids), None)
     story.ids += ids[:end]
     story.logprobs += logps[:end]
     story.finished = end is not None
@@ -269,11 +232,10 @@ def extend(story: Completion, index: int, ids: list[int], logps: list[float], st
 def generate(model: Qwen35, prompts, **request) -> list[Completion]:
     """Stories for prompts (lists of token ids), in the order of the prompts; equal prompts are read once.
 
-    model: a Qwen35, or better a `replica` of it (otherwise one is made for this call). max_new_tokens:
-    required. temperature 1.0 (0: greedy), top_p 1.0, top_k 0, min_p 0.0, repetition_penalty 1.0: the last
-    four are off. stop_ids: tokens that end a story and stay in it. seed: one per prompt, on which alone its
-    story depends, or an int from which each gets its own. slots: stories written at the same time (None: what
-    memory allows, at most 64), kept with their graphs for the next call where keep_slots.
+    model: a Qwen35, or better a `replica` of it. max_new_tokens: required. temperature 1.0 (0: greedy), top_p
+    1.0, top_k 0, min_p 0.0, repetition_penalty 1.0: the last four are off. stop_ids: tokens that end a story
+    and stay in it. seed: one per prompt, on which alone its story depends, or an int from which each gets its
+    own. slots: stories written at the same time (0: what memory allows, at most 64).
 
     No collective operation is used: processes may have different prompts and end at different times.
     ValueError: an impossible request, too little memory for one slot, NaN logits.
@@ -289,7 +251,7 @@ def write_rows(model, rows, tokenizer, seeds, stopping, *, thinking: bool, slots
     finished one. seeds: one per row. stopping: a list; what is in it ends this. how: as for `stream`."""
     prompts = [row.prompt_ids for row in rows]
     with tqdm(None, "  stories", len(rows), leave=False, mininterval=1, disable=not processes.MAIN) as bar:
-        for i, done, ended in stream(model, prompts, seed=seeds, slots=slots or None, **how):
+        for i, done, ended in stream(model, prompts, seed=seeds, slots=slots, **how):
             if stopping:
                 return
             if ended:
@@ -335,59 +297,37 @@ def thinks(model: Qwen35) -> bool:
 def open_writer(path, thinking: str = "auto"):
     """A checkpoint on this process's device -> (model, tokenizer, whether it thinks first), to write with."""
     device, tokenizer = processes.pick_device(), data.load_tokenizer(path)
-    model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device, fused=True)
+    model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
+    pack(model.requires_grad_(False))
     processes.choose_threads(sum(p.numel() for p in model.parameters()))
     return model, tokenizer, thinks(model) if thinking == "auto" else thinking == "on"
 
 
+@dataclass
+class Settings(Sampling):
+    prompt: str = opt("", "what the story is about", "story")
+    words: int = opt(0, "how long it should be; added to the prompt as a sentence, 0: nothing", low=0)
+    checkpoint: str = opt("", "folder or hub id; empty: newest under out/, else stories/tiny-base")
+    seed: int = opt(0, "the same seed writes the same story")
+    max_new_tokens: int = opt(0, "cut there; 0: ample for --words", low=0)
+    thinking: Literal["auto", "on", "off"] = opt("auto", "auto: as the checkpoint was trained")
+    temperature: float = opt(0.7, "0 is greedy", low=0)
+    min_p: float = opt(0.05, "least share of the likeliest token's probability; 0: off", low=0, high=1)
+
+
 @exits_cleanly
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Write one story to the terminal, token by token.")
-    flag = parser.add_argument
-    flag("--prompt", help="what the story is about")
-    flag("--chat", action="store_true", help="ask for a prompt and a length, write it, ask for the next")
-    flag("--words", type=int, help="how long it should be; added to the prompt as a sentence")
-    flag("--checkpoint", help="folder or hub id (default: newest under out/, else stories/tiny-base)")
-    flag("--temperature", type=float, default=0.7, help="0 is greedy (default %(default)s)")
-    flag("--top_p", type=float, default=1.0)
-    flag("--top_k", type=int, default=0)
-    flag("--min_p", type=float, default=0.05)
-    flag("--repetition_penalty", type=float, default=1.0)
-    flag("--seed", type=int, default=0, help="the same seed writes the same story")
-    flag("--max_new_tokens", type=int, help="cut there (default: ample for --words)")
-    thinking = {"default": "auto", "help": "auto: as the checkpoint was trained"}
-    flag("--thinking", choices=("auto", "on", "off"), **thinking)
-    args = parser.parse_args(argv)
-    if not args.prompt and not args.chat:
-        parser.error("nothing to write about: pass --prompt or --chat")
-    path = args.checkpoint or newest_checkpoint()
-    writer = open_writer(path, args.thinking)
-    print(path, file=sys.stderr)
-    if args.prompt:
-        write(*writer, args, args.prompt, args.words)
-    while args.chat and (prompt := ask("\nprompt (empty: the end): ")):
-        words = ask("words (empty: no length requested): ")
-        write(*writer, args, prompt, int(words) if words else None)
-        args.seed += 1
-
-
-def ask(question: str) -> str:
-    try:
-        return input(question).strip()
-    except EOFError:
-        return ""
-
-
-def write(model, tokenizer, thinking: bool, args, prompt: str, words: int | None):
-    if words is not None and words < 1:
-        raise ValueError(f"--words is {words}; a story has at least 1 word")
-    prompt = data.at_length(prompt, words) if words else prompt.strip()
-    limit = args.max_new_tokens or 3 * (words or 500) + (4096 if thinking else 64)
-    print(f"{prompt}\n", file=sys.stderr)
-
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-    request = {name: getattr(args, name) for name in names}
-    request |= {"max_new_tokens": limit, "check_every": 1, "stop_ids": stop_ids(model.source, tokenizer)}
+    a = read(Settings, argv, "Write one story to the terminal, token by token.")
+    if not a.prompt:
+        raise ValueError("nothing to write about: pass --prompt")
+    path = a.checkpoint or newest_checkpoint()
+    model, tokenizer, thinking = open_writer(path, a.thinking)
+    prompt = data.at_length(a.prompt, a.words) if a.words else a.prompt.strip()
+    print(f"{path}\n{prompt}\n", file=sys.stderr)
+    limit = a.max_new_tokens or 3 * (a.words or 500) + (4096 if thinking else 64)
+    request = {f.name: getattr(a, f.name) for f in fields(Sampling)}
+    request |= {"seed": a.seed, "max_new_tokens": limit, "every": 1}
+    request["stop_ids"] = stop_ids(model.source, tokenizer)
     pending, text, done, start = [], "", 0, time.perf_counter()
     for _, story, ended in stream(model, [tokenizer.chat(prompt, thinking)], **request):
         pending += story.ids[done:]
@@ -399,7 +339,7 @@ def write(model, tokenizer, thinking: bool, args, prompt: str, words: int | None
         text, pending = text + piece, []
     seconds = time.perf_counter() - start
     written = data.words(story_of(text, thinking))
-    asked = f"{words} requested" if words else "no length requested"
+    asked = f"{a.words} requested" if a.words else "no length requested"
     why = "the story ended by itself" if story.finished else f"cut at {limit} tokens"
     print(f"\n\n{written} words written, {asked}, {done / seconds:.0f} tokens/s, {why}")
 

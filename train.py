@@ -44,7 +44,6 @@ from lib import batches, card, checkpoint, files, flags, huggingface, metrics, o
 from lib.checkpoint import Stop
 from lib.flags import opt
 from lib.processes import say
-from lib.sharding import freeze
 from lib.stats import jumped, mean
 
 ROOT = Path(__file__).resolve().parent
@@ -210,7 +209,7 @@ def sample(c: Config, step, batch, examples, references, replica, tokenizer, jud
     seeds = [random.Random(place).getrandbits(62) for place in places]
     how = ("thinking", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "slots")
     how = {name: getattr(c, name) for name in how}
-    how |= {"stop_ids": rollout.stop_ids(replica.source, tokenizer), "keep_slots": c.keep_replica}
+    how["stop_ids"] = rollout.stop_ids(replica.source, tokenizer)
     for i in rollout.write_rows(replica, policy, tokenizer, seeds, stopping, **how):
         asked[i // c.group].finished(i % c.group)
     if stopping:
@@ -434,7 +433,7 @@ def run(c: Config):
     judge, watcher = judging.make(c, learned=server), judging.make_watch(c)
     facts = {"data": data.describe(c.data, examples), "judge": judge.name}
     log = metrics.Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
-    reference = freeze(build(c, device)[1]) if c.kl else None
+    reference = build(c, device)[1].requires_grad_(False) if c.kl else None
     steps = c.steps if c.steps >= 0 else len(examples) // c.prompts
     stopping = processes.catch_signals()  # from here on there is a state worth saving
     replica, step, bad_updates, bad_samples, began = None, start, 0, 0, time.time()

@@ -38,41 +38,30 @@ def new(folder: Path, step: int, keep: int):
         yield partial
         if processes.MAIN:
             replace_folder(partial, final)
+            for old in sorted(folder.glob("step_*"))[:-keep] if keep else []:
+                old.rename(folder / f".{old.name}.pruned")  # hidden first: a kill must not leave half of it
     except (OSError, SafetensorError, CheckpointException) as error:
-        _clear(folder)
         cure = "the checkpoints before it are whole: make room, then --resume auto"
         raise ValueError(f"could not save {final} ({error}); {cure}") from None
-    if processes.MAIN:
-        for old in sorted(folder.glob("step_*"))[:-keep] if keep else []:
-            old.rename(folder / f".{old.name}.pruned")  # hidden first: a kill must not leave half of it
-        _clear(folder)
+    finally:
+        for rest in folder.glob(".*step_*") if processes.MAIN else ():
+            shutil.rmtree(rest, ignore_errors=True)
     dist.barrier()
-
-
-def _clear(folder: Path):
-    for rest in folder.glob(".*step_*") if processes.MAIN else ():
-        shutil.rmtree(rest, ignore_errors=True)
-
-
-def newest(folder: Path) -> Path | None:
-    """The checkpoint with the highest step; first puts back one whose replacement was interrupted."""
-    if processes.MAIN:
-        for old in folder.glob(".step_*.old"):
-            if not (whole := old.with_name(old.name[1:-4])).exists():
-                old.rename(whole)
-    dist.barrier()
-    return max(folder.glob("step_*"), default=None)
 
 
 def open_run(folder: Path, resume: str) -> Path | None:
     """Reserves the folder of a run for this process -> the checkpoint to go on from, None for a new run; then
     an earlier run of that name is set aside. resume: "auto", a checkpoint or "". ValueError: in use."""
+    checkpoints = folder / "checkpoints"
     if processes.MAIN:
         LOCKS.append(lock(folder))
         if not resume and folder.exists():
             processes.say(f"{folder} holds an earlier run; it is kept as {set_aside(folder)}")
-    newest_one = newest(folder / "checkpoints")  # all processes wait for each other here
-    return Path(resume) if resume not in ("", "auto") else newest_one if resume else None
+        for old in checkpoints.glob(".step_*.old"):  # a kill came while it was being replaced
+            if not (whole := old.with_name(old.name[1:-4])).exists():
+                old.rename(whole)
+    dist.barrier()
+    return Path(resume) if resume not in ("", "auto") else max(checkpoints.glob("step_*"), default=None)
 
 
 LOCKS = []  # held until `release`, or the end of the process

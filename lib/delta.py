@@ -31,12 +31,12 @@ def causal_conv(padded, taps):
     return y
 
 
-def delta_chunked(q, k, v, g, beta, state=None):
+def delta_chunked(q, k, v, g, beta):
     """The gated delta rule over whole sequences, a chunk at a time, in fp32 (arXiv 2412.06464, section 3.3).
 
     q, k: [B, T, Hk, dk], unit length, q already scaled; v: [B, T, Hv, dv]; g (log decay, <= 0), beta:
-    [B, T, Hv]. state: [B, Hv, dk, dv] or None (zeros). Returns o [B, T, Hv, dv] and the state after the last
-    token. A padded position with g = beta = 0 leaves the state untouched: right padding is exact.
+    [B, T, Hv]. Returns o [B, T, Hv, dv] and the state [B, Hv, dk, dv] after the last token; before the first
+    it is zero. A padded position with g = beta = 0 leaves the state untouched: right padding is exact.
     """
     B, T, Hk, dk = k.shape
     Hv, dv, r = v.shape[2], v.shape[3], v.shape[2] // k.shape[2]
@@ -63,7 +63,7 @@ def delta_chunked(q, k, v, g, beta, state=None):
     M = torch.diag_embed(last.exp().expand(*last.shape[:-1], dk)) - Kd.transpose(-1, -2) @ W
     N = Kd.transpose(-1, -2) @ U0
     M, N = (x.permute(3, 0, 1, 2, 4, 5).reshape(n, B * Hv, dk, -1) for x in (M, N))
-    S = v.new_zeros(B * Hv, dk, dv) if state is None else state.float().reshape(B * Hv, dk, dv)
+    S = v.new_zeros(B * Hv, dk, dv)
     before = []
     for M_c, N_c in zip(M.unbind(0), N.unbind(0)):
         before.append(S)

@@ -34,36 +34,32 @@ class LoRALinear(nn.Module):
         return y.add_(F.linear(low, self.lora_B.to(x.dtype)))
 
 
-def add_lora(module, rank: int, alpha: float, seed: int = 0, skip: tuple[str, ...] = ("lm_head",)):
-    """Freezes `module` and puts a LoRALinear (fp32 pair) in place of each bias-free nn.Linear below it,
-    except those whose own name is in `skip`. Returns the new parameters. ValueError: rank < 1, no layer."""
-    if rank < 1:
-        raise ValueError(f"--lora_rank is {rank}; LoRA needs a rank of at least 1 (8 to 64 is usual)")
+def add_lora(module, rank: int, alpha: float, seed: int = 0) -> list[nn.Parameter]:
+    """Freezes `module` and puts a LoRALinear (fp32 pair) in place of each bias-free nn.Linear below it except
+    lm_head. Returns the new parameters."""
     module.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     added = []
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and child.bias is None and name not in skip:
+            if isinstance(child, nn.Linear) and child.bias is None and name != "lm_head":
                 pair = LoRALinear(child.weight, rank, alpha, generator)
                 setattr(parent, name, pair)
                 added += [pair.lora_A, pair.lora_B]
-    if not added:
-        raise ValueError("LoRA found no linear layer to bind to; does the model have blocks?")
     return added
 
 
 @torch.no_grad()
-def merged_tensors(module, dtype_of=None):
+def merged_tensors(module, dtype_of):
     """Yields (name, whole tensor) of every weight: shards gathered, LoRA merged. One tensor exists at a time.
     Where parameters are sharded every process must run through it (gathering is collective).
 
-    dtype_of: name -> dtype of what is yielded (None: as it is). Shards are cast before they are gathered.
+    dtype_of: name -> dtype of what is yielded. Shards are cast before they are gathered.
     """
     for name, p in module.named_parameters():
         if ".lora_" in name:
             continue
-        dtype, owner = dtype_of(name) if dtype_of else p.dtype, module.get_submodule(name.rpartition(".")[0])
+        dtype, owner = dtype_of(name), module.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, LoRALinear):
             delta = owner.scale * owner.lora_B.data @ owner.lora_A.data
             yield name, (p.data.float() + delta).to(dtype)
@@ -71,12 +67,8 @@ def merged_tensors(module, dtype_of=None):
             yield name, whole(p.data.to(dtype))
 
 
-def has_pairs(module) -> bool:
-    return any(isinstance(part, LoRALinear) for part in module.modules())
-
-
 @torch.no_grad()
-def save_adapter(module, path, base: str, prefix: str = "", base_class: str | None = None):
+def save_adapter(module, path: Path, base: str, prefix: str, base_class: str | None):
     """Writes the LoRA pairs in PEFT's format (adapter_model.safetensors, adapter_config.json), to lie on top
     of `base`.
 
@@ -84,22 +76,19 @@ def save_adapter(module, path, base: str, prefix: str = "", base_class: str | No
     whose names these are, where it is not the one that AutoModelForCausalLM picks. That one would find none
     of the names in a multimodal base, and the adapter would load into nothing.
     """
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    tensors = {}
     pairs = {name: part for name, part in module.named_modules() if isinstance(part, LoRALinear)}
+    tensors = {}
     for name, part in pairs.items():
         for side in ("lora_A", "lora_B"):
             tensor = getattr(part, side).detach().cpu().contiguous()
             tensors[f"base_model.model.{prefix}{name}.{side}.weight"] = tensor
-    if not pairs:
-        raise ValueError("the model has no LoRA pairs to save; call add_lora first")
     first = next(iter(pairs.values()))
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base)}
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     config |= {"r": first.lora_A.shape[0], "lora_alpha": first.alpha, "lora_dropout": 0.0, "bias": "none"}
     config |= {"target_modules": sorted({name.rpartition(".")[2] for name in pairs})}
     if base_class:  # peft looks at the class only where no task is named
         mapping = {"base_model_class": base_class, "parent_library": "transformers"}
         config |= {"task_type": None, "auto_mapping": mapping}
+    path.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
     (path / "adapter_config.json").write_text(json.dumps(config, indent=1))

@@ -10,26 +10,21 @@ from dataclasses import dataclass
 
 import torch
 
+from lib.flags import check_ranges, opt
+
 
 @dataclass
 class Sampling:
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    """How a token is drawn. ValueError: a setting outside of its range."""
+
+    temperature: float = opt(1.0, "0 is greedy", low=0)
+    top_p: float = opt(1.0, "nucleus; 1: off", above=0, high=1)
+    top_k: int = opt(0, "0: off", low=0)
+    min_p: float = opt(0.0, "least share of the likeliest token's probability; 0: off", low=0, high=1)
+    repetition_penalty: float = opt(1.0, "1: off", above=0)
 
     def __post_init__(self):
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must lie above 0 and not above 1 (1 is off)")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or a positive count")
-        if not 0 <= self.min_p < 1:
-            raise ValueError(f"min_p is {self.min_p}; it must be at least 0 (off) and below 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; give more than 0 (1: off)")
+        check_ranges(self)
         self.truncates = self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
         self.penalises = self.repetition_penalty != 1
 
@@ -110,32 +105,18 @@ def pick(logits_BV, noise, s: Sampling, seen_BV=None):
     return token, raw.gather(-1, token[:, None])[:, 0] - lse
 
 
-def check_request(config, prompts, max_new_tokens: int, stop_ids, seed, slots: int | None):
-    """Prompts as tuples, stop tokens as a set, one seed per prompt. ValueError: a request that cannot be met
-    by a model with config.vocab_size tokens and config.max_position_embeddings positions."""
+def check_request(config, prompts, max_new_tokens: int, seed) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Prompts as tuples, and a seed for each. ValueError: a request that cannot be met by a model with
+    config.vocab_size tokens and config.max_position_embeddings positions."""
     vocab, reach = config.vocab_size, config.max_position_embeddings
-    prompts = [tuple(int(t) for t in p) for p in prompts]
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; a story needs at least 1 token")
-    if slots is not None and slots < 1:
-        raise ValueError(f"slots is {slots}; at least 1 is needed (None plans them from memory)")
-    alien = f"outside the vocabulary of {vocab}; it belongs to another tokenizer"
-    for token in stop_ids:
-        if not 0 <= token < vocab:
-            raise ValueError(f"stop token {token} lies {alien}")
+    prompts = [tuple(prompt) for prompt in prompts]
     for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompt {i} is empty; a story starts from at least 1 token")
-        for token in (min(prompt), max(prompt)):
-            if not 0 <= token < vocab:
-                raise ValueError(f"prompt {i} holds token {token}, {alien}")
+        if max(prompt) >= vocab:
+            alien = f"outside the vocabulary of {vocab}; it belongs to another tokenizer"
+            raise ValueError(f"prompt {i} holds token {max(prompt)}, {alien}")
         if len(prompt) + max_new_tokens > reach:
             asked = f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} more are asked for"
             cure = "shorten the prompt or lower max_new_tokens"
             raise ValueError(f"{asked}, but the model reaches {reach}; {cure}")
-    if isinstance(seed, int):
-        seed = [seed * 1_000_003 + i for i in range(len(prompts))]
-    seeds = [int(s) for s in seed]
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one per prompt, or one number")
-    return prompts, frozenset(stop_ids), seeds
+    seeds = [seed * 1_000_003 + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    return prompts, seeds

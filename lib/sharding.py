@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(module, blocks, device=None, *, bf16: bool, shards: int, whole: tuple[str, ...] = (), methods=()):
@@ -25,17 +25,18 @@ def shard(module, blocks, device=None, *, bf16: bool, shards: int, whole: tuple[
     policy = MixedPrecisionPolicy()
     if bf16:  # inputs are not cast: token ids stay integers, tables of positions stay fp32
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    kept = {p for name, p in module.named_parameters() if name.endswith(whole)} if whole else set()
-    for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=kept)
-    fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=kept, reshard_after_forward=False)
+    how = {"mesh": mesh, "mp_policy": policy}
+    how["ignored_params"] = {p for name, p in module.named_parameters() if name.endswith(whole)}
+    for part in (*blocks, module):
+        fully_shard(part, **how, reshard_after_forward=True)  # also where no backward pass follows
     for name in methods:
         register_fsdp_forward_method(module, name)
     materialise(module, device)
 
 
 def materialise(module, device):
-    """Gives each parameter on the meta device memory on `device`, in place; values are yet to be written."""
+    """Gives each parameter on the meta device memory on `device`, whose values are yet to be written.
+    nn.Module.to_empty does not work on fake tensors."""
     for part in module.modules():
         for name, p in part.named_parameters(recurse=False):
             if p.is_meta:
@@ -52,17 +53,8 @@ def write(place, tensor):
     place.copy_(tensor)
 
 
-def freeze(module):
-    """Makes `module` one that is only asked -> module. Otherwise what FSDP gathers of its root would stay
-    gathered, because it waits for a backward pass."""
-    for part in module.requires_grad_(False).modules():
-        if isinstance(part, FSDPModule):
-            part.set_reshard_after_forward(True, recurse=False)
-    return module
-
-
 def is_sharded(tensor) -> bool:
-    return hasattr(tensor, "to_local")
+    return isinstance(tensor, DTensor)
 
 
 def whole(tensor):
@@ -83,18 +75,18 @@ def average_replicated(params):
 def clip_gradients(params, max_norm: float) -> float:
     """Scales the gradients of whole and sharded parameters to a global L2 norm of at most max_norm.
     Returns the norm before: the one wait for the device in an update."""
-    params = [p for p in params if p.grad is not None]
-    sharded = [p for p in params if is_sharded(p)]
-    total = sum_of_squares(p.grad for p in params if not is_sharded(p))
+    grads = [p.grad for p in params if p.grad is not None]
+    sharded = [g for g in grads if is_sharded(g)]
+    total = sum_of_squares(g for g in grads if not is_sharded(g))
     if sharded:
-        part = sum_of_squares(p.grad.to_local() for p in sharded)
+        part = sum_of_squares(g.to_local() for g in sharded)
         dist.all_reduce(part)
         mesh = sharded[0].device_mesh
         total = total + part / (mesh.size(0) if mesh.ndim == 2 else 1)  # each replica counted every shard
     norm = float(total) ** 0.5
     if norm > max_norm:
-        for p in params:
-            p.grad.mul_(max_norm / (norm + 1e-6))
+        for g in grads:
+            g.mul_(max_norm / (norm + 1e-6))
     return norm
 
 

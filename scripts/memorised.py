@@ -13,12 +13,9 @@ import sys
 from pathlib import Path
 from statistics import median
 
-import torch
-
 import data
-import model as qwen
 import rollout
-from lib import files, huggingface, processes
+from lib import files, huggingface
 from lib.flags import exits_cleanly, parser
 
 K = 8  # a common span of 2 K - 1 tokens or more is found; a shorter one may be missed
@@ -116,12 +113,10 @@ def main(argv=None) -> int:
     p.add_argument("--temperature", type=float, default=0.0, help="0: the most likely words (default)")
     p.add_argument("--out", type=Path, default=Path("out/memorised.json"), help="default %(default)s")
     args = p.parse_args(argv)
-    torch.set_flush_denormal(True)
     folder = huggingface.fetch(args.model or rollout.newest_checkpoint())
-    device = processes.pick_device()
-    model = qwen.load(folder, torch.bfloat16 if device.type == "cuda" else torch.float32, device, fused=True)
+    model, tokenizer, _ = rollout.open_writer(folder)
     how = {k: getattr(args, k) for k in ("limit", "tokens", "threshold", "temperature")}
-    tokenizer, examples = data.load_tokenizer(folder), data.read_examples(args.stories)
+    examples = data.read_examples(args.stories)
     result = memorised(model, tokenizer, examples, rollout.stop_ids(folder, tokenizer), **how)
     print(f"{folder}: {show(result)}")
     files.write_json(args.out, result)

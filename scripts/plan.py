@@ -32,7 +32,7 @@ import model as qwen
 import rollout
 import train
 from data import FRAME, Episode, Example
-from lib import huggingface, optim, parallel, processes, sharding
+from lib import huggingface, optim, parallel, processes
 from lib.flags import add_fields, check_ranges, exits_cleanly, opt, parser
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
@@ -156,7 +156,8 @@ def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float]:
         with ledger.booking("slots"):
             slots = rollout.Slots(writer, n, prompt + c.max_new_tokens, sampling)
         with ledger.booking("temporary"):
-            slots.fill(list(range(n)), tuple([0] * prompt), [0] * n)
+            for slot in range(n):
+                slots.fill(slot, tuple([0] * prompt), slots.keys[slot])
             slots.decode(rollout.CHECK_EVERY)
         del slots
     one, three = ledger.peaks["writing 1"], ledger.peaks["writing 3"]
@@ -176,7 +177,7 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
         optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
         reference = None
         if c.kl:
-            reference = sharding.freeze(build(c, hf_config, half, ledger, "reference", device)[1])
+            reference = build(c, hf_config, half, ledger, "reference", device)[1].requires_grad_(False)
         with ledger.booking("gathered"):  # DDP's buckets are as large as the gradients
             buckets = [torch.empty_like(p) for p in scorer.parameters() if p.requires_grad and is_ddp]
         settle = keep_books(ledger, scorer, optimiser)
@@ -226,7 +227,7 @@ def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
     writing = m.writing + Counter(slots=(max(slots, 1) - 1) * m.slot)
     learning = Counter(m.learning)
     if c.keep_replica:
-        learning += Counter({kind: writing[kind] for kind in ("replica", "slots")})
+        learning["replica"] += writing["replica"]
     peak = max(writing.total(), learning.total())
     return Fit(slots, writing, learning, peak, slots > 0 and peak <= card)
 

@@ -81,15 +81,16 @@ def test_another_dtype_is_noticed(monkeypatch):
         rehearse("LoRA")
 
 
-def fake(fused=False):
-    return qwen.empty(qwen.ModelConfig.from_hf(SMALL), torch.bfloat16, CUDA, fused)
+def fake():
+    return qwen.empty(qwen.ModelConfig.from_hf(SMALL), torch.bfloat16, CUDA)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_decoding_waits_once_for_eight_steps(sampling):
     with rehearsal() as ledger, torch.no_grad(), plan.as_on_a_gpu():
-        slots = rollout.Slots(fake(fused=True), 3, 64, sampling)
-        slots.fill([0, 2], (5, 6, 7), [1, 2])
+        slots = rollout.Slots(fake(), 3, 64, sampling)
+        slots.fill(0, (5, 6, 7), slots.keys[1])
+        slots.fill(2, (5, 6, 7), slots.keys[2])
         slots.decode(8)
         assert ledger.waits.total() == 0
         slots.run(8)
@@ -123,9 +124,7 @@ def test_the_reference_does_not_stay_gathered():
         _, scorer = plan.build(config("--parallel", "fsdp"), SMALL, True, ledger, "reference", CUDA)
         held = ledger.held.total()
         scorer(Packed([[5] * 40]), 1.0)
-        stays = ledger.held.total() - held
-        sharding.freeze(scorer)(Packed([[5] * 40]), 1.0)
-        assert stays > 100_000 and ledger.held.total() == held  # the embedding in bf16
+        assert ledger.held.total() == held
 
 
 class Silent:
@@ -139,7 +138,7 @@ def test_evals_writer(monkeypatch):
     writer = evaluation.Writer(str(folder), "tiny", [], folder)
     request = data.Example("a", "Write a story. It should be 50 words long.", 50)
     job = evaluation.Job("key", request, 0, 1, 40)
-    monkeypatch.setattr(qwen, "load", lambda *args, fused: fake(fused))
+    monkeypatch.setattr(qwen, "load", lambda *args: fake())
     with rehearsal(), plan.as_on_a_gpu():
         done = list(evaluation.write_local(writer, [job, job], settings, Silent()))
     assert len(done) == 2

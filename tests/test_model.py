@@ -84,31 +84,28 @@ def per_token(logits_TV, row, temperature=1.0):
 
 
 def test_parity_with_transformers(pair):
-    """Logits (plain and fused), log-probs of packed rows and gradients, prefill + decode, greedy tokens, and
-    back."""
+    """Logits, log-probs of packed rows and gradients, prefill + decode, greedy tokens, and back."""
     hf, ours, tmp_path = pair
-    fused = qwen.load(tmp_path / "hf", torch.float32, fused=True)
     ids, lengths = torch.randint(0, VOCAB, (3, 131)), [131, 77, 5]  # odd, and across chunk borders
     with torch.no_grad():
         expected = hf(ids).logits
         assert worst(ours.logits(ours(ids)), expected) < 1e-4
-        assert worst(fused.logits(fused(ids)), expected) < 1e-4
 
         # rows of a cache that were filled with prompts of different lengths, then one token per row
         more = torch.randint(0, VOCAB, (3, 9))
-        cache = fused.new_cache(3, 150)
+        cache = ours.new_cache(3, 150)
         for i, n in enumerate(lengths):
-            one = fused.new_cache(1, n)
-            fused(ids[i : i + 1, :n], one)
-            cache.copy_rows(one, torch.tensor([0]), torch.tensor([i]))
-        steps = torch.stack([fused.logits(fused(more[:, j : j + 1], cache)[:, 0]) for j in range(9)], 1)
+            one = ours.new_cache(1, n)
+            ours(ids[i : i + 1, :n], one)
+            cache.copy_row(one, i)
+        steps = torch.stack([ours.logits(ours(more[:, j : j + 1], cache)[:, 0]) for j in range(9)], 1)
         for i, n in enumerate(lengths):
             whole = hf(torch.cat([ids[i, :n], more[i]])[None]).logits[0, n:]
             assert worst(steps[i], whole) < 1e-4
 
-        cache, token, greedy = fused.new_cache(1, 60), ids[:1, :21], []
+        cache, token, greedy = ours.new_cache(1, 60), ids[:1, :21], []
         for _ in range(32):
-            token = fused.logits(fused(token, cache)[:, -1]).argmax(-1, keepdim=True)
+            token = ours.logits(ours(token, cache)[:, -1]).argmax(-1, keepdim=True)
             greedy.append(token.item())
         peer = hf.generate(
             ids[:1, :21], max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -393,21 +390,6 @@ def test_peft_loads_the_adapter(tmp_path, kind, recwarn):
     assert not [w for w in recwarn if "adapter keys" in str(w.message)]
 
 
-def test_an_adapter_without_pairs_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no LoRA pairs"):
-        qwen.save_adapter(
-            qwen.new(text_config(0) | {"model_type": "qwen3_5_text"}), tmp_path / "adapter", "base"
-        )
-
-
-def test_lora_that_binds_to_nothing_is_an_error():
-    with pytest.raises(ValueError, match="lora_rank is 0"):
-        add_lora(qwen.new(text_config(0) | {"model_type": "qwen3_5_text"}), 0, 8.0)
-    empty = qwen.new(text_config(0) | {"model_type": "qwen3_5_text", "num_hidden_layers": 0})
-    with pytest.raises(ValueError, match="no linear layer"):
-        add_lora(empty, 4, 8.0)
-
-
 # ---- bad input: one sentence that names the place and the cure
 
 
@@ -483,13 +465,10 @@ def test_tied_in_the_config_while_the_file_holds_a_head(folder, tmp_path, same):
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"layer_types": ["full_attention"]}, "but 1 layer_types"),
-        ({"layer_types": ["sliding_attention"] * 5}, "sliding_attention"),
+        ({"layer_types": ["full_attention"]}, "has no place|lacks the tensor"),
+        ({"layer_types": ["sliding_attention"] * 5}, "has no place|lacks the tensor"),
         ({"model_type": "llama"}, "model_type 'llama'"),
-        ({"model_type": "qwen3_5"}, "but no text_config"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"attention_bias": True}, "attention_bias"),
         ({"rope_parameters": {}}, "rope_theta"),
         ({"vocab_size": None}, "vocab_size"),
     ],
@@ -512,15 +491,3 @@ def test_what_is_not_a_checkpoint_folder(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no config.json"):
         qwen.load(tmp_path / "empty")
-
-
-def test_cache_refuses_what_does_not_fit():
-    model = qwen.new(text_config(1) | {"model_type": "qwen3_5_text"})
-    cache = model.new_cache(1, 8)
-    with torch.no_grad():
-        with pytest.raises(ValueError, match="do not fit a cache of 8"):
-            model(torch.zeros(1, 9, dtype=torch.long), cache=cache)
-        cache = model.new_cache(1, 8)
-        model(torch.zeros(1, 5, dtype=torch.long), cache=cache)
-        with pytest.raises(ValueError, match="one token per row"):
-            model(torch.zeros(1, 2, dtype=torch.long), cache=cache)

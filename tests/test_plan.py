@@ -48,7 +48,7 @@ def work(folder, flags, kept) -> dict[str, int]:
                 slots = rollout.Slots(
                     model if c.lora_rank else rollout.replica(model), 1, PROMPT + 984, Sampling()
                 )
-                slots.fill([0], (0,) * PROMPT, [0])
+                slots.fill(0, (0,) * PROMPT, slots.keys[0])
                 slots.decode(8)
             del slots
         else:

@@ -122,8 +122,8 @@ def timed(work, n: int) -> float:
     return (time.perf_counter() - start) / n
 
 
-def random_model(hf: dict, dtype, fused: bool = False):
-    model = qwen.empty(qwen.ModelConfig.from_hf(hf), dtype, torch.device("cuda"), fused)
+def random_model(hf: dict, dtype):
+    model = qwen.empty(qwen.ModelConfig.from_hf(hf), dtype, torch.device("cuda"))
     for p in model.parameters():
         p.data.normal_(0, 0.02)
     return model
@@ -148,7 +148,7 @@ def gpu():
 
 def gpu_decode(bandwidth: float):
     """Steps of a random 9B with full caches, as a share of the time that reading and writing takes alone."""
-    model = random_model(NINE_B, torch.bfloat16, fused=True).requires_grad_(False)
+    model = random_model(NINE_B, torch.bfloat16).requires_grad_(False)
     for B, context, bar in ((1, 6144, 60), (16, 6144, 60), (64, 6144, 55), (64, 16384, 50)):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -306,7 +306,7 @@ def our_step(folder: Path):
     processes.connect()  # the update sums over processes, though there is one
 
     def ours():
-        rollout.refresh(copy, model)
+        rollout.replica(model, last=copy)
         group = [data.Episode(example, prompt, [], None, True, False, "") for _ in range(STORIES)]
         for i in rollout.write_rows(copy, group, tokenizer, next(step), [], **how):
             group[i].reward = variety(group[i].story)
