@@ -36,7 +36,7 @@ import judge as judging
 import train
 from lib import huggingface, metrics
 from lib.files import lock, read_lines, replace_between, write_json, write_text
-from lib.flags import check_ranges, exits_cleanly, opt, parse
+from lib.flags import exits_cleanly, opt, parse
 from lib.form import share_real, strip_length
 from lib.pages import figure, legend_beside, markdown_table, save_figure
 from lib.stats import mean, student
@@ -120,7 +120,6 @@ def read_flags(argv) -> Config:
 
 def check(a: Config):
     """ValueError or FileNotFoundError, before an hour is spent."""
-    check_ranges(a)
     if not set(a.only) <= set(METHODS):
         raise ValueError(f"--only {' '.join(a.only)}: choose some of {', '.join(METHODS)}")
     if not (a.lengths and a.steps):

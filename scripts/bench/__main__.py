@@ -32,7 +32,7 @@ import model as qwen
 import rollout
 from lib import delta, processes
 from lib.files import lock, replace_between, write_json, write_text
-from lib.flags import check_ranges, exits_cleanly, opt, read
+from lib.flags import exits_cleanly, opt, read
 from lib.lora import add_lora
 from lib.packed import Packed
 from lib.pages import figure, legend_beside, save_figure
@@ -283,7 +283,6 @@ class Settings:
 
 def check(a: Settings) -> list[str]:
     """The rows that are asked for. ValueError: one sentence, before ten minutes are spent."""
-    check_ranges(a)
     wanted = a.only or [row for row in ALL if row != "gpu" or torch.cuda.is_available()]
     if unknown := sorted(set(wanted) - set(ALL)):
         raise ValueError(f"--only {unknown[0]}: choose some of {', '.join(ALL)}")
