@@ -68,19 +68,11 @@ def open_run(folder: Path, resume: str) -> Path | None:
     """Reserves the folder of a run for this process -> the checkpoint to go on from, None for a new run; then
     an earlier run of that name is set aside. resume: "auto", a checkpoint or "". ValueError: in use."""
     if processes.MAIN:
-        LOCKS.append(lock(folder))
+        processes.ENDING.enter_context(lock(folder))
         if not resume and folder.exists():
             processes.say(f"{folder} holds an earlier run; it is kept as {set_aside(folder)}")
     newest_one = newest(folder / "checkpoints")  # all processes wait for each other here
     return Path(resume) if resume not in ("", "auto") else newest_one if resume else None
-
-
-LOCKS = []  # held until `release`, or the end of the process
-
-
-def release():
-    while LOCKS:
-        LOCKS.pop().close()
 
 
 def read_about(folder: Path) -> dict:
