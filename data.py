@@ -19,9 +19,10 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import shorten
 
 from lib.bpe import BPE
-from lib.files import atomic, read_lines, write_lines
+from lib.files import read_lines, write_lines
 from lib.form import words  # the length of a story: every length in this project is counted like this
 from lib.huggingface import fetch
 from lib.packed import Packed
@@ -53,7 +54,7 @@ class Episode:
     story: str  # text without thinking
     rewards: dict[str, float] = field(default_factory=dict)  # named parts
     reward: float | None = None  # None: the judge failed, the row leaves its group
-    advantage: float = 0.0
+    advantage: float | None = None  # None: not learned from
     verdict: dict | None = None  # the judge's raw verdict
 
 
@@ -89,14 +90,10 @@ def order(n: int, epoch: int, seed: int) -> list[int]:
     return indices
 
 
-def next_batch(n: int, position: int, count: int, seed: int) -> tuple[list[int], int]:
-    """`count` indices of n prompts from `position` on -> (indices, the position after them).
-
-    position counts prompts over all epochs. A last partial batch is skipped: none spans two epochs."""
-    if position % n + count > n:
-        position = (position // n + 1) * n
-    at = position % n
-    return order(n, position // n, seed)[at : at + count], position + count
+def batch(n: int, step: int, count: int, seed: int) -> list[int]:
+    """The `count` of n prompts that a step visits. A last partial batch is skipped: none spans two epochs."""
+    epoch, at = divmod(step, n // count)
+    return order(n, epoch, seed)[at * count : (at + 1) * count]
 
 
 # ---- JSON Lines ----------------------------------------------------------------------------------------
@@ -154,24 +151,6 @@ def write_episodes(path: str | Path, episodes: list[Episode]):
     write_lines(path, (asdict(e) for e in episodes))
 
 
-def write_groups(path: Path, depends_on: dict, groups: list[list[Episode]]):
-    """The groups of a step that is not trained yet, with what they depend on."""
-    lines = [{"group": [asdict(row) for row in group]} for group in groups]
-    write_lines(path, [{"depends_on": depends_on}, *lines])
-
-
-def read_groups(path: Path, depends_on: dict) -> list[list[Episode]] | None:
-    """What `write_groups` wrote; None where there is nothing, or (said) it depends on something else."""
-    if not path.exists():
-        return None
-    first, *lines = [row for _, row in read_lines(path)] or [{}]
-    was, now = first.get("depends_on", {}), json.loads(json.dumps(depends_on))
-    if differs := [name for name in now if was.get(name) != now[name]]:
-        print(f"{path.name}: a killed step's stories have other {', '.join(differs)}; they are written again")
-        return None
-    return [[episode(row, str(path)) for row in line["group"]] for line in lines]
-
-
 def _example(row: dict, where: str, uid: str) -> Example:
     """One checked line. Types are checked here, once, so that no other file has to."""
     if "target_word_count" in row:  # the name in the published POLARIS prompt set (arXiv 2606.04095)
@@ -188,10 +167,6 @@ def _example(row: dict, where: str, uid: str) -> Example:
         if key in ("prompt", "story", "uid") and value is not None and not value.strip():
             cure = NEEDS if key == "prompt" else "fill it or leave the key out"
             raise ValueError(f'{where}: "{key}" is empty; {cure}')
-        try:
-            (value or "").encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f'{where}: "{key}" holds half a surrogate pair; repair it') from None
     uid, target, source = row.get("uid") or uid, _target(row, where), row.get("source") or ""
     return Example(uid, row["prompt"], target, row.get("story"), row.get("reasoning"), source)
 
@@ -258,22 +233,19 @@ class Tokenizer(BPE):
 
     def save(self, folder: str | Path):
         """Copies the files it was read from, so that a checkpoint keeps the tokenizer of its source."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
         for file in self.files:
-            target = Path(folder) / file.name
+            target = Path(folder, file.name)
             if file.resolve() != target.resolve():
-                with atomic(target) as temporary:
-                    shutil.copyfile(file, temporary)
+                shutil.copyfile(file, target)
 
 
-def split_thinking(text: str) -> tuple[str | None, str]:
-    """(reasoning, story) of an assistant's words: the text before the first </think>, without the tags, and
-    the rest. (None, text) where no thought was closed; (text, "") of one that was never closed."""
-    thought, closed, story = text.partition("</think>")
+def without_thinking(text: str) -> str:
+    """What follows the first thought of an assistant's words; "" where it was never closed."""
+    _, closed, story = text.partition("</think>")
     if closed:
-        return thought.replace("<think>", "", 1).strip(), story.strip()
-    if text.lstrip().startswith("<think>"):
-        return text.lstrip().removeprefix("<think>").strip(), ""
-    return None, text.strip()
+        return story.strip()
+    return "" if text.lstrip().startswith("<think>") else text.strip()
 
 
 def describe(path: str | Path, examples: list[Example]) -> str:
@@ -283,16 +255,16 @@ def describe(path: str | Path, examples: list[Example]) -> str:
     return f"{Path(path).name}, {len(examples):,} examples of {how}"
 
 
-def best_and_worst(rows: list[Episode], most: int = 60) -> list[str]:
-    """The policy's stories with the highest and the lowest advantage, for the terminal: their first `most`
-    words, in letters alone (a story may hold what moves a cursor). [] where no row has a reward."""
-    rows = sorted((r for r in rows if r.reward is not None and not r.is_human), key=lambda r: r.advantage)
+def best_and_worst(rows: list[Episode]) -> list[str]:
+    """The policy's stories with the highest and the lowest advantage, for the terminal: how each begins, in
+    letters alone (a story may hold what moves a cursor). [] where no row has an advantage."""
+    rows = [row for row in rows if row.advantage is not None and not row.is_human]
+    rows = sorted(rows, key=lambda row: row.advantage)
     told = []
     for which, row in zip(("best", "worst"), (rows[-1], rows[0]) if rows else ()):
         of = f"{words(row.story)} of {row.example.target_words} words"
-        parts = row.example.prompt.split(), row.story.split()
-        prompt, story = (" ".join(part[:most]) + " ..." * (len(part) > most) for part in parts)
-        lines = [f"{which} advantage {row.advantage:+.2f}, reward {row.reward:.2f}, {of}", prompt, story]
+        lines = [f"{which} advantage {row.advantage:+.2f}, reward {row.reward:.2f}, {of}"]
+        lines += [shorten(text, 350, placeholder=" ...") for text in (row.example.prompt, row.story)]
         told.append("\n  ".join("".join(c for c in line if c.isprintable()) for line in lines))
     return told
 
@@ -309,9 +281,6 @@ def load_tokenizer(path_or_repo: str | Path) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    print(
-        __doc__.partition("\n")[0],
-        "Imported by hri.py, rollout.py, train.py and eval.py; nothing runs here.",
-        "To start something: python train.py (the demo), python -m scripts.anthologies (stories from books).",
-        sep="\n",
-    )
+    print(__doc__.partition("\n")[0])
+    print("Imported by hri.py, rollout.py, train.py and eval.py; nothing runs here.")
+    print("To start something: python train.py (the demo), python -m scripts.anthologies (more stories).")

@@ -6,7 +6,6 @@ loop (`weigh`), in the pair losses of DPO and ORPO (DDPO, DORPO), or in the choi
 
 Sources (arXiv): deviation, DDPO, DORPO: Chung et al. 2503.17126; DPO 2305.18290; ORPO 2403.07691; DivPO
 2501.18101; Vendi score 2210.02410; distinct-n 1510.03055; compression ratio 2403.00553.
-Run: python deviation.py a.txt b.txt c.txt      (deviation and weight of each file among the others)
 Left out: learned similarities, approximate neighbours (a group is small), deviation across prompts.
 
 Dimensions in names: n stories of one prompt (nn: n x n), B pairs of a batch.
@@ -14,15 +13,12 @@ Dimensions in names: n stories of one prompt (nn: n x n), B pairs of a batch.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -34,19 +30,17 @@ from torch import Tensor
 def weigh(groups: list[list], strength: float, similarity: str = "tfidf"):
     """Weighs the advantages of each group's stories by their deviation, in place.
 
-    A row with a finite reward that is not human gets rewards["deviation"], its mean distance to the other
-    such rows of its group, and where its advantage A is positive, A * ((1 - strength) + strength * delta),
-    delta from `weights`. A negative A is left alone: the weight would punish the rare stories hardest.
-    Strength 0 changes no advantage. ValueError: strength outside [0, 1], an unknown similarity."""
-    if not 0 <= strength <= 1:
-        raise ValueError(f"deviation strength {strength} must lie in [0, 1]: above 1 advantages turn around")
+    A policy row with a verdict gets rewards["deviation"], its mean distance to the other such rows of its
+    group, and where its advantage A is positive, A * ((1 - strength) + strength * delta), delta from
+    `weights`. A negative A is left alone: the weight would punish the rare stories hardest.
+    Strength lies in [0, 1]: 0 changes no advantage, above 1 advantages would turn around."""
     for group in groups:
-        rows = [r for r in group if not r.is_human and r.reward is not None and math.isfinite(r.reward)]
-        delta_n, d_n = weights_of([r.story for r in rows], similarity)
+        rows = [row for row in group if not row.is_human and row.reward is not None]
+        delta_n, d_n = weights_of([row.story for row in rows], similarity)
         factor_n = (1 - strength) + strength * delta_n.float()  # float32, as advantages are in the loss
         for row, d, factor in zip(rows, d_n.tolist(), factor_n):
             row.rewards["deviation"] = d
-            if strength and row.advantage > 0:
+            if strength and (row.advantage or 0) > 0:
                 row.advantage = float(torch.tensor(row.advantage) * factor)
 
 
@@ -187,9 +181,7 @@ def weights(d_n: Tensor, floor: float = 0.2, cap: float = 2.0, style_n: Tensor |
 
     All ones where the stories deviate equally, and for a story without siblings. `style_n`: a second
     deviation; the u of both are joined by their geometric mean, as published. floor 0 and cap inf give
-    weights with mean 1; clipping may move the mean. ValueError: floor and cap that leave no room for 1."""
-    if not 0 <= floor <= 1 <= cap:
-        raise ValueError(f"floor {floor} and cap {cap} must leave room for 1: 0 <= floor <= 1 <= cap")
+    weights with mean 1; clipping may move the mean."""
     u_n = _min_max(d_n)
     if style_n is not None:
         u_n = (u_n * _min_max(style_n)).sqrt()
@@ -242,30 +234,21 @@ def log_odds(logp: Tensor) -> Tensor:
     return logp - torch.log(-torch.expm1(logp))
 
 
-def divpo_pairs(rewards_n, d_n, rho: float = 0.25, pool: str = "range") -> list[tuple[int, int]]:
-    """DivPO's pair for one prompt: [(chosen, rejected)], or [] where there is none.
+def divpo_pair(rewards_n, d_n, rho: float = 0.25) -> tuple[int, int] | None:
+    """DivPO's pair for one prompt: (chosen, rejected), or None where no two responses differ in reward.
 
-    Candidates for chosen are near the best reward, for rejected near the worst: with `pool` 'range' within
-    rho of the spread max - min, with 'rank' the top and bottom share rho of the responses (one at least).
-    Chosen is the most deviant of the first, rejected the least deviant of the second; rho 0 is best against
-    worst. NaN rewards are left out. [] for fewer than two, or where the pair is not ordered by reward."""
-    if pool not in ("range", "rank") or not 0 <= rho <= 0.5:
-        raise ValueError(f"DivPO needs a pool 'range' or 'rank' and rho in [0, 0.5]; got {pool!r} and {rho}")
-    rewards, d = [float(r) for r in rewards_n], [float(x) for x in d_n]
-    order = sorted((i for i, r in enumerate(rewards) if math.isfinite(r)), key=lambda i: rewards[i])
-    if len(order) < 2 or rewards[order[0]] == rewards[order[-1]]:
-        return []
-    worst, best = rewards[order[0]], rewards[order[-1]]
-    if pool == "range":
-        top = [i for i in order if rewards[i] >= best - rho * (best - worst)]
-        bottom = [i for i in order if rewards[i] <= worst + rho * (best - worst)]
-    else:
-        k = max(1, int(rho * len(order)))
-        top, bottom = order[-k:], order[:k]
+    Candidates for chosen are within rho of the spread max - min of the best reward, those for rejected within
+    as much of the worst. Chosen is the most deviant of the first, rejected the least deviant of the second,
+    and None where these are not ordered by reward; rho 0 is best against worst."""
+    if not rewards_n:
+        return None
+    best, worst = max(rewards_n), min(rewards_n)
+    top = [i for i, r in enumerate(rewards_n) if r >= best - rho * (best - worst)]
+    bottom = [i for i, r in enumerate(rewards_n) if r <= worst + rho * (best - worst)]
     # Of equally deviant ones the better is chosen and the worse rejected.
-    chosen = max(top, key=lambda i: (d[i], rewards[i]))
-    rejected = min(bottom, key=lambda i: (d[i], rewards[i]))
-    return [(chosen, rejected)] if rewards[chosen] > rewards[rejected] else []
+    chosen = max(top, key=lambda i: (d_n[i], rewards_n[i]))
+    rejected = min(bottom, key=lambda i: (d_n[i], rewards_n[i]))
+    return (chosen, rejected) if rewards_n[chosen] > rewards_n[rejected] else None
 
 
 # ---- diversity of a set of texts, for eval: NaN where there is nothing to measure --------------------------
@@ -298,26 +281,7 @@ def compression_ratio(texts: Sequence[str]) -> float:
     return len(raw) / len(gzip.compress(raw)) if raw.strip() else math.nan
 
 
-# ---- command line ------------------------------------------------------------------------------------------
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description="Deviation and weight of each text among the others.")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="text files in UTF-8, one story each")
-    parser.add_argument("--similarity", default="tfidf", choices=SIMILARITIES)
-    args = parser.parse_args(argv)
-    try:
-        if len(args.files) == 1:
-            raise ValueError("one story has no deviation, which is a distance to others; name two files")
-        texts = [Path(file).read_text(encoding="utf-8") for file in args.files]
-        delta_n, d_n = weights_of(texts, args.similarity)
-    except (OSError, ValueError) as error:
-        print(f"error: cannot compare {', '.join(args.files)}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print("deviation  weight  file")
-    for d, delta, file in zip(d_n.tolist(), delta_n.tolist(), args.files):
-        print(f"{d:9.4f}  {delta:6.2f}  {file}")
-
-
 if __name__ == "__main__":
-    main()
+    print(__doc__.partition("\n")[0])
+    print("Imported by train.py and eval.py; nothing runs here.")
+    print("To see what it does: python train.py against python train.py --deviation 0.")

@@ -319,7 +319,6 @@ def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, simi
 
 def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None) -> dict:
     """Write, judge, measure, report -> what report.json holds. examples, judge: of another benchmark."""
-    flags.check_ranges(c)
     if c.endpoint and not c.model:
         raise ValueError("--endpoint needs --model NAME, the name its server knows")
     writers = [find_writer(name, c.endpoint) for name in c.model or [str(rollout.newest_checkpoint())]]

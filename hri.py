@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from statistics import fmean, stdev
 
-from data import Episode, Example
+from data import Episode, Example, without_thinking
 
 
 def reference_episode(example: Example, tokenizer, thinking: bool = True, max_tokens: int = 8192) -> Episode:
@@ -43,9 +43,7 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
     finished, story = len(ids) <= max_tokens, example.story.strip()
     if not finished:
         ids = ids[:max_tokens]
-        # Thinking is over after </think>; with thinking off the prompt has closed it.
-        text = tokenizer.decode(ids)
-        story = text.partition("</think>")[2].strip() if thinking else text.strip()
+        story = without_thinking("<think>" * thinking + tokenizer.decode(ids))
         if not story:
             where = f"example {example.uid!r}: its reasoning fills all {max_tokens} tokens of its row"
             raise ValueError(f"{where}; shorten it or raise the token limit")
@@ -63,27 +61,23 @@ def weight(step: int, peak: float = 0.4, warmup: int = 15) -> float:
     return peak * min(1.0, step / warmup) if warmup > 0 else peak
 
 
-def anchor(ranked, groups, weight: float, mode: str = "polaris", normalise_std: bool = True):
-    """Adds each group's reference to the rows to learn from; its advantage: how far it leads, times `weight`.
+def anchor(groups: list[list[Episode]], weight: float, mode: str = "polaris", normalise_std: bool = True):
+    """Sets the advantage of each group's reference: how far it leads the policy's rows, times `weight`.
 
-    groups: all rows, judged. ranked: per group, the policy rows to learn from, whose rewards differ; empty
-    where the group cannot rank its stories: then its reference stays out too, as one without a verdict does.
-    normalise_std: divide by the unbiased standard deviation + 1e-6, as for the policy. No floor, no cap.
+    The policy's rows have their advantages already; where they have none, because the group cannot rank its
+    stories, the reference gets none either, and so does one without a verdict. normalise_std: divide by the
+    unbiased standard deviation + 1e-6, as for the policy. No floor, no cap.
     """
-    for rows, group in zip(ranked, groups):
-        rewards = [row.reward for row in rows]
-        for row in group if rows else ():
-            if row.is_human and row.reward is not None:
+    for group in groups:
+        rewards = [row.reward for row in group if not row.is_human and row.advantage is not None]
+        for row in group:
+            if row.is_human and row.reward is not None and rewards:
                 ahead = row.reward - fmean(rewards)
                 ahead /= stdev(rewards) + 1e-6 if normalise_std else 1.0
                 row.advantage = weight * (max(0.0, ahead) if mode == "positive" else ahead)
-                rows.append(row)
 
 
 if __name__ == "__main__":
-    print(
-        "Human-reference injection: one story written by a person joins each group of the policy's stories.",
-        "Imported by train.py, which calls references, weight and anchor; nothing runs here.",
-        "To see what it does: python train.py against python train.py --hri off.",
-        sep="\n",
-    )
+    print("Human-reference injection: a person's story joins each group of the policy's own stories.")
+    print("Imported by train.py, which calls references, weight and anchor; nothing runs here.")
+    print("To see what it does: python train.py against python train.py --hri off.")

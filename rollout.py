@@ -265,7 +265,7 @@ def write_rows(model, rows, tokenizer, seeds, stopping, *, thinking: bool, slots
 
 def story_of(text: str, thinking: bool) -> str:
     """What follows the thought. The prompt opened <think>: a story whose thought never closed is empty."""
-    return data.split_thinking("<think>" * thinking + text)[1]
+    return data.without_thinking("<think>" * thinking + text)
 
 
 def stop_ids(folder, tokenizer) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ import judge as judging
 import model as qwen
 import rollout
 from data import Episode, Example
-from lib import batches, card, checkpoint, files, flags, huggingface, metrics, optim, parallel, processes
+from lib import card, checkpoint, flags, huggingface, metrics, optim, packed, parallel, processes
 from lib.checkpoint import Stop
 from lib.flags import opt
 from lib.processes import say
@@ -126,17 +126,16 @@ PRESETS = {"polaris-9b": {}, "tiny": {
 # fmt: on
 
 
-def parse(argv=None) -> Config:
-    """Command line -> Config. SystemExit(2): an unknown flag or preset."""
+def parse(argv=None, kind=Config, presets=PRESETS, about=__doc__):
+    """Command line -> Config, or another program's `kind`. ValueError: a flag that cannot be read."""
     gpus = torch.cuda.device_count()
     auto = ("polaris-9b", f"{gpus} GPU(s) found") if gpus else ("tiny", "no GPU found, so this is the demo")
-    c = flags.parse(Config, PRESETS, __doc__, argv, *auto)
+    c = flags.parse(kind, presets, about, argv, *auto)
     return replace(c, name=c.name or c.preset)
 
 
 def check(c: Config, world: int):
     """Every impossible combination, before anything is loaded. ValueError: what, and the cure."""
-    flags.check_ranges(c)
     wrong = {
         f"--prompts {c.prompts} does not divide over {world} processes; use a multiple": c.prompts % world,
         f"--name {c.name}: a run is one folder; leave slashes out": c.name in ("", "..") or "/" in c.name,
@@ -146,8 +145,9 @@ def check(c: Config, world: int):
         "--push needs a step whose checkpoint it can upload": c.push and not c.steps,
         "--wandb needs its package: pip install wandb": c.wandb and not importlib.util.find_spec("wandb"),
     }
-    for sentence in (s for s, is_wrong in wrong.items() if is_wrong):
-        raise ValueError(sentence)
+    for sentence, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(sentence)
     deviation.distances(["a"], c.similarity)  # ValueError: an unknown name or a missing package
     judging.check(c)  # ValueError: flags that no judge can follow
     if c.resume not in ("", "auto"):
@@ -175,8 +175,8 @@ def build(c: Config, device, half: bool | None = None):
     """The policy and its scorer, on all processes. half: bf16 products, frozen base (None: on GPUs)."""
     half = device.type == "cuda" if half is None else half
     kind, shards = parallel.choose(c.parallel, shard=half and not c.lora_rank)
-    processes.first_on_each_node(huggingface.fetch, c.model)  # the others find the files in the cache
-    config = huggingface.read_config(folder := huggingface.fetch(c.model))
+    folder = huggingface.fetch(c.model)
+    config = huggingface.read_config(folder)
     frozen, trained = qwen.count(config, c.lora_rank)
     need = optim.least_bytes(frozen, trained, shards, 2 if half else 4, c.keep_replica)
     processes.need_memory(need, device, "more processes with --parallel fsdp or --lora_rank 32 help")
@@ -190,21 +190,23 @@ def build(c: Config, device, half: bool | None = None):
 # ---- sample and judge ------------------------------------------------------------
 
 
-def sample(c: Config, step, batch, examples, references, replica, tokenizer, judge, stopping):
+def sample(c: Config, step, batch, references, replica, tokenizer, judge, stopping):
     """This process's groups of the step: policy rows, then the reference if there is one, all with rewards.
 
-    batch: indices of the step's examples. references: {uid: Episode}, empty where none joins. A story is
-    judged while others are still being written. [] where a signal is in `stopping`.
+    batch: the step's examples. references: {uid: Episode}, empty where none joins. A story is judged while
+    others are still being written. [] where a signal is in `stopping`.
     """
     mine = list(enumerate(batch))[processes.RANK :: processes.WORLD]
     groups = []
-    for example in (examples[e] for _, e in mine):
+    for _, example in mine:
         ids = tokenizer.chat(example.prompt, c.thinking)
-        rows = [Episode(example, ids, [], None, False, False, "") for _ in range(c.group)]
-        groups.append(rows + [replace(row) for row in [references.get(example.uid)] if row])
+        groups.append([Episode(example, ids, [], None, False, False, "") for _ in range(c.group)])
+        if example.uid in references:
+            groups[-1].append(replace(references[example.uid]))  # a copy, to be judged anew
     policy = [row for group in groups for row in group if not row.is_human]
     asked = [judging.Asked(judge, c.judge_mode, group) for group in groups]
-    # The seed of a story names its place in the run: any number of processes writes the same stories.
+    # The seed of a story names its place in the run: any number of processes writes the same stories, and a
+    # run that was killed writes them again, for which the judge's store has the verdicts.
     places = [f"{c.seed}/{step}/{p}/{g}" for p, _ in mine for g in range(c.group)]
     seeds = [random.Random(place).getrandbits(62) for place in places]
     how = ("thinking", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "slots")
@@ -218,11 +220,11 @@ def sample(c: Config, step, batch, examples, references, replica, tokenizer, jud
     return groups
 
 
-def meet(c: Config, groups, judge, stopping, judged: bool):
+def agree(c: Config, groups, judge, stopping):
     """All processes agree that the step can be trained. Stop: a signal, a spent budget, or a silent judge."""
     for wait in (0, 1, 2):
         time.sleep(wait)
-        if wait or not judged:  # what was bought before comes from the judge's store
+        if wait:  # ask again; what was bought before comes from the judge's store
             asked = [judging.Asked(judge, c.judge_mode, group) for group in groups]
             judging.settle(asked, judging.bounds(c.bands))
         if signals := processes.gather(stopping):
@@ -234,33 +236,23 @@ def meet(c: Config, groups, judge, stopping, judged: bool):
     raise Stop(f"the judge gave no verdict for a whole step, three times ({judge.last_error})")
 
 
-def story_settings(c: Config, origin: str) -> dict:
-    """What the stories of a step depend on: those of a killed step are used again only where all is equal."""
-    free = "preset out name steps slots keep_replica bands save_every keep resume push wandb".split()
-    settings = {k: v for k, v in asdict(c).items() if k not in free and not k.startswith(("judge", "watch"))}
-    return settings | {"last step": c.lr_decay and c.steps, "origin": origin, "file": files.digest(c.data)}
-
-
 # ---- advantage, loss, update ------------------------------------------------------------
 
 
-def grpo_advantages(groups: list[list[Episode]], normalise_std: bool) -> list[list[Episode]]:
-    """Sets each policy row's advantage: its reward, centred and scaled over the policy rows of its group.
+def grpo_advantages(groups: list[list[Episode]], normalise_std: bool):
+    """Sets the advantage of each policy row with a verdict: its reward, centred and scaled over these rows of
+    its group. (2402.03300)
 
-    Returns, per group, the policy rows to learn from: those with a verdict, or none where the group cannot
-    rank its stories (fewer than two rewards, or all equal to 1e-6). Such a group teaches nothing, and its
-    reference would be divided by a standard deviation of 0. (2402.03300)
+    A group that cannot rank its stories (fewer than two rewards, or all equal to 1e-6) gets no advantages:
+    it teaches nothing, and its reference would be divided by a standard deviation of 0.
     """
-    ranked = []
     for group in groups:
         policy = [row for row in group if not row.is_human and row.reward is not None]
         rewards = [row.reward for row in policy]
-        if len(rewards) < 2 or max(rewards) - min(rewards) <= 1e-6:
-            policy = []
-        for row in policy:
-            row.advantage = (row.reward - fmean(rewards)) / (stdev(rewards) + 1e-6 if normalise_std else 1.0)
-        ranked.append(policy)
-    return ranked
+        if len(rewards) > 1 and max(rewards) - min(rewards) > 1e-6:
+            scale = stdev(rewards) + 1e-6 if normalise_std else 1.0
+            for row in policy:
+                row.advantage = (row.reward - fmean(rewards)) / scale
 
 
 def policy_loss(c: Config, logp, old_logp, advantage, human, weight, count, sampler_logp, ref_logp=None):
@@ -286,17 +278,23 @@ def policy_loss(c: Config, logp, old_logp, advantage, human, weight, count, samp
     if c.kl:
         objective = objective - c.kl * (torch.expm1(ref_logp - logp) - (ref_logp - logp)) * ~human
     loss = -(objective * weight).sum() / count
-    sums = {"loss": loss.detach(), "nll": -(logp.detach() * trained).sum(), "tokens": trained.sum()}
-    sums |= {"sampled": sampled.sum(), "clip/share": ((ratio * advantage > clipped) * sampled).sum()}
-    sums |= {"mismatch/mean": gap.abs().sum(), "mismatch/k3": (torch.expm1(-gap) + gap).sum()}
-    sums |= {"mismatch/max": gap.abs().max()}
-    return loss, sums | {"mismatch/clipped": (gap.exp() > (c.mismatch_cap or torch.inf)).sum()}
+    return loss, {
+        "loss": loss.detach(),
+        "nll": -(logp.detach() * trained).sum(),
+        "tokens": trained.sum(),
+        "sampled": sampled.sum(),
+        "clip/share": ((ratio * advantage > clipped) * sampled).sum(),
+        "mismatch/mean": gap.abs().sum(),
+        "mismatch/k3": (torch.expm1(-gap) + gap).sum(),
+        "mismatch/max": gap.abs().max(),
+        "mismatch/clipped": (gap.exp() > (c.mismatch_cap or torch.inf)).sum(),
+    }
 
 
 # Statistics that are means over the batch's tokens: over all of them, or over those that were sampled.
 MEANS = {"nll": "tokens", "entropy": "tokens", "clip/share": "sampled", "mismatch/mean": "sampled"}
 MEANS |= {"mismatch/k3": "sampled", "mismatch/clipped": "sampled"}
-IDLE = Episode(Example("", "", 1), [0], [0], None, False, True, "")  # fills a micro-batch with weight 0
+IDLE = Episode(Example("", "", 1), [0], [0], None, False, True, "", advantage=0.0)  # fills up, with weight 0
 
 
 def batch_loss(c: Config, logp, old_logp, batch: list[Episode], count: float, ref_logp=None):
@@ -304,7 +302,7 @@ def batch_loss(c: Config, logp, old_logp, batch: list[Episode], count: float, re
     counts, device = [len(row.completion_ids) for row in batch], logp.device
     weight = [(row is not IDLE) / (n if c.loss_mean == "sequence" else 1) for row, n in zip(batch, counts)]
     rows = ([row.advantage for row in batch], [row.is_human for row in batch], weight)
-    advantage, human, weight = (batches.per_token(values, counts, device) for values in rows)
+    advantage, human, weight = (packed.per_token(values, counts, device) for values in rows)
     sampler = [x for row, n in zip(batch, counts) for x in row.sampler_logprobs or [0.0] * n]
     sampler = torch.tensor(sampler).to(device, non_blocking=True)
     return policy_loss(c, logp, old_logp, advantage, human, weight, count, sampler, ref_logp)
@@ -316,12 +314,12 @@ def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=
     count of all and multiplied by their number: the gradient is that of one sum over the whole batch.
     """
     began = time.time()
-    rows = [row for group in groups for row in group if row.completion_ids]
+    rows = [row for group in groups for row in group if row.advantage is not None]
     tokens, n_rows = processes.reduce(sum(len(r.completion_ids) for r in rows)), processes.reduce(len(rows))
     if not tokens:
         return {"loss": None}
     count = {"token": tokens, "sequence": n_rows, "constant": n_rows * c.max_new_tokens}[c.loss_mean]
-    chunks = batches.equal_count(batches.micro_batches(rows, c.micro_batch_tokens, data.length), IDLE)
+    chunks = packed.micro_batches(rows, c.micro_batch_tokens, data.length, IDLE)
     with torch.no_grad():
         refs = [reference(data.packed(batch), c.temperature)[0] if reference else None for batch in chunks]
     olds = [None] * len(chunks)
@@ -349,16 +347,22 @@ def measure(groups: list[list[Episode]], seconds: float, weight: float) -> dict:
     """What a step's stories show, under names that never change. None: nothing to average."""
     policy = [row for group in groups for row in group if not row.is_human]
     people = [row for group in groups for row in group if row.is_human]
-    line = {f"reward/{name}": mean(r.rewards.get(name) for r in policy) for name in judging.PARTS}
-    line |= {"reward/mean": mean(r.reward for r in policy), "hri/reward": mean(r.reward for r in people)}
-    line |= {"hri/weight": weight, "hri/advantage": mean(r.advantage for r in people if r.reward is not None)}
-    line |= {"deviation/mean": mean(r.rewards.get("deviation") for r in policy)}
-    line |= {"length/ratio": mean(data.words(r.story) / r.example.target_words for r in policy)}
-    line |= {"length/words": mean(data.words(r.story) for r in policy)}
-    line |= {"length/in_band": mean(float(r.rewards["length"] == 0) for r in policy if r.rewards)}
-    line |= {"judge/failed": sum(r.reward is None for r in policy + people), "rollout/seconds": seconds}
-    line |= {"truncated": mean(float(not r.finished) for r in policy)}
-    return line | {"rollout/tokens_per_second": sum(len(r.completion_ids) for r in policy) / seconds}
+    return {
+        **{f"reward/{name}": mean(r.rewards.get(name) for r in policy) for name in judging.PARTS},
+        "reward/mean": mean(r.reward for r in policy),
+        "hri/reward": mean(r.reward for r in people),
+        "hri/weight": weight,
+        "hri/advantage": mean(r.advantage for r in people),
+        "deviation/mean": mean(r.rewards.get("deviation") for r in policy),
+        "length/ratio": mean(data.words(r.story) / r.example.target_words for r in policy),
+        "length/words": mean(data.words(r.story) for r in policy),
+        "length/in_band": mean(float(r.rewards["length"] == 0) for r in policy if r.rewards),
+        "judge/failed": sum(r.reward is None for r in policy + people),
+        "groups/dropped": sum(all(r.advantage is None for r in group) for group in groups),
+        "truncated": mean(float(not r.finished) for r in policy),
+        "rollout/seconds": seconds,
+        "rollout/tokens_per_second": sum(len(r.completion_ids) for r in policy) / seconds,
+    }
 
 
 def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode]]) -> bool:
@@ -386,7 +390,7 @@ CURVES |= {"deviation/mean": "deviation"}
 TOLD = {"reward": "reward/mean", "in_band": "length/in_band", "words": "length/words"}
 
 
-def save_checkpoint(c: Config, model, optimiser, tokenizer, step: int, position: int, **facts):
+def save_checkpoint(c, model, optimiser, tokenizer, step: int, **facts):
     """out/<run>/checkpoints/step_N: a folder that transformers loads, and in state/ what --resume loads.
     facts: what its model card says beside settings and metrics."""
     with checkpoint.new(Path(c.out, c.name, "checkpoints"), step, c.keep) as partial:
@@ -397,24 +401,26 @@ def save_checkpoint(c: Config, model, optimiser, tokenizer, step: int, position:
             card.write(partial, asdict(c), model.source, facts | {"steps": step}, log, TOLD)
             if c.lora_rank:
                 qwen.save_adapter(model, partial / "adapter", c.model)
-        about = {"step": step, "position": position, "data": files.digest(c.data), "config": asdict(c)}
-        checkpoint.save_state(partial, model, optimiser, about)
+        checkpoint.save_state(partial, model, optimiser, {"step": step, "config": asdict(c)})
 
 
-def load_checkpoint(c: Config, folder: Path, model, optimiser) -> tuple[int, int]:
-    """Training state of `folder` into model and optimiser -> (step, position in the data) to go on from."""
-    about = checkpoint.read_about(folder)
-    was = about["config"]
-    if was["lora_rank"] != c.lora_rank:
-        raise ValueError(f"{folder} has --lora_rank {was['lora_rank']}, not {c.lora_rank}; make them equal")
-    if c.lora_rank and c.model != was["model"] and Path(c.model, "trainer.json").exists():
-        raise ValueError(f"--model {c.model} holds the LoRA pairs already; resume with {was['model']}")
-    if differs := flags.differences(was, asdict(c), but=("resume", "steps")):
-        say(f"resuming with other settings: {differs}")
-    checkpoint.load_state(folder, model, optimiser)
-    position = about.get("position", about["step"] * was.get("prompts", 0))
-    same = about.get("data") in (None, files.digest(c.data))
-    return about["step"], position if same else 0  # a place in another file means nothing
+def start_or_resume(c, model, scorer, betas=(0.9, 0.999)):
+    """-> optimiser, first step and log (on the main process) of a run that is new, or goes on from the
+    checkpoint that --resume means. ValueError: that one belongs to another model, or the run is under way."""
+    optimiser, start = optim.adamw(scorer, c.lr, c.weight_decay, betas), 0
+    folder = Path(c.out, c.name)
+    if at := checkpoint.open_run(folder, c.resume):
+        about = checkpoint.read_about(at)
+        start, was = about["step"], about["config"]
+        if was["lora_rank"] != c.lora_rank:
+            raise ValueError(f"{at} has --lora_rank {was['lora_rank']}, not {c.lora_rank}; make them equal")
+        if c.lora_rank and c.model != was["model"] and Path(c.model, "trainer.json").exists():
+            raise ValueError(f"--model {c.model} holds the LoRA pairs already; resume with {was['model']}")
+        if differs := flags.differences(was, asdict(c), but=("resume", "steps")):
+            say(f"resuming with other settings: {differs}")
+        checkpoint.load_state(at, model, optimiser)
+    log = metrics.Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
+    return optimiser, start, log
 
 
 # ---- the run ------------------------------------------------------------
@@ -426,73 +432,61 @@ def run(c: Config):
     examples, references = prepare(c, tokenizer)
     server = processes.from_main(judging.try_out, c) if c.steps else {}
     model, scorer = build(c, device)
-    optimiser = optim.adamw(scorer, c.lr, c.weight_decay)
-    at = checkpoint.open_run(folder := Path(c.out, c.name), c.resume)
-    start, position = load_checkpoint(c, at, model, optimiser) if at else (0, 0)
-    settings = story_settings(c, "" if c.resume in ("", "auto") else str(at))
-    judge, watcher = judging.make(c, learned=server), judging.make_watch(c)
-    facts = {"data": data.describe(c.data, examples), "judge": judge.name}
-    log = metrics.Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
+    optimiser, start, log = start_or_resume(c, model, scorer)
     reference = build(c, device)[1].requires_grad_(False) if c.kl else None
+    judge, watcher = judging.make(c, learned=server), judging.make_watch(c)
+    folder, facts = Path(c.out, c.name), {"data": data.describe(c.data, examples), "judge": judge.name}
     steps = c.steps if c.steps >= 0 else len(examples) // c.prompts
+    half = torch.bfloat16 if device.type == "cuda" else None  # GPUs sample from a copy of half the size
     stopping = processes.catch_signals()  # from here on there is a state worth saving
-    replica, step, bad_updates, bad_samples, began = None, start, 0, 0, time.time()
+    replica, done, bad_updates, bad_samples, began = None, start, 0, 0, time.time()
     bar = tqdm(range(start, steps), c.name, steps, initial=start, disable=not processes.MAIN)
     try:
         for step in bar:
             # ---- sample, and judge finished stories while others are being written
             clock = time.time()
-            batch, after = data.next_batch(len(examples), position, c.prompts, c.seed)
+            batch = [examples[i] for i in data.batch(len(examples), step, c.prompts, c.seed)]
+            replica = model if c.lora_rank else rollout.replica(model, half, last=replica)
             weight = hri.weight(step, c.hri_peak, c.hri_warmup) if c.hri != "off" else 0.0
-            pending = folder / f"rollouts/.step_{step:06d}.rank{processes.RANK}of{processes.WORLD}.jsonl"
-            # A killed run may have written the stories of this step already: nothing is bought twice.
-            groups = data.read_groups(pending, settings)
-            if processes.reduce(groups is None):  # some process samples; gathering weights takes all of them
-                half = torch.bfloat16 if device.type == "cuda" else None
-                replica = model if c.lora_rank else rollout.replica(model, half, last=replica)
-            if fresh := groups is None:
-                joining = references if weight else {}
-                groups = sample(c, step, batch, examples, joining, replica, tokenizer, judge, stopping)
-            if groups:
-                data.write_groups(pending, settings, groups)
-            replica = replica if c.keep_replica else None
-            meet(c, groups, judge, stopping, fresh)
+            joining = references if weight else {}  # at weight 0 a verdict would be bought for nothing
+            groups = sample(c, step, batch, joining, replica, tokenizer, judge, stopping)
+            replica = replica if c.keep_replica else None  # the update needs its memory
+            agree(c, groups, judge, stopping)
             seconds = time.time() - clock
 
             # ---- advantages
-            ranked = grpo_advantages(groups, c.normalise_std)  # centred and scaled over the policy's rows
-            hri.anchor(ranked, groups, weight, c.hri, c.normalise_std)  # delete this line: plain GRPO
+            grpo_advantages(groups, c.normalise_std)  # centred and scaled over the policy's rows
+            hri.anchor(groups, weight, c.hri, c.normalise_std)  # delete this line: plain GRPO
             deviation.weigh(groups, c.deviation, c.similarity)  # delete this line: no deviation
 
             # ---- update
             decay = 1 - step / steps if c.lr_decay else 1.0
             optim.set_lr(optimiser, c.lr * min(1.0, (step + 1) / max(1, c.lr_warmup), decay))
-            learned = update(c, scorer, optimiser, ranked, reference)
+            stats = update(c, scorer, optimiser, groups, reference)
             optimiser.zero_grad(set_to_none=True)  # sampling needs their memory
-            bad_updates = 0 if learned.pop("stepped", True) else bad_updates + 1
-            position = after
+            bad_updates = 0 if stats.pop("stepped", True) else bad_updates + 1
+            done = step + 1
 
             # ---- log
-            everyone, dropped = processes.gather(groups), processes.reduce(ranked.count([]))
+            everyone = processes.gather(groups)
             if processes.MAIN:
                 line = {"step": step, "seconds": time.time() - clock} | measure(everyone, seconds, weight)
-                line |= learned | judge.metrics() | {"groups/dropped": dropped, "bad_updates": bad_updates}
+                line |= stats | judge.metrics() | {"bad_updates": bad_updates}
                 bad_samples = bad_samples + 1 if log_step(c, log, watcher, bar, line, everyone) else 0
-            pending.unlink()
 
             # ---- save
             if bad_updates == 3:
                 raise Stop("gradients were NaN or infinite three times in a row, see grad_norm")
             if processes.reduce(bad_samples) == 3:
                 raise Stop("sampler and trainer disagreed three times in a row, see mismatch/*")
-            if step + 1 == steps or (c.save_every and (step + 1) % c.save_every == 0):
-                save_checkpoint(c, model, optimiser, tokenizer, step + 1, position, **facts)
+            if done == steps or (c.save_every and done % c.save_every == 0):
+                save_checkpoint(c, model, optimiser, tokenizer, done, **facts)
                 if processes.MAIN:
                     metrics.plot({c.name: log.metrics}, folder / "curves.png", CURVES)
     except Stop as why:
-        save_checkpoint(c, model, optimiser, tokenizer, step, position, **facts)
+        save_checkpoint(c, model, optimiser, tokenizer, done, **facts)
         bar.close()
-        say(f"stopped at step {step}: {why}; the state is saved, --resume auto goes on", sys.stderr)
+        say(f"stopped at step {done}: {why}; the state is saved, --resume auto goes on", sys.stderr)
         raise SystemExit(1) from None
     finally:
         judge.close()
@@ -506,12 +500,8 @@ def run(c: Config):
 @flags.exits_cleanly
 def main(argv=None):
     c = parse(argv)
-    try:
-        check(c, processes.WORLD)
-        run(c)
-    finally:
-        processes.disconnect()
-        checkpoint.release()
+    check(c, processes.WORLD)
+    run(c)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def open_run(folder: Path, resume: str) -> Path | None:
     an earlier run of that name is set aside. resume: "auto", a checkpoint or "". ValueError: in use."""
     checkpoints = folder / "checkpoints"
     if processes.MAIN:
-        LOCKS.append(lock(folder))
+        processes.ENDING.enter_context(lock(folder))
         if not resume and folder.exists():
             processes.say(f"{folder} holds an earlier run; it is kept as {set_aside(folder)}")
         for old in checkpoints.glob(".step_*.old"):  # a kill came while it was being replaced
@@ -62,14 +62,6 @@ def open_run(folder: Path, resume: str) -> Path | None:
                 old.rename(whole)
     dist.barrier()
     return Path(resume) if resume not in ("", "auto") else max(checkpoints.glob("step_*"), default=None)
-
-
-LOCKS = []  # held until `release`, or the end of the process
-
-
-def release():
-    while LOCKS:
-        LOCKS.pop().close()
 
 
 def read_about(folder: Path) -> dict:

@@ -50,12 +50,14 @@ def write_csv(path: str | Path, head: list, rows):
         csv.writer(file).writerows([head, *rows])
 
 
-def read_lines(path: str | Path, needs: str = "one whole JSON object per line"):
-    """Yields (line number, object) per line that is not blank. FileNotFoundError, ValueError: which line."""
+def read_lines(path: str | Path, needs: str = "one whole JSON object per line", growing: bool = False):
+    """Yields (line number, object) per line that is not blank. growing: the last line may be half written,
+    and is left out where it lacks its end. FileNotFoundError, ValueError: which line."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; expected {needs}")
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    raw = path.read_bytes()
+    for number, line in enumerate((raw.rpartition(b"\n")[0] if growing else raw).split(b"\n"), 1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
@@ -70,12 +72,9 @@ def read_lines(path: str | Path, needs: str = "one whole JSON object per line"):
         yield number, row
 
 
-def digest(paths: str | Path | list) -> str:
-    """Hash of the bytes of a file, or of several; what is not a file counts as empty."""
-    sha = hashlib.sha256()
-    for path in paths if isinstance(paths, list) else [paths]:
-        sha.update(Path(path).read_bytes() if Path(path).is_file() else b"")
-    return sha.hexdigest()
+def digest(path: str | Path) -> str:
+    """Hash of a file's bytes."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 class Journal:
@@ -87,20 +86,11 @@ class Journal:
 
     def __init__(self, folder: Path, name: str):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / name
-        self.rows, self.file = {}, open(path, "ab", buffering=0)
+        self.rows, self.file = {}, open(folder / name, "ab", buffering=0)
+        os.truncate(folder / name, (folder / name).read_bytes().rfind(b"\n") + 1)
+        needs = "what was kept of earlier work: delete the line, and what it held is done again"
         for part in sorted(folder.glob(f"{name.partition('.')[0]}*.jsonl")):
-            raw = part.read_bytes()
-            whole = raw.rfind(b"\n") + 1
-            if part == path:
-                os.truncate(path, whole)
-            for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
-                try:
-                    row = json.loads(line)
-                    self.rows[row["key"]] = row
-                except (ValueError, KeyError, TypeError):
-                    cure = "delete it, and what it held is done again"
-                    raise ValueError(f"{part} line {number} is damaged; {cure}") from None
+            self.rows |= {row.get("key"): row for _, row in read_lines(part, needs, growing=True)}
 
     def __enter__(self):
         return self

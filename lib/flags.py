@@ -15,6 +15,8 @@ from pathlib import Path
 from lib import processes
 from lib.processes import say
 
+METAVARS = {bool: "BOOL", str: "TEXT", int: "N", float: "X"}
+
 
 def called(command: str = "") -> str:
     """How this program was started: "train.py", or "python -m scripts.plan". command: the word that makes a
@@ -25,16 +27,23 @@ def called(command: str = "") -> str:
     return f"{Path(sys.argv[0]).name} {command}".strip()
 
 
+class Parser(argparse.ArgumentParser):
+    """Bad input is a ValueError, which `exits_cleanly` tells in one sentence."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; --help lists the flags")
+
+
 def parser(about: str, command: str = "", **more) -> argparse.ArgumentParser:
     """A command line whose --help has the program's name as it was started, and the first paragraph of
     `about`."""
-    return argparse.ArgumentParser(prog=called(command), description=about.split("\n\n")[0], **more)
+    return Parser(prog=called(command), description=about.split("\n\n")[0], **more)
 
 
-def opt(default, help: str, group: str = "", *, low=None, high=None, above=None, choices: tuple = ()):
-    """A field of a configuration. `group` starts a new section of --help with this field; low, high
-    (inclusive), above (exclusive) and choices are what `check_ranges` allows. A Literal allows its words."""
-    meta = {"help": help, "group": group, "low": low, "high": high, "above": above, "choices": choices}
+def opt(default, help: str, group: str = "", *, low=-math.inf, high=math.inf, above=-math.inf):
+    """A field of a configuration. `group` starts a new section of --help with this field. Its flag takes
+    numbers from low to high and greater than `above`; that of a Literal takes its words."""
+    meta = {"help": help, "group": group, "low": low, "high": high, "above": above}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -44,14 +53,14 @@ def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "",
     """Command line -> an instance of the dataclass `kind`: its defaults, then the preset, then the flags.
 
     kind: fields made by `opt`, one of them `preset`. auto: what --preset auto means on this machine, and why.
-    --help shows the values of the preset in force. SystemExit(2): an unknown flag, a value of the wrong type.
+    --help shows the values of the preset in force. ValueError: an unknown flag, a value that cannot be.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="auto")
     preset = first.parse_known_args(argv)[0].preset
     chosen = auto if preset == "auto" else preset
     form = {"usage": "%(prog)s [--flag value ...]", "formatter_class": argparse.RawDescriptionHelpFormatter}
-    line = argparse.ArgumentParser(prog=called(), description=about, allow_abbrev=False, **form)
+    line = Parser(prog=called(), description=about, allow_abbrev=False, **form)
     if chosen not in presets:
         line.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
     add_fields(line, kind, presets[chosen] | {"preset": chosen})
@@ -80,36 +89,62 @@ def add_fields(parser, kind, values: dict):
         if f.metadata["group"]:
             section = parser.add_argument_group(f.metadata["group"])
         default = values.get(f.name, f.default_factory() if f.default is MISSING else f.default)
-        hint, kind_of = hints[f.name], typing.get_origin(hints[f.name])
-        one = typing.get_args(hint)[0] if kind_of is list else hint
-        words = choices_of(f, hint)
-        readers = {bool: boolean, dict: setting, typing.Literal: str}
-        how = {"type": readers.get(kind_of or one, readers.get(one, one))}
-        if kind_of is list:
-            how |= {"nargs": len(default) if default and one is float else "*"}
-        elif kind_of is dict:
-            how |= {"nargs": "*", "action": Settings, "metavar": "KEY=VALUE"}
-        how.setdefault("metavar", {bool: "BOOL", str: "TEXT", int: "N", float: "X"}.get(one, "VALUE"))
-        shown = " ".join(f"{k}={v}" for k, v in default.items()) if isinstance(default, dict) else default
-        help = f.metadata["help"].replace("%", "%%")
-        if words:
-            help = " | ".join(words) + ("; " + help if help else "")
-        note = "" if shown in ("", [], {}) else f" [{shown}]".replace("%", "%%")
-        section.add_argument(f"--{f.name}", default=default, help=help + note, **how)
+        origin, inner = typing.get_origin(hints[f.name]), typing.get_args(hints[f.name])
+        if origin is typing.Literal:
+            how = {"choices": inner}
+        elif origin is dict:
+            how = {"nargs": "*", "action": Settings, "metavar": "KEY=VALUE"}
+        else:
+            one = inner[0] if origin is list else hints[f.name]
+            how = {"type": READERS.get(one) or number(one, f.metadata), "metavar": METAVARS[one]}
+        if origin is list:
+            how["nargs"] = len(default) if default and one is float else "*"
+        shown = " ".join(f"{k}={v}" for k, v in default.items()) if origin is dict else default
+        note = "" if shown in ("", []) else f" [{shown}]"
+        help = (f.metadata["help"] + note).replace("%", "%%")
+        section.add_argument(f"--{f.name}", default=default, help=help, **how)
 
 
 class Settings(argparse.Action):
     """--flag key=value key=value: each pair replaces one of the defaults."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **dict(values)})
+        if wrong := [text for text in values if not text.partition("=")[0] or "=" not in text]:
+            raise argparse.ArgumentError(self, f"{wrong[0]!r} is not of the form key=value")
+        pairs = dict(text.split("=", 1) for text in values)
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **pairs})
 
 
-def setting(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")
-    return key, value
+def outside(value, bounds) -> str:
+    """What a number must be by the bounds of its `opt`, and is not; "" where it is."""
+    low, high, above = bounds["low"], bounds["high"], bounds["above"]
+    wrong = {
+        "a finite number": not math.isfinite(value),
+        f"at least {low}": value < low,
+        f"above {above}": value <= above,
+        f"at most {high}": value > high,
+    }
+    return next((what for what, is_wrong in wrong.items() if is_wrong), "")
+
+
+def number(kind, bounds):
+    """What reads the text of a flag as an int or a float within the bounds of its `opt`."""
+
+    def read(text: str):
+        if wrong := outside(kind(text), bounds):
+            raise argparse.ArgumentTypeError(f"{text}: must be {wrong}")
+        return kind(text)
+
+    read.__name__ = kind.__name__  # argparse names it where the text is not a number at all
+    return read
+
+
+def check_ranges(config):
+    """ValueError: a number of a configuration that no command line has checked is out of bounds."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, (int, float)) and (wrong := outside(value, f.metadata)):
+            raise ValueError(f"--{f.name} {value}: must be {wrong}")
 
 
 def boolean(text: str) -> bool:
@@ -119,27 +154,7 @@ def boolean(text: str) -> bool:
     return word in ("true", "on", "yes", "1")
 
 
-def check_ranges(config):
-    """ValueError: a field outside of what its `opt` and its type allow."""
-    hints = typing.get_type_hints(type(config))
-    for f in fields(config):
-        value, m = getattr(config, f.name), f.metadata
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--{f.name} {value}: must be a finite number")
-        if m["low"] is not None and value < m["low"]:
-            raise ValueError(f"--{f.name} {value}: must be at least {m['low']}")
-        if m["above"] is not None and value <= m["above"]:
-            raise ValueError(f"--{f.name} {value}: must be above {m['above']}")
-        if m["high"] is not None and value > m["high"]:
-            raise ValueError(f"--{f.name} {value}: must be at most {m['high']}")
-        words = choices_of(f, hints[f.name])
-        for word in (value if isinstance(value, list) else [value]) if words else ():
-            if word not in words:
-                raise ValueError(f"--{f.name} {word}: choose one of {', '.join(words)}")
-
-
-def choices_of(f, hint) -> tuple:
-    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else f.metadata["choices"]
+READERS = {str: str, bool: boolean}
 
 
 def differences(was: dict, now: dict, but: tuple = ()) -> str:
@@ -150,15 +165,15 @@ def differences(was: dict, now: dict, but: tuple = ()) -> str:
 
 def sentence(error: Exception) -> str:
     """What a user can mend, in one line."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}; make room there, mend the path, or choose another --out"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}; make room on the disk, or choose another --out"
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; make room there, mend the path, or choose another --out"
     return " ".join(str(error).split())
 
 
 def exits_cleanly(main):
-    """A main(argv) whose ValueError or OSError becomes one sentence and exit code 2; Ctrl-C ends with 130."""
+    """A main(argv) whose ValueError or OSError becomes one sentence and exit code 2; Ctrl-C ends with 130.
+    However it ends, it gives back what it holds."""
 
     @wraps(main)
     def wrapped(argv=None):
@@ -172,5 +187,7 @@ def exits_cleanly(main):
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             raise SystemExit(130) from None
+        finally:
+            processes.ENDING.close()
 
     return wrapped

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from lib.files import write_json, write_lines
+from lib.files import read_lines, write_json, write_lines
 from lib.pages import figure, legend_beside, save_figure
 from lib.stats import mean
 
@@ -23,9 +23,7 @@ class Log:
         write_json(folder / "config.json", config)
         self.path, self.metrics, self.wandb = folder / "metrics.jsonl", [], None
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            whole = [json.loads(line) for line in lines if line.endswith("}")]
-            self.metrics = [m for m in whole if m["step"] < start]
+            self.metrics = [m for m in read(self.path) if m["step"] < start]
         write_lines(self.path, self.metrics)
         if wandb:
             import wandb as service
@@ -58,13 +56,8 @@ def ends(lines: list[dict], names: dict[str, str]) -> dict[str, list[float]]:
 
 def read(path: Path) -> list[dict]:
     """The finished steps of a run. FileNotFoundError, ValueError: `path` is not the metrics of a run."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; give the folder of a training run, such as out/tiny")
-    whole = path.read_bytes().rpartition(b"\n")[0]  # a running training may be half-way through its last line
-    try:
-        return [m for m in map(json.loads, whole.splitlines()) if m["step"] >= 0]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} holds a line that is not a step of a training run") from None
+    lines = read_lines(path, "the metrics of a training run; give its folder, such as out/tiny", growing=True)
+    return [line for _, line in lines if line.get("step", -1) >= 0]
 
 
 def plot(runs: dict[str, list[dict]], path: Path, curves: dict[str, str]):

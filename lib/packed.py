@@ -1,10 +1,28 @@
-"""Rows of token ids without padding, laid out on the host before anything is sent to a device."""
+"""Rows of token ids as micro-batches and as tensors: laid out on the host, then sent to a device at once."""
 
 from __future__ import annotations
 
 from itertools import accumulate
 
 import torch
+
+from lib import processes
+
+
+def micro_batches(rows: list, budget: int, length, idle) -> list[list]:
+    """Rows sorted by length(row), cut into batches of at most `budget` padded tokens: little padding, even
+    memory. A row longer than the budget is a batch of its own.
+
+    Under FSDP a forward pass needs every process, so all get the same number of batches: one with fewer of
+    them gets batches of the one row `idle` besides."""
+    batches = []
+    for row in sorted(rows, key=length):
+        if batches and length(row) * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    most = int(processes.reduce(len(batches), processes.MAX))
+    return batches + [[idle]] * (most - len(batches))
 
 
 class Packed:
@@ -37,3 +55,8 @@ def send(tensor, device):
     if device.type == "cuda" and real and torch.cuda.is_available():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def per_token(values: list, counts: list[int], device) -> torch.Tensor:
+    """One value per row, repeated for each of its counts[row] tokens -> [sum(counts)]; sent once."""
+    return send(torch.tensor([x for x, n in zip(values, counts) for _ in range(n)]), device)

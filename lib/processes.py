@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ LOCAL_RANK, LOCAL_WORLD = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.g
 MAIN = RANK == 0
 JOIN = timedelta(minutes=5)  # for all processes to appear
 MAX = dist.ReduceOp.MAX
-barrier = dist.barrier
+ENDING = ExitStack()  # what a program gives back when it ends, see flags.exits_cleanly
 
 
 def pick_device() -> torch.device:
@@ -36,6 +37,7 @@ def connect() -> torch.device:
     device = pick_device()
     if dist.is_initialized():
         return device
+    ENDING.callback(disconnect)
     try:
         alone = "WORLD_SIZE" not in os.environ
         store = dist.HashStore() if alone else next(dist.rendezvous("env://", timeout=JOIN))[0]
@@ -82,14 +84,9 @@ class Totals:
             self.values[name] = torch.maximum(before, x.double()) if name.endswith("max") else before + x
 
     def of_all(self) -> dict[str, float]:
-        """Over all processes, which have the same names: one wait for the device, two messages."""
-        values = dict(zip(self.values, torch.stack(list(self.values.values())).tolist()))
-        for op in (dist.ReduceOp.SUM, MAX):
-            names = [name for name in values if name.endswith("max") == (op == MAX)]
-            t = torch.tensor([values[name] for name in names], dtype=torch.float64)
-            dist.all_reduce(t, op)
-            values |= dict(zip(names, t.tolist()))
-        return values
+        """Over all processes, which have the same names, after one wait for the device."""
+        values = zip(self.values, torch.stack(list(self.values.values())).tolist())
+        return {name: reduce(x, MAX) if name.endswith("max") else reduce(x) for name, x in values}
 
 
 def from_main(function, *args):
@@ -97,13 +94,6 @@ def from_main(function, *args):
     box = [function(*args) if MAIN else None]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def first_on_each_node(function, *args):
-    """function(*args) on one process of each node; the others wait until it is done."""
-    if LOCAL_RANK == 0:
-        function(*args)
-    dist.barrier()
 
 
 def gather(items) -> list:

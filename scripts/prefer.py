@@ -21,7 +21,7 @@ import math
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -30,14 +30,13 @@ from tqdm import tqdm
 
 import data
 import deviation
-import model as qwen
 import train
 from data import Episode, Example
-from lib import checkpoint, files, huggingface, optim, parallel, processes
-from lib.batches import equal_count, micro_batches
-from lib.flags import check_ranges, exits_cleanly, opt, parse
+from lib import files, metrics, optim, parallel, processes
+from lib.checkpoint import Stop
+from lib.flags import exits_cleanly, opt
 from lib.form import strip_length
-from lib.metrics import Log, plot
+from lib.packed import micro_batches
 from lib.stats import mean
 
 IN_TRAIN = {f.name: f for f in fields(train.Config)}
@@ -56,7 +55,6 @@ class Config:
     method: Literal["dpo", "ddpo", "orpo", "dorpo", "divpo", "sft"] = opt("ddpo", "sft: the chosen alone")
     model: str = same("model")
     data: list[str] = opt([], "what to learn from: runs, their rollouts/ folders, JSON Lines files")
-    test: list[str] = opt([], "the same for held-out pairs; empty: --held_out of the prompts of --data")
     held_out: float = opt(0.1, "share of prompts kept out of training", above=0, high=1)
     out: str = same("out")
     name: str = opt("prefer", "name of this run")
@@ -66,8 +64,7 @@ class Config:
     max_tokens: int = opt(8448, "prompt and response; longer responses are left out and counted", low=1)
     min_gap: float = opt(0.05, "least difference of score in a pair, in units of the scores", "pairs", low=0)
     pairs_per_prompt: int = opt(0, "0: as many as there are; 1 with divpo: as published", low=0)
-    rho: float = opt(0.25, "divpo: how near the best or the worst a candidate must be", low=0, high=0.5)
-    pool: Literal["range", "rank"] = opt("range", "divpo: near in score or in rank")
+    rho: float = opt(0.25, "divpo: how near the best or the worst, in shares of their gap", low=0, high=0.5)
     similarity: str = same("similarity")
     style: str = opt("", "a second similarity, joined to the first by the geometric mean; empty: off")
     floor: float = opt(0.1, "least weight of a chosen story; there is no cap, as published", low=0, high=1)
@@ -105,7 +102,6 @@ def as_trainer(c: Config) -> train.Config:
 
 def check(c: Config, world: int):
     """Every impossible combination, before anything is read. ValueError: one sentence on what to change."""
-    check_ranges(c)
     if not c.data:
         raise ValueError("pass --data: a run, a rollouts/ folder or a JSON Lines file of scored responses")
     if c.pairs % world:
@@ -200,8 +196,8 @@ def by_gap(scores: list[float], min_gap: float) -> list[tuple[int, int]]:
 def by_divpo(scores: list[float], d: list[float], c: Config) -> list[tuple[int, int]]:
     """DivPO's pair, then that of the responses left, and so on (published: --pairs_per_prompt 1)."""
     left, pairs = list(range(len(scores))), []
-    while found := deviation.divpo_pairs([scores[i] for i in left], [d[i] for i in left], c.rho, c.pool):
-        w, l = (left[i] for i in found[0])
+    while found := deviation.divpo_pair([scores[i] for i in left], [d[i] for i in left], c.rho):
+        w, l = (left[i] for i in found)
         pairs.append((w, l))
         left = [i for i in left if i not in (w, l)]
     return [(w, l) for w, l in pairs if scores[w] - scores[l] >= c.min_gap]
@@ -223,18 +219,9 @@ def make_pairs(groups: dict[str, list[Episode]], c: Config, method: str) -> list
 
 def prepare(c: Config, tokenizer) -> tuple[list[Pair], list[Pair]]:
     """(training pairs, held-out pairs). The latter are paired by gap, the same for every method.
-    ValueError: nothing to train on, or a prompt on both sides."""
-    config = qwen.ModelConfig.from_hf(huggingface.read_config(huggingface.fetch(c.model)))
-    c.max_tokens = min(c.max_tokens, config.max_position_embeddings)
+    ValueError: nothing to train on."""
     groups, left = read_groups(c.data, tokenizer, c)
-    if c.test:
-        test, left_test = read_groups(c.test, tokenizer, c)
-        left += left_test
-        trained = set(map(strip_length, groups))
-        if both := [prompt for prompt in test if strip_length(prompt) in trained]:
-            raise ValueError(f"{len(both)} prompts of --test are also in --data, such as {both[0][:60]!r}")
-    else:
-        groups, test = split(groups, c.held_out, c.seed)
+    groups, test = split(groups, c.held_out, c.seed)
     pairs, held_out = make_pairs(groups, c, c.method), make_pairs(test, c, "dpo")
     told = "responses left out: " + (", ".join(f"{n} {why}" for why, n in left.items()) or "none")
     found = f"{len(pairs)} pairs of {len(groups)} prompts to train on, {len(held_out)} held out"
@@ -273,8 +260,8 @@ def score(scorer, pairs: list[Pair], c: Config) -> list[list[float]]:
     """[sum, sum, mean, mean] of each pair (chosen, rejected), in order; processes share the work."""
     mine = range(len(pairs))[processes.RANK :: processes.WORLD]
     at, rows = {id(pairs[i]): i for i in mine}, []
-    batches = micro_batches([pairs[i] for i in mine], c.micro_batch_tokens, length)
-    for batch in tqdm(equal_count(batches, IDLE), "log-probs", disable=not processes.MAIN, leave=False):
+    batches = micro_batches([pairs[i] for i in mine], c.micro_batch_tokens, length, IDLE)
+    for batch in tqdm(batches, "log-probs", disable=not processes.MAIN, leave=False):
         values = torch.cat(logprobs(scorer, batch, c)).T.tolist()
         rows += [(at[id(p)], v) for p, v in zip(batch, values) if p is not IDLE]
     return [v for _, v in sorted(processes.gather(rows))]
@@ -286,7 +273,7 @@ def margins(values: list[list[float]], before: list[list[float]], c: Config) -> 
     own = 2 if c.method in ("orpo", "dorpo", "sft") else 0
     rose = [float(v[own] - v[own + 1] > b[own] - b[own + 1]) for v, b in zip(values, before)]
     found = {"margin": mean(means if own else sums), "margin_sum": mean(sums), "margin_token": mean(means)}
-    found |= {"rose": mean(rose), "chosen_token": mean([v[2] for v in values]), "pairs": len(values)}
+    found |= {"rose": mean(rose), "chosen_token": mean([v[2] for v in values])}
     return {f"held_out/{name}": value for name, value in found.items()}
 
 
@@ -294,8 +281,7 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
     """One optimiser step on `pairs`, shared among processes; the loss is the mean over all of them."""
     began, totals = time.time(), processes.Totals()
     optimiser.zero_grad(set_to_none=True)
-    mine = pairs[processes.RANK :: processes.WORLD]
-    batches = equal_count(micro_batches(mine, c.micro_batch_tokens, length), IDLE)
+    batches = micro_batches(pairs[processes.RANK :: processes.WORLD], c.micro_batch_tokens, length, IDLE)
     for batch in parallel.accumulate(scorer, batches, "  micro-batches"):
         used = float(batch[0] is not IDLE)
         sums, means = logprobs(scorer, batch, c)
@@ -311,13 +297,6 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
     return stats | totals.of_all()
 
 
-def batch_of(pairs: list[Pair], step: int, c: Config) -> list[Pair]:
-    """The pairs of a step over all processes: shuffled epochs, the last partial batch of each left out."""
-    per_epoch = len(pairs) // c.pairs
-    position = step // per_epoch * len(pairs) + step % per_epoch * c.pairs
-    return [pairs[i] for i in data.next_batch(len(pairs), position, c.pairs, c.seed)[0]]
-
-
 CURVES = {"held_out/margin": "held-out margin, as the loss sees it", "loss": "loss"}
 CURVES |= {"held_out/margin_token": "held-out margin per token", "grad_norm": "gradient norm"}
 CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen_token": "log p per token, chosen"}
@@ -326,64 +305,55 @@ CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen_token
 def run(c: Config):
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
     pairs, held_out = prepare(c, tokenizer)
-    # ---- score under the starting model
     model, scorer = train.build(as_trainer(c), device)
     steps = c.steps if c.steps >= 0 else len(pairs) // c.pairs
+    batches = [data.batch(len(pairs), step, c.pairs, c.seed) for step in range(steps)]
+
+    # ---- score under the starting model
     before = score(scorer, held_out, c)
     if c.method in ("dpo", "ddpo", "divpo"):
-        used = list({id(pair): pair for step in range(steps) for pair in batch_of(pairs, step, c)}.values())
+        used = [pairs[i] for i in dict.fromkeys(i for batch in batches for i in batch)]
         for pair, values in zip(used, score(scorer, used, c)):
             pair.ref = (values[0], values[1])
 
     # ---- train
-    optimiser, facts = optim.adamw(scorer, c.lr, c.weight_decay), {"method": c.method, "pairs": len(pairs)}
-    at = checkpoint.open_run(folder := Path(c.out, c.name), c.resume)
-    start = train.load_checkpoint(c, at, model, optimiser)[0] if at else 0
-    log = Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
-    stopping, bad_updates, step = processes.catch_signals(), 0, start
+    optimiser, start, log = train.start_or_resume(c, model, scorer)
+    facts = {"method": c.method, "pairs": len(pairs)}
+    stopping, bad_updates, done = processes.catch_signals(), 0, start
     bar = tqdm(range(start, steps + 1), c.name, disable=not processes.MAIN, dynamic_ncols=True)
     try:
-        for step in bar:  # `step` updates are done; the last round only looks
+        for step in bar:  # the last round only looks
             line = {"step": step}
             if step % c.test_every == 0 or step in (start, steps):
                 line |= margins(score(scorer, held_out, c) if step else before, before, c)
             if step < steps:
-                line |= update(scorer, optimiser, batch_of(pairs, step, c), c)
+                line |= update(scorer, optimiser, [pairs[i] for i in batches[step]], c)
                 bad_updates = 0 if line.pop("stepped") else bad_updates + 1
-            if log:
+                done = step + 1
+            if processes.MAIN:
                 log.write(line)
             bar.set_postfix({k: f"{line[k]:+.3f}" for k in ("loss", "held_out/margin") if k in line})
             if bad_updates == 3:
-                raise train.Stop("gradients were NaN or infinite three times in a row; lower --lr")
+                raise Stop("gradients were NaN or infinite three times in a row; lower --lr")
             if (signals := processes.gather(stopping)) and step < steps:
-                step += 1
-                raise train.Stop(f"{signals[0]} received; --resume auto goes on")
-            if step + 1 == steps or (step < steps and c.save_every and (step + 1) % c.save_every == 0):
-                train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, 0, **facts)
-    except train.Stop as why:
-        train.save_checkpoint(c, model, optimiser, tokenizer, step, 0, **facts)
-        processes.say(f"stopped after {step} steps: {why}; the state is saved", sys.stderr)
+                raise Stop(f"{signals[0]} received; --resume auto goes on")
+            if step < steps and (done == steps or (c.save_every and done % c.save_every == 0)):
+                train.save_checkpoint(c, model, optimiser, tokenizer, done, **facts)
+    except Stop as why:
+        train.save_checkpoint(c, model, optimiser, tokenizer, done, **facts)
+        processes.say(f"stopped after {done} steps: {why}; the state is saved", sys.stderr)
         raise SystemExit(1) from None
     if processes.MAIN:
-        plot({c.name: log.metrics}, folder / "curves.png", CURVES)
+        metrics.plot({c.name: log.metrics}, log.path.with_name("curves.png"), CURVES)
         first, last = (log.metrics[i]["held_out/margin"] for i in (0, -1))
-        processes.say(f"held-out margin {first:+.4f} before, {last:+.4f} after; wrote {folder}/")
-
-
-def read_flags(argv=None) -> Config:
-    auto = "polaris-9b" if torch.cuda.is_available() else "tiny"
-    return parse(Config, PRESETS, __doc__, argv, auto, "by the GPUs found here")
+        processes.say(f"held-out margin {first:+.4f} before, {last:+.4f} after; wrote {log.path.parent}/")
 
 
 @exits_cleanly
 def main(argv=None):
-    c = read_flags(argv)
-    try:
-        check(c, processes.WORLD)
-        run(c)
-    finally:
-        checkpoint.release()
-        processes.disconnect()
+    c = train.parse(argv, Config, PRESETS, __doc__)
+    check(c, processes.WORLD)
+    run(c)
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ def groups_of(path: Path, step: str, form: bool) -> list[dict]:
         by_prompt.setdefault(e.example.uid, []).append(e)
     for episodes in by_prompt.values():
         items = []
-        for i, e in sorted(enumerate(episodes, 1), key=lambda pair: -pair[1].advantage):
-            facts = {"advantage": round(e.advantage, 3)}
+        for i, e in sorted(enumerate(episodes, 1), key=lambda pair: -(pair[1].advantage or 0.0)):
+            facts = {"advantage": None if e.advantage is None else round(e.advantage, 3)}
             facts["reward"] = None if e.reward is None else round(e.reward, 3)
             facts |= {"form" if k == "quality" and form else k: round(v, 3) for k, v in e.rewards.items()}
             facts |= {"words": data.words(e.story), "asked": e.example.target_words}

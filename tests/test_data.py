@@ -118,7 +118,7 @@ def test_completion_ends_the_turn_and_holds_no_second_think(tokenizer, hugging_f
         assert ids == hugging_face.encode(text, add_special_tokens=False)
     assert hugging_face.decode(ids) == text
     answer = tokenizer.decode(tokenizer.completion("A moon fell.", reasoning, thinking))
-    assert data.split_thinking(answer) == (thought if thinking else None, "A moon fell.")
+    assert data.without_thinking(answer) == "A moon fell."
 
 
 def test_special_text_in_prompt_or_story_is_data(tokenizer):
@@ -131,11 +131,11 @@ def test_special_text_in_prompt_or_story_is_data(tokenizer):
         assert [ids.count(t) for t in added] == [0, 2, 2, 1, 1]
 
 
-def test_split_thinking():
-    assert data.split_thinking("A story.") == (None, "A story.")
-    assert data.split_thinking("plan\n</think>\n\nA story.") == ("plan", "A story.")
-    assert data.split_thinking("<think>\nplan\n</think>\n\nA </think> b") == ("plan", "A </think> b")
-    assert data.split_thinking("<think>\nnever closed") == ("never closed", "")
+def test_without_thinking():
+    assert data.without_thinking("A story.") == "A story."
+    assert data.without_thinking("plan\n</think>\n\nA story.") == "A story."
+    assert data.without_thinking("<think>\nplan\n</think>\n\nA </think> b") == "A </think> b"
+    assert data.without_thinking("<think>\nnever closed") == ""
 
 
 def test_decode_replaces_cut_characters_and_padded_rows(tokenizer):
@@ -235,7 +235,6 @@ def test_target_is_read_from_the_prompt_and_the_published_key_is_known(tmp_path)
         ('{"prompt": "p", "target_words": 9, "uid": ""}', 'line 2: "uid" is empty'),
         ('{"prompt": "p", "target_words": 9, "uid": "ok"}', 'line 2: uid "ok" is also on line 1'),
         ('{"prompt": "p", "target_words": 9, "storry": "x"}', 'line 2: unknown key "storry"; the keys are'),
-        ('{"prompt": "p", "target_words": 9, "story": "\\ud83d"}', 'line 2: "story" holds half a surrogate'),
         ('{"prompt": "p", "target_wo', "line 2: not JSON"),
         ('["p"]', "line 2: a list, not an object in braces"),
         (b'{"prompt": "caf\xe9, 9 words long"}', "line 2: not UTF-8 (byte 16)"),
@@ -284,29 +283,12 @@ def test_order_is_a_fixed_permutation():
     assert run.stdout.strip() == str(data.order(9, 2, 3))
 
 
-def test_next_batch_visits_each_prompt_once_per_epoch_whatever_the_sizes():
-    position, seen = 0, []
-    for count in [3] * 3 + [2] * 5 + [4] * 2:  # as after a resume with other --prompts
-        batch, position = data.next_batch(10, position, count, 7)
-        assert len(batch) == count
-        seen += batch
-    assert (
-        len(set(seen[:9])) == 9
-    )  # three batches of three; the tenth prompt is dropped with the partial batch
-    assert sorted(seen[9:19]) == list(range(10)) and seen[9:19] == data.order(10, 1, 7)
-    assert seen[19:] == data.order(10, 2, 7)[:8]
-
-
-def test_groups_survive_the_round_trip_and_say_what_differs(tmp_path, capsys):
-    rows = [Episode(Example("a", "p", 9, "s"), [1], [2], [-0.5], True, False, "s", {"length": 0.1}, 0.4, 1.5)]
-    path = tmp_path / "pending.jsonl"
-    assert data.read_groups(path, {"lr": 1.0}) is None and capsys.readouterr().out == ""
-    data.write_groups(path, {"lr": 1.0, "shape": (1, 2)}, [rows, []])
-    assert data.read_groups(path, {"lr": 1.0, "shape": (1, 2)}) == [rows, []]
-    assert data.read_groups(path, {"lr": 2.0, "shape": (1, 2)}) is None
-    assert "a killed step's stories have other lr; they are written again" in capsys.readouterr().out
-    data.write_episodes(path, rows)  # the form of an earlier version: no first line
-    assert data.read_groups(path, {"lr": 1.0}) is None and "other lr" in capsys.readouterr().out
+def test_batches_visit_each_prompt_once_per_epoch():
+    batches = [data.batch(10, step, 3, 7) for step in range(6)]
+    assert all(len(batch) == 3 for batch in batches)
+    first, second = (sum(batches[at : at + 3], []) for at in (0, 3))  # the tenth prompt of each is left out
+    assert first == data.order(10, 0, 7)[:9] and second == data.order(10, 1, 7)[:9]
+    assert len(set(first)) == 9
 
 
 def test_words():
@@ -417,21 +399,15 @@ def test_the_best_and_the_worst_story_of_a_step_are_told_in_plain_letters():
         asked = data.Example("a", "Write\nabout a lamp.", 120)
         return data.Episode(asked, [], [], None, True, human, story, {}, reward, advantage)
 
-    long = "\x1b[2Jbright\n\n" + "lamp " * 70
-    rows = [
-        row(0.1, "so so"),
-        row(-1.5, "dull"),
-        row(2, "a person's", human=True),
-        row(1.25, long),
-        row(9, "unjudged", None),
-    ]
-    best, worst = data.best_and_worst(rows)
-    assert best.splitlines()[0] == "best advantage +1.25, reward 0.50, 71 of 120 words"
+    long = "\x1b[2Jbright\n\n" + "lamp " * 99
+    rows = [row(0.1, "so so"), row(-1.5, "dull"), row(2, "a person's", human=True), row(1.25, long)]
+    best, worst = data.best_and_worst([*rows, row(None, "unjudged", None)])
+    assert best.splitlines()[0] == "best advantage +1.25, reward 0.50, 100 of 120 words"
     assert best.splitlines()[1] == "  Write about a lamp."
-    assert best.splitlines()[2] == "  [2Jbright " + "lamp " * 59 + "..." and "\x1b" not in best
+    assert best.splitlines()[2] == "  [2Jbright " + "lamp " * 67 + "..." and "\x1b" not in best
     assert worst.splitlines() == [
         "worst advantage -1.50, reward 0.50, 1 of 120 words",
         "  Write about a lamp.",
         "  dull",
     ]
-    assert data.best_and_worst([row(0, "x", None)]) == []
+    assert data.best_and_worst([row(None, "x", None)]) == []

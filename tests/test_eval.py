@@ -236,7 +236,7 @@ def test_a_torn_line_is_cut_and_a_damaged_one_named(tmp_path):
         again.file.close()
         assert (tmp_path / "log.jsonl").read_bytes() == whole
     (tmp_path / "log.jsonl").write_bytes(whole.replace(b'{"key": "a"', b'{"kay" "a"'))
-    with pytest.raises(ValueError, match="line 1 is damaged"):
+    with pytest.raises(ValueError, match="line 1: not JSON .* delete the line"):
         files.Journal(tmp_path, "log.jsonl")
 
 

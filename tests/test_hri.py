@@ -112,8 +112,11 @@ def group_of(rewards, human):
     return [Episode(EXAMPLE, [1], [2], None, True, h, "", reward=r) for r, h in zip(rewards, human)]
 
 
-def policy_of(group):
-    return [row for row in group if not row.is_human and row.reward is not None]
+def ranked(group):
+    """The policy's rows with a verdict have some advantage already."""
+    for row in group:
+        row.advantage = 0.5 if not row.is_human and row.reward is not None else None
+    return group
 
 
 def advantage_by_hand(rewards, w, mode, normalise):
@@ -134,33 +137,29 @@ def test_anchor_against_float64_by_hand(mode, normalise):
         rewards += [rng.choice([rng.uniform(-2, 2), None]) for _ in range(rng.randint(0, 5))] + [
             rng.uniform(-3, 3)
         ]
-        group = group_of(rewards, [False] * (len(rewards) - 1) + [True])
-        w = rng.random()
-        ranked = [policy_of(group)]
-        hri.anchor(ranked, [group], w, mode, normalise)
-        assert ranked[0] == [*policy_of(group), group[-1]]  # the reference joins, last
+        group = ranked(group_of(rewards, [False] * (len(rewards) - 1) + [True]))
+        before, w = [row.advantage for row in group[:-1]], rng.random()
+        hri.anchor([group], w, mode, normalise)
         expected = advantage_by_hand(rewards, w, mode, normalise)
         assert group[-1].advantage == pytest.approx(expected, rel=1e-9, abs=1e-12)
-        assert all(row.advantage == 0 for row in group[:-1])  # the policy's advantages are not its business
+        assert [row.advantage for row in group[:-1]] == before  # the policy's advantages are not its business
         signs.add((group[-1].advantage > 0) - (group[-1].advantage < 0))
     assert signs == ({-1, 1} if mode == "polaris" else {0, 1})
 
 
 def test_anchor_by_calculator():
     # mean 0.3, std sqrt(0.14 / 4) = 0.187083, A_h = 0.6 / 0.187084 = 3.20712
-    group = group_of([0.1, 0.2, 0.6, 0.3, 0.3, 0.9], [False] * 5 + [True])
-    hri.anchor([policy_of(group)], [group], 0.4)
+    group = ranked(group_of([0.1, 0.2, 0.6, 0.3, 0.3, 0.9], [False] * 5 + [True]))
+    hri.anchor([group], 0.4)
     assert group[-1].advantage == pytest.approx(0.4 * 3.20712, abs=1e-4)
 
 
 def test_a_reference_without_a_verdict_or_a_group_without_a_reference_stays_out():
-    failed, alone = group_of([0.1, 0.5, None], [False, False, True]), group_of([0.1, 0.5], [False, False])
-    flat = group_of(
-        [0.5, 0.5, 0.9], [False, False, True]
-    )  # cannot rank its stories: nothing of it is learned
-    ranked = [failed[:2], alone[:], []]
-    hri.anchor(ranked, [failed, alone, flat], 0.4)
-    assert ranked == [failed[:2], alone, []] and all(row.advantage == 0 for row in failed + alone + flat)
+    failed = ranked(group_of([0.1, 0.5, None], [False, False, True]))
+    alone = ranked(group_of([0.1, 0.5], [False, False]))
+    flat = group_of([0.5, 0.5, 0.9], [False, False, True])  # cannot rank its stories
+    hri.anchor([failed, alone, flat], 0.4)
+    assert [row.advantage for row in failed + alone + flat] == [0.5, 0.5, None, 0.5, 0.5, None, None, None]
 
 
 def logp_gradient(table, prompt, completion, coefficient):
@@ -184,8 +183,8 @@ def test_gradient_of_the_reference(mode, reward):
     V, w = 9, 0.3
     table = torch.randn(V, V, dtype=torch.float64, requires_grad=True)
     prompt, completion = [3, 4], [5, 6, 2, 8, 1]
-    group = group_of([0.2, 0.4, 0.9, reward], [False, False, False, True])
-    hri.anchor([policy_of(group)], [group], w, mode)
+    group = ranked(group_of([0.2, 0.4, 0.9, reward], [False, False, False, True]))
+    hri.anchor([group], w, mode)
     row = group[-1]
     row.prompt_ids, row.completion_ids = prompt, completion
     ids = torch.tensor(prompt + completion)

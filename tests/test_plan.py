@@ -69,7 +69,7 @@ def real(rank, world, port, folders, flags, pipe):
     processes.connect()
     kept = []
     pipe.send([work(folder, flags, kept) for folder in folders][-1])
-    processes.barrier()
+    torch.distributed.barrier()
 
 
 def measured(folders, flags, world) -> dict[str, int]:

@@ -98,8 +98,6 @@ def test_a_signal_to_one_process_stops_all_and_resumes(model, alone, tmp_path):
     run = Run(*flags, world=2, patch=one_is_terminated, log=tmp_path / "log")
     assert run.wait() == [1, 1] and "SIGTERM received" in run.log.read_text()
     assert [p.name for p in (tmp_path / "tiny/checkpoints").iterdir()] == ["step_000001"]
-    # the process without the signal had written its stories, the other had not: they agree on what to do
-    assert [p.name for p in (tmp_path / "tiny/rollouts").glob(".step*")] == [".step_000001.rank0of2.jsonl"]
     Run(*flags, "--resume", "auto", world=2, log=tmp_path / "log").ok()
     check(tmp_path / "tiny", alone)
 

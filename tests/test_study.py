@@ -151,7 +151,7 @@ def test_bad_requests_end_before_anything_is_run(flags, tmp_path, capsys):
     known = tmp_path / "known.jsonl"
     known.write_text(json.dumps({"prompt": "Tell of subject 3. It should be 900 words long."}) + "\n")
     cases = [({"samples": 1}, "at least 2"), ({"seeds": 0}, "at least 1")]
-    cases += [({"measure": "tfidf"}, "choose one of jaccard"), ({"model": tmp_path / "none"}, "none")]
+    cases += [({"measure": "tfidf"}, "invalid choice: 'tfidf'"), ({"model": tmp_path / "none"}, "none")]
     cases += [({"data": tmp_path / "none.jsonl"}, "scripts.anthologies build"), ({"steps": 0}, "at least 1")]
     cases += [({"prompts": known}, "are trained on"), ({"judge": "api"}, "JUDGE_URL")]
     for change, message in cases:

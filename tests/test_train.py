@@ -6,7 +6,6 @@ import math
 import os
 import random
 import resource
-import shutil
 import signal
 import time
 from functools import partial
@@ -24,7 +23,7 @@ from data import Episode, Example
 from judge_server import Server, answer, say, status
 from launch import FLAGS, ROOT, Run, base, context, digest, in_process, metrics, state
 from lib import checkpoint, optim, processes
-from lib.batches import micro_batches
+from lib.packed import micro_batches
 from lib.parallel import Scorer
 
 
@@ -99,18 +98,18 @@ def test_grpo_advantages_against_plain_floats(normalise):
         group.append(
             Episode(EXAMPLE, [1], [2], None, True, True, "", reward=9.0)
         )  # the reference enters no mean
-        kept = train.grpo_advantages([group], normalise)[0]
+        train.grpo_advantages([group], normalise)
         values = [x for x in rewards if x is not None]
         ranks = len(values) > 1 and max(values) - min(values) > 1e-6
-        assert kept == [row for row in group[:-1] if row.reward is not None] * ranks
-        assert group[-1].advantage == 0
+        assert group[-1].advantage is None
         seen[ranks] += 1
         for row, x in zip(group, rewards):
-            a = 0.0
-            if ranks and x is not None:
-                mean = sum(values) / len(values)
-                std = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) + 1e-6
-                a = (x - mean) / (std if normalise else 1)
+            if not ranks or x is None:
+                assert row.advantage is None  # such a row is not learned from
+                continue
+            mean = sum(values) / len(values)
+            std = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) + 1e-6
+            a = (x - mean) / (std if normalise else 1)
             assert row.advantage == pytest.approx(a, rel=1e-9, abs=1e-12)
     assert min(seen.values()) > 20  # both kinds of groups were met
 
@@ -151,11 +150,13 @@ def test_micro_batches_do_not_change_the_gradient(model, loss_mean):
 
 
 def test_micro_batches_hold_every_row_within_the_budget():
+    processes.connect()
     rows = some_groups(30)[1]
-    chunks = micro_batches(rows, 150, data.length)
+    chunks = micro_batches(rows, 150, data.length, train.IDLE)
     assert sorted(map(id, (r for b in chunks for r in b))) == sorted(map(id, rows))
     assert all(len(b) == 1 or len(b) * max(map(data.length, b)) <= 150 for b in chunks)
-    assert len(micro_batches(rows, 1, data.length)) == len(rows)  # a row longer than the budget trains alone
+    alone = micro_batches(rows, 1, data.length, train.IDLE)
+    assert len(alone) == len(rows)  # a row longer than the budget trains alone
 
 
 # ---- whole runs
@@ -296,16 +297,6 @@ def kill_in_sampling(train):
     when_story_is_finished(train, 2, signal.SIGKILL)
 
 
-def no_sampling_at_first(train):
-    honest, _calls = train.sample, []
-
-    def sample(c, step, *args):
-        assert step != 2, "stories of step 2 were written before the kill and must not be bought twice"
-        return honest(c, step, *args)
-
-    train.sample = sample
-
-
 def terminated_in_sampling(train):
     when_story_is_finished(train, 3, signal.SIGTERM)
 
@@ -333,8 +324,6 @@ def test_killed_in_update_and_in_sampling_goes_on_as_if_nothing_had_been(straigh
     flags = [*flags, "--out", tmp_path, "--resume", "auto"]  # auto without a checkpoint yet starts anew
     assert Run(*flags, patch=kill_in_update, log=tmp_path / "1").wait() == [-signal.SIGKILL]
     assert [p.name for p in (tmp_path / "tiny/checkpoints").iterdir()] == ["step_000002"]
-    Run(*flags, "--steps", 3, "--save_every", 9, patch=no_sampling_at_first, log=tmp_path / "2").ok()
-    shutil.rmtree(tmp_path / "tiny/checkpoints/step_000003")
     assert Run(*flags, patch=kill_in_sampling, log=tmp_path / "3").wait() == [-signal.SIGKILL]
     Run(*flags, log=tmp_path / "4").ok()
     same(whole, tmp_path / "tiny")
@@ -383,7 +372,7 @@ def save_for_ever(folder, out):
     (out / "ready").touch()
     for n in range(500):  # not for ever after all: it must not outlive a test that was killed
         step += 1 - n % 2  # every second save replaces the folder of the one before
-        train.save_checkpoint(c, policy, optimiser, tokenizer, step, 0)
+        train.save_checkpoint(c, policy, optimiser, tokenizer, step)
 
 
 def test_twenty_kills_during_saves_leave_only_checkpoints_that_load(model, tmp_path):
@@ -462,10 +451,10 @@ def test_a_story_without_a_verdict_leaves_its_group(go, monkeypatch):
     rows = data.read_episodes(run / "rollouts/step_000000.jsonl")
     failed = [e for e in rows if e.reward is None]
     assert len(failed) == lines[0]["judge/failed"]
-    assert all(e.advantage == 0 and e.verdict is None for e in failed)
+    assert all(e.advantage is None and e.verdict is None for e in failed)
 
 
-def test_a_step_without_verdicts_is_retried_then_stops_with_its_stories_kept(go, monkeypatch, capsys):
+def test_a_step_without_verdicts_is_retried_then_stops_and_goes_on(go, monkeypatch, capsys):
     monkeypatch.setattr(judging, "Judge", partial(judging.Judge, retries=0))
     monkeypatch.setattr(train.time, "sleep", lambda s: None)
     with Server(
@@ -474,13 +463,6 @@ def test_a_step_without_verdicts_is_retried_then_stops_with_its_stories_kept(go,
         run = go(*JUDGE, "--judge_url", server.url, code=1)
         assert "no verdict for a whole step" in capsys.readouterr().err
     assert newest(run).name == "step_000000" and metrics(run) == []
-    written = len(list((run / "rollouts").glob(".step_000000*")))
-    assert written == 1
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("the stories of step 0 were written already")
-
-    monkeypatch.setattr(train, "sample", refuse)
     with Server(lambda body, n: verdict(5 + n % 5)) as server:
         run = go(*JUDGE, "--steps", 1, "--judge_url", server.url, "--resume", "auto")
     assert len(metrics(run)) == 1 and metrics(run)[0]["judge/failed"] == 0
@@ -497,18 +479,26 @@ def test_a_step_without_verdicts_is_retried_then_stops_with_its_stories_kept(go,
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "no/such"], "no/such"),
         (["--model", "nowhere"], "nowhere"),
-        (["--group", "1"], "--group 1"),
-        (["--hri", "sometimes"], "--hri sometimes"),
-        (["--deviation", "2"], "--deviation 2"),
+        (["--group", "1"], "--group: 1: must be at least 2"),
+        (["--hri", "sometimes"], "--hri: invalid choice: 'sometimes'"),
+        (["--deviation", "2"], "--deviation: 2: must be at most 1"),
         (["--prompts", "999"], "needs 999"),
         (["--resume", "gone/step_000001"], "gone/step_000001"),
         (["--lora_rank", "4", "--parallel", "fsdp"], "--parallel ddp"),
         (["--judge", "api", "--judge_url", "", "--judge_model", ""], "JUDGE_URL"),
-        (["--updates_per_batch", "0"], "--updates_per_batch 0"),
+        (["--updates_per_batch", "0"], "--updates_per_batch: 0: must be at least 1"),
         (["--judge", "api", "--judge_url", "http://127.0.0.1:9/v1", "--judge_model", "m"], "127.0.0.1:9"),
         (["--loss_mean", "median"], "median"),
-        (["--temperature", "0"], "--temperature 0"),
-        (["--top_p", "0"], "--top_p 0"),
+        (["--temperature", "0"], "--temperature: 0: must be above 0"),
+        (["--top_p", "0"], "--top_p: 0: must be above 0"),
+        (["--lr", "nan"], "--lr: nan: must be a finite number"),
+        (["--hri_peak", "-1"], "--hri_peak: -1: must be at least 0"),
+        (["--steps", "many"], "--steps: invalid int value: 'many'"),
+        (["--thinking", "perhaps"], "neither True nor False"),
+        (["--name", "a/b"], "--name a/b: a run is one folder"),
+        (["--similarity", "embeding"], "unknown similarity"),
+        (["--judge_settings", "budgett=5"], "there is no setting 'budgett'"),
+        (["--judge_settings", "5"], "not of the form key=value"),
     ],
 )
 def test_refuses_in_one_sentence_and_writes_nothing(model, tmp_path, monkeypatch, capsys, args, sentence):
