@@ -8,7 +8,7 @@ predicted, and the matrices inside the layers learn by Muon (Jordan et al. 2024;
 needs about half of the steps of AdamW; AdamW trains the rest. The learning rates rise for the first
 twentieth of the steps and fall to 0 in the last half. For GPUs and several processes see scripts.warm_start.
 
-It leaves out/<name>/model, a folder that train.py takes as --model.
+It leaves out/<name>/model, a folder that train.py takes as --model. Started again after a stop, it goes on.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 import data
 import model as qwen
+from lib.files import atomic, lock
 from lib.flags import exits_cleanly, opt, read
-from lib.optim import set_lr
 
 
 @dataclass
@@ -37,7 +37,9 @@ class Config:
     length: int = opt(640, "tokens per row", low=2)
     lr: float = opt(0.02, "Muon's learning rate, of the matrices in the layers", above=0)
     adam_lr: float = opt(4e-3, "AdamW's, of embeddings, norms, convolutions and gates", above=0)
+    save_every: int = opt(100, "steps between two saves", low=1)
     seed: int = opt(0, "order of the examples")
+    out: str = opt("out", "folder of all runs")
 
 
 def lay(conversations: list[list[int]], length: int) -> list[list[int]]:
@@ -68,35 +70,55 @@ def batches(c: Config, tokenizer):
         yield torch.tensor([row + [-100] * (c.length + 1 - len(row)) for row in batch])
 
 
-def run(c: Config):
-    tokenizer, model = data.load_tokenizer(c.model), qwen.load(c.model, torch.float32)
+def optimisers(c: Config, model) -> list[torch.optim.Optimizer]:
     matrices = [p for p in model.layers.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     muon = torch.optim.Muon(matrices, lr=c.lr, momentum=0.95, weight_decay=0.01)
-    adamw = torch.optim.AdamW(others, lr=c.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return [muon, torch.optim.AdamW(others, lr=c.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def save(folder: Path, model, tokenizer, optims, step: int):
+    qwen.save(model, folder / "model")
+    tokenizer.save(folder / "model")
+    with atomic(folder / "state.pt") as partial:
+        torch.save({"step": step, "optimisers": [o.state_dict() for o in optims]}, partial)
+
+
+def run(c: Config):
+    folder = Path(c.out, c.name)
+    state = folder / "state.pt"
+    at = torch.load(state, weights_only=True) if state.exists() else {"step": 0}
+    start = str(folder / "model") if at["step"] else c.model
+    tokenizer, model = data.load_tokenizer(start), qwen.load(start, torch.float32)
+    optims = optimisers(c, model)
+    for optimiser, was in zip(optims, at.get("optimisers", [])):
+        optimiser.load_state_dict(was)
     bar = tqdm(range(c.steps), c.name, mininterval=2)
     for step, ids in zip(bar, batches(c, tokenizer)):
+        if step < at["step"]:
+            continue
         share = min(1.0, (step + 1) / (0.05 * c.steps + 1), (c.steps - step) / (0.5 * c.steps))
-        set_lr(muon, c.lr * share)
-        set_lr(adamw, c.adam_lr * share)
+        for optimiser, lr in zip(optims, (c.lr, c.adam_lr)):
+            optimiser.param_groups[0]["lr"] = lr * share
         with torch.autocast("cpu", torch.bfloat16):
             logits = model.logits(model(ids[:, :-1].clamp(min=0)))
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in (muon, adamw):
+        for optimiser in optims:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         bar.set_postfix(loss=f"{loss.item():.3f}")
-    folder = Path("out", c.name, "model")
-    qwen.save(model, folder)
-    tokenizer.save(folder)
+        if (step + 1) % c.save_every == 0 or step + 1 == c.steps:
+            save(folder, model, tokenizer, optims, step + 1)
 
 
 @exits_cleanly
 def main(argv=None):
     torch.set_flush_denormal(True)  # before the first parallel operation
-    run(read(Config, argv, __doc__))
+    c = read(Config, argv, __doc__)
+    with lock(Path(c.out, c.name)):
+        run(c)
 
 
 if __name__ == "__main__":
