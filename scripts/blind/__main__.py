@@ -16,14 +16,12 @@ different pairs for different annotators, mixed-effects models, a correction for
 
 from __future__ import annotations
 
-import sys
-
 from lib.flags import exits_cleanly, parser
 from scripts.blind import make, report
 
 
 @exits_cleanly
-def main(argv=None) -> int:
+def main(argv=None):
     p = parser(__doc__)
     commands = p.add_subparsers(required=True)
     sub = commands.add_parser("make", help="stories of models -> a page per annotator and key.json")
@@ -43,8 +41,7 @@ def main(argv=None) -> int:
     sub.add_argument("--out", default="out/blind/report.json", help=more)
     args = p.parse_args(argv)
     args.run(args)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from lib import files
-from lib.pages import chart, estimate, point, table, text_table, write_page
+from lib.pages import chart, estimate, page_text, point, table, write_page
 from lib.stats import bootstrap, cohen, krippendorff, sign_test
 from lib.sweep import FEW, buckets_of
 from scripts.blind.make import CHOICES, READING
@@ -219,6 +219,4 @@ def run(args: argparse.Namespace):
     page, path = page_of(result), Path(args.out).with_suffix(".html")
     files.write_json(args.out, result)
     write_page(path, page)
-    tables = [f"{t['title']}\n{text_table([t['columns'], *t['rows']])}" for t in page["tables"][:3]]
-    warnings = [f"warning: {note}" for note in page["warnings"]]
-    print("\n\n".join(["\n".join(page["lead"]), *tables, *warnings, str(path)]))
+    print(f"{page_text(page)}\n\n{path}")
