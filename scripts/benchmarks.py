@@ -99,7 +99,8 @@ def main(argv=None):
     for label, figures in report["figures"].items():
         quality, length = figures["quality"]["all"]["mean"], figures["length_score"]["all"]["mean"]
         if quality is not None:
-            print(f"{label}: {args.name} {quality:.1f}, length score {length:.1f}")
+            both = f", length score {length:.1f}, mean of both {(quality + length) / 2:.1f}"
+            print(f"{label}: {args.name} {quality:.1f}{both if args.name == 'longbench-write' else ''}")
 
 
 if __name__ == "__main__":

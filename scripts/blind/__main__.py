@@ -11,7 +11,7 @@ the POLARIS human study.
 
 Input: JSON Lines with uid, prompt, target_words, story, as eval.py leaves them in stories/; of several lines
 with one uid the last counts. Hand out only the .html files. Left out: sets of stories and their ratings,
-different pairs for different annotators, mixed-effects models, a correction for many model pairs.
+attention checks, different pairs for different annotators, a correction for many model pairs.
 """
 
 from __future__ import annotations
@@ -31,14 +31,12 @@ def main(argv=None):
     sub.add_argument("--out", default="out/blind", help="folder for the pages and key.json (%(default)s)")
     sub.add_argument("--annotators", nargs="+", required=True, metavar="NAME", help="one page each")
     sub.add_argument("--pairs", type=int, default=60, help="pairs each annotator reads (%(default)s)")
-    sub.add_argument("--checks", type=int, default=3, help="attention checks beside the pairs (%(default)s)")
     sub.add_argument("--seed", type=int, default=0)
     sub = commands.add_parser("report", help="key.json and answers -> win rates, agreement")
     sub.set_defaults(run=report.run)
     sub.add_argument("answers", nargs="+", metavar="ANSWERS", help="one downloaded file per annotator")
     sub.add_argument("--key", required=True)
-    more = "the figures, and a page of them beside it (%(default)s)"
-    sub.add_argument("--out", default="out/blind/report.json", help=more)
+    sub.add_argument("--out", default="out/blind/report.json", help="the figures (%(default)s)")
     args = p.parse_args(argv)
     args.run(args)
 

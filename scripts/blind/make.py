@@ -14,7 +14,6 @@ from lib.form import strip_length
 from lib.pages import write_page
 
 PAGE = Path(__file__).with_name("page.html")
-CHOICES = {"A": "“A is better”", "tie": "“Tie”", "B": "“B is better”"}
 READING = 240  # words per minute; careful reading of fiction
 
 
@@ -28,57 +27,36 @@ def spread(prompts: dict[str, dict], rng: random.Random) -> list[str]:
     return sorted(turn, key=turn.get)
 
 
-def plant(story: str, choice: str, rng: random.Random) -> str:
-    """Puts the note of an attention check between two paragraphs of the second half, or at the end."""
-    parts = story.rstrip().split("\n\n")
-    at = rng.randint((len(parts) + 1) // 2, len(parts))
-    note = f"[A note to the reader, not part of the story: for this pair, please answer {CHOICES[choice]}.]"
-    return "\n\n".join([*parts[:at], note, *parts[at:]])
-
-
-def draw_pairs(models, n_pairs: int, n_checks: int, rng: random.Random) -> dict[str, dict]:
-    """{pair id: uid, unit, models, target_words, words, check}, the same for everyone."""
+def draw_pairs(models, n_pairs: int, rng: random.Random) -> dict[str, dict]:
+    """{pair id: uid, unit, models, target_words, words}, the same for everyone."""
     prompts = next(iter(models.values()))
     duels = list(combinations(models, 2))
     if n_pairs > (most := len(prompts) * len(duels)):
         told = f"{len(prompts)} prompts and {len(duels)} pairs of models give at most {most} pairs"
         raise ValueError(f"--pairs {n_pairs}: {told}; lower --pairs or add prompts")
-    order = spread(prompts, rng)
-    plan = [(order[i // len(duels)], duels[i % len(duels)], False) for i in range(n_pairs)]
-    # Checks cost reading time too: prompts that are not read anyway, the shortest first.
-    used = {uid for uid, _, _ in plan}
-    spare = sorted(order, key=lambda uid: (uid in used, prompts[uid]["target_words"]))
-    plan += [(spare[i % len(spare)], rng.choice(duels), True) for i in range(n_checks)]
-    ids = rng.sample(range(0x1000, 0x10000), len(plan))  # ids tell nothing: neither prompt nor check
-    pairs = {}
-    for number, (uid, duel, check) in zip(ids, plan):
+    order, pairs = spread(prompts, rng), {}
+    for i, number in enumerate(rng.sample(range(0x1000, 0x10000), n_pairs)):  # ids tell nothing
+        uid, duel = order[i // len(duels)], duels[i % len(duels)]
         words = sum(len(models[m][uid]["stories"][-1].split()) for m in duel)
         pair = {"uid": uid, "unit": strip_length(prompts[uid]["prompt"]), "models": list(duel)}
-        pair |= {"target_words": prompts[uid]["target_words"], "words": words, "check": check}
-        pairs[f"p{number:x}"] = pair
+        pairs[f"p{number:x}"] = pair | {"target_words": prompts[uid]["target_words"], "words": words}
     return pairs
 
 
-def lay_out(pairs: dict[str, dict], models, rng: random.Random) -> tuple[list[dict], dict[str, dict]]:
-    """One annotator's page: its items in random order, and what the key must know of them."""
+def lay_out(pairs: dict[str, dict], models, rng: random.Random) -> tuple[list[dict], dict[str, list]]:
+    """One annotator's page: its items in random order, and {pair id: models on the left and on the right}."""
     flips = {}
     for duel in combinations(models, 2):  # each model is on the left in half of the pairs of a duel
         ids = [i for i, pair in pairs.items() if pair["models"] == list(duel)]
         start = rng.randint(0, 1)
         flips |= {i: (start + place) % 2 for place, i in enumerate(rng.sample(ids, len(ids)))}
-    items, secret = [], {}
+    items, sides = [], {}
     for i in rng.sample(list(pairs), len(pairs)):
-        pair = pairs[i]
-        sides = pair["models"][::-1] if flips[i] else pair["models"]
-        texts = [models[m][pair["uid"]]["stories"][-1] for m in sides]
-        secret[i] = {"sides": list(sides)}
-        if pair["check"]:
-            secret[i]["expected"] = rng.choice(list(CHOICES))
-            side = rng.randint(0, 1)
-            texts[side] = plant(texts[side], secret[i]["expected"], rng)
-        prompt = models[sides[0]][pair["uid"]]["prompt"]
-        items.append({"id": i, "prompt": prompt, "A": texts[0], "B": texts[1]})
-    return items, secret
+        sides[i] = pairs[i]["models"][::-1] if flips[i] else pairs[i]["models"]
+        left, right = (models[m][pairs[i]["uid"]] for m in sides[i])
+        item = {"id": i, "prompt": left["prompt"], "A": left["stories"][-1], "B": right["stories"][-1]}
+        items.append(item)
+    return items, sides
 
 
 def check(args: argparse.Namespace, models: dict[str, dict]):
@@ -88,8 +66,8 @@ def check(args: argparse.Namespace, models: dict[str, dict]):
         if not good or name in models:
             more = "use different names of letters, digits, - and _, none a model's"
             raise ValueError(f"--annotators {name}: {more}")
-    if args.pairs < 1 or args.checks < 0:
-        raise ValueError("--pairs must be at least 1, --checks at least 0")
+    if args.pairs < 1:
+        raise ValueError(f"--pairs {args.pairs}: must be at least 1")
     for name, prompts in models.items():
         for uid, entry in prompts.items():
             if not entry["stories"][-1].strip():
@@ -104,19 +82,17 @@ def make(args: argparse.Namespace):
         raise ValueError(f"{out / 'key.json'} exists, and {more}")
     models, paths = sets.read_sets(args.stories)
     check(args, models)
-    pairs = draw_pairs(models, args.pairs, args.checks, rng)
+    pairs = draw_pairs(models, args.pairs, rng)
     pages = {name: lay_out(pairs, models, rng) for name in args.annotators}
     sources = {name: {"file": path, "sha256": files.digest(path)} for name, path in paths.items()}
     key = {"seed": args.seed, "models": sources, "pairs": pairs}
-    key["pages"] = {name: secret for name, (_, secret) in pages.items()}
+    key["pages"] = {name: sides for name, (_, sides) in pages.items()}
     key["study"] = files.key_of(key)
     files.write_json(out / "key.json", key)
     for name, (items, _) in pages.items():
         page = {"study": key["study"], "annotator": name, "items": items}
         write_page(out / f"{name}.html", page, PAGE)
     hours = sum(p["words"] for p in pairs.values()) / READING / 60
-    print(
-        f"{len(args.annotators)} pages in {out}: {args.pairs} pairs and {args.checks} checks each, "
-        f"{hours:.1f} h of reading at {READING} words a minute\n"
-        f"hand out the .html files only; {out / 'key.json'} stays with you"
-    )
+    speed = f"{hours:.1f} h of reading at {READING} words a minute"
+    print(f"{len(pages)} pages in {out}: {args.pairs} pairs each, {speed}")
+    print(f"hand out the .html files only; {out / 'key.json'} stays with you")

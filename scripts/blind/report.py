@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import median
 
 from lib import files
-from lib.pages import chart, estimate, page_text, point, table, write_page
+from lib.pages import estimate, markdown_table
 from lib.stats import bootstrap, cohen, krippendorff, sign_test
 from lib.sweep import FEW, buckets_of
-from scripts.blind.make import CHOICES, READING
+from scripts.blind.make import READING
 
 
 def read_json(path: str, needs: set[str]) -> dict:
@@ -43,7 +43,7 @@ def read_answers(path: str, key: dict) -> dict:
     if len(set(ids)) < len(ids) or not set(ids) <= key["pairs"].keys():
         raise ValueError(f"{path}: an answer is given twice or to a pair that the page does not hold")
     for a in file["answers"]:
-        if a["choice"] not in CHOICES or type(a["ms"]) is not int:
+        if a["choice"] not in ("A", "tie", "B") or type(a["ms"]) is not int:
             more = "has a choice or time that the page cannot give"
             raise ValueError(f"{path}: the answer to {a['id']} {more}")
     return file
@@ -53,13 +53,11 @@ def unblind(file: dict, key: dict) -> list[dict]:
     """Answers -> judgements: score is 1, 0.5 or 0 for the first model of the pair."""
     rows = []
     for a in file["answers"]:
-        pair, item = key["pairs"][a["id"]], key["pages"][file["annotator"]][a["id"]]
-        winner = dict(zip("AB", item["sides"])).get(a["choice"])  # None: a tie
-        row = {"annotator": file["annotator"], "pair": a["id"]}
-        row |= {k: pair[k] for k in ("uid", "unit", "target_words", "words", "models")}
-        row |= {"choice": a["choice"], "winner": winner, "reason": a["reason"], "seconds": a["ms"] / 1000}
-        row["score"] = 0.5 if winner is None else float(winner == pair["models"][0])
-        rows.append(row | {"check_passed": a["choice"] == item["expected"] if pair["check"] else None})
+        pair, sides = key["pairs"][a["id"]], key["pages"][file["annotator"]][a["id"]]
+        winner = dict(zip("AB", sides)).get(a["choice"])  # None: a tie
+        row = {"annotator": file["annotator"], "pair": a["id"], **pair, "choice": a["choice"]}
+        row |= {"winner": winner, "reason": a["reason"], "seconds": a["ms"] / 1000}
+        rows.append(row | {"score": 0.5 if winner is None else float(winner == pair["models"][0])})
     return rows
 
 
@@ -90,37 +88,29 @@ def agree(rows: list[dict]) -> dict:
     return {"cohen": kappas, "krippendorff_alpha": alpha}
 
 
-def describe(rows: list[dict], pairs: dict[str, dict]) -> dict:
-    """How one annotator worked: share answered, checks passed, leaning to a side, speed."""
-    real, checks = ([r for r in rows if pairs[r["pair"]]["check"] == check] for check in (False, True))
-    sided = [r["choice"] for r in real if r["choice"] != "tie"]
-    speeds = [60 * r["words"] / r["seconds"] for r in real if r["seconds"]]
-    return {
-        "answered": len(real),
-        "of": sum(not pair["check"] for pair in pairs.values()),
-        "checks_passed": sum(r["check_passed"] for r in checks),
-        "checks_answered": len(checks),
-        "chose_side_A": sided.count("A") / len(sided) if sided else None,
-        "median_words_a_minute": median(speeds) if speeds else None,
-    }
+def describe(rows: list[dict], asked: int) -> dict:
+    """How one annotator worked: share answered, leaning to a side, speed."""
+    sided = [r["choice"] for r in rows if r["choice"] != "tie"]
+    speeds = [60 * r["words"] / r["seconds"] for r in rows if r["seconds"]]
+    found = {"answered": len(rows), "of": asked}
+    found["chose_side_A"] = sided.count("A") / len(sided) if sided else None
+    return found | {"median_words_a_minute": median(speeds) if speeds else None}
 
 
 def report(key: dict, answers: list[dict]) -> dict:
-    rows = [row for file in answers for row in unblind(file, key)]
-    real = [row for row in rows if row["check_passed"] is None]
-    if not real:
+    by_reader = {file["annotator"]: unblind(file, key) for file in answers}
+    rows = [row for own in by_reader.values() for row in own]
+    if not rows:
         raise ValueError("none of the files answers a single pair; nothing to report")
-    annotators = {}
-    for name in (file["annotator"] for file in answers):
-        annotators[name] = describe([r for r in rows if r["annotator"] == name], key["pairs"])
-    comparisons, buckets = [], buckets_of([row["target_words"] for row in real])
+    comparisons, buckets = [], buckets_of([row["target_words"] for row in rows])
     for duel in combinations(key["models"], 2):
-        if mine := [r for r in real if r["models"] == list(duel)]:
+        if mine := [r for r in rows if r["models"] == list(duel)]:
             parts = {k: [r for r in mine if low < r["target_words"] <= up] for k, low, up in buckets}
             lengths = {label: compare(part) for label, part in parts.items() if part}
             comparisons.append({"models": list(duel), **compare(mine), "by_length": lengths})
-    result = {"study": key["study"], "annotators": annotators, "comparisons": comparisons}
-    result |= {"absent": sorted(key["pages"].keys() - annotators.keys()), "agreement": agree(real)}
+    result = {"study": key["study"], "comparisons": comparisons, "agreement": agree(rows)}
+    result["annotators"] = {name: describe(own, len(key["pairs"])) for name, own in by_reader.items()}
+    result["absent"] = sorted(key["pages"].keys() - by_reader.keys())
     return {**result, "warnings": warn(result), "judgements": rows}
 
 
@@ -128,13 +118,9 @@ def warn(result: dict) -> list[str]:
     """What a reader of the figures has to know first. Leave a file off the command line to leave it out."""
     notes = [f"no answers from {name}: the figures rest on the others" for name in result["absent"]]
     for name, a in result["annotators"].items():
-        passed, checks, speed = a["checks_passed"], a["checks_answered"], a["median_words_a_minute"] or 0
         if a["answered"] < a["of"]:
-            of = f"{a['answered']} of {a['of']} pairs"
-            notes.append(f"{name} answered {of}; the rest is missing, not tied")
-        if passed < checks:
-            notes.append(f"{name} passed only {passed} of {checks} answered attention checks")
-        if speed > 3 * READING:
+            notes.append(f"{name} answered {a['answered']} of {a['of']} pairs; the rest is missing, not tied")
+        if (speed := a["median_words_a_minute"] or 0) > 3 * READING:
             notes.append(f"{name} took {speed:.0f} words a minute (median): too fast to have read them")
     for c in result["comparisons"]:
         duel, win = " against ".join(c["models"]), c["win_rate"]
@@ -145,66 +131,25 @@ def warn(result: dict) -> list[str]:
     return notes
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The page
-
-
-def percent(f: dict) -> str:
-    around = [100 * x for x in f["interval"]] if f["interval"] else None
-    return estimate(100 * f["mean"], around, 1) + f", n = {f['prompts']}"
-
-
-def sentence(c: dict) -> str:
-    """What the interval of a win rate supports."""
-    first, second = c["models"]
-    low, high = c["win_rate"]["interval"] or (0, 1)
-    better = first if low > 0.5 else second if high < 0.5 else ""
-    said = f"readers prefer {better}" if better else "no clear preference"
-    return f"{first} against {second}, win rate in %: {percent(c['win_rate'])} prompts; {said}."
-
-
-def win_chart(c: dict) -> dict:
-    """Win rate by requested length; 50 % is no preference."""
-    name = " against ".join(c["models"])
-    points = []
-    for i, figures in enumerate(c["by_length"].values()):
-        around = [100 * x for x in figures["win_rate"]["interval"] or ()] or None
-        points.append(point(i, 100 * figures["win_rate"]["mean"], around))
-    more = {"reference": 50, "ticks": [[i, label] for i, label in enumerate(c["by_length"])]}
-    return chart(name, f"Win rate in %: {name}", "words requested", {name: points}, **more)
-
-
-def page_of(result: dict) -> dict:
-    """The data of lib/page.html: win rates with intervals, by length, agreement, how each reader worked."""
-    wins = []
+def show(result: dict) -> str:
+    """Tables of win rates with 95 % intervals over prompts, of agreement, and of how each reader worked."""
+    wins, agreed, readers = [], [], []
     for c in result["comparisons"]:
         for size, f in {"all": c, **c["by_length"]}.items():
-            cells = [percent(f["win_rate"]), f["won"], f["tied"], f["lost"], f"{f['sign_test']['p']:.3g}"]
-            wins.append([" against ".join(c["models"]), size, *cells])
-    columns = ["models", "words requested", "win rate in %", "won", "tied", "lost", "sign test p"]
-    tables = [table("Win rates", columns, wins, caption="[95 % interval over prompts]")]
-    agreed = result["agreement"]
-    rows = [["all readers, Krippendorff's alpha", "-", known(agreed["krippendorff_alpha"])]]
-    for k in agreed["cohen"]:
-        rows.append([f"{' and '.join(k['annotators'])}, Cohen's kappa", k["pairs"], known(k["kappa"])])
-    tables.append(table("Agreement", ["who", "pairs", "agreement"], rows))
-    rows = []
+            rate = estimate(f["win_rate"]["mean"], f["win_rate"]["interval"], 3)
+            counts = [f["win_rate"]["prompts"], f["won"], f["tied"], f["lost"], f["sign_test"]["p"]]
+            wins.append([" against ".join(c["models"]), size, rate, *counts])
+    for k in result["agreement"]["cohen"]:
+        agreed.append([f"{' and '.join(k['annotators'])}, Cohen's kappa", k["pairs"], k["kappa"]])
+    agreed.append(["all readers, Krippendorff's alpha", None, result["agreement"]["krippendorff_alpha"]])
     for name, a in result["annotators"].items():
-        pairs, checks = f"{a['answered']} of {a['of']}", f"{a['checks_passed']} of {a['checks_answered']}"
         speed = a["median_words_a_minute"]
-        rows.append([name, pairs, checks, known(a["chose_side_A"]), f"{speed:.0f}" if speed else "-"])
-    columns = ["reader", "pairs answered", "checks passed", "share that chose A", "words a minute"]
-    tables.append(table("Readers", columns, rows))
-    rows = [[j["annotator"], j["winner"] or "tie", j["reason"]] for j in result["judgements"] if j["reason"]]
-    if rows:
-        tables.append(table("What readers said", ["reader", "preferred", "why"], rows, fold="Reasons"))
-    page = {"title": "Which stories readers prefer", "warnings": result["warnings"], "tables": tables}
-    page |= {"lead": [sentence(c) for c in result["comparisons"]]}
-    return page | {"charts": [win_chart(c) for c in result["comparisons"]]}
-
-
-def known(x: float | None) -> str:
-    return "undefined" if x is None else f"{x:.2f}"
+        readers.append([name, f"{a['answered']} of {a['of']}", a["chose_side_A"], speed and round(speed)])
+    head = ["models", "words requested", "win rate", "prompts", "won", "tied", "lost", "sign test p"]
+    parts = [markdown_table(head, wins), markdown_table(["who", "pairs", "agreement"], agreed)]
+    head = ["reader", "pairs answered", "share that chose A", "words per minute"]
+    parts.append(markdown_table(head, readers))
+    return "\n".join([*parts, *(f"note: {note}" for note in result["warnings"])])
 
 
 def run(args: argparse.Namespace):
@@ -216,7 +161,5 @@ def run(args: argparse.Namespace):
             raise ValueError(f"{path}: a second file of annotator {name}; give each one's last file once")
         answers[name] = file
     result = report(key, list(answers.values()))
-    page, path = page_of(result), Path(args.out).with_suffix(".html")
     files.write_json(args.out, result)
-    write_page(path, page)
-    print(f"{page_text(page)}\n\n{path}")
+    print(f"{show(result)}\n{args.out}")
