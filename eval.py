@@ -16,7 +16,6 @@ pictures, stories/ and log.jsonl. A killed evaluation goes on from its log. The 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import closing, nullcontext
@@ -132,9 +131,7 @@ def find_writer(name: str, endpoint: str) -> Writer:
 
 
 def jobs_of(writer: Writer, todo: list[data.Example], c: Settings) -> list[Job]:
-    how = [getattr(c, name) for name in (*SAMPLING, "seed", "thinking", "max_new_tokens")]
-    how += [c.bands] * (c.bands != "auto")
-    jobs = []
+    how, jobs = [getattr(c, name) for name in (*SAMPLING, "seed", "thinking", "max_new_tokens", "bands")], []
     for request in todo:
         target = request.target_words
         tokens = c.max_new_tokens or int(1.6 * bounds_of(c.bands, target).band(target)[1]) + 64
@@ -209,7 +206,7 @@ def texts_of(row: dict, judge, c: Settings) -> list[tuple[str, str, str]]:
         parts = split_evenly(row["story"], 3, data.words)
     for i, part in enumerate(parts, 1):
         texts.append((f"{prompt} (This is part {i} of 3 of a story for that request.)", part))
-    how = judge.name, getattr(judge, "rubric", judging.RUBRIC).version
+    how = judge.name, judge.rubric.version
     return [(f"verdict {files.key_of(*how, prompt, text)}", prompt, text) for prompt, text in texts]
 
 
@@ -356,17 +353,13 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
 
 
 def write_report(folder: Path, report: dict, stories: dict[str, list[dict]]):
-    """report.json, stories/, and what scripts/report.py makes of them. A report of other settings is kept."""
+    """report.json, stories/, and what scripts/report.py makes of them."""
     report["stories"] = {label: f"stories/{files.plain_name(label)}.jsonl" for label in stories}
-    path = folder / "report.json"
-    if path.exists() and json.loads(path.read_text())["settings"] != report["settings"]:
-        aside = files.move_aside(folder, keep=("log", "verdicts"))
-        say(f"{folder} held a report of other settings; it is now in {aside}")
     names = ("uid", "prompt", "target_words", "story", "sample", "finished")
     for label, rows in stories.items():
         kept = [{k: row[k] for k in names} | {"verdict": row["verdicts"][0]} for row in rows]
         files.write_lines(folder / report["stories"][label], kept)
-    files.write_json(path, report)
+    files.write_json(folder / "report.json", report)
     flags.start("scripts.report", str(folder))
 
 

@@ -109,20 +109,6 @@ def draw_chart(path: Path, c: dict):
 # ---- HTML --------------------------------------------------------------------------------------------------
 
 
-def marked(label: str, text: str, facts: dict, verdict: dict | None, titles: dict[str, str]) -> dict:
-    """A text for a page's reader: numbers beside it, and what a verdict cites, to be marked in the text.
-
-    verdict: {"scores": {key: number}, "why": {key: text}, "quotes": {key: [text]}}. titles: {key: name}."""
-    verdict = verdict or {}
-    why, quotes, scores = verdict.get("why", {}), [], []
-    for key, cited in verdict.get("quotes", {}).items():
-        about = {"key": key, "title": titles.get(key, key), "why": why.get(key, "")}
-        quotes += [{"text": quote, **about} for quote in cited]
-    for key, value in verdict.get("scores", {}).items():
-        scores.append([key, titles.get(key, key), value, why.get(key, "")])
-    return {"label": label, "text": text, "facts": facts, "quotes": quotes, "scores": scores}
-
-
 def page_text(page: dict) -> str:
     """A page's sentences, the tables that are not folded, and its warnings, for the terminal."""
     parts = ["\n".join(page["lead"])]

@@ -173,23 +173,6 @@ def cohen(first: list, second: list) -> float | None:
     return None if chance == 1 else (agreed - chance) / (1 - chance)
 
 
-def krippendorff(units: list[list]) -> float | None:
-    """Krippendorff's alpha (2004) of nominal values: each unit is the list of its values; units with one
-    value are left out. None where no values differ at all."""
-    units = [unit for unit in units if len(unit) > 1]
-
-    def apart(values: list) -> int:
-        """How many ordered pairs of the values differ."""
-        return len(values) ** 2 - sum(n * n for n in Counter(values).values())
-
-    values = [value for unit in units for value in unit]
-    expected = apart(values)
-    if not expected:
-        return None
-    observed = sum(apart(unit) / (len(unit) - 1) for unit in units)
-    return 1 - (len(values) - 1) * observed / expected
-
-
 def bradley_terry(wins_MM: np.ndarray, prior: float = 0.5, steps: int = 10_000) -> np.ndarray:
     """Log strengths [M] (Bradley and Terry, 1952), mean 0, from wins[i, j] = how often i beat j, ties as half
     a win each.

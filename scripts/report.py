@@ -14,7 +14,7 @@ import data
 import judge as judging
 from lib import files
 from lib.flags import exits_cleanly, parser
-from lib.pages import chart, draw_chart, estimate, marked, page_text, point, table, write_page
+from lib.pages import chart, draw_chart, estimate, page_text, point, table, write_page
 
 METRICS = {  # name in report.json: (title, digits, what it means)
     "quality": ("quality", 1, "points of 100 that the judge gives the whole story"),
@@ -119,8 +119,7 @@ def tables_of(report: dict) -> list[dict]:
 
 def page_of(report: dict, stories: dict[str, list[dict]]) -> dict:
     """The data of lib/page.html: charts, tables, stories by request."""
-    rubric, groups = judging.load_rubric(report["settings"]["rubric"]), {}
-    titles = {d.key: d.title for d in rubric.dimensions}
+    groups, rubric = {}, judging.load_rubric(report["settings"]["rubric"])
     for label, rows in stories.items():
         several = any(row["sample"] for row in rows)
         for row in rows:
@@ -128,14 +127,15 @@ def page_of(report: dict, stories: dict[str, list[dict]]) -> dict:
             facts = {report["judged"]: None if verdict is None else round(verdict["score"], 1)}
             facts |= {"words": written, "asked": target, "ended": "by itself" if row["finished"] else "cut"}
             name = f"{label}, story {row['sample'] + 1}" if several else label
-            item = marked(name, row["story"], facts, verdict, titles)
+            item = {"label": name, "text": row["story"], "facts": facts, "verdict": verdict}
             groups.setdefault((target, row["prompt"]), []).append(item)
     parts = [{"step": f"{t:,} words", "label": p, "items": rows} for (t, p), rows in sorted(groups.items())]
     words = [[title(m, report), meaning] for m, (*_, meaning) in METRICS.items()]
     words.append(["slope per bucket", "change from one length to the next, by least squares"])
     page = {"title": "How good, how long", "notes": report["notes"], "warnings": report["warnings"]}
     page |= {"lead": sentences(report), "charts": charts_of(report), "tables": tables_of(report)}
-    return page | {"words": words, "reader": {"title": "The stories", "groups": parts}}
+    reader = {"title": "The stories", "groups": parts, "titles": {d.key: d.title for d in rubric.dimensions}}
+    return page | {"words": words, "reader": reader}
 
 
 @exits_cleanly

@@ -18,7 +18,7 @@ import judge as judging
 from lib import files, metrics
 from lib.flags import exits_cleanly, parser
 from lib.huggingface import read_json
-from lib.pages import chart, marked, point, serve, table, write_page
+from lib.pages import chart, point, serve, table, write_page
 
 FIRST = {
     "reward/mean": "Reward",
@@ -31,7 +31,6 @@ GROUPS = {"reward": "Reward and its parts", "length": "Length", "truncated": "Le
 GROUPS |= {"deviation": "Deviation", "judge": "Judge", "watch": "Watch judge", "seconds": "Speed"}
 GROUPS |= {"mismatch": "Sampler against trainer", "rollout": "Speed", "train": "Speed"}
 PAGE_BYTES = 20_000_000  # of stories; a browser opens more, but not on a phone
-TITLES = {d.key: d.title for d in judging.RUBRIC.dimensions}
 
 
 def read_run(folder: Path) -> tuple[list[dict], dict]:
@@ -117,16 +116,10 @@ def groups_of(path: Path, step: str, quality: str) -> list[dict]:
             facts = {k.replace("quality", quality): v and round(v, 3) for k, v in facts.items()}
             facts |= {"words": data.words(e.story), "asked": e.example.target_words}
             facts["ended"] = "by itself" if e.finished else "cut"
-            label = reference(e.example) if e.is_human else f"policy, story {i}"
-            items.append(marked(label, e.story, facts, e.verdict, TITLES))
+            label = "reference" if e.is_human else f"policy, story {i}"
+            items.append({"label": label, "text": e.story, "facts": facts, "verdict": e.verdict})
         groups.append({"step": step, "label": episodes[0].example.prompt, "items": items})
     return groups
-
-
-def reference(example: data.Example) -> str:
-    """The reference row; its writer where the data name a title, a person and a book."""
-    parts = example.source.split(" | ")
-    return f"reference, human: {parts[1]}" if len(parts) == 3 and parts[1] else "reference"
 
 
 def page_of(folders: list[Path], asked: list[int]) -> dict:
@@ -152,7 +145,8 @@ def page_of(folders: list[Path], asked: list[int]) -> dict:
             notes.append(f"{few}, to keep this page small; --steps N shows others")
     if still:
         tables.append(table("Metrics", ["metric", "value"], still, fold="The same at every step"))
-    reader = {"title": "Groups, sorted by advantage", "groups": groups}
+    dimensions = {d.key: d.title for d in judging.RUBRIC.dimensions}
+    reader = {"title": "Groups, sorted by advantage", "groups": groups, "titles": dimensions}
     about = {"title": "Run " + " and ".join(runs), "notes": notes, "controls": True, "reader": reader}
     return about | {"cards": cards_of(curves, titles), "charts": charts, "tables": tables}
 

@@ -11,7 +11,7 @@ from statistics import median
 
 from lib import files
 from lib.pages import estimate, markdown_table
-from lib.stats import bootstrap, cohen, krippendorff, sign_test
+from lib.stats import bootstrap, cohen, sign_test
 from lib.sweep import FEW, buckets_of
 from scripts.blind.make import READING
 
@@ -75,8 +75,8 @@ def compare(rows: list[dict]) -> dict:
     return found | {"win_rate": bootstrap(scores), "sign_test": signs | {"p": sign_test(won, lost)}}
 
 
-def agree(rows: list[dict]) -> dict:
-    """Agreement on who won (by model, not by side), where several annotators answered."""
+def agree(rows: list[dict]) -> list[dict]:
+    """Cohen's kappa of each two annotators on who won, by model and not by side."""
     scores, kappas = defaultdict(dict), []
     for r in rows:
         scores[r["pair"]][r["annotator"]] = r["score"]
@@ -84,8 +84,7 @@ def agree(rows: list[dict]) -> dict:
         both = [(said[one], said[two]) for said in scores.values() if {one, two} <= said.keys()]
         kappa = cohen([a for a, _ in both], [b for _, b in both])
         kappas.append({"annotators": [one, two], "pairs": len(both), "kappa": kappa})
-    alpha = krippendorff([list(said.values()) for said in scores.values()])
-    return {"cohen": kappas, "krippendorff_alpha": alpha}
+    return kappas
 
 
 def describe(rows: list[dict], asked: int) -> dict:
@@ -133,20 +132,18 @@ def warn(result: dict) -> list[str]:
 
 def show(result: dict) -> str:
     """Tables of win rates with 95 % intervals over prompts, of agreement, and of how each reader worked."""
-    wins, agreed, readers = [], [], []
+    wins, readers = [], []
     for c in result["comparisons"]:
         for size, f in {"all": c, **c["by_length"]}.items():
             rate = estimate(f["win_rate"]["mean"], f["win_rate"]["interval"], 3)
             counts = [f["win_rate"]["prompts"], f["won"], f["tied"], f["lost"], f["sign_test"]["p"]]
             wins.append([" against ".join(c["models"]), size, rate, *counts])
-    for k in result["agreement"]["cohen"]:
-        agreed.append([f"{' and '.join(k['annotators'])}, Cohen's kappa", k["pairs"], k["kappa"]])
-    agreed.append(["all readers, Krippendorff's alpha", None, result["agreement"]["krippendorff_alpha"]])
+    agreed = [[" and ".join(k["annotators"]), k["pairs"], k["kappa"]] for k in result["agreement"]]
     for name, a in result["annotators"].items():
         speed = a["median_words_a_minute"]
         readers.append([name, f"{a['answered']} of {a['of']}", a["chose_side_A"], speed and round(speed)])
     head = ["models", "words requested", "win rate", "prompts", "won", "tied", "lost", "sign test p"]
-    parts = [markdown_table(head, wins), markdown_table(["who", "pairs", "agreement"], agreed)]
+    parts = [markdown_table(head, wins), markdown_table(["readers", "pairs", "Cohen's kappa"], agreed)]
     head = ["reader", "pairs answered", "share that chose A", "words per minute"]
     parts.append(markdown_table(head, readers))
     return "\n".join([*parts, *(f"note: {note}" for note in result["warnings"])])
