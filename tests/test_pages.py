@@ -1,6 +1,5 @@
 """The pages in a real browser: an evaluation's, a run's, several runs', and one that follows a run."""
 
-import csv
 import http.client
 import json
 import math
@@ -160,7 +159,7 @@ def test_the_report_in_a_browser(tmp_path, browser):
     quiet(browser)
 
 
-def test_stories_are_found_sorted_and_linked(tmp_path, browser):
+def test_stories_are_found_and_sorted(tmp_path, browser):
     def reply(body, number):
         words = int(re.search(r"(\d+) words long", body["messages"][0]["content"])[1])
         return f"Story {number}. " + ("The lighthouse fell silent. " if number == 3 else "It rained on. ") * (
@@ -185,9 +184,6 @@ def test_stories_are_found_sorted_and_linked(tmp_path, browser):
     def find(css):
         return browser.find_elements("css selector", css)
 
-    def panes():
-        return [p.text.split("\n")[0] + p.text.split("\n\n")[0][-9:] for p in find(".pane .story")]
-
     shown = len(find("#group option"))
     find("#search")[0].send_keys("lighthouse")
     assert shown == 4 and len(find("#group option")) == 1 and "lighthouse" in find("main")[0].text
@@ -201,16 +197,11 @@ def test_stories_are_found_sorted_and_linked(tmp_path, browser):
     assert words == sorted(words)
     choose(browser, "step", 1)
     choose(browser, "group", 2)
-    find("button.side")[3].click()
-    there, link = (find(".request")[0].text, panes()), browser.current_url
-    assert "#part=80+words&text=2" in link
-    browser.get("about:blank")
-    browser.get(link)
-    assert (find(".request")[0].text, panes()) == there
+    assert "80 words long" in find(".request")[0].text
     quiet(browser)
 
 
-def test_the_words_of_the_verdict_are_those_of_the_intervals(tmp_path):
+def test_the_words_of_the_verdict_are_those_of_the_intervals():
     def figure(mean, low, high):
         return {"mean": mean, "interval": [low, high], "prompts": 40}
 
@@ -220,44 +211,15 @@ def test_the_words_of_the_verdict_are_those_of_the_intervals(tmp_path):
             "quality": {"900": figure(40, 35, 45), "change": change},
         }
 
-    report = {
-        "buckets": {"300": 300.0, "900": 900.0},
-        "judged": "quality",
-        "columns": ["300", "900", "all", "slope"],
-    }
-    report["figures"] = {"a": model(figure(-13, -17, -9)), "b": model(figure(3, -2, 8))}
-    assert shown.sentences(report) == [
-        "At 900 words, 3 x the shortest length, a writes 0.72 [0.60, 0.80] of what is asked and loses 13.0 "
-        "[9.0, 17.0] points of quality against 300 words.",
-        "At 900 words, 3 x the shortest length, b writes 0.72 [0.60, 0.80] of what is asked; its quality "
-        "does not clearly change against 300 words (3.0 [-2.0, 8.0]).",
-    ]
-
-
-def test_figures_as_csv_and_rows_of_zeros_folded(tmp_path):
-    server = Server(lambda body, number: "It rained. " * (number + 3))
-    argv = [
-        "--endpoint",
-        server.url,
-        "--model",
-        "m",
-        "--prompts",
-        str(prompts(tmp_path / "p.jsonl", 3)),
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    assert code(evaluation.main, [*argv, "--lengths", "20", "40"]) == 0
-    report = json.loads((tmp_path / "o/report.json").read_text())
-    with open(tmp_path / "o/report.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(evaluation.METRICS) * len(report["columns"])
-    for row in rows:
-        figure = report["figures"][row["model"]][row["metric"]][row["words requested"]]
-        assert row["mean"] == ("" if figure["mean"] is None else str(figure["mean"]))
-        assert [row["low"], row["high"]] == [str(x) for x in figure["interval"] or ("", "")]
-    [table] = [t for t in shown.page_of(report, {})["tables"] if t["title"] == "m"]
-    assert table["note"].startswith("0 at every length: ") and "truncated" in table["note"]
-    assert not {"truncated", "empty"} & {row[0] for row in table["rows"]}
+    report = {"buckets": {"300": 300.0, "900": 900.0}, "judged": "quality"}
+    report["figures"] = {"a": model(figure(-13, -17, -9)), "b": model({"mean": None, "interval": None})}
+    report["figures"]["b"]["quality"]["change"] |= {"prompts": 0}
+    said = "writes 0.72 [0.60, 0.80] of what is asked, with a quality of 40.0 [35.0, 45.0]"
+    where, change = (
+        "At 900 words, 3 x the shortest length",
+        "against 300 words it changes by -13.0 [-17.0, -9.0]",
+    )
+    assert shown.sentences(report) == [f"{where}, a {said}; {change}.", f"{where}, b {said}."]
 
 
 def a_run(folder, steps=14):
@@ -316,6 +278,7 @@ def a_run(folder, steps=14):
                 "judge/evidence": rng.random(),
             }
         )
+    (folder / "config.json").write_text("{}")
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(m) + "\n" for m in metrics) + '{"step": 14, "rew'
     )
@@ -442,14 +405,6 @@ def test_four_steps_have_no_first_and_last_five(tmp_path):
     page = watch.page_of([a_run(tmp_path / "run", steps=4)], [])
     assert all(v["more"] in ("step 3", "in 4 steps") for card in page["cards"] for v in card["values"])
     assert not any("last five" in note for note in page["notes"])
-
-
-def test_who_wrote_the_reference_is_what_the_data_say():
-    book = data.Example("a", "p", 1, "s", source="The Lamp | Ada Byron | pg1.txt")
-    assert watch.reference(book) == "reference, human: Ada Byron"
-    assert (
-        watch.reference(data.Example("a", "p", 1, "s", source="written for this repository")) == "reference"
-    )
 
 
 # ---- a run that goes on
