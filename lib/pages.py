@@ -109,19 +109,6 @@ def draw_chart(path: Path, c: dict):
 # ---- HTML --------------------------------------------------------------------------------------------------
 
 
-def page_text(page: dict) -> str:
-    """A page's sentences, the tables that are not folded, and its warnings, for the terminal."""
-    parts = ["\n".join(page["lead"])]
-    for t in page["tables"]:
-        if not t.get("fold"):
-            rows = [[str(cell) for cell in row] for row in [t["columns"], *t["rows"]]]
-            widths = [max(map(len, column)) for column in zip(*rows)]
-            lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
-            head = t["title"] + (f": {t['caption']}" if t.get("caption") else "")
-            parts.append("\n".join([head, *lines]))
-    return "\n\n".join([*parts, *(f"note: {warning}" for warning in page["warnings"])])
-
-
 def page_html(data: dict, template: Path = SHELL, served: bool = False) -> str:
     """`template` with `data` inside: works from disk, and asks no host for anything.
 

@@ -14,7 +14,7 @@ import data
 import judge as judging
 from lib import files
 from lib.flags import exits_cleanly, parser
-from lib.pages import chart, draw_chart, estimate, page_text, point, table, write_page
+from lib.pages import chart, draw_chart, estimate, markdown_table, point, table, write_page
 
 METRICS = {  # name in report.json: (title, digits, what it means)
     "quality": ("quality", 1, "points of 100 that the judge gives the whole story"),
@@ -151,7 +151,9 @@ def main(argv=None):
     for c in page["charts"]:
         draw_chart(folder / f"{c['name']}.png", c)
     write_page(folder / "report.html", page)
-    print(f"\n{page_text(page)}\n\n{folder}/report.html")
+    first, told = page["tables"][0], [*page["lead"], *(f"note: {warning}" for warning in page["warnings"])]
+    print(f"{first['title']}: {first['caption']}\n\n{markdown_table(first['columns'], first['rows'])}")
+    print(*told, f"{folder}/report.html", sep="\n")
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ def test_eval_prints_contradictions_per_1000_words_by_requested_length(tmp_path,
     rates = {n: 1000 * count / words[n] for n, count in {100: 1, 200: 2}.items()}
     assert [figures[str(n)]["mean"] for n in rates] == pytest.approx(list(rates.values()))
     assert "contradictions per 1,000 words" in out
-    printed = dict(re.findall(r"^ *writer +(100|200) .* ([\d.]+) \[[\d., ]+\]$", out, re.M))
+    printed = dict(re.findall(r"^\| writer \| (100|200) .* ([\d.]+) \[[\d., ]+\] \|$", out, re.M))
     assert printed == {str(n): f"{rate:.1f}" for n, rate in rates.items()}
     found = [x["verdict"] for x in lines if "verdict" in x]
     assert {(v["scores"]["N1"], v["scores"]["N3"]) for v in found} == {(1, 0), (1, 1)} and len(found) == 6
