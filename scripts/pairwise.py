@@ -18,7 +18,7 @@ from tqdm import tqdm
 import judge as judging
 from lib import files, sets, stats
 from lib.flags import exits_cleanly, parser
-from lib.pages import estimate
+from lib.pages import estimate, markdown_table
 from lib.sweep import FEW
 
 TIE = 0.0075  # share of all points within which two stories are equal: two points of story_quality
@@ -78,16 +78,15 @@ def pairwise(stories: list[str], judge) -> dict:
 def show(result: dict) -> str:
     same, first = f"{result['same_in_both_orders']:.0%}", f"{result['first_place']:.0%}"
     head = f"{result['prompts']} prompts, each pair in both orders: {same} decided alike, the first place won"
-    lines = [f"{head} {first}, {result['failed']} without a verdict"]
-    for label, e in result["models"].items():
-        lines.append(f"  {label}: Elo {estimate(e['elo'], e['interval'], 0)}")
-    for pair in result["pairs"]:
-        rate = estimate(100 * pair["win_rate"], [100 * edge for edge in pair["interval"]], 1)
-        against = f"{pair['against']}, in % of {pair['comparisons']}"
-        lines.append(f"  {pair['of']} wins {rate} against {against}")
-    if result["prompts"] < FEW:
-        lines.append(f"note: intervals from fewer than {FEW} prompts are too narrow")
-    return "\n".join(lines)
+    elos = [[label, estimate(e["elo"], e["interval"], 0)] for label, e in result["models"].items()]
+    rates = []
+    for p in result["pairs"]:
+        rate = estimate(p["win_rate"], p["interval"], 3)
+        rates.append([p["of"], p["against"], rate, p["comparisons"]])
+    tables = markdown_table(["model", "Elo"], elos)
+    tables += "\n" + markdown_table(["model", "against", "wins", "comparisons"], rates)
+    few = f"note: intervals from fewer than {FEW} prompts are too narrow\n" * (result["prompts"] < FEW)
+    return f"{head} {first}, {result['failed']} without a verdict\n\n{tables}{few}"
 
 
 @exits_cleanly
