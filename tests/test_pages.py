@@ -159,7 +159,7 @@ def test_the_report_in_a_browser(tmp_path, browser):
     quiet(browser)
 
 
-def test_stories_are_found_and_sorted(tmp_path, browser):
+def test_stories_are_found_sorted_and_linked(tmp_path, browser):
     def reply(body, number):
         words = int(re.search(r"(\d+) words long", body["messages"][0]["content"])[1])
         return f"Story {number}. " + ("The lighthouse fell silent. " if number == 3 else "It rained on. ") * (
@@ -184,6 +184,9 @@ def test_stories_are_found_and_sorted(tmp_path, browser):
     def find(css):
         return browser.find_elements("css selector", css)
 
+    def panes():
+        return [p.text.split("\n")[0] + p.text.split("\n\n")[0][-9:] for p in find(".pane .story")]
+
     shown = len(find("#group option"))
     find("#search")[0].send_keys("lighthouse")
     assert shown == 4 and len(find("#group option")) == 1 and "lighthouse" in find("main")[0].text
@@ -197,7 +200,12 @@ def test_stories_are_found_and_sorted(tmp_path, browser):
     assert words == sorted(words)
     choose(browser, "step", 1)
     choose(browser, "group", 2)
-    assert "80 words long" in find(".request")[0].text
+    find("button.side")[3].click()
+    there, link = (find(".request")[0].text, panes()), browser.current_url
+    assert "#part=80+words&text=2" in link
+    browser.get("about:blank")
+    browser.get(link)
+    assert (find(".request")[0].text, panes()) == there
     quiet(browser)
 
 
