@@ -317,8 +317,12 @@ def test_watch_in_a_browser(tmp_path, browser, capsys):
     assert charts == ["Reward"]  # what never moves is no curve, and the rest is folded
     for fold in find("details.fold > summary"):
         fold.click()
-    charts = [f.text for f in find("figcaption")]
-    assert {"hri/weight", "mismatch/mean", "length/ratio", "judge/evidence"} <= set(charts)
+    folded = {"hri/weight", "mismatch/mean", "length/ratio", "judge/evidence"}
+    for _ in range(50):  # a fold draws its charts after the click
+        if folded <= {f.text for f in find("figcaption")}:
+            break
+        time.sleep(0.1)
+    assert folded <= {f.text for f in find("figcaption")}
     still = {tr.find_elements("tag name", "td")[0].text for tr in find("table.stack tbody tr")}
     assert {"length/in_band", "loss", "judge/failed"} <= still
     assert len(find("#step option")) == 14 and len(find("#group option")) == 3
