@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
 import hashlib
@@ -43,11 +42,6 @@ def write_lines(path: str | Path, rows):
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def write_csv(path: str | Path, head: list, rows):
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([head, *rows])
 
 
 def read_lines(path: str | Path, needs: str = "one whole JSON object per line"):
@@ -131,16 +125,6 @@ def set_aside(folder: Path) -> Path:
     while aside.exists():
         aside = aside.with_name(f"{aside.name}-2")
     return folder.rename(aside)
-
-
-def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
-    """Moves a folder's files, but for those whose names begin with one of `keep`, into one inside it."""
-    aside = folder / time.strftime("until-%Y%m%d-%H%M%S")
-    parts = [p for p in folder.iterdir() if not p.name.startswith((*keep, "until-"))]
-    aside.mkdir()
-    for part in parts:
-        part.rename(aside / part.name)
-    return aside
 
 
 def key_of(*parts) -> str:

@@ -187,8 +187,3 @@ def bradley_terry(wins_MM: np.ndarray, prior: float = 0.5, steps: int = 10_000) 
         if done:
             break
     return np.log(p_M)
-
-
-def elo(strengths: np.ndarray) -> np.ndarray:
-    """Log strengths on Elo's scale, 1000 for the mean."""
-    return 1000 + 400 / math.log(10) * strengths

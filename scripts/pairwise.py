@@ -8,6 +8,7 @@ The judge is eval.py's: JUDGE_URL and JUDGE_MODEL, else the offline one, which m
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from itertools import combinations
 from pathlib import Path
@@ -60,7 +61,8 @@ def pairwise(stories: list[str], judge) -> dict:
     wins_UMM, found, pairs = np.array(list(by_prompt.values())), {}, []
     drawn_RMM = np.tensordot(stats.draws(len(wins_UMM), 500), wins_UMM, 1)
     wins_RMM = np.vstack([wins_UMM.sum(0, keepdims=True), drawn_RMM])  # first the sample itself
-    elos_RM = np.array([stats.elo(stats.bradley_terry(wins_MM)) for wins_MM in wins_RMM])
+    strengths_RM = np.array([stats.bradley_terry(wins_MM) for wins_MM in wins_RMM])
+    elos_RM = 1000 + 400 / math.log(10) * strengths_RM  # 1000 for the mean; ten times as strong: 400 more
     for label, elo_R in zip(labels, elos_RM.T):
         found[label] = {"elo": float(elo_R[0]), "interval": stats.interval(elo_R[1:])}
     for i, j in combinations(range(len(labels)), 2):

@@ -41,7 +41,6 @@ def test_bradley_terry_against_gradient_ascent():
     half = math.log(3) / 2
     assert stats.bradley_terry(np.array([[0, 3.0], [1.0, 0]]), prior=0) == pytest.approx([half, -half])
     assert np.isfinite(stats.bradley_terry(np.array([[0, 9.0], [0, 0]]))).all()
-    assert np.diff(stats.elo(np.log([1.0, 10.0]))) == pytest.approx(400)
 
 
 def sets(folder, **stories):
@@ -70,6 +69,10 @@ def test_offline_pairs_and_ties(tmp_path):
     strengths = {k: v["elo"] for k, v in result["models"].items()}
     assert strengths["good"] == pytest.approx(strengths["same"])
     assert strengths["good"] > strengths["poor"] + 200
+    two = pairwise.pairwise([str(files[0]), str(files[2])], judging.OfflineJudge())["models"]
+    apart = two["good"]["elo"] - two["poor"]["elo"]  # 12 wins to 0, and half a win each beforehand
+    assert apart == pytest.approx(400 * math.log10(12.5 / 0.5))
+    assert two["good"]["elo"] == pytest.approx(1000 + apart / 2)
     assert result["same_in_both_orders"] == 1 and result["first_place"] == 0.5 and result["prompts"] == 12
     for file in files:  # the same six prompts at two lengths
         rows = [json.loads(line) for line in file.read_text().splitlines()]
