@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lib import stats
+from scripts import agree
 from scripts.blind import make
 from scripts.blind.__main__ import main as start
 
@@ -245,7 +246,7 @@ def test_a_key_is_never_overwritten(study, capsys):
 # ---- report
 
 
-def test_report_of_two_annotators(study, capsys):
+def test_report_of_two_annotators(study, tmp_path, capsys):
     out, key = study(pairs=12)
     uids = sorted({p["uid"] for p in key["pairs"].values()})
     one = answer(out / "1.json", key, "ann1", prefer(TUNED, uids[:3]))
@@ -267,6 +268,9 @@ def test_report_of_two_annotators(study, capsys):
     labels = [[0.5 if u in uids[:3] else 0.0 for u in uids], [0.5 if u in uids[2:4] else 0.0 for u in uids]]
     [kappa] = report["agreement"]
     assert kappa["kappa"] == pytest.approx(stats.cohen(*labels)) and kappa["pairs"] == 12
+    files = [f"{m}={tmp_path / m}.jsonl" for m in (BASE, TUNED)]
+    preferred = [row["preferred"] for row in agree.read_pairs(str(out / "report.json"), files)]
+    assert (preferred.count("2"), preferred.count("tie")) == (19, 5)  # `judge.py agree --pairs` reads it
     said = {(j["annotator"], j["pair"]): j for j in report["judgements"]}
     words = [p["words"] for p in key["pairs"].values()]
     assert report["annotators"]["ann1"]["median_words_a_minute"] == np.median(words)  # a minute each
