@@ -101,7 +101,7 @@ def choose_steps(stories: dict[int, Path], asked: list[int]) -> list[int]:
     if asked or size <= PAGE_BYTES:
         return asked or steps
     last = max(1, int(len(steps) * PAGE_BYTES / size) - 1)
-    return [steps[i * (len(steps) - 1) // last] for i in range(last + 1)]
+    return sorted({steps[i * (len(steps) - 1) // last] for i in range(last + 1)})
 
 
 def groups_of(path: Path, step: str, quality: str) -> list[dict]:
