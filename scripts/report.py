@@ -103,7 +103,8 @@ def tables_of(report: dict) -> list[dict]:
         for bucket in report["buckets"]:
             figures = [show(f[m][bucket], METRICS[m][1], f["ratio"][bucket]["prompts"]) for m in HEADLINE]
             rows.append([label, bucket, *figures])
-    caption = "means over prompts [95 % bootstrap interval]; differences are paired by request"
+    caption = "means over prompts [95 % bootstrap interval]"
+    caption += "; differences are paired by request" * bool(report["differences"])
     tables.append(table("How long, how good", columns, rows, caption=caption))
     columns = ["words requested", *("slope per bucket" if c == "slope" else c for c in report["columns"])]
     for label, f in compared(report):
