@@ -173,6 +173,24 @@ def cohen(first: list, second: list) -> float | None:
     return None if chance == 1 else (agreed - chance) / (1 - chance)
 
 
+def krippendorff(units: list[list], interval: bool = False) -> float | None:
+    """Krippendorff's alpha (2004): each unit is the list of its values; units with one value are left out.
+
+    Nominal by default; interval=True takes squared differences of numbers. None where no values differ."""
+    units = [unit for unit in units if len(unit) > 1]
+
+    def apart(counts: Counter) -> float:  # sum over ordered pairs of values
+        pairs = ((a, x, b, y) for a, x in counts.items() for b, y in counts.items())
+        return sum(x * y * ((a - b) ** 2 if interval else a != b) for a, x, b, y in pairs)
+
+    values = [value for unit in units for value in unit]
+    expected = apart(Counter(values))
+    if not expected:
+        return None
+    observed = sum(apart(Counter(unit)) / (len(unit) - 1) for unit in units)
+    return 1 - (len(values) - 1) * observed / expected
+
+
 def bradley_terry(wins_MM: np.ndarray, prior: float = 0.5, steps: int = 10_000) -> np.ndarray:
     """Log strengths [M] (Bradley and Terry, 1952), mean 0, from wins[i, j] = how often i beat j, ties as half
     a win each.

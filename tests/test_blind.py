@@ -27,10 +27,10 @@ def run(argv) -> int:
         return end.code
 
 
-def stories(path, prompts=14, text="", target=lambda i: (300, 900, 1500, 3000)[i % 4]):
+def stories(path, prompts=14, per_prompt=1, text="", target=lambda i: (300, 900, 1500, 3000)[i % 4]):
     rng, rows = random.Random(path.name), []
     words = "rain fell over the harbour while Marta counted boats and “waited”; nobody — nobody! — came"
-    for i in range(prompts):
+    for i, _ in itertools.product(range(prompts), range(per_prompt)):
         body = "\n\n".join(" ".join(rng.choices(words.split(), k=30)) for _ in range(4))
         prompt = f"Prompt {i}: a story of {target(i)} words.{text}"
         rows.append({"uid": f"u{i}", "prompt": prompt, "target_words": target(i), "story": body + text})
@@ -46,10 +46,11 @@ def arguments(out, pairs, names="x", more="") -> list[str]:
 def study(tmp_path):
     """study(...) -> (folder, key), made through the command line."""
 
-    def build(pairs=12, text=""):
+    def build(pairs=12, checks=2, per_prompt=1, text="", more=()):
         files, out = [tmp_path / f"{name}.jsonl" for name in (BASE, TUNED)], tmp_path / "study"
-        files = [str(stories(file, text=text)) for file in files]
-        assert run(["make", *files, *arguments(out, pairs, "ann1 ann2")]) == 0
+        files = [str(stories(file, per_prompt=per_prompt, text=text)) for file in files]
+        flags = arguments(out, pairs, "ann1 ann2", f"--checks {checks}")
+        assert run(["make", *files, *flags, *more]) == 0
         return out, json.loads((out / "key.json").read_text())
 
     return build
@@ -60,19 +61,25 @@ def page_data(path):
     return json.loads(re.search(data, path.read_text(), re.S).group(1))
 
 
-def answer(path, key, name, choose, skip=(), seconds=60):
+def answer(path, key, name, choose, ratings=lambda sides: {}, skip=(), seconds=60):
     """Writes what the page would download; choose(pair, sides) gives A, tie or B."""
-    answers = []
-    for i, sides in key["pages"][name].items():
-        if i not in skip:
-            said = {"id": i, "choice": choose(key["pairs"][i], sides), "reason": "because “é” 🦘"}
-            answers.append(said | {"ms": 1000 * seconds})
-    path.write_text(json.dumps({"study": key["study"], "annotator": name, "answers": answers}, indent=1))
+    items = page_data(path.parent / f"{name}.html")["items"]
+    secret, answers = key["pages"][name]["items"], []
+    for i in (item["id"] for item in items if item["id"] not in skip):
+        said = {"id": i, "choice": choose(key["pairs"][i], secret[i]), "ratings": ratings(secret[i]["sides"])}
+        answers.append(said | {"reason": "because “é” 🦘", "ms": 1000 * seconds})
+    body = {"study": key["study"], "annotator": name, "page": make.digest(items), "answers": answers}
+    path.write_text(json.dumps({**body, "sha256": make.digest(body)}, indent=1))
     return path
 
 
 def prefer(model, tie_uids=()):
-    return lambda pair, sides: "tie" if pair["uid"] in tie_uids else "AB"[sides.index(model)]
+    def choose(pair, item):
+        if "expected" in item:
+            return item["expected"]
+        return "tie" if pair["uid"] in tie_uids else "AB"[item["sides"].index(model)]
+
+    return choose
 
 
 def reported(out, *files):
@@ -134,44 +141,87 @@ def test_cohen_against_confusion_matrix():
     assert stats.cohen(["tie"] * 4, ["tie"] * 4) is None and stats.cohen([], []) is None
 
 
+def alpha_by_pairs(units, distance):
+    """Definition: 1 - mean disagreement within units / mean disagreement over all pairs of values."""
+    units = [u for u in units if len(u) > 1]
+    values = [v for u in units for v in u]
+    within = 0
+    for u in units:
+        pairs = itertools.permutations(u, 2)
+        within += sum(distance(a, b) for a, b in pairs) / (len(u) - 1) / len(values)
+    everywhere = [distance(a, b) for a, b in itertools.permutations(values, 2)]
+    return 1 - within / (sum(everywhere) / len(everywhere)) if any(everywhere) else None
+
+
+def test_krippendorff_against_definition_and_published_example():
+    rng = random.Random(0)
+    for _ in range(40):
+        units = [[rng.randint(1, 5) for _ in range(rng.randint(0, 4))] for _ in range(12)]
+        for interval, distance in [(False, lambda a, b: a != b), (True, lambda a, b: (a - b) ** 2)]:
+            assert stats.krippendorff(units, interval) == pytest.approx(alpha_by_pairs(units, distance))
+    # Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section E: 0.743 and 0.849
+    coders = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
+    units = [[int(c[i]) for c in coders if c[i] != "."] for i in range(12)]
+    assert stats.krippendorff(units) == pytest.approx(0.743, abs=5e-4)
+    assert stats.krippendorff(units, interval=True) == pytest.approx(0.849, abs=5e-4)
+    assert stats.krippendorff([[1, 1], [1, 1]]) is None and stats.krippendorff([[1], []]) is None
+
+
 # ---- make
 
 
 def test_pages_are_blind_balanced_and_repeatable(study, tmp_path):
-    out, key = study(pairs=12)
+    out, key = study(pairs=12, checks=2)
     assert {p.name for p in out.iterdir()} == {"ann1.html", "ann2.html", "key.json"}
     orders = []
     for name in ("ann1", "ann2"):
         html, items = (out / f"{name}.html").read_text(), page_data(out / f"{name}.html")["items"]
         assert "zephyr" not in html.lower() and "quokka" not in html.lower()
         assert not re.search(r"https?://|src=|@import|url\(", html.split("</style>")[0])
-        sides = [key["pages"][name][i["id"]][0] for i in items]
+        sides = [key["pages"][name]["items"][i["id"]]["sides"][0] for i in items]
         assert abs(sides.count(BASE) - sides.count(TUNED)) <= 1
         orders.append([i["id"] for i in items])
         for item in items:  # the key tells the truth: each side's text is that of the model the key names
-            for side, model in zip("AB", key["pages"][name][item["id"]]):
+            pair = key["pairs"][item["id"]]
+            for side, model in zip("AB", key["pages"][name]["items"][item["id"]]["sides"]):
                 rows = [json.loads(x) for x in (tmp_path / f"{model}.jsonl").read_text().splitlines()]
-                assert item[side] == {r["uid"]: r["story"] for r in rows}[key["pairs"][item["id"]]["uid"]]
+                original = {r["uid"]: r["story"] for r in rows}[pair["uid"]]
+                note = re.search(r"\n\n\[A note to the reader.*?\]", item[side][0])
+                assert item[side][0].replace(note.group(0) if note else "\0", "") == original
+                assert not note or pair["check"]
+            expected = key["pages"][name]["items"][item["id"]].get("expected")
+            assert (expected is not None) == pair["check"]
+            assert not expected or make.CHOICES[expected] in item["A"][0] + item["B"][0]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
-    assert len({p["uid"] for p in key["pairs"].values()}) == 12
+    real, checks = ([p["uid"] for p in key["pairs"].values() if p["check"] is c] for c in (False, True))
+    assert len(real) == len(set(real)) == 12 and not set(real) & set(checks)  # two prompts were spare
     first = {p.name: p.read_text() for p in out.iterdir()}
     shutil.rmtree(out)
-    study(pairs=12)
+    study(pairs=12, checks=2)
     assert first == {p.name: p.read_text() for p in out.iterdir()}
 
 
-def test_three_models_and_several_stories_per_prompt(tmp_path):
-    files = [stories(tmp_path / f"{n}.jsonl", prompts=6) for n in ("one", "two", "three")]
-    last = files[0].read_text().replace("rain", "snow")
-    for file in files:
-        file.write_text(file.read_text() + (last if file == files[0] else file.read_text()))
-    assert run(["make", *map(str, files), *arguments(tmp_path / "s", 18)]) == 0
+def test_sets_of_three_models(tmp_path):
+    files = [stories(tmp_path / f"{n}.jsonl", prompts=6, per_prompt=3) for n in ("one", "two", "three")]
+    assert run(["make", *map(str, files), *arguments(tmp_path / "s", 18, more="--stories 2")]) == 0
     key = json.loads((tmp_path / "s/key.json").read_text())
-    real = [tuple(p["models"]) for p in key["pairs"].values()]
+    real = [tuple(p["models"]) for p in key["pairs"].values() if not p["check"]]
     assert {d: real.count(d) for d in real} == {("one", "two"): 6, ("one", "three"): 6, ("two", "three"): 6}
-    for item in page_data(tmp_path / "s/x.html")["items"]:  # the last story, as in `judge.py agree`
-        for side, model in zip("AB", key["pages"]["x"][item["id"]]):
-            assert ("rain" in item[side]) == (model != "one")
+    items = page_data(tmp_path / "s/x.html")["items"]
+    assert all(len(i["A"]) == len(i["B"]) == 2 for i in items)
+    _, report = reported(tmp_path / "s", answer(tmp_path / "s/1.json", key, "x", lambda pair, item: "A"))
+    texts = {item["id"]: {*item["A"], *item["B"]} for item in items}
+    asked = agree.read_pairs(str(tmp_path / "s/report.json"), [f"{f.stem}={f}" for f in files])
+    for said, row in zip(report["judgements"], asked):  # `judge.py agree` reads the very stories of each side
+        assert all(text in row["story_1"] + row["story_2"] for text in texts[said["pair"]])
+
+
+def test_half_a_character_pair_does_not_break_the_hashes(tmp_path):
+    files = [stories(tmp_path / f"{n}.jsonl", prompts=2, text="\ud800") for n in ("one", "two")]
+    assert run(["make", *map(str, files), *arguments(tmp_path / "s", 2, more="--checks 0")]) == 0
+    key = json.loads((tmp_path / "s/key.json").read_text())
+    assert make.digest(page_data(tmp_path / "s/x.html")["items"]) == key["pages"]["x"]["sha256"]
+    assert reported(tmp_path / "s", answer(tmp_path / "s/1.json", key, "x", prefer("two")))[0] == 0
 
 
 def test_any_prefix_of_the_prompts_covers_the_lengths():
@@ -212,6 +262,7 @@ def test_bad_lines_get_one_sentence(tmp_path, capsys, line, sentence):
     [
         ("--pairs 15", "give at most 14 pairs"),
         ("--pairs 0", "at least 1"),
+        ("--stories 2", "only 1 for some prompt"),
         ("--annotators x x", "--annotators x"),
         ("--annotators one", "none a model's"),
         ("--annotators a/b", "use different names"),
@@ -236,8 +287,9 @@ def test_models_with_other_prompts_or_one_name_are_refused(tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def test_a_key_is_never_overwritten(study, capsys):
-    out, _ = study()
+def test_a_key_is_never_overwritten_and_a_signed_story_is_noted(study, capsys):
+    out, _ = study(text=" Written by Zephyr-Base.")
+    assert f"'{BASE}', a model's name, is in" in capsys.readouterr().out
     before = (out / "key.json").read_bytes()
     assert run(["make", "a", "b", "--out", str(out), "--annotators", "x"]) == 2
     assert "choose another --out" in capsys.readouterr().err and (out / "key.json").read_bytes() == before
@@ -248,7 +300,7 @@ def test_a_key_is_never_overwritten(study, capsys):
 
 def test_report_of_two_annotators(study, tmp_path, capsys):
     out, key = study(pairs=12)
-    uids = sorted({p["uid"] for p in key["pairs"].values()})
+    uids = sorted({p["uid"] for p in key["pairs"].values() if not p["check"]})
     one = answer(out / "1.json", key, "ann1", prefer(TUNED, uids[:3]))
     two = answer(out / "2.json", key, "ann2", prefer(TUNED, uids[2:4]))
     code, report = reported(out, one, two)
@@ -266,19 +318,20 @@ def test_report_of_two_annotators(study, tmp_path, capsys):
     assert sum(b["judgements"] for b in c["by_length"].values()) == 24
     assert list(c["by_length"]) == ["300", "900", "1,500", "3,000"]
     labels = [[0.5 if u in uids[:3] else 0.0 for u in uids], [0.5 if u in uids[2:4] else 0.0 for u in uids]]
-    [kappa] = report["agreement"]
+    [kappa] = report["agreement"]["cohen"]
     assert kappa["kappa"] == pytest.approx(stats.cohen(*labels)) and kappa["pairs"] == 12
-    files = [f"{m}={tmp_path / m}.jsonl" for m in (BASE, TUNED)]
-    preferred = [row["preferred"] for row in agree.read_pairs(str(out / "report.json"), files)]
-    assert (preferred.count("2"), preferred.count("tie")) == (19, 5)  # `judge.py agree --pairs` reads it
-    said = {(j["annotator"], j["pair"]): j for j in report["judgements"]}
-    words = [p["words"] for p in key["pairs"].values()]
-    assert report["annotators"]["ann1"]["median_words_a_minute"] == np.median(words)  # a minute each
-    assert len(said) == 24 and report["judgements"][0]["reason"] == "because “é” 🦘"
+    alpha = alpha_by_pairs(list(zip(*labels)), lambda a, b: a != b)
+    assert report["agreement"]["krippendorff_alpha"] == pytest.approx(alpha)
+    reader = report["annotators"]["ann1"]
+    assert reader["checks_passed"] == 2 and reader["median_seconds"] == 60
+    assert report["judgements"][0]["reason"] == "because “é” 🦘" and report["ratings"] == {}
     out = capsys.readouterr().out
-    assert any("only 12 prompts" in w for w in report["warnings"])
-    assert f"| {BASE} against {TUNED} | all | 0.104 [" in out
-    assert f"| ann1 and ann2 | 12 | {kappa['kappa']:.3f} |\n" in out and "note: " in out
+    assert any("only 12 prompts" in w for w in report["warnings"]) and "win rate in %: 10.4 [" in out
+    assert f"| ann1 and ann2, Cohen's kappa | 12 | {kappa['kappa']:.2f} |\n" in out and "warning: " in out
+    files = [f"{m}={tmp_path / m}.jsonl" for m in (BASE, TUNED)]  # `judge.py agree --pairs` reads it
+    preferred = [row["preferred"] for row in agree.read_pairs(str(tmp_path / "study/report.json"), files)]
+    assert (preferred.count("2"), preferred.count("tie")) == (19, 5)
+    assert len(report["checks"]) == 4 and all(row["check_passed"] for row in report["checks"])
 
 
 def test_a_prompt_at_several_lengths_is_one_prompt(tmp_path):
@@ -288,28 +341,48 @@ def test_a_prompt_at_several_lengths_is_one_prompt(tmp_path):
         for i, r in enumerate(rows):
             r["target_words"] = (300, 2000)[i % 2]
             subject = ("fog", "rain", "snow", "hail")[i // 2]
-            r["prompt"] = f"Write a story {r['target_words']:,} words long about the {subject}."
+            r["prompt"] = f"A story {r['target_words']:,} words long about {subject}."
         file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     out = tmp_path / "s"
-    assert run(["make", *map(str, files), *arguments(out, 8, "ann1")]) == 0
+    assert run(["make", *map(str, files), *arguments(out, 8, "ann1", "--checks 0")]) == 0
     key = json.loads((out / "key.json").read_text())
     _, report = reported(out, answer(out / "1.json", key, "ann1", prefer(TUNED)))
     [c] = report["comparisons"]
     assert c["judgements"] == 8 and c["win_rate"]["prompts"] == 4 and c["sign_test"]["prompts_lost"] == 4
 
 
-def test_half_answered_and_hasty_files_are_named(study):
+def test_ratings_of_sets_go_to_the_right_model(study):
+    out, key = study(pairs=8, per_prompt=2)
+
+    def ratings(sides):  # the base is good and dull, the tuned one poor and varied
+        values = {BASE: {"quality": 4, "diversity": 1}, TUNED: {"quality": 2, "diversity": 5}}
+        return {f"{s}_{scale}": values[m][scale] for s, m in zip("AB", sides) for scale in values[m]}
+
+    code, report = reported(out, answer(out / "1.json", key, "ann1", prefer(BASE), ratings))
+    found = {m: {s: f["mean"] for s, f in v.items()} for m, v in report["ratings"].items()}
+    assert found == {BASE: {"quality": 4, "diversity": 1}, TUNED: {"quality": 2, "diversity": 5}}
+    apart = report["comparisons"][0]["rating_difference"]
+    assert {s: f["mean"] for s, f in apart.items()} == {"quality": 2, "diversity": -4}
+    assert report["ratings_by_length"]["300"][BASE]["quality"]["prompts"] == 2
+    assert report["absent"] == ["ann2"] and any("no answers from ann2" in w for w in report["warnings"])
+
+
+def test_half_answered_hasty_and_inattentive_files_are_named(study):
     out, key = study(pairs=12)
-    one = answer(out / "1.json", key, "ann1", lambda pair, sides: "A", seconds=1)
-    two = answer(out / "2.json", key, "ann2", prefer(BASE), skip=list(key["pairs"])[:6])
+    checks = [i for i, p in key["pairs"].items() if p["check"]]
+    real = [i for i in key["pairs"] if i not in checks]
+
+    def careless(pair, item):
+        return "tie" if item.get("expected") != "tie" else "A"
+
+    one = answer(out / "1.json", key, "ann1", careless, seconds=1)
+    two = answer(out / "2.json", key, "ann2", prefer(BASE), skip=real[:6])
     _, report = reported(out, one, two)
     assert report["annotators"]["ann2"]["answered"] == 6 and report["comparisons"][0]["judgements"] == 18
-    assert report["agreement"][0]["pairs"] == 6 and report["annotators"]["ann1"]["chose_side_A"] == 1
+    assert report["agreement"]["cohen"][0]["pairs"] == 6
     text = "\n".join(report["warnings"])
     assert "ann2 answered 6 of 12 pairs; the rest is missing, not tied" in text
-    assert "ann1 took 14400 words a minute (median): too fast" in text
-    _, report = reported(out, two)
-    assert report["absent"] == ["ann1"] and any("no answers from ann1" in w for w in report["warnings"])
+    assert "ann1 passed only 0 of 2 answered attention checks" in text and "too fast" in text
 
 
 def test_foreign_altered_and_double_answers_are_refused(study, tmp_path, capsys):
@@ -320,20 +393,24 @@ def test_foreign_altered_and_double_answers_are_refused(study, tmp_path, capsys)
         assert reported(out, *files)[0] == 2 and sentence in capsys.readouterr().err
         assert not (out / "report.json").exists()
 
-    def changed(**changes):
-        (out / "bad.json").write_text(json.dumps(json.loads(good.read_text()) | changes))
+    def changed(sign=True, **changes):
+        body = {**json.loads(good.read_text()), **changes}
+        old = body.pop("sha256")
+        (out / "bad.json").write_text(json.dumps({**body, "sha256": make.digest(body) if sign else old}))
         return out / "bad.json"
 
     answers = json.loads(good.read_text())["answers"]
     refused("a second file of annotator ann1", good, good)
-    refused("answers of another study", changed(study="0" * 20))
-    refused("answers of another study", changed(annotator="ann3"))
+    refused("altered since it was downloaded", changed(sign=False, answers=answers[:-1]))
+    refused("answers of another study", changed(study="0" * 64))
+    refused("is not the one made for this study", changed(page="0" * 64))
+    refused("is not the one made for this study", changed(annotator="ann2"))
     refused("given twice", changed(answers=answers + answers[:1]))
-    refused("the page cannot give", changed(answers=[{**answers[0], "choice": "C"}]))
+    refused("the page cannot give", changed(answers=[{**answers[0], "ratings": {"A_quality": 9}}]))
     refused("nothing to report", changed(answers=[]))
     (out / "cut.json").write_text(good.read_text()[:100])
     refused("was the download cut short?", out / "cut.json")
-    refused("annotator, answers, study are not all in it", out / "key.json")
+    refused("not an answers file", out / "key.json")
     altered = json.loads((out / "key.json").read_text())
     altered["pairs"][answers[0]["id"]]["models"].reverse()
     (out / "key.json").write_text(json.dumps(altered))
@@ -376,7 +453,7 @@ def quiet(browser):
 def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
     from selenium.webdriver.common.keys import Keys
 
-    out, key = study(pairs=12, text=TRAP)
+    out, key = study(pairs=12, checks=2, text=TRAP)
     html = (out / "ann1.html").read_text()
     assert "zephyr" not in html.lower() and "quokka" not in html.lower() and "<img" not in html
     browser.get((out / "ann1.html").as_uri())
@@ -384,21 +461,21 @@ def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
     choices = prefer(TUNED)
     press(browser, Keys.ENTER)
     for n, item in enumerate(items):
-        assert shown(browser, "where") == f"Pair {n + 1} of 12"
+        assert shown(browser, "where") == f"Pair {n + 1} of 14"
         assert shown(browser, "request") == item["prompt"]
         assert TRAP in browser.find_element("id", "A").get_property("textContent")  # shown as text
         if n == 0:
             press(browser, Keys.ENTER)  # nothing chosen yet: stays, and says why
             assert "Which is better?" in shown(browser, "status")
-            assert shown(browser, "where") == "Pair 1 of 12"
-        choice = choices(key["pairs"][item["id"]], key["pages"]["ann1"][item["id"]])
+            assert shown(browser, "where") == "Pair 1 of 14"
+        choice = choices(key["pairs"][item["id"]], key["pages"]["ann1"]["items"][item["id"]])
         press(browser, {"A": "a", "tie": "t", "B": "b"}[choice])
         if n == 6:
             press(browser, "r", "a better “ending” é 🦘\n<b>1</b>")  # letters in the field are no choices
             press(browser, Keys.ESCAPE)
             time.sleep(1.2)
             browser.refresh()
-            assert shown(browser, "where") == "Pair 7 of 12" and shown(browser, "count") == "7 answered"
+            assert shown(browser, "where") == "Pair 7 of 14" and shown(browser, "count") == "7 answered"
             assert browser.find_element("id", "reason").get_property("value").startswith("a better")
             button = browser.find_element("css selector", f"[data-choice={choice}]")
             assert button.get_attribute("aria-pressed") == "true"
@@ -409,7 +486,8 @@ def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
     [c] = report["comparisons"]
     assert code == 0 and (c["won"], c["tied"], c["lost"]) == (0, 0, 12) and c["win_rate"]["prompts"] == 12
     assert c["sign_test"]["p"] == pytest.approx(2 / 2**12)
-    assert report["annotators"]["ann1"]["answered"] == 12
+    reader = report["annotators"]["ann1"]
+    assert reader["checks_passed"] == 2 and reader["answered"] == 12
     reasons = {j["pair"]: j for j in report["judgements"] if j["reason"]}
     assert [j["reason"] for j in reasons.values()] == ["a better “ending” é 🦘\n<b>1</b>"]
     assert 1 < reasons[items[6]["id"]]["seconds"] < 60
@@ -418,27 +496,85 @@ def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
     quiet(browser)
 
 
-def test_an_open_pair_stays_open(study, browser):
+def test_sets_are_rated_by_keyboard_and_an_open_pair_stays_open(study, browser):
     from selenium.webdriver.common.keys import Keys
 
-    out, key = study(pairs=3, text='\ud83e\udd98\u2028\u0007 \\ "')
+    out, key = study(pairs=3, checks=0, per_prompt=2, text='\ud83e\udd98\u2028\u0007 \\ "')
     browser.get((out / "ann1.html").as_uri())
-    press(browser, Keys.ENTER, "b", Keys.ENTER, Keys.ENTER, Keys.ENTER)  # the second is left open on purpose
-    press(browser, "t", Keys.ENTER)
+    press(browser, Keys.ENTER, "b", "5", "1", "2", Keys.ENTER)
+    assert "Ratings are missing" in shown(browser, "status")
+    press(browser, "3", Keys.ENTER, Keys.ENTER, Keys.ENTER)  # the second pair is left open on purpose
+    press(browser, "t", *"4444", Keys.BACKSPACE, "2", "1", Keys.ENTER)
     assert shown(browser, "thanks") == "Not quite done" and shown(browser, "left").startswith("1 of 3 pairs")
     answers = json.loads(downloaded(browser, out).read_text())["answers"]
-    assert [a["choice"] for a in answers] == ["B", "tie"]
+    assert [(a["choice"], a["ratings"]) for a in answers] == [
+        ("B", {"A_quality": 5, "A_diversity": 1, "B_quality": 2, "B_diversity": 3}),
+        ("tie", {"A_quality": 4, "A_diversity": 4, "B_quality": 2, "B_diversity": 1}),
+    ]
     code, report = reported(out, out / "answers-ann1.json")
     assert code == 0 and report["annotators"]["ann1"]["answered"] == 2
     assert any("2 of 3 pairs" in w for w in report["warnings"])
     quiet(browser)
 
 
+def test_consent_comes_first_and_enter_alone_is_no_consent(study, tmp_path, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    text = tmp_path / "consent.txt"
+    text.write_text("You may stop at any time.\n" + TRAP + " word" * 600)
+    out, key = study(pairs=2, checks=0, more=["--consent", str(text)])
+    assert key["consent"].startswith("You may stop")
+    phone = {"width": 390, "height": 664, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        browser.get((out / "ann1.html").as_uri())
+        begin = browser.find_element("id", "begin")
+        assert begin.rect["y"] + begin.rect["height"] <= 664  # above the fold
+        assert TRAP in browser.find_element("id", "consent").get_property("textContent")
+        press(browser, Keys.ENTER)
+        assert shown(browser, "where") == "Reading study"
+        assert begin.text == "I have read this and agree: begin"
+        press(browser, Keys.TAB, Keys.TAB, Keys.ENTER)  # the text, then the button
+        assert shown(browser, "where") == "Pair 1 of 2"
+        assert browser.execute_script("return window.trapped") is None
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    quiet(browser)
+
+
+def test_results_have_a_page(study, browser):
+    out, key = study(pairs=12, text=TRAP)
+    one = answer(out / "1.json", key, "ann1", prefer(TUNED))
+    two = answer(out / "2.json", key, "ann2", prefer(TUNED))
+    assert reported(out, one, two)[0] == 0
+    browser.get((out / "report.html").as_uri())
+    text = browser.find_element("id", "main").text
+    said = f"win rate in %: 0.0 [0.0, 0.0], n = 12 prompts; readers prefer {TUNED}."
+    assert f"{BASE} against {TUNED}, {said}" in text
+    assert "1-500" in text and "Cohen's kappa" in text and "2 of 2" in text
+    assert browser.find_elements("css selector", "figure svg circle")
+    assert browser.execute_script("return window.trapped") is None
+    quiet(browser)
+
+
+def test_an_edited_page_is_noticed(study, browser, capsys):
+    from selenium.webdriver.common.keys import Keys
+
+    out, _ = study(pairs=1, checks=0)
+    page = out / "ann1.html"
+    page.write_text(page.read_text().replace("harbour", "airport", 1))
+    browser.get(page.as_uri())
+    press(browser, Keys.ENTER, "a")
+    file = downloaded(browser, out)
+    assert run(["report", "--key", str(out / "key.json"), str(file), "--out", str(out / "r.json")]) == 2
+    assert "its texts differ" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("width, height, phone", [(1360, 850, False), (390, 844, True)])
 def test_layout_on_desktop_and_phone(study, browser, width, height, phone):
     from selenium.webdriver.common.keys import Keys
 
-    out, _ = study(pairs=2, text="\n\n" + "w" * 400)
+    out, _ = study(pairs=2, checks=0, per_prompt=2, text="\n\n" + "w" * 400)
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:

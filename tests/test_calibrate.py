@@ -214,7 +214,8 @@ def test_a_blinded_study_feeds_it_directly(tmp_path):
         rows = [{"uid": f"u{i}", "prompt": f"Write {i}.", "story": f"A {name} story {i}."} for i in range(4)]
         stories.append(f"{name}={write(tmp_path / f'{name}.jsonl', rows)}")
     winners = ["trained", "base", None, "trained"]
-    said = [{"uid": f"u{i}", "models": ["base", "trained"], "winner": w} for i, w in enumerate(winners)]
+    chosen = {"models": ["base", "trained"], "stories": {"base": [0], "trained": [0]}}
+    said = [{"uid": f"u{i}", **chosen, "winner": w} for i, w in enumerate(winners)]
     (tmp_path / "report.json").write_text(json.dumps({"judgements": said}))
     rows = agree.read_pairs(str(tmp_path / "report.json"), stories)
     assert [row["preferred"] for row in rows] == ["2", "1", "tie", "2"]
