@@ -11,11 +11,13 @@ count what can be counted, a judge grades the rest; each figure has a 95 % boots
     python eval.py watch out/tiny  # a page about a training run (scripts/watch.py)
 
 Each evaluation has a folder under out/eval/, named for what was asked and of whom: report.html, report.json,
-pictures, stories/ and log.jsonl. A killed evaluation goes on from its log. The page is scripts/report.py.
+report.csv, pictures, stories/ and log.jsonl. A killed evaluation goes on from its log. The page is
+scripts/report.py.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import closing, nullcontext
@@ -353,13 +355,17 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
 
 
 def write_report(folder: Path, report: dict, stories: dict[str, list[dict]]):
-    """report.json, stories/, and what scripts/report.py makes of them."""
+    """report.json, stories/, and what scripts/report.py makes of them. A report of other settings is kept."""
     report["stories"] = {label: f"stories/{files.plain_name(label)}.jsonl" for label in stories}
+    path = folder / "report.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] != report["settings"]:
+        aside = files.move_aside(folder, keep=("log", "verdicts"))
+        say(f"{folder} held a report of other settings; it is now in {aside}")
     names = ("uid", "prompt", "target_words", "story", "sample", "finished")
     for label, rows in stories.items():
         kept = [{k: row[k] for k in names} | {"verdict": row["verdicts"][0]} for row in rows]
         files.write_lines(folder / report["stories"][label], kept)
-    files.write_json(folder / "report.json", report)
+    files.write_json(path, report)
     flags.start("scripts.report", str(folder))
 
 

@@ -127,6 +127,16 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
+def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
+    """Moves a folder's files, but for those whose names begin with one of `keep`, into one inside it."""
+    aside = folder / time.strftime("until-%Y%m%d-%H%M%S")
+    parts = [p for p in folder.iterdir() if not p.name.startswith((*keep, "until-"))]
+    aside.mkdir()
+    for part in parts:
+        part.rename(aside / part.name)
+    return aside
+
+
 def key_of(*parts) -> str:
     """A short hash of what JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]

@@ -7,6 +7,7 @@ Nothing is measured here: report.json and stories/ of the folder hold everything
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -61,13 +62,26 @@ def sentences(report: dict) -> list[str]:
     where = f"At {high:,.0f} words" + (f", {high / low:.3g} x the shortest length" if len(at) > 1 else "")
     for label, f in report["figures"].items():
         ratio, quality, change = f["ratio"][last], f["quality"][last], f["quality"]["change"]
-        text = f"{where}, {label} writes {show(ratio, 2)} of what is asked"
+        text, edges = f"{where}, {label} writes {show(ratio, 2)} of what is asked", change["interval"]
         if quality["mean"] is not None:
             text += f", with a {report['judged']} of {show(quality, 1)}"
-        if change["mean"] is not None:
-            text += f"; against {low:,.0f} words it changes by {show(change, 1)}"
+            if edges:
+                way = "does not clearly change" if edges[0] <= 0 <= edges[1] else "changes"
+                text += f"; it {way} against {low:,.0f} words ({show(change, 1)})"
         told.append(text + ".")
     return told
+
+
+def write_csv(path: Path, report: dict):
+    """report.json's figures, one line per model or difference, metric and length."""
+    with files.atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["model", "metric", "words requested", "mean", "low", "high", "prompts"])
+        for label, by_metric in compared(report):
+            for metric, columns in by_metric.items():
+                for column, f in ((c, columns[c]) for c in report["columns"]):
+                    edges = f["interval"] or ("", "")
+                    rows.writerow([label, metric, column, f["mean"], *edges, f["prompts"]])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -108,13 +122,17 @@ def tables_of(report: dict) -> list[dict]:
     tables.append(table("How long, how good", columns, rows, caption=caption))
     columns = ["words requested", *("slope per bucket" if c == "slope" else c for c in report["columns"])]
     for label, f in compared(report):
-        n, rows = {c: f["ratio"][c]["prompts"] for c in report["columns"]}, []
+        n, rows, zero = {c: f["ratio"][c]["prompts"] for c in report["columns"]}, [], []
         for m in METRICS:
             if m in f and f[m]["all"]["mean"] is not None:
                 cells = [show(f[m][c], METRICS[m][1] + (c == "slope"), n[c]) for c in n]
-                rows.append([title(m, report), *cells])
+                if all(set(cell) <= set("0.[], ") for cell in cells):
+                    zero.append(title(m, report))
+                else:
+                    rows.append([title(m, report), *cells])
         rows.append(["prompts", *map(str, n.values())])
-        tables.append(table(label, columns, rows, fold="All figures"))
+        note = f"0 at every length: {', '.join(zero)}" if zero else ""
+        tables.append(table(label, columns, rows, caption=note, fold="All figures"))
     return tables
 
 
@@ -151,6 +169,7 @@ def main(argv=None):
     page = page_of(report, stories)
     for c in page["charts"]:
         draw_chart(folder / f"{c['name']}.png", c)
+    write_csv(folder / "report.csv", report)
     write_page(folder / "report.html", page)
     first, told = page["tables"][0], [*page["lead"], *(f"note: {warning}" for warning in page["warnings"])]
     print(f"{first['title']}: {first['caption']}\n\n{markdown_table(first['columns'], first['rows'])}")

@@ -116,10 +116,16 @@ def groups_of(path: Path, step: str, quality: str) -> list[dict]:
             facts = {k.replace("quality", quality): v and round(v, 3) for k, v in facts.items()}
             facts |= {"words": data.words(e.story), "asked": e.example.target_words}
             facts["ended"] = "by itself" if e.finished else "cut"
-            label = "reference" if e.is_human else f"policy, story {i}"
+            label = reference(e.example) if e.is_human else f"policy, story {i}"
             items.append({"label": label, "text": e.story, "facts": facts, "verdict": e.verdict})
         groups.append({"step": step, "label": episodes[0].example.prompt, "items": items})
     return groups
+
+
+def reference(example: data.Example) -> str:
+    """The reference row; its writer where the data name a title, a person and a book."""
+    parts = example.source.split(" | ")
+    return f"reference, human: {parts[1]}" if len(parts) == 3 and parts[1] else "reference"
 
 
 def page_of(folders: list[Path], asked: list[int]) -> dict:

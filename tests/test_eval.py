@@ -538,7 +538,7 @@ def test_ctrl_c_keeps_what_was_written_and_says_how_to_go_on(checkpoint, tmp_pat
     assert "Traceback" not in error and log.read_bytes().count(b"\n") > 0
 
 
-def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch):
+def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = f"--model {checkpoint()}".split()
     flags += f"--prompts {prompts(tmp_path / 'p.jsonl', 2)} --max_new_tokens 30".split()
@@ -546,6 +546,17 @@ def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch
         assert code(evaluation.main, [*flags, "--lengths", *lengths]) == 0
     names = sorted(p.name for p in Path("out/eval").iterdir() if p.is_dir())
     assert names == ["20-40_random-0_prompts-p_max_new_tokens-30", "20_random-0_prompts-p_max_new_tokens-30"]
+    capsys.readouterr()
+    chosen = [*flags, "--lengths", "20", "--out", "mine"]
+    assert code(evaluation.main, chosen) == 0 and code(evaluation.main, chosen) == 0
+    assert "held a report" not in capsys.readouterr().out
+    before = Path("mine/report.json").read_bytes()
+    assert code(evaluation.main, [*chosen, "--samples", "3"]) == 0
+    [told] = [
+        line for line in capsys.readouterr().out.splitlines() if "held a report of other settings" in line
+    ]
+    [aside] = [p for p in Path("mine").iterdir() if p.name.startswith("until-")]
+    assert told.startswith("mine ") and str(aside) in told and (aside / "report.json").read_bytes() == before
 
 
 def test_prompts_that_are_none_say_so(checkpoint, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The pages in a real browser: an evaluation's, a run's, several runs', and one that follows a run."""
 
+import csv
 import http.client
 import json
 import math
@@ -220,14 +221,42 @@ def test_the_words_of_the_verdict_are_those_of_the_intervals():
         }
 
     report = {"buckets": {"300": 300.0, "900": 900.0}, "judged": "quality"}
-    report["figures"] = {"a": model(figure(-13, -17, -9)), "b": model({"mean": None, "interval": None})}
-    report["figures"]["b"]["quality"]["change"] |= {"prompts": 0}
+    nothing = {"mean": None, "interval": None, "prompts": 0}
+    changes = {"a": figure(-13, -17, -9), "b": figure(3, -2, 8), "c": nothing}
+    report["figures"] = {name: model(change) for name, change in changes.items()}
     said = "writes 0.72 [0.60, 0.80] of what is asked, with a quality of 40.0 [35.0, 45.0]"
-    where, change = (
-        "At 900 words, 3 x the shortest length",
-        "against 300 words it changes by -13.0 [-17.0, -9.0]",
-    )
-    assert shown.sentences(report) == [f"{where}, a {said}; {change}.", f"{where}, b {said}."]
+    where = "At 900 words, 3 x the shortest length"
+    assert shown.sentences(report) == [
+        f"{where}, a {said}; it changes against 300 words (-13.0 [-17.0, -9.0]).",
+        f"{where}, b {said}; it does not clearly change against 300 words (3.0 [-2.0, 8.0]).",
+        f"{where}, c {said}.",
+    ]
+
+
+def test_figures_as_csv_and_rows_of_zeros_folded(tmp_path):
+    server = Server(lambda body, number: "It rained. " * (number + 3))
+    argv = [
+        "--endpoint",
+        server.url,
+        "--model",
+        "m",
+        "--prompts",
+        str(prompts(tmp_path / "p.jsonl", 3)),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert code(evaluation.main, [*argv, "--lengths", "20", "40"]) == 0
+    report = json.loads((tmp_path / "o/report.json").read_text())
+    with open(tmp_path / "o/report.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(evaluation.METRICS) * len(report["columns"])
+    for row in rows:
+        figure = report["figures"][row["model"]][row["metric"]][row["words requested"]]
+        assert row["mean"] == ("" if figure["mean"] is None else str(figure["mean"]))
+        assert [row["low"], row["high"]] == [str(x) for x in figure["interval"] or ("", "")]
+    [table] = [t for t in shown.page_of(report, {})["tables"] if t["title"] == "m"]
+    assert table["caption"].startswith("0 at every length: ") and "truncated" in table["caption"]
+    assert not {"truncated", "empty"} & {row[0] for row in table["rows"]}
 
 
 def a_run(folder, steps=14):
@@ -417,6 +446,14 @@ def test_four_steps_have_no_first_and_last_five(tmp_path):
     page = watch.page_of([a_run(tmp_path / "run", steps=4)], [])
     assert all(v["more"] in ("step 3", "in 4 steps") for card in page["cards"] for v in card["values"])
     assert not any("last five" in note for note in page["notes"])
+
+
+def test_who_wrote_the_reference_is_what_the_data_say():
+    book = data.Example("a", "p", 1, "s", source="The Lamp | Ada Byron | pg1.txt")
+    assert watch.reference(book) == "reference, human: Ada Byron"
+    assert (
+        watch.reference(data.Example("a", "p", 1, "s", source="written for this repository")) == "reference"
+    )
 
 
 # ---- a run that goes on
