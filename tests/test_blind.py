@@ -551,7 +551,7 @@ def test_results_have_a_page(study, browser):
     text = browser.find_element("id", "main").text
     said = f"win rate in %: 0.0 [0.0, 0.0], n = 12 prompts; readers prefer {TUNED}."
     assert f"{BASE} against {TUNED}, {said}" in text
-    assert "1-500" in text and "Cohen's kappa" in text and "2 of 2" in text
+    assert "3,000" in text and "Cohen's kappa" in text and "2 of 2" in text
     assert browser.find_elements("css selector", "figure svg circle")
     assert browser.execute_script("return window.trapped") is None
     quiet(browser)

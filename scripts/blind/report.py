@@ -11,7 +11,7 @@ from statistics import median
 
 from lib import files
 from lib.pages import chart, estimate, markdown_table, point, table, write_page
-from lib.stats import bootstrap, cohen, krippendorff, sign_test
+from lib.stats import bootstrap, cohen, krippendorff, mean, sign_test
 from lib.sweep import FEW
 from scripts.blind.make import CHOICES, READING, by_length, digest
 
@@ -117,22 +117,20 @@ def rate(rows: list[dict]) -> dict:
 
 def agree(rows: list[dict]) -> dict:
     """Agreement on who won (by model, not by side) and on the ratings, where several annotators answered."""
-    label = {(r["annotator"], r["pair"]): r["score"] for r in rows}
-    units, rated = defaultdict(list), {scale: defaultdict(list) for scale in SCALES}
+    votes, rated = defaultdict(dict), {scale: defaultdict(list) for scale in SCALES}
     for r in rows:
-        units[r["pair"]].append(r["score"])
+        votes[r["pair"]][r["annotator"]] = r["score"]
         for model, ratings in r["ratings"].items():
             for scale, value in ratings.items():
                 rated[scale][r["pair"], model].append(value)
     kappas = []
     for one, two in combinations(sorted({r["annotator"] for r in rows}), 2):
-        shared = [p for p in units if (one, p) in label and (two, p) in label]
-        a, b = [label[one, p] for p in shared], [label[two, p] for p in shared]
-        agreed = sum(x == y for x, y in zip(a, b)) / len(shared) if shared else None
-        about = {"annotators": [one, two], "pairs": len(shared)}
-        kappas.append(about | {"kappa": cohen(a, b), "agreed": agreed})
+        both = [said for said in votes.values() if {one, two} <= said.keys()]
+        kappa = cohen([said[one] for said in both], [said[two] for said in both])
+        agreed = mean(said[one] == said[two] for said in both)
+        kappas.append({"annotators": [one, two], "pairs": len(both), "kappa": kappa, "agreed": agreed})
     alphas = {s: krippendorff(list(v.values()), interval=True) for s, v in rated.items() if v}
-    alpha = krippendorff(list(units.values()))
+    alpha = krippendorff([list(said.values()) for said in votes.values()])
     return {"cohen": kappas, "krippendorff_alpha": alpha, "krippendorff_alpha_ratings": alphas}
 
 
@@ -202,8 +200,8 @@ def figure(f: dict, scale: float = 1.0) -> str:
 def show(page: dict) -> str:
     """The page's sentences, tables and warnings for the terminal."""
     tables = [t for t in page["tables"] if "fold" not in t]
-    told = [f"\n{t['title']}\n\n{markdown_table(t['columns'], t['rows'])}" for t in tables]
-    return "\n".join([*page["lead"], *told, *(f"warning: {note}" for note in page["warnings"])])
+    told = [f"{t['title']}\n\n{markdown_table(t['columns'], t['rows'])}" for t in tables]
+    return "\n".join([*page["lead"], "", *told, *(f"warning: {note}" for note in page["warnings"])])
 
 
 # ------------------------------------------------------------------------------------------------------------
