@@ -11,7 +11,8 @@ count what can be counted, a judge grades the rest; each figure has a 95 % boots
     python eval.py watch out/tiny  # a page about a training run (scripts/watch.py)
 
 Each evaluation has a folder under out/eval/, named for what was asked and of whom: report.html, report.json,
-pictures, stories/ and log.jsonl. A killed evaluation goes on from its log. The page is scripts/report.py.
+report.csv, pictures, stories/ and log.jsonl. A killed evaluation goes on from its log. The page is
+scripts/report.py.
 """
 
 from __future__ import annotations
@@ -132,9 +133,7 @@ def find_writer(name: str, endpoint: str) -> Writer:
 
 
 def jobs_of(writer: Writer, todo: list[data.Example], c: Settings) -> list[Job]:
-    how = [getattr(c, name) for name in (*SAMPLING, "seed", "thinking", "max_new_tokens")]
-    how += [c.bands] * (c.bands != "auto")
-    jobs = []
+    how, jobs = [getattr(c, name) for name in (*SAMPLING, "seed", "thinking", "max_new_tokens", "bands")], []
     for request in todo:
         target = request.target_words
         tokens = c.max_new_tokens or int(1.6 * bounds_of(c.bands, target).band(target)[1]) + 64
@@ -209,7 +208,7 @@ def texts_of(row: dict, judge, c: Settings) -> list[tuple[str, str, str]]:
         parts = split_evenly(row["story"], 3, data.words)
     for i, part in enumerate(parts, 1):
         texts.append((f"{prompt} (This is part {i} of 3 of a story for that request.)", part))
-    how = judge.name, getattr(judge, "rubric", judging.RUBRIC).version
+    how = judge.name, judge.rubric.version
     return [(f"verdict {files.key_of(*how, prompt, text)}", prompt, text) for prompt, text in texts]
 
 
@@ -358,7 +357,7 @@ def write_report(folder: Path, report: dict, stories: dict[str, list[dict]]):
     """report.json, stories/, and what scripts/report.py makes of them. A report of other settings is kept."""
     report["stories"] = {label: f"stories/{files.plain_name(label)}.jsonl" for label in stories}
     path = folder / "report.json"
-    if path.exists() and json.loads(path.read_text())["settings"] != report["settings"]:
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] != report["settings"]:
         aside = files.move_aside(folder, keep=("log", "verdicts"))
         say(f"{folder} held a report of other settings; it is now in {aside}")
     names = ("uid", "prompt", "target_words", "story", "sample", "finished")

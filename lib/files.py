@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
 import hashlib
@@ -43,11 +42,6 @@ def write_lines(path: str | Path, rows):
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def write_csv(path: str | Path, head: list, rows):
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([head, *rows])
 
 
 def read_lines(path: str | Path, needs: str = "one whole JSON object per line", growing: bool = False):

@@ -28,24 +28,13 @@ def markdown_table(head: list, rows: list[list]) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def text_table(rows: list[list]) -> str:
-    """Columns for the terminal, each as wide as its widest cell."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
-
-
-def number(value: float, digits: int) -> str:
-    """With separators and without a negative zero."""
-    return f"{round(value, digits) + 0.0:,.{digits}f}"
-
-
 def estimate(mean: float | None, interval: list[float] | None, digits: int) -> str:
     """1.20 [1.10, 1.30]; the bracket where there is an interval, a dash where there is no mean."""
     if mean is None:
         return "-"
-    around = f" [{', '.join(number(edge, digits) for edge in interval)}]" if interval else ""
-    return number(mean, digits) + around
+    # Adding 0.0 turns a negative zero into zero.
+    mean, *edges = (f"{round(x, digits) + 0.0:,.{digits}f}" for x in (mean, *(interval or ())))
+    return f"{mean} [{', '.join(edges)}]" if edges else mean
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------
@@ -80,8 +69,8 @@ def save_figure(fig, path: str | Path, dpi: int = 110):
 def chart(name: str, title: str, x: str, series: dict[str, list[dict]], **more) -> dict:
     """A chart for `write_page` and `draw_chart`.
 
-    series: {label: [{x, y, low, high}]}, low and high None where there is no interval. more: band [[x, low,
-    high]], reference (a level), log (the x axis), ticks [[x, text]], group (a heading to fold it under)."""
+    series: {label: [point]}. more: band [[x, low, high]], reference (a level), log (the x axis), ticks
+    [[x, text]], group (a heading to fold it under)."""
     lines = [{"name": label, "points": points} for label, points in series.items() if points]
     return {"name": name, "title": title, "x": x, **more, "series": lines}
 
@@ -92,7 +81,7 @@ def point(x: float, y: float, interval: list[float] | None = None) -> dict:
 
 
 def table(title: str, columns: list[str], rows: list[list], **more) -> dict:
-    """A table for `write_page`. more: caption and note, in words; fold, the heading to fold it under."""
+    """A table for `write_page`. more: caption, in words; fold, the heading to fold it under."""
     return {"title": title, "columns": columns, "rows": rows, **more}
 
 
@@ -120,20 +109,6 @@ def draw_chart(path: Path, c: dict):
 # ---- HTML --------------------------------------------------------------------------------------------------
 
 
-def marked(label: str, text: str, facts: dict, verdict: dict | None, titles: dict[str, str]) -> dict:
-    """A text for a page's reader: numbers beside it, and what a verdict cites, to be marked in the text.
-
-    verdict: {"scores": {key: number}, "why": {key: text}, "quotes": {key: [text]}}. titles: {key: name}."""
-    verdict = verdict or {}
-    why, quotes, scores = verdict.get("why", {}), [], []
-    for key, cited in verdict.get("quotes", {}).items():
-        about = {"key": key, "title": titles.get(key, key), "why": why.get(key, "")}
-        quotes += [{"text": quote, **about} for quote in cited]
-    for key, value in verdict.get("scores", {}).items():
-        scores.append([key, titles.get(key, key), value, why.get(key, "")])
-    return {"label": label, "text": text, "facts": facts, "quotes": quotes, "scores": scores}
-
-
 def page_html(data: dict, template: Path = SHELL, served: bool = False) -> str:
     """`template` with `data` inside: works from disk, and asks no host for anything.
 
@@ -159,27 +134,25 @@ def serve(stamp, make, port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            host = self.headers.get("Host", "")
             here = [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]
-            path, _, query = self.path.partition("?")
-            if host not in here:  # a name of another site that points to this machine
-                self.answer(403, b"")
+            path, _, seen = self.path.partition("?seen=")
+            code, text, kind, now = 200, "", "text/plain", stamp()
+            if self.headers.get("Host", "") not in here:  # a name of another site that points to this machine
+                code = 403
             elif path == "/":
-                data = make() | {"stamp": stamp()}
-                self.answer(200, page_html(data, served=True).encode("utf-8", "replace"), "text/html")
-            elif path == "/data" and query.partition("=")[2] == stamp():
-                self.answer(204, b"")
+                text, kind = page_html(make() | {"stamp": now}, served=True), "text/html"
+            elif path == "/data" and seen == now:
+                code = 204
             elif path == "/data":
-                data = json.dumps({"stamp": stamp()} | make(), ensure_ascii=False, allow_nan=False)
-                self.answer(200, data.encode("utf-8", "replace"), "application/json")
+                data = make() | {"stamp": now}
+                text, kind = json.dumps(data, ensure_ascii=False, allow_nan=False), "application/json"
             else:
-                self.answer(404, b"")
-
-        def answer(self, code: int, body: bytes, kind: str = "text/plain"):
+                code = 404
+            body = text.encode("utf-8", "replace")
             self.send_response(code)
-            headers = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
-            for name, value in {**headers, "Cache-Control": "no-store"}.items():
-                self.send_header(name, value)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
             self.end_headers()
             self.wfile.write(body)
 

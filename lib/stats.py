@@ -1,8 +1,8 @@
 """Means and their doubt, ranks, agreement, strengths. Each is checked against its definition in the tests.
 
 One bootstrap for everything: it draws units with replacement, each with all its observations, since
-observations of one unit (a prompt, a seed) are not independent. Suffixes: U units, C columns, R resamples,
-M players.
+observations of one unit (a prompt, a seed) are not independent. Suffixes: U units, C columns, R resamples
+(of resampled means: one more, the sample itself first), M players.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections import Counter
 
 import numpy as np
 
-RESAMPLES = 2000
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees
 
 
@@ -101,16 +100,6 @@ def draws(units: int, resamples: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(units, [1 / units] * units, size=resamples)
 
 
-def resampled_means(sums_UC, counts_UC, resamples: int | None = None, seed: int = 0) -> np.ndarray:
-    """Means per column over all observations [1 + R, C]; row 0 is the sample itself. NaN: an empty draw.
-
-    sums_UC, counts_UC: sum and number of a unit's observations per column."""
-    units = len(sums_UC)
-    draws_RU = np.vstack([np.ones((1, units)), draws(units, resamples or RESAMPLES, seed)])
-    with np.errstate(invalid="ignore"):
-        return (draws_RU @ sums_UC) / (draws_RU @ counts_UC)
-
-
 def interval(drawn_R) -> list[float] | None:
     """The 95 % percentile interval of what is finite."""
     drawn_R = np.asarray(drawn_R)[np.isfinite(drawn_R)]
@@ -118,7 +107,7 @@ def interval(drawn_R) -> list[float] | None:
 
 
 def estimate(means_R, units: int) -> dict:
-    """{mean, prompts (units), interval} of one column of `resampled_means`. Fewer than two units have no
+    """{mean, prompts (units), interval} of a mean [0] and its resamples [1:]. Fewer than two units have no
     interval. Where all units agree it has no width: read the sign test there."""
     sure = units > 1 and math.isfinite(means_R[0])
     mean = finite(float(means_R[0]))
@@ -127,14 +116,11 @@ def estimate(means_R, units: int) -> dict:
 
 def bootstrap(by_unit: dict[str, list[float]], resamples: int = 10_000, seed: int = 0) -> dict:
     """The mean over units of each unit's mean, as `estimate` gives it."""
-    means_U1 = np.array([[np.mean(values)] for values in by_unit.values() if values])
-    if not len(means_U1):
-        return {"mean": None, "prompts": 0, "interval": None}
-    means_R1 = resampled_means(means_U1, np.ones_like(means_U1), resamples, seed)
-    return estimate(means_R1[:, 0], len(means_U1))
+    points = [(unit, 0, np.mean(values)) for unit, values in by_unit.items() if values]
+    return by_column(points, [("all", -1, 0)], 1, resamples, seed)["all"]
 
 
-def by_column(points, columns, steps: int, seed: int = 0) -> dict[str, dict]:
+def by_column(points, columns, steps: int, resamples: int = 2000, seed: int = 0) -> dict[str, dict]:
     """{column: estimate, "slope": estimate, "change": estimate} of (unit, x, value) triples.
 
     columns: (label, above, up to) ranges of x, which may overlap. The slope is that of least squares through
@@ -150,7 +136,10 @@ def by_column(points, columns, steps: int, seed: int = 0) -> dict[str, dict]:
             if low < x <= high:
                 sums_UC[places[unit], c] += value
                 counts_UC[places[unit], c] += 1
-    means_RC = resampled_means(sums_UC, counts_UC, seed=seed)
+    sample_1U = np.ones((1, len(places)))  # row 0 is the sample itself
+    draws_RU = np.vstack([sample_1U, draws(len(places), resamples, seed)])
+    with np.errstate(invalid="ignore"):  # a draw without a value of a column is NaN
+        means_RC = (draws_RU @ sums_UC) / (draws_RU @ counts_UC)
     used = np.flatnonzero(counts_UC.any(0)[:steps])
     x = used - used.mean()
     slope_R = change_R = np.full(len(means_RC), np.nan)
@@ -187,9 +176,7 @@ def cohen(first: list, second: list) -> float | None:
 def krippendorff(units: list[list], interval: bool = False) -> float | None:
     """Krippendorff's alpha (2004): each unit is the list of its values; units with one value are left out.
 
-    Nominal by default; interval=True takes squared differences of numbers. None where no values differ at
-    all.
-    """
+    Nominal by default; interval=True takes squared differences of numbers. None where no values differ."""
     units = [unit for unit in units if len(unit) > 1]
 
     def apart(counts: Counter) -> float:  # sum over ordered pairs of values
@@ -218,8 +205,3 @@ def bradley_terry(wins_MM: np.ndarray, prior: float = 0.5, steps: int = 10_000) 
         if done:
             break
     return np.log(p_M)
-
-
-def elo(strengths: np.ndarray) -> np.ndarray:
-    """Log strengths on Elo's scale, 1000 for the mean."""
-    return 1000 + 400 / math.log(10) * strengths

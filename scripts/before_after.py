@@ -30,11 +30,6 @@ def write(folder: str, requests: list[data.Example], c: train.Config) -> list[st
     return [rollout.story_of(tokenizer.decode(story.ids), c.thinking) for story in stories]
 
 
-def measure(judge, request: data.Example, story: str) -> list:
-    score, real = judge.score(request.prompt, story).score, form.share_real(story, judge.words)
-    return [request.target_words, data.words(story), f"{score:.0f}", f"{real:.3f}"]
-
-
 @exits_cleanly
 def main(argv=None):
     p = parser(__doc__)
@@ -52,7 +47,8 @@ def main(argv=None):
         print(f"\n\n=== {request.prompt}")
         for when, story in zip(("before", "after"), stories):
             print(f"\n--- {when}\n{story}")
-            rows.append([when, *measure(judge, request, story)])
+            score, real = judge.score(request.prompt, story).score, form.share_real(story, judge.words)
+            rows.append([when, request.target_words, data.words(story), f"{score:.0f}", real])
     print("\n" + markdown_table(["", "words asked", "written", "form", "real words"], rows))
 
 

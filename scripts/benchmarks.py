@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -30,17 +29,12 @@ BENCHMARKS = {  # name: (rubric, key of the prompt, key of its length)
 }
 
 
-def read_rows(name: str, path: Path) -> list:
+def read_rows(path: Path) -> list:
     """The entries of a file that is a JSON object, a JSON list or JSON Lines."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; download the prompts of {name} and give their path")
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        try:
-            return [row for _, row in files.read_lines(path)]
-        except ValueError as error:
-            raise ValueError(f"{path} is neither JSON nor JSON Lines ({error})") from None
+    except json.JSONDecodeError:
+        return [row for _, row in files.read_lines(path)]
     if isinstance(whole, dict) and all(isinstance(v, dict) for v in whole.values()):
         return list(whole.values())
     return whole if isinstance(whole, list) else [whole]
@@ -52,7 +46,7 @@ def read_benchmark(name: str, path: Path, words: int) -> tuple[list[data.Example
     words: what counts as asked where a prompt names no length. ValueError: another schema, and where."""
     _, prompt_key, length_key = BENCHMARKS[name]
     examples, criteria = [], {}
-    for number, row in enumerate(read_rows(name, path), 1):
+    for number, row in enumerate(read_rows(path), 1):
         where = f"{path}, entry {number}"
         prompt = row.get(prompt_key) or row.get("prompt") if isinstance(row, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
@@ -74,23 +68,19 @@ def read_benchmark(name: str, path: Path, words: int) -> tuple[list[data.Example
     return examples, criteria
 
 
-class PerPrompt:
-    """A judge whose rubric depends on the prompt: WritingBench writes five criteria for each query."""
+def grade_by(judge: judging.Judge, rubrics: dict[str, judging.Rubric]):
+    """Has the judge use each prompt's own rubric: WritingBench writes five criteria for each query."""
 
-    def __init__(self, judge, rubrics: dict[str, judging.Rubric]):
-        self.judge, self.rubrics = judge, rubrics
+    def submit(prompt: str, story: str) -> Future:
+        view = copy.copy(judge)  # the same workers, bill and cache
+        view.rubric = next(rubric for query, rubric in rubrics.items() if prompt.startswith(query))
+        return judging.Judge.submit(view, prompt, story)
 
-    def __getattr__(self, name: str):
-        return getattr(self.judge, name)
-
-    def submit(self, prompt: str, story: str) -> Future:
-        view = copy.copy(self.judge)  # the same workers, bill and cache
-        view.rubric = next(r for p, r in self.rubrics.items() if prompt.startswith(p))
-        return view.submit(prompt, story)
+    judge.submit = submit
 
 
 @flags.exits_cleanly
-def main(argv=None) -> int:
+def main(argv=None):
     p = flags.parser(__doc__, epilog="All further flags are eval.py's.")
     p.add_argument("name", choices=tuple(BENCHMARKS))
     p.add_argument("file", type=Path, help="the benchmark's own prompt file")
@@ -103,17 +93,15 @@ def main(argv=None) -> int:
     c.rubric, c.thirds, c.prompts = BENCHMARKS[args.name][0], "off", c.prompts or str(args.file)
     c.out, judge = c.out or str(Path("out", args.name)), None
     if criteria:
-        rubrics = {prompt: judging.load_rubric(c.rubric, criteria=own) for prompt, own in criteria.items()}
-        base = judging.make(c, judging.load_rubric(c.rubric), Path(c.out, "verdicts.sqlite"))
-        judge = PerPrompt(base, rubrics)
+        judge = judging.make(c, judging.load_rubric(c.rubric), Path(c.out, "verdicts.sqlite"))
+        grade_by(judge, {p: judging.load_rubric(c.rubric, criteria=own) for p, own in criteria.items()})
     report = evaluation.evaluate(c, examples, judge)
-    for label, by_metric in report["figures"].items():
-        quality, length = by_metric["quality"]["all"]["mean"], by_metric["length_score"]["all"]["mean"]
+    for label, figures in report["figures"].items():
+        quality, length = figures["quality"]["all"]["mean"], figures["length_score"]["all"]["mean"]
         if quality is not None:
             both = f", length score {length:.1f}, mean of both {(quality + length) / 2:.1f}"
             print(f"{label}: {args.name} {quality:.1f}{both if args.name == 'longbench-write' else ''}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -290,16 +290,19 @@ def study_pairs(path: str, stories: list[str]):
     """The judgements of a blinded study (report.json of scripts/blind), with the stories of its models."""
     texts = {}
     for name, _, file in (story.partition("=") for story in stories):
-        texts[name] = {row["uid"]: row for _, row in files.read_lines(file, "prompt, uid and story")}
+        texts[name] = defaultdict(list)
+        for _, row in files.read_lines(file, "prompt, uid and story"):
+            texts[name][row["uid"]].append(row)
     for number, said in enumerate(json.loads(Path(path).read_text(encoding="utf-8"))["judgements"], 1):
         try:
-            one, two = (texts[model][said["uid"]] for model in said["models"])
-        except KeyError as missing:
+            sides = [[texts[m][said["uid"]][i] for i in said["stories"][m]] for m in said["models"]]
+        except (KeyError, IndexError) as missing:
             more = "add NAME=FILE for each model of the study"
             raise ValueError(f"{path}: no stories of {missing}; {more}") from None
         winner = "tie" if said["winner"] is None else str(1 + said["models"].index(said["winner"]))
-        stories = {"story_1": one["story"], "story_2": two["story"]}
-        yield number, {"prompt": one["prompt"], **stories, "preferred": winner}
+        one, two = ("\n\n".join(row["story"] for row in side) for side in sides)  # of a set, all its stories
+        prompt = sides[0][0]["prompt"]
+        yield number, {"prompt": prompt, "story_1": one, "story_2": two, "preferred": winner}
 
 
 def ask(judge, mode: str, row: dict):

@@ -8,7 +8,6 @@ The curves are those of each run's own curves.png.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from lib.flags import exits_cleanly, parser
@@ -17,15 +16,14 @@ from train import CURVES
 
 
 @exits_cleanly
-def main(argv=None) -> int:
+def main(argv=None):
     p = parser(__doc__, epilog=__doc__.split("\n\n")[1])
     p.add_argument("runs", nargs="+", type=Path, help="folders under out/")
     p.add_argument("--out", type=Path, default=Path("out/curves.png"), help="default %(default)s")
     args = p.parse_args(argv)
     plot({run.name: read(run / "metrics.jsonl") for run in args.runs}, args.out, CURVES)
     print(f"wrote {args.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -33,24 +33,20 @@ def load(name: str):
     """(model, tokenizer) of a folder, a hub id or a GGUF file. FileNotFoundError: no default model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = Path(name or next(Path().glob(SMALL), ""))
-    if not name and not path.is_file():
+    if not (name := name or str(next(Path().glob(SMALL), ""))):
         raise FileNotFoundError("no small model in .venv-judge: run `make judge` once, or pass --model")
-    where = {"pretrained_model_name_or_path": name}
-    if path.suffix == ".gguf":
-        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(**where)
+    more = {}
+    if name.endswith(".gguf"):
+        name, more = str(Path(name).parent), {"gguf_file": Path(name).name}
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **more)
+    return model.eval(), AutoTokenizer.from_pretrained(name, **more)
 
 
 @torch.no_grad()
 def bits_per_word(model, tokenizer, text: str) -> float:
     """-log2 p(text) per word, after an end-of-text token."""
-    ids = [
-        tokenizer.bos_token_id or tokenizer.eos_token_id,
-        *tokenizer.encode(text, add_special_tokens=False),
-    ]
-    ids = torch.tensor([ids])
+    start = tokenizer.bos_token_id or tokenizer.eos_token_id
+    ids = torch.tensor([[start, *tokenizer.encode(text, add_special_tokens=False)]])
     logp = model(ids[:, :-1]).logits.float().log_softmax(-1)
     return -logp.gather(-1, ids[:, 1:, None]).sum().item() / math.log(2) / data.words(text)
 

@@ -7,15 +7,15 @@ Nothing is measured here: report.json and stories/ of the folder hold everything
 
 from __future__ import annotations
 
+import csv
 import json
-import sys
 from pathlib import Path
 
 import data
 import judge as judging
 from lib import files
 from lib.flags import exits_cleanly, parser
-from lib.pages import chart, draw_chart, estimate, marked, point, table, text_table, write_page
+from lib.pages import chart, draw_chart, estimate, markdown_table, point, table, write_page
 
 METRICS = {  # name in report.json: (title, digits, what it means)
     "quality": ("quality", 1, "points of 100 that the judge gives the whole story"),
@@ -43,21 +43,10 @@ def title(metric: str, report: dict) -> str:
     return METRICS[metric][0].replace("quality", report["judged"])  # what measures form is not called quality
 
 
-def show(figure: dict, digits: int, prompts: int) -> str:
-    """The mean, its interval where there is one, and the number of prompts where it is not `prompts`."""
-    text = estimate(figure["mean"], figure["interval"], digits)
-    return text if text == "-" or figure["prompts"] == prompts else f"{text} n={figure['prompts']}"
-
-
-def rows_of(report: dict, by_metric: dict, metrics) -> list[list[str]]:
-    """One row per metric, one column per bucket; a slope has one more digit. The last row counts prompts."""
-    n = {c: by_metric["ratio"][c]["prompts"] for c in report["columns"]}
-    rows = []
-    for m in metrics:
-        if by_metric[m]["all"]["mean"] is not None:
-            cells = [show(by_metric[m][c], METRICS[m][1] + (c == "slope"), n[c]) for c in n]
-            rows.append([title(m, report), *cells])
-    return [*rows, ["prompts", *map(str, n.values())]]
+def show(figure: dict, digits: int, prompts: int | None = None) -> str:
+    """The mean, its interval where there is one, and how many prompts where these are not the usual ones."""
+    text, n = estimate(figure["mean"], figure["interval"], digits), figure["prompts"]
+    return text if text == "-" or prompts in (None, n) else f"{text} n={n}"
 
 
 def compared(report: dict) -> list[tuple[str, dict]]:
@@ -66,49 +55,33 @@ def compared(report: dict) -> list[tuple[str, dict]]:
     return [*report["figures"].items(), *pairs]
 
 
-def print_report(report: dict):
-    """The headline of each model and of each difference, one line per length; the page has the rest."""
-    for label, by_metric in compared(report):
-        head = ["words requested", *report["columns"]]
-        *rows, prompts = rows_of(report, by_metric, HEADLINE)
-        note = "" if label in report["figures"] else ", paired by request"
-        print(f"\n{label}{note}\n{text_table(list(zip(head, prompts, *rows)))}")
-    print("\nin brackets: 95 % bootstrap intervals over prompts", *sentences(report), sep="\n")
-    for warning in report["warnings"]:
-        print(f"note: {warning}")
-
-
 def sentences(report: dict) -> list[str]:
-    """What the intervals say of each model: how much of the longest length it writes, and what it loses."""
+    """Of each model: how much of the longest length it writes, and how quality changes up to there."""
     at, told = sorted(report["buckets"].items(), key=lambda pair: pair[1]), []
     low, (last, high) = at[0][1], at[-1]
     where = f"At {high:,.0f} words" + (f", {high / low:.3g} x the shortest length" if len(at) > 1 else "")
     for label, f in report["figures"].items():
-        ratio, change = f["ratio"][last], f["quality"]["change"]
-        text = f"{where}, {label} writes {estimate(ratio['mean'], ratio['interval'], 2)} of what is asked"
-        if change["interval"] and change["interval"][0] <= 0 <= change["interval"][1]:
-            points = estimate(change["mean"], change["interval"], 1)
-            text += f"; its {report['judged']} does not clearly change against {low:,.0f} words ({points})"
-        elif change["interval"]:
-            points = estimate(abs(change["mean"]), sorted(map(abs, change["interval"])), 1)
-            way = "gains" if change["mean"] > 0 else "loses"
-            text += f" and {way} {points} points of {report['judged']} against {low:,.0f} words"
-        elif f["quality"][last]["mean"] is not None:
-            quality = estimate(f["quality"][last]["mean"], f["quality"][last]["interval"], 1)
-            text += f", with a {report['judged']} of {quality}"
+        ratio, quality, change = f["ratio"][last], f["quality"][last], f["quality"]["change"]
+        text, edges = f"{where}, {label} writes {show(ratio, 2)} of what is asked", change["interval"]
+        if quality["mean"] is not None:
+            text += f", with a {report['judged']} of {show(quality, 1)}"
+            if edges:
+                way = "does not clearly change" if edges[0] <= 0 <= edges[1] else "changes"
+                text += f"; it {way} against {low:,.0f} words ({show(change, 1)})"
         told.append(text + ".")
     return told
 
 
 def write_csv(path: Path, report: dict):
-    """report.json's figures, one line per model, metric and length."""
-    rows = []
-    for label, by_metric in compared(report):
-        for metric, columns in by_metric.items():
-            for c, f in ((c, columns[c]) for c in report["columns"]):
-                rows.append([label, metric, c, f["mean"], *(f["interval"] or ("", "")), f["prompts"]])
-    head = ["model", "metric", "words requested", "mean", "low", "high", "prompts"]
-    files.write_csv(path, head, rows)
+    """report.json's figures, one line per model or difference, metric and length."""
+    with files.atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["model", "metric", "words requested", "mean", "low", "high", "prompts"])
+        for label, by_metric in compared(report):
+            for metric, columns in by_metric.items():
+                for column, f in ((c, columns[c]) for c in report["columns"]):
+                    edges = f["interval"] or ("", "")
+                    rows.writerow([label, metric, column, f["mean"], *edges, f["prompts"]])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -138,28 +111,34 @@ def charts_of(report: dict) -> list[dict]:
 
 
 def tables_of(report: dict) -> list[dict]:
-    """What quality was bought at which length, then all figures."""
-    columns, rows = ["model", "words requested", *(title(m, report) for m in HEADLINE)], []
-    for label, f in report["figures"].items():
+    """The headline at each length, then all figures of each model and of each difference of two."""
+    columns, rows, tables = ["model", "words requested", *(title(m, report) for m in HEADLINE)], [], []
+    for label, f in compared(report):
         for bucket in report["buckets"]:
             figures = [show(f[m][bucket], METRICS[m][1], f["ratio"][bucket]["prompts"]) for m in HEADLINE]
             rows.append([label, bucket, *figures])
     caption = "means over prompts [95 % bootstrap interval]"
-    tables = [table("How long, how good", columns, rows, caption=caption)]
+    caption += "; differences are paired by request" * bool(report["differences"])
+    tables.append(table("How long, how good", columns, rows, caption=caption))
     columns = ["words requested", *("slope per bucket" if c == "slope" else c for c in report["columns"])]
     for label, f in compared(report):
-        rows = rows_of(report, f, [m for m in METRICS if m in f])
-        zero = [row[0] for row in rows if all(set(cell) <= set("0.[], ") for cell in row[1:])]
-        more = {"note": f"0 at every length: {', '.join(zero)}" if zero else "", "fold": "All figures"}
-        more |= {"caption": caption if label in report["figures"] else "paired by request"}
-        tables.append(table(label, columns, [row for row in rows if row[0] not in zero], **more))
+        n, rows, zero = {c: f["ratio"][c]["prompts"] for c in report["columns"]}, [], []
+        for m in METRICS:
+            if m in f and f[m]["all"]["mean"] is not None:
+                cells = [show(f[m][c], METRICS[m][1] + (c == "slope"), n[c]) for c in n]
+                if all(set(cell) <= set("0.[], ") for cell in cells):
+                    zero.append(title(m, report))
+                else:
+                    rows.append([title(m, report), *cells])
+        rows.append(["prompts", *map(str, n.values())])
+        note = f"0 at every length: {', '.join(zero)}" if zero else ""
+        tables.append(table(label, columns, rows, caption=note, fold="All figures"))
     return tables
 
 
 def page_of(report: dict, stories: dict[str, list[dict]]) -> dict:
     """The data of lib/page.html: charts, tables, stories by request."""
-    rubric, groups = judging.load_rubric(report["settings"]["rubric"]), {}
-    titles = {d.key: d.title for d in rubric.dimensions}
+    groups, rubric = {}, judging.load_rubric(report["settings"]["rubric"])
     for label, rows in stories.items():
         several = any(row["sample"] for row in rows)
         for row in rows:
@@ -167,18 +146,19 @@ def page_of(report: dict, stories: dict[str, list[dict]]) -> dict:
             facts = {report["judged"]: None if verdict is None else round(verdict["score"], 1)}
             facts |= {"words": written, "asked": target, "ended": "by itself" if row["finished"] else "cut"}
             name = f"{label}, story {row['sample'] + 1}" if several else label
-            item = marked(name, row["story"], facts, verdict, titles)
+            item = {"label": name, "text": row["story"], "facts": facts, "verdict": verdict}
             groups.setdefault((target, row["prompt"]), []).append(item)
     parts = [{"step": f"{t:,} words", "label": p, "items": rows} for (t, p), rows in sorted(groups.items())]
     words = [[title(m, report), meaning] for m, (*_, meaning) in METRICS.items()]
     words.append(["slope per bucket", "change from one length to the next, by least squares"])
     page = {"title": "How good, how long", "notes": report["notes"], "warnings": report["warnings"]}
     page |= {"lead": sentences(report), "charts": charts_of(report), "tables": tables_of(report)}
-    return page | {"words": words, "reader": {"title": "The stories", "groups": parts}}
+    reader = {"title": "The stories", "groups": parts, "titles": {d.key: d.title for d in rubric.dimensions}}
+    return page | {"words": words, "reader": reader}
 
 
 @exits_cleanly
-def main(argv=None) -> int:
+def main(argv=None):
     p = parser(__doc__)
     p.add_argument("folder", type=Path, help="of an evaluation, under out/eval/")
     folder = p.parse_args(argv).folder
@@ -191,10 +171,10 @@ def main(argv=None) -> int:
         draw_chart(folder / f"{c['name']}.png", c)
     write_csv(folder / "report.csv", report)
     write_page(folder / "report.html", page)
-    print_report(report)
-    print(f"\n{folder}/report.html")
-    return 0
+    first, told = page["tables"][0], [*page["lead"], *(f"note: {warning}" for warning in page["warnings"])]
+    print(f"{first['title']}: {first['caption']}\n\n{markdown_table(first['columns'], first['rows'])}")
+    print(*told, f"{folder}/report.html", sep="\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,16 +9,16 @@ Reads config.json, metrics.jsonl and rollouts/ of each run and leaves report.htm
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from pathlib import Path
+from statistics import fmean
 
 import data
 import judge as judging
 from lib import files, metrics
 from lib.flags import exits_cleanly, parser
-from lib.pages import chart, marked, point, serve, table, write_page
+from lib.huggingface import read_json
+from lib.pages import chart, point, serve, table, write_page
 
 FIRST = {
     "reward/mean": "Reward",
@@ -30,20 +30,18 @@ FIRST = {
 GROUPS = {"reward": "Reward and its parts", "length": "Length", "truncated": "Length", "hri": "Reference row"}
 GROUPS |= {"deviation": "Deviation", "judge": "Judge", "watch": "Watch judge", "seconds": "Speed"}
 GROUPS |= {"mismatch": "Sampler against trainer", "rollout": "Speed", "train": "Speed"}
-PAGE_BYTES = 40_000_000  # of stories; a browser opens more, but not on a phone
-TITLES = {d.key: d.title for d in judging.RUBRIC.dimensions}
+PAGE_BYTES = 20_000_000  # of stories; a browser opens more, but not on a phone
 
 
 def read_run(folder: Path) -> tuple[list[dict], dict]:
     """(finished steps, config). FileNotFoundError, ValueError: this is not a training run, or not yet."""
-    steps, config = metrics.read(folder / "metrics.jsonl"), folder / "config.json"
-    if not steps:
+    if not (steps := metrics.read(folder / "metrics.jsonl")):
         raise ValueError(f"{folder / 'metrics.jsonl'} has no finished step yet; look again in a while")
-    return steps, json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return steps, read_json(folder / "config.json")
 
 
 def curves_of(runs: dict[str, tuple]) -> dict[str, dict[str, list]]:
-    """{metric: {run: points}} of what is a finite number."""
+    """{metric: {run: points}} of what is a finite number; FIRST comes first."""
     curves = {name: {} for name in FIRST}
     for run, (steps, _) in runs.items():
         for m in steps:
@@ -58,32 +56,30 @@ def charts_of(curves: dict, titles: dict[str, str]) -> tuple[list[dict], list[li
     charts, still = [], []
     for name, series in curves.items():
         values = {p["y"] for points in series.values() for p in points}
-        if len(values) > 1:
-            more = {"group": None if name in FIRST else GROUPS.get(name.partition("/")[0], "Update")}
-            more["exact"] = name == "judge/failed"  # counts are not smoothed
-            charts.append(chart(name, titles.get(name, name), "step", series, **more))
-        else:
+        if len(values) == 1:
             still.append([name, f"{values.pop():.4g}"])
+            continue
+        group = None if name in FIRST else GROUPS.get(name.partition("/")[0], "Update")
+        exact = name == "judge/failed"  # counts are not smoothed
+        charts.append(chart(name, titles.get(name, name), "step", series, group=group, exact=exact))
     return charts, still
 
 
 def cards_of(curves: dict, titles: dict[str, str]) -> list[dict]:
-    """The four figures that matter first. First and last five steps only where there are ten."""
+    """The four figures that matter first: means of the first and last five steps where there are ten."""
     cards = []
-    for name, heading in titles.items():
+    for name in (name for name in titles if name in curves):
         values = []
-        for run, points in curves.get(name, {}).items():
+        for run, points in curves[name].items():
             y = [p["y"] for p in points]
-            start, end = (sum(part) / len(part) for part in (y[:5], y[-5:]))
-            long = len(y) >= 10
-            text, more = f"{end if long else y[-1]:.3g}", f"step {points[-1]['x']}"
             if name == "judge/failed":
                 text, more = f"{sum(y):,.0f}", f"in {len(y)} steps"
-            elif long:
-                more = f"from {start:.3g}"
+            elif len(y) < 10:
+                text, more = f"{y[-1]:.3g}", f"step {points[-1]['x']}"
+            else:
+                text, more = f"{fmean(y[-5:]):.3g}", f"from {fmean(y[:5]):.3g}"
             values.append({"name": run, "text": text, "more": more})
-        if values:
-            cards.append({"title": heading, "values": values})
+        cards.append({"title": titles[name], "values": values})
     return cards
 
 
@@ -92,37 +88,36 @@ def settings_tables(runs: dict[str, tuple]) -> list[dict]:
     names = dict.fromkeys(name for _, config in runs.values() for name in config)
     rows = [[name, *(str(config.get(name, "-")) for _, config in runs.values())] for name in names]
     differs = [row for row in rows if row[0] != "name" and len(set(row[1:])) > 1]
-    told = {"How the runs differ": (differs, None), "config.json": (rows, "Settings")}
-    return [table(title, ["setting", *runs], rows, fold=fold) for title, (rows, fold) in told.items() if rows]
+    shown = [table("How the runs differ", ["setting", *runs], differs)] if differs else []
+    return [*shown, table("config.json", ["setting", *runs], rows, fold="Settings")]
 
 
-def choose_steps(stories: dict[int, Path], asked: list[int], room: int) -> list[int]:
+def choose_steps(stories: dict[int, Path], asked: list[int]) -> list[int]:
     """The steps whose stories are shown: those asked for, else as many as a page holds, ends kept."""
     if missing := sorted(set(asked) - set(stories)):
         there = f"{min(stories, default='none')} to {max(stories, default='none')}"
         raise ValueError(f"there are no stories of step {missing[0]}; there are those of steps {there}")
-    total = sum(path.stat().st_size for path in stories.values())
-    if asked or total <= room:
-        return asked or sorted(stories)
-    keep, steps = max(2, int(len(stories) * room / total)), sorted(stories)
-    return sorted({steps[round(i * (len(steps) - 1) / (keep - 1))] for i in range(keep)})
+    steps, size = sorted(stories), sum(path.stat().st_size for path in stories.values())
+    if asked or size <= PAGE_BYTES:
+        return asked or steps
+    last = max(1, int(len(steps) * PAGE_BYTES / size) - 1)
+    return sorted({steps[i * (len(steps) - 1) // last] for i in range(last + 1)})
 
 
-def groups_of(path: Path, step: str, form: bool) -> list[dict]:
-    """The groups of one step, each sorted by advantage."""
+def groups_of(path: Path, step: str, quality: str) -> list[dict]:
+    """The groups of one step, each sorted by advantage. quality: what the judge measures."""
     by_prompt, groups = {}, []
     for e in data.read_episodes(path):
         by_prompt.setdefault(e.example.uid, []).append(e)
     for episodes in by_prompt.values():
         items = []
         for i, e in sorted(enumerate(episodes, 1), key=lambda pair: -(pair[1].advantage or 0.0)):
-            facts = {"advantage": None if e.advantage is None else round(e.advantage, 3)}
-            facts["reward"] = None if e.reward is None else round(e.reward, 3)
-            facts |= {"form" if k == "quality" and form else k: round(v, 3) for k, v in e.rewards.items()}
+            facts = {"advantage": e.advantage, "reward": e.reward, **e.rewards}
+            facts = {k.replace("quality", quality): v and round(v, 3) for k, v in facts.items()}
             facts |= {"words": data.words(e.story), "asked": e.example.target_words}
             facts["ended"] = "by itself" if e.finished else "cut"
             label = reference(e.example) if e.is_human else f"policy, story {i}"
-            items.append(marked(label, e.story, facts, e.verdict, TITLES))
+            items.append({"label": label, "text": e.story, "facts": facts, "verdict": e.verdict})
         groups.append({"step": step, "label": episodes[0].example.prompt, "items": items})
     return groups
 
@@ -133,11 +128,12 @@ def reference(example: data.Example) -> str:
     return f"reference, human: {parts[1]}" if len(parts) == 3 and parts[1] else "reference"
 
 
-def page_of(folders: list[Path], asked: list[int], room: int | None = None) -> dict:
+def page_of(folders: list[Path], asked: list[int]) -> dict:
     """The data of lib/page.html for one run or several."""
     runs = {folder.name: read_run(folder) for folder in folders}
     curves, titles = curves_of(runs), dict(FIRST)
-    if all(config.get("judge") == "offline" for _, config in runs.values()):
+    measured = {k: "form" if c.get("judge") == "offline" else "quality" for k, (_, c) in runs.items()}
+    if "quality" not in measured.values():
         titles["reward/quality"] = "Form, not quality / 100"  # what the offline judge measures
     charts, still = charts_of(curves, titles)
     notes = [f"{k}: {len(m)} steps, {m[0]['step']} to {m[-1]['step']}" for k, (m, _) in runs.items()]
@@ -145,17 +141,18 @@ def page_of(folders: list[Path], asked: list[int], room: int | None = None) -> d
         notes.append("large figures: means of the last five steps, from those of the first five")
     groups, tables = [], settings_tables(runs)
     for folder in folders:
-        stories = {int(p.stem[5:]): p for p in sorted((folder / "rollouts").glob("step_*.jsonl"))}
-        shown, form = choose_steps(stories, asked, room or PAGE_BYTES), runs[folder.name][1].get("judge")
+        stories = {int(p.stem[5:]): p for p in (folder / "rollouts").glob("step_*.jsonl")}
+        shown = choose_steps(stories, asked)
         for step in shown:
             where = f"step {step}" if len(folders) == 1 else f"{folder.name}, step {step}"
-            groups += groups_of(stories[step], where, form == "offline")
+            groups += groups_of(stories[step], where, measured[folder.name])
         if not asked and len(shown) < len(stories):
             few = f"stories of {len(shown)} of {len(stories)} steps of {folder.name}"
             notes.append(f"{few}, to keep this page small; --steps N shows others")
     if still:
         tables.append(table("Metrics", ["metric", "value"], still, fold="The same at every step"))
-    reader = {"title": "Groups, sorted by advantage", "groups": groups}
+    dimensions = {d.key: d.title for d in judging.RUBRIC.dimensions}
+    reader = {"title": "Groups, sorted by advantage", "groups": groups, "titles": dimensions}
     about = {"title": "Run " + " and ".join(runs), "notes": notes, "controls": True, "reader": reader}
     return about | {"cards": cards_of(curves, titles), "charts": charts, "tables": tables}
 
@@ -165,14 +162,14 @@ def follow(folders: list[Path], asked: list[int], port: int):
 
     def stamp() -> str:
         parts = [folder / name for folder in folders for name in ("metrics.jsonl", "config.json")]
-        return files.key_of([[str(p), p.stat().st_size if p.exists() else 0] for p in parts])
+        return files.key_of([p.stat().st_size if p.exists() else 0 for p in parts])
 
     def make() -> dict:
         try:
-            return page_of(folders, asked, PAGE_BYTES // 10)
+            return page_of(folders, asked)
         except (ValueError, OSError) as error:
-            runs = " and ".join(folder.name for folder in folders)
-            return {"title": f"Run {runs}", "notes": ["waiting"], "warnings": [str(error)]}
+            title = "Run " + " and ".join(folder.name for folder in folders)
+            return {"title": title, "notes": ["waiting"], "warnings": [str(error)]}
 
     with serve(stamp, make, port) as server:
         print(f"http://127.0.0.1:{server.server_port}/ (this machine alone; Ctrl-C ends)", flush=True)
@@ -180,7 +177,7 @@ def follow(folders: list[Path], asked: list[int], port: int):
 
 
 @exits_cleanly
-def main(argv=None) -> int:
+def main(argv=None):
     p = parser(__doc__, "watch")
     p.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="such as out/tiny")
     more = "whose stories to show (default: all that fit on a page)"
@@ -192,11 +189,10 @@ def main(argv=None) -> int:
         raise ValueError("two runs have one name; a run goes by the name of its folder")
     if args.follow:
         follow(args.runs, args.steps, args.port)
-        return 0
-    write_page(args.runs[0] / "report.html", page_of(args.runs, args.steps))
-    print(args.runs[0] / "report.html")
-    return 0
+    else:
+        write_page(args.runs[0] / "report.html", page_of(args.runs, args.steps))
+        print(args.runs[0] / "report.html")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lib import stats
+from scripts import calibrate
 from scripts.blind import make
 from scripts.blind.__main__ import main as start
 
@@ -21,7 +22,7 @@ TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.t
 def run(argv) -> int:
     """The code with which `python -m scripts.blind` ends."""
     try:
-        return start(argv)
+        return start(argv) or 0
     except SystemExit as end:
         return end.code
 
@@ -208,6 +209,28 @@ def test_sets_of_three_models(tmp_path):
     assert {d: real.count(d) for d in real} == {("one", "two"): 6, ("one", "three"): 6, ("two", "three"): 6}
     items = page_data(tmp_path / "s/x.html")["items"]
     assert all(len(i["A"]) == len(i["B"]) == 2 for i in items)
+    _, report = reported(tmp_path / "s", answer(tmp_path / "s/1.json", key, "x", lambda pair, item: "A"))
+    texts = {item["id"]: {*item["A"], *item["B"]} for item in items}
+    asked = calibrate.read_pairs(str(tmp_path / "s/report.json"), [f"{f.stem}={f}" for f in files])
+    for said, row in zip(report["judgements"], asked):  # `judge.py agree` reads the very stories of each side
+        assert all(text in row["story_1"] + row["story_2"] for text in texts[said["pair"]])
+
+
+def test_half_a_character_pair_does_not_break_the_hashes(tmp_path):
+    files = [stories(tmp_path / f"{n}.jsonl", prompts=2, text="\ud800") for n in ("one", "two")]
+    assert run(["make", *map(str, files), *arguments(tmp_path / "s", 2, more="--checks 0")]) == 0
+    key = json.loads((tmp_path / "s/key.json").read_text())
+    assert make.digest(page_data(tmp_path / "s/x.html")["items"]) == key["pages"]["x"]["sha256"]
+    assert reported(tmp_path / "s", answer(tmp_path / "s/1.json", key, "x", prefer("two")))[0] == 0
+
+
+def test_any_prefix_of_the_prompts_covers_the_lengths():
+    prompts = {f"u{i}": {"target_words": (300, 900, 1500, 3000)[i % 4]} for i in range(40)}
+    order = make.spread(prompts, random.Random(0))
+    assert sorted(order) == sorted(prompts)
+    for n in range(4, 41, 4):
+        lengths = [prompts[uid]["target_words"] for uid in order[:n]]
+        assert [lengths.count(t) for t in (300, 900, 1500, 3000)] == [n // 4] * 4
 
 
 NEW = '{"uid": "new", "prompt": "p", "target_words": 9, "story": "%s"}'
@@ -221,7 +244,6 @@ NEW = '{"uid": "new", "prompt": "p", "target_words": 9, "story": "%s"}'
         ('{"uid": "u0", "prompt": "p"}', "line 15: 'target_words' is missing"),
         (NEW % " \\n", "the story of new is empty in the file of one"),
         ('{"uid": "u0", "prompt": "other", "target_words": 300, "story": "s"}', "uid u0 had another prompt"),
-        (NEW % "\\ud800", "line 15: half of a character pair"),
         (NEW % "s", "answer different prompts: 1 uids"),
     ],
 )
@@ -267,7 +289,7 @@ def test_models_with_other_prompts_or_one_name_are_refused(tmp_path, capsys):
 
 def test_a_key_is_never_overwritten_and_a_signed_story_is_noted(study, capsys):
     out, _ = study(text=" Written by Zephyr-Base.")
-    assert f"'{BASE}', a model's name, stands in" in capsys.readouterr().out
+    assert f"'{BASE}', a model's name, is in" in capsys.readouterr().out
     before = (out / "key.json").read_bytes()
     assert run(["make", "a", "b", "--out", str(out), "--annotators", "x"]) == 2
     assert "choose another --out" in capsys.readouterr().err and (out / "key.json").read_bytes() == before
@@ -276,7 +298,7 @@ def test_a_key_is_never_overwritten_and_a_signed_story_is_noted(study, capsys):
 # ---- report
 
 
-def test_report_of_two_annotators(study, capsys):
+def test_report_of_two_annotators(study, tmp_path, capsys):
     out, key = study(pairs=12)
     uids = sorted({p["uid"] for p in key["pairs"].values() if not p["check"]})
     one = answer(out / "1.json", key, "ann1", prefer(TUNED, uids[:3]))
@@ -294,7 +316,7 @@ def test_report_of_two_annotators(study, capsys):
         "p": pytest.approx(2 / 2**11),
     }
     assert sum(b["judgements"] for b in c["by_length"].values()) == 24
-    assert list(c["by_length"]) == ["1-500", "501-1000", "1001-2000", "2001-4000"]
+    assert list(c["by_length"]) == ["300", "900", "1,500", "3,000"]
     labels = [[0.5 if u in uids[:3] else 0.0 for u in uids], [0.5 if u in uids[2:4] else 0.0 for u in uids]]
     [kappa] = report["agreement"]["cohen"]
     assert kappa["kappa"] == pytest.approx(stats.cohen(*labels)) and kappa["pairs"] == 12
@@ -305,7 +327,11 @@ def test_report_of_two_annotators(study, capsys):
     assert report["judgements"][0]["reason"] == "because “é” 🦘" and report["ratings"] == {}
     out = capsys.readouterr().out
     assert any("only 12 prompts" in w for w in report["warnings"]) and "win rate in %: 10.4 [" in out
-    assert re.search(rf"ann1 and ann2, Cohen's kappa +12 +{kappa['kappa']:.2f}\n", out) and "warning: " in out
+    assert f"| ann1 and ann2, Cohen's kappa | 12 | {kappa['kappa']:.2f} |\n" in out and "warning: " in out
+    files = [f"{m}={tmp_path / m}.jsonl" for m in (BASE, TUNED)]  # `judge.py agree --pairs` reads it
+    preferred = [row["preferred"] for row in calibrate.read_pairs(str(tmp_path / "study/report.json"), files)]
+    assert (preferred.count("2"), preferred.count("tie")) == (19, 5)
+    assert len(report["checks"]) == 4 and all(row["check_passed"] for row in report["checks"])
 
 
 def test_a_prompt_at_several_lengths_is_one_prompt(tmp_path):
@@ -337,7 +363,7 @@ def test_ratings_of_sets_go_to_the_right_model(study):
     assert found == {BASE: {"quality": 4, "diversity": 1}, TUNED: {"quality": 2, "diversity": 5}}
     apart = report["comparisons"][0]["rating_difference"]
     assert {s: f["mean"] for s, f in apart.items()} == {"quality": 2, "diversity": -4}
-    assert report["ratings_by_length"]["1-500"][BASE]["quality"]["prompts"] == 2
+    assert report["ratings_by_length"]["300"][BASE]["quality"]["prompts"] == 2
     assert report["absent"] == ["ann2"] and any("no answers from ann2" in w for w in report["warnings"])
 
 
@@ -525,7 +551,7 @@ def test_results_have_a_page(study, browser):
     text = browser.find_element("id", "main").text
     said = f"win rate in %: 0.0 [0.0, 0.0], n = 12 prompts; readers prefer {TUNED}."
     assert f"{BASE} against {TUNED}, {said}" in text
-    assert "1-500" in text and "Cohen's kappa" in text and "2 of 2" in text
+    assert "3,000" in text and "Cohen's kappa" in text and "2 of 2" in text
     assert browser.find_elements("css selector", "figure svg circle")
     assert browser.execute_script("return window.trapped") is None
     quiet(browser)

@@ -214,7 +214,8 @@ def test_a_blinded_study_feeds_it_directly(tmp_path, capsys):
         rows = [{"uid": f"u{i}", "prompt": f"Write {i}.", "story": f"A {name} story {i}."} for i in range(4)]
         stories.append(f"{name}={write(tmp_path / f'{name}.jsonl', rows)}")
     winners = ["trained", "base", None, "trained"]
-    said = [{"uid": f"u{i}", "models": ["base", "trained"], "winner": w} for i, w in enumerate(winners)]
+    chosen = {"models": ["base", "trained"], "stories": {"base": [0], "trained": [0]}}
+    said = [{"uid": f"u{i}", **chosen, "winner": w} for i, w in enumerate(winners)]
     (tmp_path / "report.json").write_text(json.dumps({"judgements": said}))
     calibrate.main(["agree", "--modes", "story", "--pairs", str(tmp_path / "report.json"), *stories])
     assert "3 pairs of 3 prompts; 1 ties of people left out" in capsys.readouterr().out
@@ -292,7 +293,7 @@ def test_eval_prints_contradictions_per_1000_words_by_requested_length(tmp_path,
     rates = {n: 1000 * count / words[n] for n, count in {100: 1, 200: 2}.items()}
     assert [figures[str(n)]["mean"] for n in rates] == pytest.approx(list(rates.values()))
     assert "contradictions per 1,000 words" in out
-    printed = dict(re.findall(r"^ +(100|200) .* ([\d.]+) \[[\d., ]+\]$", out, re.M))
+    printed = dict(re.findall(r"^\| writer \| (100|200) .* ([\d.]+) \[[\d., ]+\] \|$", out, re.M))
     assert printed == {str(n): f"{rate:.1f}" for n, rate in rates.items()}
     found = [x["verdict"] for x in lines if "verdict" in x]
     assert {(v["scores"]["N1"], v["scores"]["N3"]) for v in found} == {(1, 0), (1, 1)} and len(found) == 6

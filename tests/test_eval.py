@@ -19,7 +19,7 @@ import data
 import eval as evaluation
 import judge as judging
 from launch import SMALL, base
-from lib import endpoint, files, stats, sweep, text
+from lib import endpoint, files, sweep, text
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.trapped = 1'><b>bold</b>"
@@ -67,7 +67,7 @@ def prompts(path, n=6, text=""):
 def code(main, argv) -> int:
     """What a program ends with."""
     try:
-        return main(argv)
+        return main(argv) or 0
     except SystemExit as end:
         return end.code
 
@@ -128,8 +128,7 @@ def test_length_score_by_hand():
 # ---- statistics against independent computations
 
 
-def test_bootstrap_covers_95_percent_in_simulation(monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 800)
+def test_bootstrap_covers_95_percent_in_simulation():
     rng, hits, runs = np.random.default_rng(1), 0, 500
     for _ in range(runs):  # 60 prompts with an effect of their own
         rows = [{"unit": u, "target": 100, "quality": x} for u, x in enumerate(rng.normal(10, 5, 60))]

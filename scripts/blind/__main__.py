@@ -18,17 +18,14 @@ that it was not edited in passing. They do not stop a forger, who can compute th
 
 from __future__ import annotations
 
-import sys
-
-from lib import flags
-from lib.flags import exits_cleanly
+from lib.flags import exits_cleanly, parser
 from scripts.blind import make, report
 
 
 @exits_cleanly
-def main(argv=None) -> int:
-    parser = flags.parser(__doc__)
-    commands = parser.add_subparsers(required=True)
+def main(argv=None):
+    p = parser(__doc__)
+    commands = p.add_subparsers(required=True)
     sub = commands.add_parser("make", help="stories of models -> a page per annotator and key.json")
     sub.set_defaults(run=make.make)
     add = sub.add_argument
@@ -48,10 +45,9 @@ def main(argv=None) -> int:
     add("--key", required=True)
     more = "the figures, and a page of them beside it (%(default)s)"
     add("--out", default="out/blind/report.json", help=more)
-    args = parser.parse_args(argv)
+    args = p.parse_args(argv)
     args.run(args)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

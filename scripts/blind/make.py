@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import bisect
 import hashlib
 import json
 import random
 import re
-from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
 from lib import files, sets
 from lib.pages import write_page
+from lib.sweep import buckets_of
 
 PAGE = Path(__file__).with_name("page.html")
-EDGES = (500, 1000, 2000, 4000, 6000, 8000, 12000)  # upper ends of the length buckets, in requested words
 CHOICES = {"A": "“A is better”", "tie": "“Tie”", "B": "“B is better”"}
 READING = 240  # words per minute; careful reading of fiction
 
 
 def digest(value) -> str:
-    """SHA-256 of compact JSON, equal to that of the page's JSON.stringify: integers, text, lists, objects."""
+    """SHA-256 of compact JSON, equal to that of the page's JSON.stringify: integers, text, lists, objects.
+
+    Half a surrogate pair becomes a question mark, as in the files."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
-def bucket(target_words: int) -> str:
-    place = bisect.bisect_left(EDGES, target_words)
-    return f"{[0, *EDGES][place] + 1}-{EDGES[place]}" if place < len(EDGES) else f"over {EDGES[-1]}"
+def by_length(rows: list[dict]) -> dict[str, list[dict]]:
+    """{length bucket, the shortest first: the rows that ask for it}."""
+    piles = {}
+    for label, low, up in buckets_of([row["target_words"] for row in rows]):
+        piles[label] = [row for row in rows if low < row["target_words"] <= up]
+    return piles
 
 
 def unit(prompt: str) -> str:
@@ -39,11 +42,9 @@ def unit(prompt: str) -> str:
 
 def spread(prompts: dict[str, dict], rng: random.Random) -> list[str]:
     """Uids in random order, dealt in turn from the length buckets: any prefix covers the lengths evenly."""
-    piles = defaultdict(list)
-    for uid in rng.sample(sorted(prompts), len(prompts)):
-        piles[bucket(prompts[uid]["target_words"])].append(uid)
-    turn = {uid: place for pile in piles.values() for place, uid in enumerate(pile)}
-    return sorted(turn, key=lambda uid: turn[uid])
+    shuffled = [{"uid": uid, **prompts[uid]} for uid in rng.sample(sorted(prompts), len(prompts))]
+    turn = {row["uid"]: place for pile in by_length(shuffled).values() for place, row in enumerate(pile)}
+    return sorted(turn, key=turn.get)
 
 
 def plant(story: str, choice: str, rng: random.Random) -> str:
@@ -104,16 +105,8 @@ def lay_out(pairs: dict[str, dict], models, rng: random.Random) -> tuple[list[di
     return items, secret
 
 
-def refuse_empty(models: dict[str, dict]):
-    for name, prompts in models.items():
-        for uid, entry in prompts.items():
-            if not all(story.strip() for story in entry["stories"]):
-                more = "write it again, or take this uid out of every model's file"
-                raise ValueError(f"the story of {uid} is empty in the file of {name}; {more}")
-
-
 def check(args: argparse.Namespace, models: dict[str, dict]) -> int:
-    """-> stories per side. ValueError: settings that cannot work."""
+    """-> stories per side. ValueError: settings that cannot work, or a story without a word."""
     for name in args.annotators:
         good = re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) and args.annotators.count(name) == 1
         if not good or name in models:
@@ -121,6 +114,11 @@ def check(args: argparse.Namespace, models: dict[str, dict]) -> int:
             raise ValueError(f"--annotators {name}: {more}")
     if args.pairs < 1 or args.checks < 0 or (args.stories is not None and args.stories < 1):
         raise ValueError("--pairs and --stories must be at least 1, --checks at least 0")
+    for name, prompts in models.items():
+        for uid, entry in prompts.items():
+            if not all(story.strip() for story in entry["stories"]):
+                more = "write it again, or take this uid out of every model's file"
+                raise ValueError(f"the story of {uid} is empty in the file of {name}; {more}")
     fewest = min(len(entry["stories"]) for prompts in models.values() for entry in prompts.values())
     if (args.stories or 0) > fewest:
         raise ValueError(f"--stories {args.stories}: some model has only {fewest} for some prompt")
@@ -128,13 +126,12 @@ def check(args: argparse.Namespace, models: dict[str, dict]) -> int:
 
 
 def make(args: argparse.Namespace):
-    out = Path(args.out)
+    out, rng = Path(args.out), random.Random(args.seed)
     if (out / "key.json").exists():
         more = "its answers are worth nothing without it; choose another --out"
         raise ValueError(f"{out / 'key.json'} exists, and {more}")
     models, paths = sets.read_sets(args.stories_files)
-    refuse_empty(models)
-    n_stories, rng = check(args, models), random.Random(args.seed)
+    n_stories = check(args, models)
     consent = Path(args.consent).read_text(encoding="utf-8").strip() if args.consent else ""
     pairs = draw_pairs(models, args.pairs, args.checks, n_stories, rng)
     pages = {name: lay_out(pairs, models, rng) for name in args.annotators}
@@ -148,11 +145,9 @@ def make(args: argparse.Namespace):
         page = {"study": key["study"], "annotator": name, "items": items, "consent": consent}
         write_page(out / f"{name}.html", page, PAGE)
     hours = sum(p["words"] for p in pairs.values()) / READING / 60
-    print(
-        f"{len(args.annotators)} pages in {out}: {args.pairs} pairs and {args.checks} checks each, "
-        f"{n_stories} + {n_stories} stories per pair, {hours:.1f} h of reading at {READING} words a minute\n"
-        f"hand out the .html files only; {out / 'key.json'} stays with you"
-    )
+    each = f"{args.pairs} pairs and {args.checks} checks each, {n_stories} + {n_stories} stories per pair"
+    print(f"{len(pages)} pages in {out}: {each}, {hours:.1f} h of reading at {READING} words per minute")
+    print(f"hand out the .html files only; {out / 'key.json'} stays with you")
     warn_of_names(models, pages)
 
 
@@ -163,5 +158,5 @@ def warn_of_names(models: dict[str, dict], pages: dict[str, tuple]):
         texts |= {text for item in items for text in (item["prompt"], *item["A"], *item["B"])}
     for name in models:
         if signed := sum(bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.I)) for text in texts):
-            more = f"stands in {signed} of the texts; see whether it gives the model away"
+            more = f"is in {signed} of the texts; see whether it gives the model away"
             print(f"warning: {name!r}, a model's name, {more}")

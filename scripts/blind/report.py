@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
-
-import numpy as np
+from statistics import median
 
 from lib import files
-from lib.pages import chart, estimate, point, table, text_table, write_page
-from lib.stats import bootstrap, cohen, krippendorff, sign_test
+from lib.pages import chart, estimate, markdown_table, point, table, write_page
+from lib.stats import bootstrap, cohen, krippendorff, mean, sign_test
 from lib.sweep import FEW
-from scripts.blind.make import CHOICES, READING, bucket, digest
+from scripts.blind.make import CHOICES, READING, by_length, digest
 
 SCALES = ("quality", "diversity")
 HANDED = "give the file that the page downloaded"
 
 
 def read_json(path: str) -> dict:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
@@ -75,11 +72,9 @@ def unblind(file: dict, key: dict) -> list[dict]:
         for side, m in sides.items():
             given = {s: f"{side}_{s}" for s in SCALES}
             ratings[m] = {s: a["ratings"][name] for s, name in given.items() if name in a["ratings"]}
-        row = {"annotator": file["annotator"], "pair": a["id"]}
-        row |= {k: pair[k] for k in ("uid", "unit", "target_words", "words", "models")}
-        row |= {"sides": sides, "choice": a["choice"], "winner": winner}
-        row |= {"score": 0.5 if winner is None else float(winner == pair["models"][0]), "ratings": ratings}
-        row |= {"reason": a["reason"], "seconds": a["ms"] / 1000}
+        row = {"annotator": file["annotator"], "pair": a["id"], **pair, "sides": sides, "ratings": ratings}
+        row |= {"choice": a["choice"], "winner": winner, "reason": a["reason"], "seconds": a["ms"] / 1000}
+        row["score"] = 0.5 if winner is None else float(winner == pair["models"][0])
         rows.append(row | {"check_passed": a["choice"] == item["expected"] if pair["check"] else None})
     return rows
 
@@ -92,27 +87,20 @@ def by_prompt(rows: list[dict], value) -> dict[str, list[float]]:
     return groups
 
 
-def by_length(rows: list[dict], figures) -> dict:
-    """{length bucket, the shortest first: figures of its rows}."""
-    piles = defaultdict(list)
-    for r in sorted(rows, key=lambda r: r["target_words"]):
-        piles[bucket(r["target_words"])].append(r)
-    return {b: figures(pile) for b, pile in piles.items()}
-
-
 def compare(rows: list[dict]) -> dict:
     """Figures of one pair of models; the sign test takes each prompt once, by the sum of its votes."""
     first, second = rows[0]["models"]
     scores = by_prompt(rows, lambda r: r["score"])
-    votes = Counter(int(np.sign(sum(s - 0.5 for s in prompt))) for prompt in scores.values())
+    votes = [sum(prompt) - len(prompt) / 2 for prompt in scores.values()]
     gaps = {}
     for s in SCALES:
         both = [r for r in rows if all(s in r["ratings"][m] for m in (first, second))]
         if values := by_prompt(both, lambda r, s=s: r["ratings"][first][s] - r["ratings"][second][s]):
             gaps[s] = bootstrap(values)
+    won, lost = sum(vote > 0 for vote in votes), sum(vote < 0 for vote in votes)
+    signs = {"prompts_won": won, "prompts_tied": votes.count(0), "prompts_lost": lost}
+    signs |= {"p": sign_test(won, lost)}
     won, tied, lost = (sum(r["score"] == score for r in rows) for score in (1, 0.5, 0))
-    signs = {"prompts_won": votes[1], "prompts_tied": votes[0], "prompts_lost": votes[-1]}
-    signs |= {"p": sign_test(votes[1], votes[-1])}
     found = {"judgements": len(rows), "won": won, "tied": tied, "lost": lost, "win_rate": bootstrap(scores)}
     return found | {"sign_test": signs, "rating_difference": gaps}
 
@@ -129,61 +117,59 @@ def rate(rows: list[dict]) -> dict:
 
 def agree(rows: list[dict]) -> dict:
     """Agreement on who won (by model, not by side) and on the ratings, where several annotators answered."""
-    label = {(r["annotator"], r["pair"]): r["score"] for r in rows}
-    units, rated = defaultdict(list), {scale: defaultdict(list) for scale in SCALES}
+    votes, rated = defaultdict(dict), {scale: defaultdict(list) for scale in SCALES}
     for r in rows:
-        units[r["pair"]].append(r["score"])
+        votes[r["pair"]][r["annotator"]] = r["score"]
         for model, ratings in r["ratings"].items():
             for scale, value in ratings.items():
                 rated[scale][r["pair"], model].append(value)
     kappas = []
     for one, two in combinations(sorted({r["annotator"] for r in rows}), 2):
-        shared = [p for p in units if (one, p) in label and (two, p) in label]
-        a, b = [label[one, p] for p in shared], [label[two, p] for p in shared]
-        agreed = sum(x == y for x, y in zip(a, b)) / len(shared) if shared else None
-        about = {"annotators": [one, two], "pairs": len(shared)}
-        kappas.append(about | {"kappa": cohen(a, b), "agreed": agreed})
+        both = [said for said in votes.values() if {one, two} <= said.keys()]
+        kappa = cohen([said[one] for said in both], [said[two] for said in both])
+        agreed = mean(said[one] == said[two] for said in both)
+        kappas.append({"annotators": [one, two], "pairs": len(both), "kappa": kappa, "agreed": agreed})
     alphas = {s: krippendorff(list(v.values()), interval=True) for s, v in rated.items() if v}
-    alpha = krippendorff(list(units.values()))
+    alpha = krippendorff([list(said.values()) for said in votes.values()])
     return {"cohen": kappas, "krippendorff_alpha": alpha, "krippendorff_alpha_ratings": alphas}
 
 
-def describe(rows: list[dict], page: dict, pairs: dict[str, dict]) -> dict:
+def describe(rows: list[dict], pairs: dict[str, dict]) -> dict:
     """How one annotator worked: share answered, checks passed, leaning to a side, time and speed."""
-    real, checks = ([r for r in rows if pairs[r["pair"]]["check"] == check] for check in (False, True))
+    real, checks = ([r for r in rows if r["check"] == check] for check in (False, True))
     asked = sum(pair["check"] for pair in pairs.values())
     sided = [r["choice"] for r in real if r["choice"] != "tie"]
     speeds = [60 * r["words"] / r["seconds"] for r in real if r["seconds"]]
     return {
         "answered": len(real),
-        "of": len(page["items"]) - asked,
+        "of": len(pairs) - asked,
         "checks_passed": sum(r["check_passed"] for r in checks),
         "checks_answered": len(checks),
         "checks_of": asked,
         "chose_side_A": sided.count("A") / len(sided) if sided else None,
-        "median_seconds": float(np.median([r["seconds"] for r in real])) if real else None,
-        "median_words_a_minute": float(np.median(speeds)) if speeds else None,
+        "median_seconds": median(r["seconds"] for r in real) if real else None,
+        "median_words_a_minute": median(speeds) if speeds else None,
     }
 
 
 def report(key: dict, answers: list[dict]) -> dict:
     rows = [row for file in answers for row in unblind(file, key)]
-    real = [row for row in rows if row["check_passed"] is None]
+    real = [row for row in rows if not row["check"]]
     if not real:
         raise ValueError("none of the files answers a single pair; nothing to report")
-    annotators = {}
+    annotators, comparisons = {}, []
     for name in (file["annotator"] for file in answers):
-        own = [r for r in rows if r["annotator"] == name]
-        annotators[name] = describe(own, key["pages"][name], key["pairs"])
-    comparisons = []
+        annotators[name] = describe([r for r in rows if r["annotator"] == name], key["pairs"])
     for duel in combinations(key["models"], 2):
         if mine := [r for r in real if r["models"] == list(duel)]:
-            lengths = by_length(mine, compare)
+            lengths = {length: compare(part) for length, part in by_length(mine).items()}
             comparisons.append({"models": list(duel), **compare(mine), "by_length": lengths})
     result = {"study": key["study"], "annotators": annotators}
     result |= {"absent": sorted(key["pages"].keys() - annotators.keys()), "comparisons": comparisons}
-    result |= {"ratings": rate(real), "ratings_by_length": by_length(real, rate), "agreement": agree(real)}
-    return {**result, "warnings": warn(result), "judgements": rows}
+    rated = {length: rate(part) for length, part in by_length(real).items()}
+    result |= {"ratings": rate(real), "ratings_by_length": rated, "agreement": agree(real)}
+    checks = [row for row in rows if row["check"]]
+    return {**result, "warnings": warn(result), "judgements": real, "checks": checks}
 
 
 def warn(result: dict) -> list[str]:
@@ -192,12 +178,11 @@ def warn(result: dict) -> list[str]:
     for name, a in result["annotators"].items():
         passed, checks, speed = a["checks_passed"], a["checks_answered"], a["median_words_a_minute"] or 0
         if a["answered"] < a["of"]:
-            of = f"{a['answered']} of {a['of']} pairs"
-            notes.append(f"{name} answered {of}; the rest is missing, not tied")
+            notes.append(f"{name} answered {a['answered']} of {a['of']} pairs; the rest is missing, not tied")
         if passed < checks:
             notes.append(f"{name} passed only {passed} of {checks} answered attention checks")
         if speed > 3 * READING:
-            notes.append(f"{name} took {speed:.0f} words a minute (median): too fast to have read them")
+            notes.append(f"{name} took {speed:.0f} words per minute (median): too fast to have read them")
     for c in result["comparisons"]:
         duel, win = " against ".join(c["models"]), c["win_rate"]
         if win["prompts"] < FEW:
@@ -215,9 +200,8 @@ def figure(f: dict, scale: float = 1.0) -> str:
 def show(page: dict) -> str:
     """The page's sentences, tables and warnings for the terminal."""
     tables = [t for t in page["tables"] if "fold" not in t]
-    told = [f"{t['title']}\n{text_table([t['columns'], *t['rows']])}" for t in tables]
-    warnings = [f"warning: {note}" for note in page["warnings"]]
-    return "\n\n".join(["\n".join(page["lead"]), *told, *warnings])
+    told = [f"{t['title']}\n\n{markdown_table(t['columns'], t['rows'])}" for t in tables]
+    return "\n".join([*page["lead"], "", *told, *(f"warning: {note}" for note in page["warnings"])])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -246,12 +230,11 @@ def win_chart(c: dict) -> dict:
 
 def page_of(result: dict) -> dict:
     """The data of lib/page.html: win rates with intervals, by length, agreement, how each reader worked."""
-    wins, sizes = [], ["all", *dict.fromkeys(b for c in result["comparisons"] for b in c["by_length"])]
+    wins = []
     for c in result["comparisons"]:
-        for size, f in zip(sizes, [c, *(c["by_length"].get(b) for b in sizes[1:])]):
-            if f:
-                p, counts = f"{f['sign_test']['p']:.3g}", [f["won"], f["tied"], f["lost"]]
-                wins.append([" against ".join(c["models"]), size, figure(f["win_rate"], 100), *counts, p])
+        for length, f in {"all": c, **c["by_length"]}.items():
+            p, counts = f"{f['sign_test']['p']:.3g}", [f["won"], f["tied"], f["lost"]]
+            wins.append([" against ".join(c["models"]), length, figure(f["win_rate"], 100), *counts, p])
     columns = ["models", "words requested", "win rate in %", "won", "tied", "lost", "sign test p"]
     tables = [table("Win rates", columns, wins, caption="[95 % interval over prompts]")]
     agreed = result["agreement"]
@@ -269,7 +252,7 @@ def page_of(result: dict) -> dict:
         pairs, checks = f"{a['answered']} of {a['of']}", f"{a['checks_passed']} of {a['checks_answered']}"
         speed = a["median_words_a_minute"]
         rows.append([name, pairs, checks, known(a["chose_side_A"]), f"{speed:.0f}" if speed else "-"])
-    columns = ["reader", "pairs answered", "checks passed", "share that chose A", "words a minute"]
+    columns = ["reader", "pairs answered", "checks passed", "share that chose A", "words per minute"]
     tables.append(table("Readers", columns, rows))
     rows = [[j["annotator"], j["winner"] or "tie", j["reason"]] for j in result["judgements"] if j["reason"]]
     if rows:
