@@ -65,9 +65,7 @@ def test_scripts_say_what_they_do(script):
     assert text.startswith(f"usage: python -m scripts.{script[:-3]} ") and len(text.splitlines()) > 5
 
 
-@pytest.mark.parametrize(
-    "command", ["train.py", "eval.py", "eval.py watch", "rollout.py", "judge.py", "deviation.py"]
-)
+@pytest.mark.parametrize("command", ["train.py", "eval.py", "eval.py watch", "rollout.py", "judge.py"])
 def test_help_names_the_program_as_it_was_called(command):
     assert help_of(tuple(command.split())).startswith(f"usage: {command} ")
 
