@@ -69,16 +69,21 @@ class ModelConfig:
         text = config.get("text_config", config)
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
         kind, rope_type = text.get("model_type", config.get("model_type")), rope.get("rope_type", "default")
-        if kind not in ("qwen3_5", "qwen3_5_text"):
-            raise ValueError(f"config.json has model_type {kind!r}, not qwen3_5 or qwen3_5_text; {RELEASED}")
-        if rope_type != "default":
-            raise ValueError(
-                f"config.json has rope_type {rope_type!r}; only plain RoPE works here; {RELEASED}"
-            )
         n, interval = text.get("num_hidden_layers", 0), text.get("full_attention_interval", 4)
         usual = ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(n)]
-        values = {"layer_types": usual, "max_position_embeddings": 262144, "partial_rotary_factor": 0.25}
-        values |= text | rope
+        types = text.get("layer_types") or usual
+        for is_wrong, why in (
+            (kind not in ("qwen3_5", "qwen3_5_text"), f"model_type {kind!r}, not qwen3_5 or qwen3_5_text"),
+            (rope_type != "default", f"rope_type {rope_type!r}; only plain RoPE works here"),
+            (len(types) != n, f"num_hidden_layers {n} but {len(types)} layer_types"),
+            (not set(types) <= set(usual), f"layer_types other than {sorted(set(usual))}"),
+            (text.get("attention_bias"), "attention_bias, which no released Qwen3.5 has"),
+            (text.get("hidden_act", "silu") != "silu", f"hidden_act {text.get('hidden_act')!r}, not silu"),
+        ):
+            if is_wrong:
+                raise ValueError(f"config.json has {why}; {RELEASED}")
+        values = {"max_position_embeddings": 262144, "partial_rotary_factor": 0.25}
+        values |= text | rope | {"layer_types": types}
         values["tie_word_embeddings"] = config.get(
             "tie_word_embeddings", values.get("tie_word_embeddings", False)
         )
