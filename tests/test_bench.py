@@ -84,7 +84,7 @@ def test_bad_requests_end_in_one_sentence(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("no marks\n")
     out = tmp_path / "out"
-    assert "choose one of" in refused(capsys, "--only", "magic", "--out", out)
+    assert "choose some of" in refused(capsys, "--only", "magic", "--out", out)
     assert "at least 1" in refused(capsys, "--pairs", 0, "--out", out)
     assert "put them back" in refused(capsys, "--only", "agreement", "--out", out, "--page", page)
     assert "none.md" in refused(capsys, "--only", "agreement", "--out", out, "--page", tmp_path / "none.md")
