@@ -311,7 +311,7 @@ class Settings(Sampling):
     seed: int = opt(0, "the same seed writes the same story")
     max_new_tokens: int = opt(0, "cut there; 0: ample for --words", low=0)
     thinking: Literal["auto", "on", "off"] = opt("auto", "auto: as the checkpoint was trained")
-    temperature: float = opt(0.7, "0 is greedy", low=0)
+    temperature: float = opt(0.7, "0 is greedy", "sampling", low=0)
     min_p: float = opt(0.05, "least share of the likeliest token's probability; 0: off", low=0, high=1)
 
 
