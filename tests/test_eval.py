@@ -589,7 +589,7 @@ def completion(content, finish="stop", **message):
 def test_all_sampling_is_sent_and_thinking_is_a_template_argument(tmp_path):
     ended, rows, [body] = answers(tmp_path, completion("A story."), "--thinking", "off")
     assert ended == 0 and [r["story"] for r in rows] == ["A story."]
-    usual = {"temperature": 0.8, "top_p": 0.95, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    usual = {"temperature": 0.7, "top_p": 0.95, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     assert {k: body[k] for k in evaluation.SAMPLING} == usual
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
     assert body["repeat_penalty"] == 1 and {name: body[name] for name in evaluation.LLAMA} == evaluation.LLAMA
