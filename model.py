@@ -72,11 +72,12 @@ class ModelConfig:
         n, interval = text.get("num_hidden_layers", 0), text.get("full_attention_interval", 4)
         usual = ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(n)]
         types = text.get("layer_types") or usual
+        other = set(types) - {"full_attention", "linear_attention"}
         for is_wrong, why in (
             (kind not in ("qwen3_5", "qwen3_5_text"), f"model_type {kind!r}, not qwen3_5 or qwen3_5_text"),
             (rope_type != "default", f"rope_type {rope_type!r}; only plain RoPE works here"),
             (len(types) != n, f"num_hidden_layers {n} but {len(types)} layer_types"),
-            (not set(types) <= set(usual), f"layer_types other than {sorted(set(usual))}"),
+            (other, f"layer_types {sorted(other)}; only full_attention and linear_attention work here"),
             (text.get("attention_bias"), "attention_bias, which no released Qwen3.5 has"),
             (text.get("hidden_act", "silu") != "silu", f"hidden_act {text.get('hidden_act')!r}, not silu"),
         ):

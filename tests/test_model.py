@@ -465,8 +465,10 @@ def test_tied_in_the_config_while_the_file_holds_a_head(folder, tmp_path, same):
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"layer_types": ["full_attention"]}, "has no place|lacks the tensor"),
-        ({"layer_types": ["sliding_attention"] * 5}, "has no place|lacks the tensor"),
+        ({"layer_types": ["full_attention"]}, "but 1 layer_types"),
+        ({"layer_types": ["sliding_attention"] * 5}, "sliding_attention"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"attention_bias": True}, "attention_bias"),
         ({"model_type": "llama"}, "model_type 'llama'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
         ({"rope_parameters": {}}, "rope_theta"),
