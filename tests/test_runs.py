@@ -186,13 +186,12 @@ def test_embedding_without_its_package_is_refused_before_the_first_call(go, caps
 
 
 def test_a_stale_sampler_is_noticed_at_once_and_stops_the_run(go, monkeypatch, capsys):
-    honest, calls = train.rollout.refresh, []
+    honest = train.rollout.replica
 
-    def once(replica, model):
-        calls.append(1)
-        return honest(replica, model) if len(calls) == 1 else replica
+    def once(model, dtype, last):
+        return last or honest(model, dtype)
 
-    monkeypatch.setattr(train.rollout, "refresh", once)
+    monkeypatch.setattr(train.rollout, "replica", once)
     run = go("--steps", 9, "--lr", "3e-2", code=1)
     err = "".join(capsys.readouterr())
     lines = metrics(run)
@@ -202,17 +201,18 @@ def test_a_stale_sampler_is_noticed_at_once_and_stops_the_run(go, monkeypatch, c
 
 
 def test_a_sampler_broken_from_the_start_is_noticed(go, monkeypatch, capsys):
-    honest = train.rollout.refresh
+    honest = train.rollout.replica
 
-    def other(replica, model):
+    def other(model, dtype, last):
         """The weights of another model, as if two names were exchanged."""
         broken = qwen.new(model.hf_config, seed=5)
         with torch.no_grad():
             for p in broken.parameters():
                 p *= 4 if p.dim() > 1 else 1
-        return honest(replica, broken)
+        broken.source = model.source
+        return honest(broken, dtype)
 
-    monkeypatch.setattr(train.rollout, "refresh", other)
+    monkeypatch.setattr(train.rollout, "replica", other)
     go("--steps", 9, code=1)
     err = "".join(capsys.readouterr())
     assert "step 0: sampler and trainer disagree" in err and "disagreed three times in a row" in err
@@ -255,7 +255,8 @@ def test_the_best_and_the_worst_story_are_shown_every_ten_steps_and_at_the_last(
     ]
     for step, which, advantage in told:
         rows = data.read_episodes(run / f"rollouts/step_{int(step):06d}.jsonl")
-        row = (max if which == "best" else min)(rows, key=lambda r: r.advantage)
+        ranked = [row for row in rows if row.advantage is not None]
+        row = (max if which == "best" else min)(ranked, key=lambda r: r.advantage)
         assert float(advantage) == pytest.approx(row.advantage, abs=0.005)
         letters = "".join(c for c in row.story if c.isprintable() and not c.isspace())
         assert letters[:20] in re.sub(r"\s", "", out)
