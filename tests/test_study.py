@@ -156,7 +156,7 @@ def test_bad_requests_end_before_anything_is_run(flags, tmp_path, capsys):
     cases += [({"prompts": known}, "are trained on"), ({"judge": "api"}, "JUDGE_URL")]
     for change, message in cases:
         assert message in refused(capsys, *line(flags, **change | {"out": tmp_path / "out"}))
-    assert "choose one of start" in refused(capsys, "--only", "magic")
+    assert "choose some of start" in refused(capsys, "--only", "magic")
     assert not (tmp_path / "out").exists()
 
 
