@@ -90,6 +90,7 @@ class Config:
 
 TINY = {"model": train.PRESETS["tiny"]["model"], "data": ["out/tiny/rollouts"], "thinking": False}
 TINY |= {"steps": 40, "max_tokens": 1024, "lr": 1e-4, "checkpointing": False}
+TINY |= {"temperature": train.PRESETS["tiny"]["temperature"]}
 TINY |= {"micro_batch_tokens": 4096, "save_every": 0}
 PRESETS = {"polaris-9b": {}, "tiny": TINY}
 

@@ -32,7 +32,8 @@ class Config(train.Config):
     rows: int = opt(32, "reference stories per step, over all processes", low=1)
 
 
-PRESETS = {name: preset | {"steps": 100} for name, preset in train.PRESETS.items()}
+# Whatever a preset samples at: what is learned here is the plain likelihood.
+PRESETS = {name: preset | {"steps": 100, "temperature": 1.0} for name, preset in train.PRESETS.items()}
 LOGGED = ("nll", "grad_norm", "entropy", "train/tokens_per_second")
 
 

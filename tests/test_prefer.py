@@ -250,7 +250,7 @@ def test_an_update_is_the_gradient_of_the_loss_written_out_by_hand(start, tokeni
 
         def sequence(row):  # one row alone: full logits, no micro-batch, no packing
             ids, n = row.prompt_ids + row.completion_ids, len(row.completion_ids)
-            logits = model.logits(model(torch.tensor([ids]))).float()[0, -n - 1 : -1]
+            logits = model.logits(model(torch.tensor([ids]))).float()[0, -n - 1 : -1] / c.temperature
             logp = logits.log_softmax(-1).gather(1, torch.tensor(row.completion_ids)[:, None])[:, 0]
             return logp.sum(), logp.mean()
 
