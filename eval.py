@@ -381,8 +381,6 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         say(f"\nwhat was written is kept in {c.out}: the same command goes on from there", sys.stderr)
         raise
-    finally:
-        processes.disconnect()
     return 0
 
 

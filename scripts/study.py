@@ -236,14 +236,14 @@ def show(values: list[float | None]) -> str | None:
 
 def by_subject(a: Config, cell: dict) -> dict[tuple[str, int], list[float]]:
     """{(measure, length asked for): the mean of each subject's stories, subjects in their order}."""
-    found = {(key, n): {} for key in ("ratio", "in_band", "quality") for n in a.lengths}
+    found = {(key, n): {} for key in list(MEASURES)[:3] for n in a.lengths}
+    bounds = evaluation.bounds_of(questions(a, 0)["bands"], min(a.lengths))
     for row in stories(a, cell):
-        n, subject, written = row["target_words"], strip_length(row["prompt"]), data.words(row["story"])
-        low, high = evaluation.bounds_of(questions(a, 0)["bands"], n).band(n)
-        figures = {"ratio": written / n, "in_band": float(low <= written <= high)}
-        figures["quality"] = row["verdict"] and row["verdict"]["score"]  # None: no verdict
-        for key, value in figures.items():
-            found[key, n].setdefault(subject, []).append(value)
+        subject = strip_length(row["prompt"])
+        figures = evaluation.measure(row | {"unit": subject, "verdicts": [row["verdict"]]}, bounds)
+        for key, n in found:
+            if n == row["target_words"]:
+                found[key, n].setdefault(subject, []).append(figures[key])
     return {place: [mean(values) for values in some.values()] for place, some in found.items()}
 
 
