@@ -167,6 +167,10 @@ def _example(row: dict, where: str, uid: str) -> Example:
         if key in ("prompt", "story", "uid") and value is not None and not value.strip():
             cure = NEEDS if key == "prompt" else "fill it or leave the key out"
             raise ValueError(f'{where}: "{key}" is empty; {cure}')
+        try:
+            (value or "").encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f'{where}: "{key}" holds half a surrogate pair; repair it') from None
     uid, target, source = row.get("uid") or uid, _target(row, where), row.get("source") or ""
     return Example(uid, row["prompt"], target, row.get("story"), row.get("reasoning"), source)
 

@@ -44,9 +44,11 @@ def asking(repo: str, cure: str):
 
 
 def check_push(repo: str):
-    """Makes the repository of --push, a private one, unless it exists; "" is none. ValueError: the hub cannot
-    be reached or refuses."""
+    """Makes the repository of --push, a private one, unless it exists; "" is none. ValueError: a name without
+    its owner, or the hub cannot be reached or refuses."""
     if repo:
+        if "/" not in repo:
+            raise ValueError(f"--push {repo}: whose repository? give owner/name")
         with asking(repo, "check the name, the network and the token, or leave --push out"):
             HfApi(token=True).create_repo(repo, private=True, exist_ok=True)  # True: a token is required
 

@@ -235,6 +235,7 @@ def test_target_is_read_from_the_prompt_and_the_published_key_is_known(tmp_path)
         ('{"prompt": "p", "target_words": 9, "uid": ""}', 'line 2: "uid" is empty'),
         ('{"prompt": "p", "target_words": 9, "uid": "ok"}', 'line 2: uid "ok" is also on line 1'),
         ('{"prompt": "p", "target_words": 9, "storry": "x"}', 'line 2: unknown key "storry"; the keys are'),
+        ('{"prompt": "p", "target_words": 9, "story": "\\ud83d"}', 'line 2: "story" holds half a surrogate'),
         ('{"prompt": "p", "target_wo', "line 2: not JSON"),
         ('["p"]', "line 2: a list, not an object in braces"),
         (b'{"prompt": "caf\xe9, 9 words long"}', "line 2: not UTF-8 (byte 16)"),

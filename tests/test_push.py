@@ -71,7 +71,7 @@ def hub(monkeypatch):
     server.server_close()
 
 
-def test_the_last_checkpoint_is_pushed_with_its_card_and_without_secrets(go, hub, monkeypatch, capsys):  # noqa: F811
+def test_the_last_checkpoint_is_pushed_with_card_without_secrets(go, hub, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setenv("JUDGE_API_KEY", "sk-anotherSecret")
     run = go("--steps", 2, "--push", "me/stories", "--judge_url", "http://inner.example/v1")
     assert "pushed step_000002 to http://127.0.0.1" in capsys.readouterr().out
@@ -101,6 +101,7 @@ def test_a_failed_push_loses_nothing_and_is_made_good_by_a_resume(go, hub, capsy
     "repo, refuse, said",
     [
         ("me/stories", {"api": 401}, "check the name, the network and the token"),
+        ("stories", {}, "give owner/name"),
         ("me/with blank", {}, "check the name"),
     ],
 )
