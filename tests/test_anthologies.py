@@ -300,9 +300,9 @@ def epub(pages: dict[str, str], spine=None, opf_extra: str = "") -> bytes:
         refs = "".join(f'<itemref idref="i{n}"/>' for n in range(len(names)))
         z.writestr(
             "epub/content.opf",
-            '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata>'
-            f"<dc:title>Tales</dc:title><dc:creator>Ann "
-            f"Author</dc:creator></metadata><manifest>{items}{opf_extra}</manifest>"
+            '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/">'
+            "<metadata><dc:title>Tales</dc:title><dc:creator>Ann Author</dc:creator></metadata>"
+            f"<manifest>{items}{opf_extra}</manifest>"
             f"<spine>{refs}</spine></package>",
         )
         for name, page in pages.items():
@@ -311,7 +311,8 @@ def epub(pages: dict[str, str], spine=None, opf_extra: str = "") -> bytes:
 
 
 def page(body: str) -> str:
-    return f'<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><body>{body}</body></html>'
+    head = '<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml">'
+    return f"{head}<body>{body}</body></html>"
 
 
 def paragraphs(n: int) -> str:

@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from test_eval import ROOT, TINY, Server, checkpoint, code, no_judge, one_thread, saved  # noqa: F401  (fixtures)
+from test_eval import ROOT, TINY, Server, checkpoint, code, no_judge, one_thread, saved  # noqa: F401
 
 import data
 import judge as judging
@@ -151,7 +151,7 @@ def test_prompt_files(tmp_path):
             read(name, text)
 
 
-def test_writingbench_is_graded_by_each_querys_own_criteria(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_writingbench_grades_by_each_querys_criteria(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
     rows = []
     for i, word in enumerate(("fox", "bell")):
         row = {"index": i, "domain1": "Literature & Arts", "lang": "en", "query": f"Write about a {word}."}
