@@ -70,7 +70,7 @@ class LengthBounds:
 
 
 # One choice for training and evaluation. paper: stories of 1,000 words and more. short: 30 to 500 words.
-BANDS = {"paper": LengthBounds(), "short": LengthBounds(below_min=8, above_min=12, blank_words=15, steep=4)}
+BANDS = {"paper": LengthBounds(), "short": LengthBounds(below_min=8, above_min=12, blank_words=15, steep=8)}
 
 
 def bounds(name: str) -> LengthBounds:

@@ -116,13 +116,14 @@ class Config:
 
 
 # On form the policy soon beats the reference, and a negative anchor would push it from good words: positive.
+# Form cannot tell whether a sentence makes sense; the KL keeps the sentences of the base.
 # fmt: off
 PRESETS = {"polaris-9b": {}, "tiny": {
     "model": str(ROOT / "stories/tiny-base"), "data": str(ROOT / "stories/tiny.jsonl"), "judge": "offline",
     "thinking": False, "steps": 30, "prompts": 6, "group": 7, "max_new_tokens": 288, "temperature": 0.7,
     "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "bands": "short", "hri": "positive", "hri_warmup": 0,
-    "deviation": 0.5, "lr": 5e-4, "lr_warmup": 6, "lr_decay": True, "checkpointing": False,
-    "micro_batch_tokens": 2048, "keep_replica": True, "save_every": 0}}
+    "deviation": 0.5, "lr": 4e-4, "lr_warmup": 6, "lr_decay": True, "kl": 0.1,
+    "checkpointing": False, "micro_batch_tokens": 2048, "keep_replica": True, "save_every": 0}}
 # fmt: on
 
 
@@ -275,10 +276,13 @@ def policy_loss(c: Config, logp, old_logp, advantage, human, weight, count, samp
     if c.mismatch_cap:
         objective = objective * gap.exp().clamp(max=c.mismatch_cap)
     objective = torch.where(human, (logp - logp.detach()).exp() * advantage, objective)
+    drift = {}
     if c.kl:
-        objective = objective - c.kl * (torch.expm1(ref_logp - logp) - (ref_logp - logp)) * ~human
+        kl = (torch.expm1(ref_logp - logp) - (ref_logp - logp)) * sampled
+        objective = objective - c.kl * kl
+        drift = {"kl": kl.detach().sum()}
     loss = -(objective * weight).sum() / count
-    return loss, {
+    return loss, drift | {
         "loss": loss.detach(),
         "nll": -(logp.detach() * trained).sum(),
         "tokens": trained.sum(),
@@ -293,7 +297,7 @@ def policy_loss(c: Config, logp, old_logp, advantage, human, weight, count, samp
 
 # Statistics that are means over the batch's tokens: over all of them, or over those that were sampled.
 MEANS = {"nll": "tokens", "entropy": "tokens", "clip/share": "sampled", "mismatch/mean": "sampled"}
-MEANS |= {"mismatch/k3": "sampled", "mismatch/clipped": "sampled"}
+MEANS |= {"mismatch/k3": "sampled", "mismatch/clipped": "sampled", "kl": "sampled"}
 IDLE = Episode(Example("", "", 1), [0], [0], None, False, True, "", advantage=0.0)  # fills up, with weight 0
 
 
@@ -335,7 +339,7 @@ def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=
             totals.add(sums | {"entropy": entropy.sum() * (batch[0] is not IDLE)})
         norm, stepped = optim.descend(optimiser, c.grad_clip)
     total = totals.of_all()
-    stats = {name: total[name] / max(total[of], 1.0) for name, of in MEANS.items()}
+    stats = {name: total[name] / max(total[of], 1.0) for name, of in MEANS.items() if name in total}
     stats |= {"loss": total["loss"], "mismatch/max": total["mismatch/max"], "grad_norm": norm}
     return stats | {"stepped": stepped, "train/tokens_per_second": tokens / (time.time() - began)}
 
