@@ -181,11 +181,11 @@ def test_length_bands_and_penalty():
         and penalty(3200, 1000) == penalty(99999, 1000) == 1
         and penalty(0, 100) == 0
     )
-    short = BANDS["short"]  # 85 to 125 words where 100 are asked for; outside it costs four times as much
+    short = BANDS["short"]  # 85 to 125 words where 100 are asked for; outside it costs eight times as much
     assert short.band(50)[1] < short.band(100)[0]  # two lengths of the demo that cannot be met at once
     penalty = partial(judge.length_penalty, target_words=100, bounds=short)
     assert penalty(85) == penalty(125) == 0 and penalty(0) == 1
-    assert penalty(150) == pytest.approx(0.8) and penalty(68) == pytest.approx(0.8)
+    assert penalty(130) == pytest.approx(8 * 5 / 125) and penalty(80) == pytest.approx(8 * 5 / 85)
 
 
 def slow_repetition(text):
