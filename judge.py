@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from lib import comparisons, form, stats
-from lib.answers import messages
+from lib.answers import NO_MODE, SCHEMA_MODES, messages
 from lib.comparisons import MARKS, MOST, ranking_schema, read_pair, read_ranking
 from lib.endpoint import Endpoint, Later, Settings, known, settings
 from lib.flags import opt
@@ -163,16 +163,15 @@ def make(c, rubric: Rubric = RUBRIC, cache: str | Path | None = None, learned: d
     """The judge of a run or an evaluation. c: see `check`, and out and name. cache: default OUT/judge.sqlite.
     learned: what `try_out` found. ValueError: it cannot work."""
     check(c)
-    if offline(c):
-        if rubric.version != RUBRIC.version:
-            need = "needs a judge that reads: set JUDGE_URL and JUDGE_MODEL"
-            raise ValueError(f"rubric {rubric.version} {need}")
-        return OfflineJudge()
-    how = {"rubric": rubric, "samples": c.judge_samples, "run": getattr(c, "name", "")}
-    how["cache"] = cache or Path(c.out, "judge.sqlite")
-    judge = Judge(c.judge_url, c.judge_model, **how, **c.judge_settings)
-    vars(judge).update(learned or {})
-    return judge
+    if not offline(c):
+        how = {"rubric": rubric, "samples": c.judge_samples, "run": getattr(c, "name", "")}
+        how["cache"] = cache or Path(c.out, "judge.sqlite")
+        judge = Judge(c.judge_url, c.judge_model, **how, **c.judge_settings)
+        vars(judge).update(learned or {})
+        return judge
+    if rubric.version != RUBRIC.version:
+        raise ValueError(f"rubric {rubric.version} needs a judge that reads: set JUDGE_URL and JUDGE_MODEL")
+    return OfflineJudge()
 
 
 def try_out(c) -> dict:
@@ -297,12 +296,7 @@ class Judge(Endpoint):
     """Asks an OpenAI-compatible endpoint, from any thread. A verdict that cannot be had is None. how: see
     `Settings`. ValueError: cannot work."""
 
-    def __init__(
-        self, url: str | None, model: str | None, api_key: str | None = None, *,
-        rubric: Rubric = RUBRIC, samples: int = 1, **how,
-    ):  # fmt: skip
-        if samples < 1:
-            raise ValueError("the judge's samples must be at least 1")
+    def __init__(self, url: str, model: str, api_key: str | None = None, rubric=RUBRIC, samples=1, **how):
         self.rubric, self.samples = rubric, samples
         key = os.environ.get("JUDGE_API_KEY", "") if api_key is None else api_key
         super().__init__(url, model, key, **how)
@@ -324,11 +318,12 @@ class Judge(Endpoint):
         order = comparisons.shown_order(prompt, stories, draw)
         task = rank_task(self.rubric, strip_length(prompt), stories, order)
         ranking = self._ask("groupwise", draw, prompt, stories, task)
+        how = {"rubric": self.rubric.version, "judge": self.name}
 
-        def verdict(said: dict | None, i: int) -> Verdict | None:
-            return said and Verdict({}, said["scores"][i], rubric=self.rubric.version, judge=self.name)
+        def place(i: int) -> Later:
+            return Later([ranking], lambda said: said[0] and Verdict({}, said[0]["scores"][i], **how))
 
-        return [Later([ranking], lambda said, i=i: verdict(said[0], i)) for i in range(len(stories))]
+        return [place(i) for i in range(len(stories))]
 
     def beside(self, prompt: str, story: str, other: str, draw: int = 0) -> Future:
         """Future of the Verdict of `story` beside `other`, asked in both orders: score -100 .. 100, 0 for
@@ -345,15 +340,24 @@ class Judge(Endpoint):
         return Later(answers, lambda values: comparisons.beside(self.rubric, self.name, values))
 
     def check(self) -> dict:
-        """One small call before a run, which finds the schema mode -> what it found out about the server.
-        ValueError: the reason it fails."""
+        """One small call before a run, in one schema mode after the other until the server takes one -> what
+        it found out about the server. ValueError: the reason it fails."""
         story = "The lamp went out. Mara climbed the stairs in the dark, counting, and lit it again."
         prompt, kind = "Write about a keeper.", f"check {secrets.token_hex(8)}"  # never in the store
-        task = story_task(self.rubric, prompt, story)
-        if self._ask(kind, 0, prompt, [story], task, find_mode=True).result() is None:
-            told = f"the judge {self.name} at {self.endpoint} gave no verdict ({self.last_error})"
-            raise ValueError(f"{told}; check JUDGE_URL, JUDGE_MODEL and JUDGE_API_KEY")
-        return {"schema_mode": self.schema_mode, "token_field": self.token_field}
+        retries = 2  # few: whoever started the program waits
+        for self.schema_mode in SCHEMA_MODES:
+            task = story_task(self.rubric, prompt, story)
+            if self._ask(kind, 0, prompt, [story], task, retries=retries).result():
+                self.counts.clear()  # a mode that the server lacks is not a verdict that is lost
+                return {"schema_mode": self.schema_mode, "token_field": self.token_field}
+            reason = self.last_error.partition(":")[0]
+            if reason not in NO_MODE:
+                break
+            if reason == "http_500":  # might have been bad luck, so it took three; now one is enough
+                retries = 0
+        self.schema_mode = SCHEMA_MODES[0]
+        told = f"the judge {self.name} at {self.endpoint} gave no verdict ({self.last_error})"
+        raise ValueError(f"{told}; check JUDGE_URL, JUDGE_MODEL and JUDGE_API_KEY")
 
     def _ask(self, kind: str, draw: int, prompt: str, stories: list[str], task: tuple, **how) -> Future:
         return self.answer([kind, self.rubric.version, prompt, stories], draw, *task, **how)

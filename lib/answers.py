@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 class Fault(Exception):
     """One failed call. reason: its name in the counts. again: how it may be repeated: "retry" after a wait,
-    "ask" once more, in another "mode", or "no". wait: seconds that the server asked for."""
+    "ask" once more, "now" with another request, or "no". wait: seconds that the server asked for."""
 
     def __init__(self, reason: str, again: str, detail: str = "", wait: float = 0.0):
         super().__init__(f"{reason}: {detail}"[:300])
@@ -68,8 +68,8 @@ def read_completion(data: bytes, scrub: Callable[[str], str] = str) -> Completio
     return Completion(text, finish, tokens, prompt_tokens, thought, refusal, content is None)
 
 
-# Where an object begins, and the marks around thoughts.
-_MARKS = re.compile(r'\{(?=\s*"(?:[^"\\]|\\.)*"\s*:)|<think>|</think>')
+# Where an object begins; what ends in the end of a thought; a thought that does not end.
+_MARKS = re.compile(r'\{(?=\s*"(?:[^"\\]|\\.)*"\s*:)|(?:<think>.*?)?</think>|<think>.*', re.S)
 
 
 def find_json(text: str) -> dict:
@@ -82,21 +82,18 @@ def find_json(text: str) -> dict:
     found, at = [], 0
     while mark := _MARKS.search(text, at):
         at = mark.end()
-        if mark[0] == "</think>":  # all before it was thought, also where the server's template opened it
+        if mark[0].endswith("</think>"):  # all before it was thought, also where a template opened it
             found = []
-        elif mark[0] == "<think>":
-            closed = text.find("</think>", at)
-            at = len(text) if closed < 0 else closed
-        else:
+        elif mark[0] == "{":
             try:
                 value, at = decoder.raw_decode(text, mark.start())
-                found.append((value, ""))
+                found.append(value)
             except (ValueError, RecursionError) as error:
-                found.append((None, str(error)[:80]))
-    broken = [error for value, error in found if value is None]
+                found.append(str(error)[:80])
+    broken = [error for error in found if isinstance(error, str)]
     if broken or len(found) != 1:
         raise Fault("bad_json", "ask", broken[0] if broken else f"{len(found)} JSON objects, not one")
-    return found[0][0]
+    return found[0]
 
 
 def _no_key_twice(pairs: list[tuple]) -> dict:
@@ -113,6 +110,8 @@ def _reject_constant(name: str):
 
 # How a server is told the form of its answer, the strictest way first.
 SCHEMA_MODES = ("json_schema+limits", "json_schema", "json_object+schema", "json_object", "text")
+# What servers say to a mode that they lack.
+NO_MODE = [f"http_{status}" for status in (400, 404, 415, 422, 500, 501)]
 
 
 def response_format(mode: str, schema: dict) -> dict | None:
@@ -148,17 +147,14 @@ FENCED = (
 
 
 def messages(system: list[str], texts: dict[str, str]) -> list[dict]:
-    """What is asked, and the texts it is asked about."""
-    return [{"role": "system", "content": "\n\n".join(system)}, {"role": "user", "content": fenced(texts)}]
-
-
-def fenced(parts: dict[str, str]) -> str:
-    """Each text between marks that could not be known when it was written: what is inside cannot end it."""
+    """What is asked, and the texts it is asked about: each between marks that could not be known when it was
+    written, so that what is inside cannot end it."""
     mark = secrets.token_hex(8)
     blocks = [FENCED.format(mark)]
-    for name, text in parts.items():
+    for name, text in texts.items():
         blocks.append(f"<<<{name} {mark}>>>\n{text.replace(chr(0), '')}\n<<<END {name} {mark}>>>")
-    return "\n\n".join(blocks)
+    said = {"system": "\n\n".join(system), "user": "\n\n".join(blocks)}
+    return [{"role": role, "content": content} for role, content in said.items()]
 
 
 # ---- the key -----------------------------------------------------------------------------------------------
@@ -171,17 +167,10 @@ def scrubber(key: str) -> Callable[[str], str]:
 
     It is a closure, so that no repr, dump or traceback of its owner shows the key.
     """
+    if not key:
+        return str
     size = min(PART, len(key))
-    parts = {key[i : i + size].lower() for i in range(len(key) - size + 1)}
-
-    def scrub(text: str) -> str:
-        kept, at = [], 0
-        while at < len(text):
-            end = at
-            while text[end : end + size].lower() in parts:  # part after part, each one character on
-                end += 1
-            kept.append("[key]" if end > at else text[at])
-            at = end + size - 1 if end > at else at + 1
-        return "".join(kept)
-
-    return scrub if key else str
+    parts = "|".join(re.escape(key[i : i + size]) for i in range(len(key) - size + 1))
+    # Where part after part begins, each one character on, and the rest of the last one.
+    runs = re.compile(f"(?:(?={parts}).)+.{{{size - 1}}}", re.I)
+    return lambda text: runs.sub("[key]", text)

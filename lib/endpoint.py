@@ -79,9 +79,8 @@ def _value(key: str, value, kind: str):
     if kind.startswith("str"):
         return str(value)
     pair, read = kind.startswith("tuple"), int if kind.startswith("int") else float
-    words = value if isinstance(value, (tuple, list)) else str(value).split(",")
     try:
-        numbers = tuple(read(word) for word in words)
+        numbers = tuple(read(word) for word in str(value).strip("()").split(","))
     except ValueError:
         numbers = ()
     if len(numbers) != 1 + pair or not all(0 <= number < math.inf for number in numbers):
@@ -91,9 +90,7 @@ def _value(key: str, value, kind: str):
 
 
 BACKOFF = 0.5  # seconds before the first retry, doubled each time
-CHECK_RETRIES = 2  # of the call that finds the form of an answer: whoever started the program waits for it
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
-MODE_STATUS = {400, 404, 415, 422, 501}  # what servers say to a form of answer that they lack
 
 
 @dataclass
@@ -101,17 +98,20 @@ class Task:
     """One answer to be had. It lives in one thread."""
 
     messages: list[dict]
-    size: tuple[int, int]  # tokens in and out, roughly
+    retries: int
     schema: dict | None = None  # of a JSON answer; None: a text
     read: Callable[[dict], dict] | None = None  # JSON answer -> what is kept of it; raises Fault
     key: str | None = None  # in the store; None: not kept
     draw: int = 0
     params: dict = field(default_factory=dict)  # beside the endpoint's own
     spare: tuple[str, ...] = ()  # params that a server which does not know them may be spared
-    modes: list[str] = field(default_factory=list)  # forms that the call which finds one may still try
-    strikes: int = 0  # refusals of the first of `modes`
     asked: int = 0  # answers thrown away
     began: float = math.inf  # when it got its first place among the calls
+
+    def size(self) -> tuple[int, int]:
+        """Tokens in and out, roughly: four characters each."""
+        out = 60 * len(self.schema["properties"]) if self.schema else self.params.get("max_tokens", 0)
+        return sum(len(message["content"]) for message in self.messages) // 4, out
 
 
 class Endpoint:
@@ -120,27 +120,22 @@ class Endpoint:
     and further answers are None. cache: a file of answers, shared with others. run: whose bill it is. how:
     see Settings. ValueError: what cannot work."""
 
-    def __init__(
-        self, url: str | None, model: str | None, api_key: str = "", *,
-        cache: str | Path | None = None, run: str = "", **how,
-    ):  # fmt: skip
+    def __init__(self, url: str, model: str, api_key="", cache: str | Path | None = None, run="", **how):
         if not url or not model:
             raise ValueError("no endpoint: give an address (such as http://localhost:8000/v1) and a model")
-        where = requests.utils.urlparse(url)
-        if where.scheme not in ("http", "https") or not where.hostname or where.username or where.query:
-            reads = "must read http(s)://host/path, without user or query"
-            more = "the key goes in the environment (JUDGE_API_KEY, PROMPTS_API_KEY or ENDPOINT_API_KEY)"
-            raise ValueError(f"an endpoint's URL {reads}; {more}")
+        if not re.fullmatch(r"https?://[^/@?#\s]+(/[^?#\s]*)?", url, re.I):
+            key = "the key goes in the environment (JUDGE_API_KEY, PROMPTS_API_KEY or ENDPOINT_API_KEY)"
+            raise ValueError(f"an endpoint's URL must read http(s)://host/path, without user or query; {key}")
         self.how, self.name = settings(how), model
         self.endpoint = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         sent = ("temperature", "top_p", "max_tokens", "reasoning_effort")
         self.params = {key: value for key in sent if (value := getattr(self.how, key)) is not None}
         self.budget = math.inf if self.how.budget is None else self.how.budget
         self.next_call, self.reserved, self.out_of_budget = 0.0, 0.0, False
-        self._connect(where.scheme, api_key.strip())
+        self._connect(url.partition(":")[0].lower(), api_key.strip())
         self.store = Store(cache, run)
-        self.ledger, self.counts, self.last_error = self.store.ledger(), Counter(), ""
-        # A mode is changed by the check call alone: a text that a server dislikes says nothing about forms.
+        self.ledger, self.counts, self.last_error = self.store.ledger, Counter(), ""
+        # See SCHEMA_MODES; never changed here: a text that a server dislikes says nothing about forms.
         self.schema_mode, self.token_field, self.spared = SCHEMA_MODES[0], "max_tokens", set()
         self.lock, self.slots = threading.Condition(), threading.Semaphore(self.how.in_flight)
         self.closed, self.pending = Future(), {}
@@ -157,32 +152,26 @@ class Endpoint:
                 request.headers["Authorization"] = f"Bearer {key}"
             return request
 
-        self._sign, self._scrub = sign, scrubber(key)
-        self.session = requests.Session()
+        self._scrub, self.session = scrubber(key), requests.Session()
+        self.session.auth = sign  # without one requests would look for a key in ~/.netrc
         # Plain http goes straight to its host: a proxy would read the key and the texts, and a local server
         # is not behind it.
         self.session.trust_env = scheme == "https"
         self.session.mount(f"{scheme}://", requests.adapters.HTTPAdapter(pool_maxsize=self.how.in_flight))
 
-    def answer(
-        self, identity: list, draw: int, messages: list[dict], schema: dict, read: Callable[[dict], dict],
-        find_mode: bool = False,
-    ) -> Future:  # fmt: skip
+    def answer(self, identity: list, draw: int, messages: list, schema: dict, read, retries=None) -> Future:
         """Future of read(JSON answer), or of None; `read` checks the answer and raises Fault. `identity`
         names the question: the same one, of the same model with the same parameters, is paid for once.
-        Another `draw` of it is another answer. find_mode: this call tries the forms of an answer until one is
-        taken."""
+        Another `draw` of it is another answer. retries: instead of those of the settings."""
         identity = [identity, draw, self.endpoint, self.name, self.params, self.how.seed]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        size = _letters(messages) // 4, 60 * len(schema["properties"])
-        modes = list(SCHEMA_MODES) if find_mode else []
-        return self._submit(Task(messages, size, schema, read, key, draw, modes=modes))
+        retries = self.how.retries if retries is None else retries
+        return self._submit(Task(messages, retries, schema, read, key, draw))
 
     def complete(self, messages: list[dict], params: dict, spare: tuple[str, ...] = ()) -> Future:
         """Future of a Completion, or of None. params go beside the endpoint's own or replace them; those
         named in `spare` are left out for a server that refuses them as unknown. Not kept in the store."""
-        size = _letters(messages) // 4, params.get("max_tokens", 0)
-        return self._submit(Task(messages, size, params=params, spare=spare))
+        return self._submit(Task(messages, self.how.retries, params=params, spare=spare))
 
     def _submit(self, task: Task) -> Future:
         with self.lock:
@@ -211,8 +200,6 @@ class Endpoint:
         """An answer that was bought before, or is bought now, or None."""
         try:
             kept = self.store.get(task.key) if task.key else None
-            with self.lock:
-                self.ledger.cached += kept is not None
             return self._obtain(task) if kept is None else kept
         finally:
             with self.lock:  # before the answer is there: who asks again after a None buys anew
@@ -224,22 +211,20 @@ class Endpoint:
         while True:
             try:
                 return self._buy(task)
-            except Fault as fault:
-                reasons, again, told = [fault.reason], fault.again, str(fault)
-                # Times 0.5-1.5, so that calls which failed together do not return together.
-                pause = fault.wait or min(30.0, BACKOFF * 2**tried) * random.uniform(0.5, 1.5)
-            task.asked += again == "ask"
-            tried += again == "retry"
-            if again == "retry" and pause > self._left(task):
-                reasons, again = [*reasons, "deadline"], "no"
-            retries = CHECK_RETRIES if task.modes else self.how.retries
-            over = again == "no" or task.asked > 1 or tried > retries
+            except Fault as error:
+                fault = error
+            # Times 0.5-1.5, so that calls which failed together do not return together.
+            pause = fault.wait or min(30.0, BACKOFF * 2**tried) * random.uniform(0.5, 1.5)
+            task.asked += fault.again == "ask"
+            tried += fault.again == "retry"
+            late = fault.again == "retry" and pause > self._left(task)
+            over = late or fault.again == "no" or task.asked > 1 or tried > task.retries
             with self.lock:
-                self.counts.update([*reasons, "none"] if over else reasons)
+                self.counts.update([fault.reason] + ["deadline"] * late + ["none"] * over)
             if over:
-                self.last_error = told
+                self.last_error = str(fault)
                 return None
-            if again == "retry":
+            if fault.again == "retry":
                 wait([self.closed], pause)
 
     def _left(self, task: Task) -> float:
@@ -247,9 +232,10 @@ class Endpoint:
 
     def _buy(self, task: Task):
         """One call within the limits on money, pace and requests in flight."""
-        with self._reserve(self._dollars(*task.size)):
+        tokens = task.size()
+        with self._reserve(self._dollars(*tokens)):
             # Calls are spaced evenly under the limits per minute (0: no limit).
-            amounts = zip((1, sum(task.size)), self.how.per_minute)
+            amounts = zip((1, sum(tokens)), self.how.per_minute)
             cost = max((60 * amount / limit for amount, limit in amounts if limit > 0), default=0.0)
             with self.lock:
                 start = self.next_call = max(time.monotonic(), self.next_call)
@@ -306,8 +292,6 @@ class Endpoint:
         if status != 200:
             raise self._refused(task, body, status, headers, data)
         completion = read_completion(data, self._scrub)
-        if task.modes:
-            self.schema_mode = task.modes[0]
         value = None
         try:
             completion.check(whole=bool(task.schema))
@@ -324,8 +308,7 @@ class Endpoint:
             body[self.token_field] = body.pop("max_tokens") * (1 + task.asked)
         if self.how.seed is not None:  # the same seed would fail the same way
             body["seed"] = self.how.seed + task.draw + 1000 * task.asked
-        mode = task.modes[0] if task.modes else self.schema_mode
-        if task.schema and (form := response_format(mode, task.schema)):
+        if task.schema and (form := response_format(self.schema_mode, task.schema)):
             body["response_format"] = form
         return body
 
@@ -333,9 +316,8 @@ class Endpoint:
         """-> status, headers and body without any part of the key. Raises Fault."""
         try:
             # No redirect is followed: it would carry the texts, and perhaps the key, to another host.
-            with self.session.post(
-                self.endpoint, json=body, auth=self._sign, timeout=self.how.timeouts, allow_redirects=False
-            ) as got:
+            how = {"timeout": self.how.timeouts, "allow_redirects": False}
+            with self.session.post(self.endpoint, json=body, **how) as got:
                 headers = {name: self._scrub(value) for name, value in got.headers.items()}
                 return got.status_code, headers, self._scrub(got.content.decode("latin-1")).encode("latin-1")
         except requests.RequestException as error:
@@ -347,19 +329,14 @@ class Endpoint:
             raise Fault(reason, "retry", type(cause).__name__) from None
 
     def _refused(self, task: Task, body: dict, status: int, headers: dict, data: bytes) -> Fault:
-        """What a status other than 200 means: again without a field, in another mode, later, or the end."""
+        """What a status other than 200 means: again without a field, later, or the end."""
         said, pause = f"HTTP {status}: {data[:200].decode('utf-8', 'replace').strip()}", 0.0
         if status == 400 and b"max_completion_tokens" in data and "max_tokens" in body:
             self.token_field = "max_completion_tokens"  # newer OpenAI models refuse the older name
-            return Fault("token_field", "mode", said)
+            return Fault("token_field", "now", said)
         if status in (400, 422) and (names := [n for n in task.spare if n in body and n.encode() in data]):
             self.spared.update(names)
-            return Fault(f"no_{names[0]}", "mode", said)
-        if task.modes:
-            # Servers that lack a mode answer 4xx or 500. A 500 may also be bad luck: it takes three in a row.
-            task.strikes = task.strikes + 1 if status == 500 else 3 if status in MODE_STATUS else 0
-            if task.strikes >= 3 and len(task.modes) > 1:
-                return Fault(f"no_{task.modes.pop(0)}", "mode", said)
+            return Fault(f"no_{names[0]}", "now", said)
         if 300 <= status < 400:
             to = headers.get("Location", "?")[:100]
             return Fault("redirect", "no", f"HTTP {status} to {to}: give that address as the URL")
@@ -374,24 +351,11 @@ class Endpoint:
 
     def _bill(self, task: Task, completion: Completion, value):
         tokens = completion.prompt_tokens, completion.tokens
-        counted = all(isinstance(t, int) and t >= 0 for t in tokens)
-        if not counted:  # the server names no tokens: four characters each
-            tokens = _letters(task.messages) // 4, len(completion.text) // 4
-        dollars = self._dollars(*tokens)
-        self.store.record(self.name, tokens, dollars, task.key, value)
-        with self.lock:
-            self.ledger.calls += 1
-            self.ledger.prompt_tokens += tokens[0]
-            self.ledger.completion_tokens += tokens[1]
-            self.ledger.dollars += dollars
-            self.counts.update([] if counted else ["tokens_guessed"])
-
-
-def _letters(messages: list[dict]) -> int:
-    return sum(len(message["content"]) for message in messages)
-
-
-# ------------------------------------------------------------------------------------------------------------
+        if not all(isinstance(t, int) and t >= 0 for t in tokens):  # the server does not say
+            tokens = task.size()[0], len(completion.text) // 4
+            with self.lock:
+                self.counts["tokens_guessed"] += 1
+        self.store.record(self.name, tokens, self._dollars(*tokens), task.key, value)
 
 
 def known(value) -> Future:

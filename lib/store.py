@@ -14,16 +14,18 @@ from pathlib import Path
 
 @dataclass
 class Ledger:
+    """What a run has spent, over all its starts."""
+
     calls: int = 0  # requests that were answered with a bill
     cached: int = 0  # answers that cost nothing because they had been bought before
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    dollars: float = 0.0  # of this run, a resumed one included
+    dollars: float = 0.0
 
 
 class Store:
-    """One table of answers by key, one of calls. path None: in memory. ValueError: the file cannot be used,
-    or, later, its disk is full or read-only."""
+    """One table of answers by key, one of calls; .ledger: the bill of `run`. path None: in memory.
+    ValueError: the file cannot be used, or, later, its disk is full or read-only."""
 
     def __init__(self, path: str | Path | None, run: str):
         self.lock, self.run, self.path = threading.Lock(), run, path
@@ -37,6 +39,9 @@ class Store:
             self.db.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, value TEXT)")
             columns = "at REAL, run TEXT, model TEXT, prompt_tokens INT, completion_tokens INT, dollars REAL"
             self.db.execute(f"CREATE TABLE IF NOT EXISTS calls ({columns})")
+            sums = "COUNT(*), 0, SUM(prompt_tokens), SUM(completion_tokens), SUM(dollars)"
+            row = self.db.execute(f"SELECT {sums} FROM calls WHERE run = ?", (run,)).fetchone()
+        self.ledger = Ledger(*(number or 0 for number in row))
 
     @contextmanager
     def _in_use(self):
@@ -50,6 +55,7 @@ class Store:
     def get(self, key: str) -> dict | None:
         with self._in_use():
             row = self.db.execute("SELECT value FROM verdicts WHERE key = ?", (key,)).fetchone()
+            self.ledger.cached += row is not None
         return json.loads(row[0]) if row else None
 
     def record(self, model: str, tokens: tuple[int, int], dollars: float, key: str | None, value):
@@ -61,10 +67,7 @@ class Store:
                 self.db.execute("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?)", bill)
                 if value is not None and key is not None:
                     self.db.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, json.dumps(value)))
-
-    def ledger(self) -> Ledger:
-        """What this run has spent, over all its starts."""
-        with self._in_use():
-            sums = "COUNT(*), 0, SUM(prompt_tokens), SUM(completion_tokens), SUM(dollars)"
-            row = self.db.execute(f"SELECT {sums} FROM calls WHERE run = ?", (self.run,)).fetchone()
-        return Ledger(*(number or 0 for number in row))
+            self.ledger.calls += 1
+            self.ledger.prompt_tokens += tokens[0]
+            self.ledger.completion_tokens += tokens[1]
+            self.ledger.dollars += dollars

@@ -165,7 +165,7 @@ def test_odd_stories_arrive_whole_between_marks_they_cannot_know(story):
 
 
 def test_each_call_has_its_own_mark_and_an_empty_story_costs_nothing():
-    marks = [answers.fenced({"STORY": "x"}).split("<<<STORY ")[1][:16] for _ in range(20)]
+    marks = [answers.messages([], {"STORY": "x"})[1]["content"].split("<<<STORY ")[1][:16] for _ in range(20)]
     assert len(set(marks)) == 20
     verdict, client, server = ask([OK], story=" \n")
     assert verdict.score == -159 and not server.calls and client.ledger.calls == 0
@@ -179,7 +179,6 @@ def test_bad_settings_are_one_sentence_without_the_key():
         ({"url": "http://x/v1?key=1"}, "key"),
         ({"api_key": f"{KEY}\nX: y"}, "key"),
         ({"budget": 5.0}, "prices"),
-        ({"samples": 0}, "samples"),
     ]:
         with pytest.raises(ValueError, match=words) as error:
             Judge(**{"url": "http://x/v1", "model": "m", "api_key": KEY, **options})
@@ -486,4 +485,4 @@ def test_processes_share_one_cache(tmp_path):
         assert [p.communicate(timeout=60)[0].strip() for p in crowd] == ["150"] * 4
     store = Store(tmp_path / "c.sqlite", "")
     assert store.db.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0] == 450
-    assert store.ledger().calls == len(server.calls) >= 450
+    assert store.ledger.calls == len(server.calls) >= 450
