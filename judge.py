@@ -144,10 +144,7 @@ def check(c):
     """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch."""
     if c.judge_samples > 1 and c.judge_mode == "group":
         raise ValueError("--judge_mode group ranks a group once; leave --judge_samples out")
-    try:
-        settings(c.judge_settings)
-    except ValueError as error:
-        raise ValueError(f"--judge_settings: {error}") from None
+    settings(c.judge_settings)
     if not offline(c) and getattr(c, "steps", 1) and not (c.judge_url and c.judge_model):
         raise ValueError(
             "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, "
@@ -340,27 +337,29 @@ class Judge(Endpoint):
         return Later(answers, lambda values: comparisons.beside(self.rubric, self.name, values))
 
     def check(self) -> dict:
-        """One small call before a run, in one schema mode after the other until the server takes one -> what
-        it found out about the server. ValueError: the reason it fails."""
+        """One small call before a run, alone, in one schema mode after the other until the server takes one
+        -> what it found out about the server. ValueError: the reason it fails."""
         story = "The lamp went out. Mara climbed the stairs in the dark, counting, and lit it again."
         prompt, kind = "Write about a keeper.", f"check {secrets.token_hex(8)}"  # never in the store
-        retries = 2  # few: whoever started the program waits
+        self.retries = 2  # few: whoever started the program waits
         for self.schema_mode in SCHEMA_MODES:
             task = story_task(self.rubric, prompt, story)
-            if self._ask(kind, 0, prompt, [story], task, retries=retries).result():
-                self.counts.clear()  # a mode that the server lacks is not a verdict that is lost
-                return {"schema_mode": self.schema_mode, "token_field": self.token_field}
+            said = self._ask(kind, 0, prompt, [story], task).result()
             reason = self.last_error.partition(":")[0]
-            if reason not in NO_MODE:
+            if said or reason not in NO_MODE:
                 break
-            if reason == "http_500":  # might have been bad luck, so it took three; now one is enough
-                retries = 0
-        self.schema_mode = SCHEMA_MODES[0]
-        told = f"the judge {self.name} at {self.endpoint} gave no verdict ({self.last_error})"
-        raise ValueError(f"{told}; check JUDGE_URL, JUDGE_MODEL and JUDGE_API_KEY")
+            if reason == "http_500":  # might have been bad luck, so the first mode was tried three times
+                self.retries = 0
+        self.retries = self.how.retries
+        if not said:
+            self.schema_mode = SCHEMA_MODES[0]
+            told = f"the judge {self.name} at {self.endpoint} gave no verdict ({self.last_error})"
+            raise ValueError(f"{told}; check JUDGE_URL, JUDGE_MODEL and JUDGE_API_KEY")
+        self.counts.clear()  # a mode that the server lacks is not a verdict that is lost
+        return {"schema_mode": self.schema_mode, "token_field": self.token_field}
 
-    def _ask(self, kind: str, draw: int, prompt: str, stories: list[str], task: tuple, **how) -> Future:
-        return self.answer([kind, self.rubric.version, prompt, stories], draw, *task, **how)
+    def _ask(self, kind: str, draw: int, prompt: str, stories: list[str], task: tuple) -> Future:
+        return self.answer([kind, self.rubric.version, prompt, stories], draw, *task)
 
 
 # ---- Guard: is the judge being fooled? Pure functions, one line each in the loop ---------------------------

@@ -115,14 +115,13 @@ NO_MODE = [f"http_{status}" for status in (400, 404, 415, 422, 500, 501)]
 
 
 def response_format(mode: str, schema: dict) -> dict | None:
-    if mode == "text":
+    kind, _, more = mode.partition("+")
+    if kind == "text":
         return None
-    if mode == "json_object":
-        return {"type": "json_object"}
-    if mode == "json_object+schema":
-        return {"type": "json_object", "schema": schema}
-    schema = schema if mode == "json_schema+limits" else without_limits(schema)
-    return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
+    if kind == "json_object":
+        return {"type": kind, "schema": schema} if more else {"type": kind}
+    schema = schema if more else without_limits(schema)
+    return {"type": kind, "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
 
 
 def without_limits(schema):
@@ -159,8 +158,6 @@ def messages(system: list[str], texts: dict[str, str]) -> list[dict]:
 
 # ---- the key -----------------------------------------------------------------------------------------------
 
-PART = 8  # characters; a shorter part of a key tells nothing
-
 
 def scrubber(key: str) -> Callable[[str], str]:
     """A function that puts "[key]" for the key and for every part of it of at least 8 characters.
@@ -169,7 +166,7 @@ def scrubber(key: str) -> Callable[[str], str]:
     """
     if not key:
         return str
-    size = min(PART, len(key))
+    size = min(8, len(key))  # a shorter part of a key tells nothing
     parts = "|".join(re.escape(key[i : i + size]) for i in range(len(key) - size + 1))
     # Where part after part begins, each one character on, and the rest of the last one.
     runs = re.compile(f"(?:(?={parts}).)+.{{{size - 1}}}", re.I)

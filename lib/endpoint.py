@@ -20,13 +20,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import requests
-import requests.adapters
-from requests.exceptions import ChunkedEncodingError, ContentDecodingError
+from requests import exceptions
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
@@ -98,7 +97,6 @@ class Task:
     """One answer to be had. It lives in one thread."""
 
     messages: list[dict]
-    retries: int
     schema: dict | None = None  # of a JSON answer; None: a text
     read: Callable[[dict], dict] | None = None  # JSON answer -> what is kept of it; raises Fault
     key: str | None = None  # in the store; None: not kept
@@ -106,7 +104,7 @@ class Task:
     params: dict = field(default_factory=dict)  # beside the endpoint's own
     spare: tuple[str, ...] = ()  # params that a server which does not know them may be spared
     asked: int = 0  # answers thrown away
-    began: float = math.inf  # when it got its first place among the calls
+    ends: float = math.inf  # its time, which begins with its first place among the calls
 
     def size(self) -> tuple[int, int]:
         """Tokens in and out, roughly: four characters each."""
@@ -127,12 +125,13 @@ class Endpoint:
             key = "the key goes in the environment (JUDGE_API_KEY, PROMPTS_API_KEY or ENDPOINT_API_KEY)"
             raise ValueError(f"an endpoint's URL must read http(s)://host/path, without user or query; {key}")
         self.how, self.name = settings(how), model
+        self.retries = self.how.retries
         self.endpoint = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         sent = ("temperature", "top_p", "max_tokens", "reasoning_effort")
         self.params = {key: value for key in sent if (value := getattr(self.how, key)) is not None}
         self.budget = math.inf if self.how.budget is None else self.how.budget
         self.next_call, self.reserved, self.out_of_budget = 0.0, 0.0, False
-        self._connect(url.partition(":")[0].lower(), api_key.strip())
+        self._connect(url.partition("://")[0].lower(), api_key.strip())
         self.store = Store(cache, run)
         self.ledger, self.counts, self.last_error = self.store.ledger, Counter(), ""
         # See SCHEMA_MODES; never changed here: a text that a server dislikes says nothing about forms.
@@ -159,19 +158,18 @@ class Endpoint:
         self.session.trust_env = scheme == "https"
         self.session.mount(f"{scheme}://", requests.adapters.HTTPAdapter(pool_maxsize=self.how.in_flight))
 
-    def answer(self, identity: list, draw: int, messages: list, schema: dict, read, retries=None) -> Future:
+    def answer(self, identity: list, draw: int, messages: list, schema: dict, read) -> Future:
         """Future of read(JSON answer), or of None; `read` checks the answer and raises Fault. `identity`
         names the question: the same one, of the same model with the same parameters, is paid for once.
-        Another `draw` of it is another answer. retries: instead of those of the settings."""
+        Another `draw` of it is another answer."""
         identity = [identity, draw, self.endpoint, self.name, self.params, self.how.seed]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        retries = self.how.retries if retries is None else retries
-        return self._submit(Task(messages, retries, schema, read, key, draw))
+        return self._submit(Task(messages, schema, read, key, draw))
 
     def complete(self, messages: list[dict], params: dict, spare: tuple[str, ...] = ()) -> Future:
         """Future of a Completion, or of None. params go beside the endpoint's own or replace them; those
         named in `spare` are left out for a server that refuses them as unknown. Not kept in the store."""
-        return self._submit(Task(messages, self.how.retries, params=params, spare=spare))
+        return self._submit(Task(messages, params=params, spare=spare))
 
     def _submit(self, task: Task) -> Future:
         with self.lock:
@@ -217,8 +215,8 @@ class Endpoint:
             pause = fault.wait or min(30.0, BACKOFF * 2**tried) * random.uniform(0.5, 1.5)
             task.asked += fault.again == "ask"
             tried += fault.again == "retry"
-            late = fault.again == "retry" and pause > self._left(task)
-            over = late or fault.again == "no" or task.asked > 1 or tried > task.retries
+            late = fault.again == "retry" and time.monotonic() + pause > task.ends
+            over = late or fault.again == "no" or task.asked > 1 or tried > self.retries
             with self.lock:
                 self.counts.update([fault.reason] + ["deadline"] * late + ["none"] * over)
             if over:
@@ -226,9 +224,6 @@ class Endpoint:
                 return None
             if fault.again == "retry":
                 wait([self.closed], pause)
-
-    def _left(self, task: Task) -> float:
-        return self.how.deadline - (time.monotonic() - task.began)
 
     def _buy(self, task: Task):
         """One call within the limits on money, pace and requests in flight."""
@@ -242,7 +237,7 @@ class Endpoint:
                 self.next_call += cost
             wait([self.closed], max(0.0, start - time.monotonic()))
             with self.slots:
-                task.began = min(task.began, time.monotonic())
+                task.ends = min(task.ends, time.monotonic() + self.how.deadline)
                 return self._call(task)
 
     @contextmanager
@@ -268,7 +263,7 @@ class Endpoint:
         """The exchange in a thread that can be abandoned: socket time limits restart with every byte, the
         clock of a question does not. An abandoned call that still comes back is billed and stored: it is paid
         for."""
-        answer = Future()
+        answer, left = Future(), task.ends - time.monotonic()
 
         def exchange():
             try:
@@ -276,9 +271,9 @@ class Endpoint:
             except Exception as error:
                 answer.set_exception(error)
 
-        if not self.closed.done() and self._left(task) > 0:
+        if not self.closed.done() and left > 0:
             threading.Thread(target=exchange, daemon=True).start()
-            wait([answer, self.closed], self._left(task), FIRST_COMPLETED)
+            wait([answer, self.closed], left, FIRST_COMPLETED)
         if self.closed.done():
             raise Fault("cancelled", "no")
         if not answer.done():
@@ -321,7 +316,7 @@ class Endpoint:
                 headers = {name: self._scrub(value) for name, value in got.headers.items()}
                 return got.status_code, headers, self._scrub(got.content.decode("latin-1")).encode("latin-1")
         except requests.RequestException as error:
-            broken = isinstance(error, (ChunkedEncodingError, ContentDecodingError))
+            broken = isinstance(error, (exceptions.ChunkedEncodingError, exceptions.ContentDecodingError))
             slow = isinstance(error, requests.Timeout) or "timed out" in str(error)
             # What urllib3 gave up on; its kind alone: the words of an exception may quote what was sent.
             cause = getattr(error.args[0], "reason", error) if error.args else error
@@ -340,10 +335,8 @@ class Endpoint:
         if 300 <= status < 400:
             to = headers.get("Location", "?")[:100]
             return Fault("redirect", "no", f"HTTP {status} to {to}: give that address as the URL")
-        try:
+        with suppress(InvalidHeader):
             pause = max(0.0, Retry().parse_retry_after(headers.get("Retry-After", "0")))
-        except InvalidHeader:
-            said += " (unreadable Retry-After)"
         return Fault(f"http_{status}", "retry" if status in RETRY_STATUS else "no", said, pause)
 
     def _dollars(self, tokens_in: int, tokens_out: int) -> float:

@@ -58,6 +58,7 @@ ONE = '{"a": 1}'
         f"[{ONE}]",
         f'so "{{" it is: {ONE}',
         f'half {{"a": </think>{ONE}',
+        f'{ONE} <think>and {{"a": 2}}',
     ],
 )
 def test_one_object_is_found_among_words_and_thoughts(text):
@@ -329,6 +330,7 @@ def test_settings_are_read_from_text_and_reach_the_wire():
         ({"timeouts": "0,5"}, "above 0"),
         ({"top_p": "1.5"}, "top_p"),
         ({"budget": "5"}, "price=IN,OUT"),
+        ({"price": (1, -2)}, "not below 0"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_sentence(values, words):
