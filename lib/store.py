@@ -67,7 +67,7 @@ class Store:
                 self.db.execute("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?)", bill)
                 if value is not None and key is not None:
                     self.db.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, json.dumps(value)))
-            self.ledger.dollars += dollars  # before the calls: who divides meanwhile finds them dear, not cheap
+            self.ledger.dollars += dollars  # before the calls: never a mean that is too low
             self.ledger.calls += 1
             self.ledger.prompt_tokens += tokens[0]
             self.ledger.completion_tokens += tokens[1]
