@@ -144,7 +144,10 @@ def check(c):
     """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch."""
     if c.judge_samples > 1 and c.judge_mode == "group":
         raise ValueError("--judge_mode group ranks a group once; leave --judge_samples out")
-    settings(c.judge_settings)
+    try:
+        settings(c.judge_settings)
+    except ValueError as error:
+        raise ValueError(f"--judge_settings: {error}") from None
     if not offline(c) and getattr(c, "steps", 1) and not (c.judge_url and c.judge_model):
         raise ValueError(
             "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, "
