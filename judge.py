@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from lib import comparisons, form, stats
-from lib.answers import NO_MODE, SCHEMA_MODES, messages
+from lib.answers import messages
 from lib.comparisons import MARKS, MOST, ranking_schema, read_pair, read_ranking
 from lib.endpoint import Endpoint, Later, Settings, known, settings
 from lib.flags import opt
@@ -340,25 +340,14 @@ class Judge(Endpoint):
         return Later(answers, lambda values: comparisons.beside(self.rubric, self.name, values))
 
     def check(self) -> dict:
-        """One small call before a run, alone, in one schema mode after the other until the server takes one
-        -> what it found out about the server. ValueError: the reason it fails."""
+        """One small call before a run, which finds the schema mode -> what it found out about the server.
+        ValueError: the reason it fails."""
         story = "The lamp went out. Mara climbed the stairs in the dark, counting, and lit it again."
         prompt, kind = "Write about a keeper.", f"check {secrets.token_hex(8)}"  # never in the store
-        self.retries = 2  # few: whoever started the program waits
-        for self.schema_mode in SCHEMA_MODES:
-            task = story_task(self.rubric, prompt, story)
-            said = self._ask(kind, 0, prompt, [story], task).result()
-            reason = self.last_error.partition(":")[0]
-            if said or reason not in NO_MODE:
-                break
-            if reason == "http_500":  # might have been bad luck, so the first mode was tried three times
-                self.retries = 0
-        self.retries = self.how.retries
-        if not said:
-            self.schema_mode = SCHEMA_MODES[0]
+        task = story_task(self.rubric, prompt, story)
+        if not self.find_mode(lambda: self._ask(kind, 0, prompt, [story], task)):
             told = f"the judge {self.name} at {self.endpoint} gave no verdict ({self.last_error})"
             raise ValueError(f"{told}; check JUDGE_URL, JUDGE_MODEL and JUDGE_API_KEY")
-        self.counts.clear()  # a mode that the server lacks is not a verdict that is lost
         return {"schema_mode": self.schema_mode, "token_field": self.token_field}
 
     def _ask(self, kind: str, draw: int, prompt: str, stories: list[str], task: tuple) -> Future:

@@ -110,8 +110,6 @@ def _reject_constant(name: str):
 
 # How a server is told the form of its answer, the strictest way first.
 SCHEMA_MODES = ("json_schema+limits", "json_schema", "json_object+schema", "json_object", "text")
-# What servers say to a mode that they lack.
-NO_MODE = [f"http_{status}" for status in (400, 404, 415, 422, 500, 501)]
 
 
 def response_format(mode: str, schema: dict) -> dict | None:

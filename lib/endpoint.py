@@ -90,6 +90,8 @@ def _value(key: str, value, kind: str):
 
 BACKOFF = 0.5  # seconds before the first retry, doubled each time
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+# What servers say to a form of answer that they lack.
+NO_MODE = [f"http_{status}" for status in (400, 404, 415, 422, 500, 501)]
 
 
 @dataclass
@@ -134,7 +136,7 @@ class Endpoint:
         self._connect(url.partition("://")[0].lower(), api_key.strip())
         self.store = Store(cache, run)
         self.ledger, self.counts, self.last_error = self.store.ledger, Counter(), ""
-        # See SCHEMA_MODES; never changed here: a text that a server dislikes says nothing about forms.
+        # A mode is changed by find_mode alone: a text that a server dislikes says nothing about forms.
         self.schema_mode, self.token_field, self.spared = SCHEMA_MODES[0], "max_tokens", set()
         self.lock, self.slots = threading.Condition(), threading.Semaphore(self.how.in_flight)
         self.closed, self.pending = Future(), {}
@@ -180,6 +182,23 @@ class Endpoint:
             if task.key:
                 self.pending[task.key] = future
             return future
+
+    def find_mode(self, ask: Callable[[], Future]) -> bool:
+        """Whether `ask()`, in one schema mode after the other, brings an answer; the first mode in which it
+        does is kept. Nothing else may be asked meanwhile."""
+        self.retries = 2  # few: whoever started the program waits
+        for self.schema_mode in SCHEMA_MODES:
+            said, reason = ask().result(), self.last_error.partition(":")[0]
+            if said or reason not in NO_MODE:
+                break
+            if reason == "http_500":  # might have been bad luck, so the first mode was tried three times
+                self.retries = 0
+        self.retries = self.how.retries
+        if said:
+            self.counts.clear()  # a mode that the server lacks is not an answer that is lost
+        else:
+            self.schema_mode = SCHEMA_MODES[0]
+        return bool(said)
 
     def metrics(self) -> dict[str, float]:
         """The ledger and the counted reasons, named for the log; totals since the start."""
