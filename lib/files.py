@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -69,34 +68,6 @@ def read_lines(path: str | Path, needs: str = "one whole JSON object per line", 
 def digest(path: str | Path) -> str:
     """Hash of a file's bytes."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-class Journal:
-    """Append-only JSON Lines of {"key": ..., ...}, for work that must not be done twice.
-
-    A line goes to the system at once; a kill costs at most the line being written, which is cut off at the
-    next start. name: log.jsonl; log.1.jsonl and the like, of other processes, are read and never written.
-    ValueError: a damaged line."""
-
-    def __init__(self, folder: Path, name: str):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.rows, self.file = {}, open(folder / name, "ab", buffering=0)
-        os.truncate(folder / name, (folder / name).read_bytes().rfind(b"\n") + 1)
-        needs = "what was kept of earlier work: delete the line, and what it held is done again"
-        for part in sorted(folder.glob(f"{name.partition('.')[0]}*.jsonl")):
-            self.rows |= {row.get("key"): row for _, row in read_lines(part, needs, growing=True)}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def put(self, key: str, **row):
-        self.rows[key] = {"key": key, **row}
-        line = json.dumps(self.rows[key], ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        if self.file.write(line) < len(line):  # a full disk may take half a line without an error
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
 
 
 def replace_folder(partial: Path, path: Path):
