@@ -10,9 +10,9 @@ count what can be counted, a judge grades the rest; each figure has a 95 % boots
     torchrun --nproc_per_node=4 eval.py --length 12000  # requests shared over processes, one report
     python eval.py watch out/tiny  # a page about a training run (scripts/watch.py)
 
-Each evaluation has a folder under out/eval/, named for what was asked and of whom: report.html, report.json,
-report.csv, pictures, stories/ and what a killed evaluation goes on from: log.sqlite (stories) and
-verdicts.sqlite. The page is scripts/report.py.
+Each evaluation has a folder under out/eval/, named for lengths, models and prompts: report.html, report.json,
+report.csv, pictures, stories/, and log.sqlite and verdicts.sqlite, from which a killed evaluation goes on.
+The page is scripts/report.py.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
     model, tokenizer, thinking = rollout.open_writer(writer.folder, c.thinking)
     how = {name: getattr(c, name) for name in SAMPLING}
     how["stop_ids"] = rollout.stop_ids(writer.folder, tokenizer)
+    wrote = {}  # tokens of each story so far
     for target in sorted({job.request.target_words for job in jobs}):
         part = [job for job in jobs if job.request.target_words == target]
         prompts = [tokenizer.chat(job.request.prompt, thinking) for job in part]
@@ -161,10 +162,10 @@ def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
             there = f"the model has positions for {room:,}; stories are cut there"
             say(f"{writer.label}: {target:,} words would get up to {limit:,} tokens, but {there}", sys.stderr)
         how |= {"max_new_tokens": min(limit, room), "seed": [job.seed for job in part]}
-        seen = [0] * len(part)
         for i, story, ended in rollout.stream(model, prompts, **how):
-            progress.add(len(story.ids) - seen[i])
-            seen[i] = len(story.ids)
+            wrote[part[i].key] = len(story.ids)
+            progress.set_postfix_str(f"{sum(wrote.values()):,} tokens", refresh=False)
+            progress.update(0)
             if ended:
                 text = rollout.story_of(tokenizer.decode(story.ids), thinking)
                 yield part[i], text, story.finished, len(story.ids)
@@ -179,7 +180,11 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
         how["chat_template_kwargs"] = {"enable_thinking": c.thinking == "on"}
     spare, asked, failed = (*SAMPLING[2:], "repeat_penalty", *LLAMA, "seed"), {}, ""
     thought = 0 if c.max_new_tokens or c.thinking == "off" else THOUGHT
-    with closing(open_line(writer, c.in_flight)) as line:
+    unset = {"temperature": None, "top_p": None, "max_tokens": None}  # each question brings its own
+    patience = {"timeouts": (10, 1800), "deadline": 3600, "retries": 4}  # seconds; a story takes its time
+    key = os.environ.get("ENDPOINT_API_KEY", "")
+    line = Endpoint(writer.endpoint, writer.name, key, in_flight=c.in_flight, **unset, **patience)
+    with closing(line):
         for job in jobs:
             params = how | {"max_tokens": job.tokens + thought, "seed": job.seed % (1 << 31)}
             asked[line.complete([{"role": "user", "content": job.request.prompt}], params, spare)] = job
@@ -193,7 +198,6 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
             cut = answer.finish == "length"
             # A server's template may open <think>: a thought that was cut is not a story.
             opened = cut and c.thinking == "on" and not answer.thought and "<think>" not in answer.text
-            progress.add(answer.tokens or 0)
             yield asked[future], rollout.story_of(answer.text, opened), not cut, answer.tokens or 0
     if failed:
         why = f"{line.endpoint} gave no answer ({failed}); what came before is kept"
@@ -202,34 +206,9 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
         say(f"{writer.label}: the server refuses {', '.join(sorted(line.spared))}; its own apply", sys.stderr)
 
 
-def open_line(writer: Writer, in_flight: int) -> Endpoint:
-    unset = {"temperature": None, "top_p": None, "max_tokens": None}  # each question brings its own
-    patience = {"timeouts": (10, 1800), "deadline": 3600, "retries": 4}  # seconds; a story takes its time
-    key = os.environ.get("ENDPOINT_API_KEY", "")
-    return Endpoint(writer.endpoint, writer.name, key, in_flight=in_flight, **unset, **patience)
-
-
 # ---- writing and judging, shared over processes ------------------------------------
 
 THIRDS_FROM = 150  # words; a third of less is not a passage
-
-
-def describe(judge) -> str:
-    if isinstance(judge, judging.OfflineJudge):
-        more = "which measures form, not quality; for a judge that reads set JUDGE_URL, JUDGE_MODEL"
-        return f"judged by {judge.name}, {more}"
-    return f"quality by {judge.name}, rubric {judge.rubric.version}"
-
-
-class Progress(tqdm):
-    """A bar of stories, with the tokens written so far beside it."""
-
-    tokens = 0
-
-    def add(self, tokens: int):
-        self.tokens += tokens
-        self.set_postfix_str(f"{self.tokens:,} tokens", refresh=False)
-        self.update(0)
 
 
 def texts_of(row: dict, c: Settings) -> list[tuple[str, str]]:
@@ -268,7 +247,7 @@ def write_and_judge(writers: list[Writer], todo, judge, store: Store, c) -> dict
     if missing:
         judge.check()  # a judge that does not answer is known before hours of writing
     asked, told, failed = [], [], []
-    with Progress(total=missing, unit=" stories", miniters=0, mininterval=0.5, disable=not MAIN) as progress:
+    with tqdm(total=missing, unit=" stories", miniters=0, mininterval=0.5, disable=not MAIN) as progress:
         for writer in writers:
             progress.set_description(f"{writer.label} writes")
             for key, row in write_share(writer, shares[writer.label], there, store, c, progress):
@@ -278,7 +257,7 @@ def write_and_judge(writers: list[Writer], todo, judge, store: Store, c) -> dict
             failed += [judge.last_error for verdict in verdicts if verdict is None]
             told.append((key, row | {"verdicts": [verdict and verdict.to_dict() for verdict in verdicts]}))
             progress.set_description(f"{len(told)} of {len(asked)} stories judged", refresh=False)
-            progress.add(0)
+            progress.update(0)
     rows = dict(processes.gather(told))
     if failed := processes.gather(failed):
         more = "they count in no figure, start again to ask once more"
@@ -360,11 +339,17 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
     kind = "heldout" if min(c.lengths, default=0) < SHORT else "eval"
     path = Path(c.prompts or ROOT / "stories" / f"{kind}.jsonl")
     todo = requests_for(examples or data.read_examples(path), c.lengths, few or max(0, c.limit))
-    question = {"lengths": c.lengths or ["own-lengths"], "model": labels}
-    c.out = c.out or str(Path("out", "eval", files.short_name(question, vars(c), vars(Settings()))))
+    name = "_".join(["-".join(map(str, c.lengths)) or "own-lengths", *labels, path.stem])
+    c.out = c.out or str(Path("out", "eval", files.plain_name(name)[:100]))
     judge = judge or judging.make(c, judging.load_rubric(c.rubric), Path(c.out, "verdicts.sqlite"))
     how = f"{c.samples} stories each at each length, temperature {c.temperature:g}, top-p {c.top_p:g}"
-    notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {how}", describe(judge)]
+    if isinstance(judge, judging.OfflineJudge):
+        judged, more = "form", "for a judge that reads set JUDGE_URL, JUDGE_MODEL"
+        reader = f"judged by {judge.name}, which measures form, not quality; {more}"
+    else:
+        judged = "contradictions per 1,000 words" if judge.rubric.rule == "rate" else "quality"
+        reader = f"quality by {judge.name}, rubric {judge.rubric.version}"
+    notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {how}", reader]
     notes.append(f"differences between stories by {c.similarity}")
     if few and len(set(map(unit, todo))) == few:
         notes.append(f"only the first {few} prompts, since there is no GPU; --limit 0 takes all")
@@ -374,9 +359,7 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
         stories = write_and_judge(writers, todo, judge, Store(folder / "log.sqlite", ""), c)
         # One kind of band for the whole sweep, set by its shortest request; from 2,400 words on they agree.
         bounds = bounds_of(c.bands, min(e.target_words for e in todo))
-        report = summarise(stories, bounds, c.similarity) | {"notes": notes}
-        what = "contradictions per 1,000 words" if judge.rubric.rule == "rate" else "quality"
-        report["judged"] = "form" if isinstance(judge, judging.OfflineJudge) else what
+        report = summarise(stories, bounds, c.similarity) | {"notes": notes, "judged": judged}
         report["settings"] = {name: value for name, value in vars(c).items() if name != "out"}
         if MAIN:
             write_report(folder, report, stories)
@@ -388,7 +371,7 @@ def write_report(folder: Path, report: dict, stories: dict[str, list[dict]]):
     report["stories"] = {label: f"stories/{files.plain_name(label)}.jsonl" for label in stories}
     path = folder / "report.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] != report["settings"]:
-        aside = files.move_aside(folder, keep=("log", "verdicts"))
+        aside = files.set_aside(folder, keep=("log", "verdicts"))
         say(f"{folder} held a report of other settings; it is now in {aside}")
     names = ("uid", "prompt", "target_words", "story", "sample", "finished")
     for label, rows in stories.items():

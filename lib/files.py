@@ -80,21 +80,16 @@ def replace_folder(partial: Path, path: Path):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def set_aside(folder: Path) -> Path:
-    """Renames a folder that a new one would replace -> its new name, which ends in the present time."""
+def set_aside(folder: Path, keep: tuple[str, ...] = ()) -> Path:
+    """Renames a folder that a new one would replace -> its new name, which ends in the present time. Files
+    whose names begin with one of `keep` stay."""
     aside = folder.with_name(f"{folder.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
     while aside.exists():
         aside = aside.with_name(f"{aside.name}-2")
-    return folder.rename(aside)
-
-
-def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
-    """Moves a folder's files, but for those whose names begin with one of `keep`, into one inside it."""
-    aside = folder / time.strftime("until-%Y%m%d-%H%M%S")
-    parts = [p for p in folder.iterdir() if not p.name.startswith((*keep, "until-"))]
-    aside.mkdir()
-    for part in parts:
-        part.rename(aside / part.name)
+    folder.rename(aside)
+    for part in [p for p in aside.iterdir() if p.name.startswith(keep)]:
+        folder.mkdir(exist_ok=True)
+        part.rename(folder / part.name)
     return aside
 
 
@@ -106,20 +101,6 @@ def key_of(*parts) -> str:
 def plain_name(text: str) -> str:
     """`text` as a file's name."""
     return re.sub(r"[^\w.-]", "_", text)
-
-
-def short_name(first: dict, values: dict, defaults: dict, longest: int = 100) -> str:
-    """A folder's name that says what was asked for: the values of `first`, then every other setting that is
-    not at its default. A name that grows too long ends in a hash."""
-    words = ["-".join(map(str, value)) if isinstance(value, list) else str(value) for value in first.values()]
-    for key, value in values.items():
-        if key not in first and value != defaults[key]:
-            text = str(value)
-            text = text.split("/")[2] if "://" in text else Path(text).name.removesuffix(".jsonl")
-            words.append(f"{key}-{text}")
-    name = plain_name("_".join(words))
-    digest = hashlib.sha256(repr((first, values)).encode()).hexdigest()[:8]
-    return name if len(name) <= longest else f"{name[: longest - 9]}_{digest}"
 
 
 def lock(folder: Path):

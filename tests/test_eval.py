@@ -522,7 +522,7 @@ def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch
     for lengths in (["20"], ["20", "40"]):
         assert code(evaluation.main, [*flags, "--lengths", *lengths]) == 0
     names = sorted(p.name for p in Path("out/eval").iterdir() if p.is_dir())
-    assert names == ["20-40_random-0_prompts-p_max_new_tokens-30", "20_random-0_prompts-p_max_new_tokens-30"]
+    assert names == ["20-40_random-0_p", "20_random-0_p"]
     capsys.readouterr()
     chosen = [*flags, "--lengths", "20", "--out", "mine"]
     assert code(evaluation.main, chosen) == 0 and code(evaluation.main, chosen) == 0
@@ -532,8 +532,9 @@ def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch
     [told] = [
         line for line in capsys.readouterr().out.splitlines() if "held a report of other settings" in line
     ]
-    [aside] = [p for p in Path("mine").iterdir() if p.name.startswith("until-")]
+    [aside] = Path().glob("mine-until-*")
     assert told.startswith("mine ") and str(aside) in told and (aside / "report.json").read_bytes() == before
+    assert kept(Path("mine")) == 6 and not list(aside.glob("log*"))  # what is written stays, to go on from
 
 
 def test_prompts_that_are_none_say_so(checkpoint, tmp_path, capsys):
