@@ -267,8 +267,6 @@ def write_and_judge(writers: list[Writer], todo, judge, store: Store, c) -> dict
 
 # ---- what is measured --------------------------------------------------------------
 
-METRICS = ("quality", "third_1", "third_2", "third_3", "decay", "written", "ratio", "in_band", "length_score")
-METRICS += ("early", "truncated", "empty", "repetition", "compression", "distinct_2", "distance", "vendi")
 COMPARED = ("quality", "ratio", "in_band", "length_score", "repetition", "distance")  # between models
 PUBLISHED = (("1-4k", 0, 4000), ("4-8k", 4000, 8000), ("8-12k", 8000, 12000))  # bands of the paper's table
 
@@ -281,18 +279,19 @@ def length_score(requested: int, written: int) -> float:
 
 
 def measure(row: dict, bounds: judging.LengthBounds) -> dict:
-    """What one story shows; None where there is nothing to measure."""
+    """What one story shows, by the names of the report's metrics; None where there is nothing to measure."""
     target, written, finished = row["target_words"], data.words(row["story"]), row["finished"]
     low, high = bounds.band(target)
     quality, *parts = [verdict and verdict["score"] for verdict in row["verdicts"]]
     first, second, third = parts or [None] * 3
-    found = {"unit": row["unit"], "target": target, "written": written, "ratio": written / target}
-    found |= {"in_band": float(low <= written <= high), "length_score": length_score(target, written)}
-    found |= {"early": float(finished and written < low), "truncated": float(not finished)}
-    found |= {"empty": float(not written), "repetition": judging.repetition_penalty(row["story"])}
-    found |= {"compression": stats.finite(deviation.compression_ratio([row["story"]])), "quality": quality}
+    found = {"unit": row["unit"], "target": target, "quality": quality}
     found |= {"third_1": first, "third_2": second, "third_3": third}
-    return found | {"decay": None if first is None or third is None else third - first}
+    found |= {"decay": None if first is None or third is None else third - first}
+    found |= {"written": written, "ratio": written / target, "in_band": float(low <= written <= high)}
+    found |= {"length_score": length_score(target, written), "early": float(finished and written < low)}
+    found |= {"truncated": float(not finished), "empty": float(not written)}
+    found |= {"repetition": judging.repetition_penalty(row["story"])}
+    return found | {"compression": stats.finite(deviation.compression_ratio([row["story"]]))}
 
 
 def measure_group(rows: list[dict], similarity: str) -> dict:
@@ -317,7 +316,7 @@ def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, simi
         if n := sum(row["verdicts"][0] is None for row in rows):
             warnings.append(f"{label}: {n} of {len(rows)} stories have no verdict and count in no quality")
     targets = [row["target_words"] for row in next(iter(stories.values()))]
-    report = sweep.summarise(measured, METRICS, COMPARED, targets, PUBLISHED)
+    report = sweep.summarise(measured, COMPARED, targets, PUBLISHED)
     band = [[t, *(edge / t for edge in bounds.band(t))] for t in sorted(set(targets))]
     return report | {"warnings": report["warnings"] + warnings, "band": band}
 

@@ -38,9 +38,7 @@ def write_json(path: str | Path, value):
 
 def write_lines(path: str | Path, rows):
     """JSON Lines: one object per line."""
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_lines(path: str | Path, needs: str = "one whole JSON object per line", growing: bool = False):

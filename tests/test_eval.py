@@ -198,9 +198,8 @@ def test_the_papers_bands_stand_beside_the_buckets_and_enter_no_slope():
     rows = [
         {"unit": u, "target": t, "quality": u - t / 1000} for u in range(5) for t in range(1000, 12001, 1000)
     ]
-    found = sweep.summarise({"m": rows}, ["quality"], [], [r["target"] for r in rows], evaluation.PUBLISHED)[
-        "figures"
-    ]["m"]["quality"]
+    report = sweep.summarise({"m": rows}, [], [r["target"] for r in rows], evaluation.PUBLISHED)
+    found = report["figures"]["m"]["quality"]
     assert found["1-4k"]["mean"] == pytest.approx(2 - 2.5)
     assert found["8-12k"]["mean"] == pytest.approx(2 - 10.5)
     assert found["slope"]["mean"] == pytest.approx(-2)
@@ -582,6 +581,7 @@ def test_all_sampling_is_sent_and_thinking_is_a_template_argument(tmp_path):
         ("Once upon", "length", "a plan", "Once upon"),
         ("A plan.</think>Once.", "stop", None, "Once."),
         ("Once.", "stop", None, "Once."),
+        ("Once \ud800 more.", "stop", None, "Once ? more."),  # half a surrogate pair
         ([{"type": "text", "text": "Once "}, {"type": "text", "text": "more."}], "stop", None, "Once more."),
     ],
 )

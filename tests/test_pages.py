@@ -249,7 +249,7 @@ def test_figures_as_csv_and_rows_of_zeros_folded(tmp_path):
     report = json.loads((tmp_path / "o/report.json").read_text())
     with open(tmp_path / "o/report.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(evaluation.METRICS) * len(report["columns"])
+    assert len(rows) == len(shown.METRICS) * len(report["columns"])
     for row in rows:
         figure = report["figures"][row["model"]][row["metric"]][row["words requested"]]
         assert row["mean"] == ("" if figure["mean"] is None else str(figure["mean"]))
