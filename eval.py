@@ -191,7 +191,7 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
         for future in as_completed(asked):
             answer = None if future.cancelled() else future.result()
             if answer is None:
-                failed = line.last_error
+                failed = line.last_error or "no answer"
                 for waiting in asked:
                     waiting.cancel()
                 continue
@@ -226,9 +226,9 @@ def write_share(writer: Writer, share: list[Job], there: dict[str, dict], store:
     missing = [job for job in share if job.key not in there]
     write = write_endpoint if writer.endpoint else write_local
     for job, story, finished, tokens in write(writer, missing, c, progress) if missing else ():
-        e = job.request
-        row = {"model": writer.label, "uid": e.uid, "unit": unit(e), "prompt": e.prompt}
-        row |= {"sample": job.sample, "target_words": e.target_words, "story": story, "finished": finished}
+        e, story = job.request, story.encode("utf-8", "replace").decode()  # half a surrogate pair: "?"
+        row = {"uid": e.uid, "unit": unit(e), "prompt": e.prompt, "target_words": e.target_words}
+        row |= {"sample": job.sample, "story": story, "finished": finished}
         store.record(writer.label, (0, tokens), 0.0, job.key, row)
         progress.update()
         yield job.key, row
