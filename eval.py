@@ -10,9 +10,9 @@ count what can be counted, a judge grades the rest; each figure has a 95 % boots
     torchrun --nproc_per_node=4 eval.py --length 12000  # requests shared over processes, one report
     python eval.py watch out/tiny  # a page about a training run (scripts/watch.py)
 
-Each evaluation has a folder under out/eval/, named for what was asked and of whom: report.html, report.json,
-report.csv, pictures, stories/ and log.jsonl. A killed evaluation goes on from its log. The page is
-scripts/report.py.
+Each evaluation has a folder under out/eval/, named for lengths, models and prompts: report.html, report.json,
+report.csv, pictures, stories/, and log.sqlite and verdicts.sqlite, from which a killed evaluation goes on.
+The page is scripts/report.py.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ from __future__ import annotations
 import json
 import os
 import sys
+from concurrent.futures import as_completed
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 import data
 import deviation
 import judge as judging
 import rollout
 from lib import files, flags, huggingface, processes, stats, sweep
-from lib.asking import Pending, Progress, complete_all, open_line
+from lib.endpoint import Endpoint
 from lib.flags import opt
 from lib.processes import MAIN, RANK, WORLD, say
+from lib.store import Store
 from lib.text import split_evenly
 
 ROOT = Path(__file__).resolve().parent
@@ -149,6 +152,7 @@ def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
     model, tokenizer, thinking = rollout.open_writer(writer.folder, c.thinking)
     how = {name: getattr(c, name) for name in SAMPLING}
     how["stop_ids"] = rollout.stop_ids(writer.folder, tokenizer)
+    wrote = {}  # tokens of each story so far
     for target in sorted({job.request.target_words for job in jobs}):
         part = [job for job in jobs if job.request.target_words == target]
         prompts = [tokenizer.chat(job.request.prompt, thinking) for job in part]
@@ -158,33 +162,46 @@ def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
             there = f"the model has positions for {room:,}; stories are cut there"
             say(f"{writer.label}: {target:,} words would get up to {limit:,} tokens, but {there}", sys.stderr)
         how |= {"max_new_tokens": min(limit, room), "seed": [job.seed for job in part]}
-        seen = [0] * len(part)
         for i, story, ended in rollout.stream(model, prompts, **how):
-            progress.add(len(story.ids) - seen[i])
-            seen[i] = len(story.ids)
+            wrote[part[i].key] = len(story.ids)
+            progress.set_postfix_str(f"{sum(wrote.values()):,} tokens", refresh=False)
+            progress.update(0)
             if ended:
                 text = rollout.story_of(tokenizer.decode(story.ids), thinking)
                 yield part[i], text, story.finished, len(story.ids)
 
 
 def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
-    """As `write_local`. ValueError, at the end: the server gave no story."""
-    how, questions = {name: getattr(c, name) for name in SAMPLING} | LLAMA, []  # what is off is sent too
+    """As `write_local`. ValueError, at the end: the server gave no story. No more are asked for then, and
+    what was under way is handed over."""
+    how = {name: getattr(c, name) for name in SAMPLING} | LLAMA  # what is off is sent too
     how["repeat_penalty"] = c.repetition_penalty  # llama.cpp's name and, in LLAMA, order
     if c.thinking != "auto":
         how["chat_template_kwargs"] = {"enable_thinking": c.thinking == "on"}
+    spare, asked, failed = (*SAMPLING[2:], "repeat_penalty", *LLAMA, "seed"), {}, ""
     thought = 0 if c.max_new_tokens or c.thinking == "off" else THOUGHT
-    for job in jobs:
-        params = how | {"max_tokens": job.tokens + thought, "seed": job.seed % (1 << 31)}
-        questions.append(([{"role": "user", "content": job.request.prompt}], params))
-    line = open_line(writer.endpoint, writer.name, os.environ.get("ENDPOINT_API_KEY", ""), c.in_flight)
-    for i, answer in complete_all(line, questions, spare=(*SAMPLING[2:], "repeat_penalty", *LLAMA, "seed")):
-        cut = answer.finish == "length"
-        # A server's template may open <think>: a thought that was cut is not a story.
-        opened = cut and c.thinking == "on" and not answer.thought and "<think>" not in answer.text
-        story = rollout.story_of(answer.text, opened)
-        progress.add(answer.tokens or 0)
-        yield jobs[i], story, not cut, answer.tokens
+    unset = {"temperature": None, "top_p": None, "max_tokens": None}  # each question brings its own
+    patience = {"timeouts": (10, 1800), "deadline": 3600, "retries": 4}  # seconds; a story takes its time
+    key = os.environ.get("ENDPOINT_API_KEY", "")
+    line = Endpoint(writer.endpoint, writer.name, key, in_flight=c.in_flight, **unset, **patience)
+    with closing(line):
+        for job in jobs:
+            params = how | {"max_tokens": job.tokens + thought, "seed": job.seed % (1 << 31)}
+            asked[line.complete([{"role": "user", "content": job.request.prompt}], params, spare)] = job
+        for future in as_completed(asked):
+            answer = None if future.cancelled() else future.result()
+            if answer is None:
+                failed = line.last_error or "no answer"
+                for waiting in asked:
+                    waiting.cancel()
+                continue
+            cut = answer.finish == "length"
+            # A server's template may open <think>: a thought that was cut is not a story.
+            opened = cut and c.thinking == "on" and not answer.thought and "<think>" not in answer.text
+            yield asked[future], rollout.story_of(answer.text, opened), not cut, answer.tokens or 0
+    if failed:
+        why = f"{line.endpoint} gave no answer ({failed}); what came before is kept"
+        raise ValueError(f"the endpoint {why}: start the same command again when it answers")
     if line.spared:
         say(f"{writer.label}: the server refuses {', '.join(sorted(line.spared))}; its own apply", sys.stderr)
 
@@ -194,63 +211,55 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
 THIRDS_FROM = 150  # words; a third of less is not a passage
 
 
-def describe(judge) -> str:
-    if isinstance(judge, judging.OfflineJudge):
-        more = "which measures form, not quality; for a judge that reads set JUDGE_URL, JUDGE_MODEL"
-        return f"judged by {judge.name}, {more}"
-    return f"quality by {judge.name}, rubric {judge.rubric.version}"
-
-
-def texts_of(row: dict, judge, c: Settings) -> list[tuple[str, str, str]]:
-    """(key, prompt, text) of what is judged of a story: the whole and, where it is long, its thirds."""
-    prompt, texts, parts = row["prompt"], [(row["prompt"], row["story"])], []
+def texts_of(row: dict, c: Settings) -> list[tuple[str, str]]:
+    """(prompt, text) of what is judged of a story: the whole and, where it is long, its thirds."""
+    prompt, parts = row["prompt"], []
     if c.thirds == "on" and data.words(row["story"]) >= THIRDS_FROM:
         parts = split_evenly(row["story"], 3, data.words)
-    for i, part in enumerate(parts, 1):
-        texts.append((f"{prompt} (This is part {i} of 3 of a story for that request.)", part))
-    how = judge.name, judge.rubric.version
-    return [(f"verdict {files.key_of(*how, prompt, text)}", prompt, text) for prompt, text in texts]
+    thirds = [f"{prompt} (This is part {i} of 3 of a story for that request.)" for i in (1, 2, 3)]
+    return [(prompt, row["story"]), *zip(thirds, parts)]
 
 
-def write_share(writer: Writer, share: list[Job], log: files.Journal, c: Settings, progress):
-    """Yields the log's row of each story of a share: what is there, then what is written now."""
-    yield from (log.rows[job.key] for job in share if job.key in log.rows)
-    missing = [job for job in share if job.key not in log.rows]
+def write_share(writer: Writer, share: list[Job], there: dict[str, dict], store: Store, c, progress):
+    """Yields (key, row) of each story of a share: what is there, then what is written now."""
+    yield from ((job.key, there[job.key]) for job in share if job.key in there)
+    missing = [job for job in share if job.key not in there]
     write = write_endpoint if writer.endpoint else write_local
     for job, story, finished, tokens in write(writer, missing, c, progress) if missing else ():
-        e = job.request
-        row = {"model": writer.label, "uid": e.uid, "unit": unit(e), "prompt": e.prompt}
-        row |= {"sample": job.sample, "target_words": e.target_words, "story": story, "finished": finished}
-        log.put(job.key, **row, tokens=tokens)
-        progress.add(done=1)
-        yield log.rows[job.key]
+        e, story = job.request, story.encode("utf-8", "replace").decode()  # half a surrogate pair: "?"
+        row = {"uid": e.uid, "unit": unit(e), "prompt": e.prompt, "target_words": e.target_words}
+        row |= {"sample": job.sample, "story": story, "finished": finished}
+        store.record(writer.label, (0, tokens), 0.0, job.key, row)
+        progress.update()
+        yield job.key, row
 
 
-def write_and_judge(writers: list[Writer], todo: list[data.Example], judge, log, c) -> dict[str, list[dict]]:
-    """Every story of every model, in order: what the log keeps of it, and "verdicts" of it and of its thirds.
-    Each process writes and judges its share, then all of them have all stories."""
+def write_and_judge(writers: list[Writer], todo, judge, store: Store, c) -> dict[str, list[dict]]:
+    """Every story of every model, in order: what the store keeps of it, and "verdicts" of it and its thirds.
+    Each process writes and judges its share, then all of them have all stories. A verdict that was paid for
+    before comes from the judge's own store."""
     jobs = {w.label: jobs_of(w, todo, c) for w in writers}
+    there = {job.key: row for part in jobs.values() for job in part if (row := store.get(job.key))}
     # What is missing is dealt out first, so that every process has as much of it.
-    shares = {k: sorted(part, key=lambda job: job.key in log.rows)[RANK::WORLD] for k, part in jobs.items()}
-    missing = sum(job.key not in log.rows for share in shares.values() for job in share)
+    shares = {k: sorted(part, key=lambda job: job.key in there)[RANK::WORLD] for k, part in jobs.items()}
+    missing = sum(job.key not in there for share in shares.values() for job in share)
     processes.gather([])  # nothing is written before all have read what there is
     if missing:
         judge.check()  # a judge that does not answer is known before hours of writing
-    verdicts, told = Pending(log, "verdict", judging.Verdict.to_dict), []
-    with Progress(missing, "stories", "tokens", verdicts.waiting, MAIN) as progress:
+    asked, told, failed = [], [], []
+    with tqdm(total=missing, unit=" stories", miniters=0, mininterval=0.5, disable=not MAIN) as progress:
         for writer in writers:
             progress.set_description(f"{writer.label} writes")
-            for row in write_share(writer, shares[writer.label], log, c, progress):
-                for key, prompt, text in texts_of(row, judge, c):
-                    verdicts.ask(key, judge.submit, prompt, text)
-                list(verdicts.keep())
-        for _ in verdicts.keep(wait=True):
-            progress.add()
-    for row in (log.rows[job.key] for share in shares.values() for job in share):
-        found = [log.rows.get(key, {}).get("verdict") for key, _, _ in texts_of(row, judge, c)]
-        told.append((row["key"], row | {"verdicts": found}))
+            for key, row in write_share(writer, shares[writer.label], there, store, c, progress):
+                asked.append((key, row, [judge.submit(*text) for text in texts_of(row, c)]))
+        for key, row, futures in asked:
+            verdicts = [future.result() for future in futures]
+            failed += [judge.last_error for verdict in verdicts if verdict is None]
+            told.append((key, row | {"verdicts": [verdict and verdict.to_dict() for verdict in verdicts]}))
+            progress.set_description(f"{len(told)} of {len(asked)} stories judged", refresh=False)
+            progress.update(0)
     rows = dict(processes.gather(told))
-    if failed := processes.gather([judge.last_error] * len(verdicts.failed)):
+    if failed := processes.gather(failed):
         more = "they count in no figure, start again to ask once more"
         say(f"{len(failed)} texts got no verdict ({failed[0]}); {more}", sys.stderr)
     return {label: [rows[job.key] for job in part] for label, part in jobs.items()}
@@ -258,8 +267,6 @@ def write_and_judge(writers: list[Writer], todo: list[data.Example], judge, log,
 
 # ---- what is measured --------------------------------------------------------------
 
-METRICS = ("quality", "third_1", "third_2", "third_3", "decay", "written", "ratio", "in_band", "length_score")
-METRICS += ("early", "truncated", "empty", "repetition", "compression", "distinct_2", "distance", "vendi")
 COMPARED = ("quality", "ratio", "in_band", "length_score", "repetition", "distance")  # between models
 PUBLISHED = (("1-4k", 0, 4000), ("4-8k", 4000, 8000), ("8-12k", 8000, 12000))  # bands of the paper's table
 
@@ -272,18 +279,19 @@ def length_score(requested: int, written: int) -> float:
 
 
 def measure(row: dict, bounds: judging.LengthBounds) -> dict:
-    """What one story shows; None where there is nothing to measure."""
+    """What one story shows, by the names of the report's metrics; None where there is nothing to measure."""
     target, written, finished = row["target_words"], data.words(row["story"]), row["finished"]
     low, high = bounds.band(target)
     quality, *parts = [verdict and verdict["score"] for verdict in row["verdicts"]]
     first, second, third = parts or [None] * 3
-    found = {"unit": row["unit"], "target": target, "written": written, "ratio": written / target}
-    found |= {"in_band": float(low <= written <= high), "length_score": length_score(target, written)}
-    found |= {"early": float(finished and written < low), "truncated": float(not finished)}
-    found |= {"empty": float(not written), "repetition": judging.repetition_penalty(row["story"])}
-    found |= {"compression": stats.finite(deviation.compression_ratio([row["story"]])), "quality": quality}
+    found = {"unit": row["unit"], "target": target, "quality": quality}
     found |= {"third_1": first, "third_2": second, "third_3": third}
-    return found | {"decay": None if first is None or third is None else third - first}
+    found |= {"decay": None if first is None or third is None else third - first}
+    found |= {"written": written, "ratio": written / target, "in_band": float(low <= written <= high)}
+    found |= {"length_score": length_score(target, written), "early": float(finished and written < low)}
+    found |= {"truncated": float(not finished), "empty": float(not written)}
+    found |= {"repetition": judging.repetition_penalty(row["story"])}
+    return found | {"compression": stats.finite(deviation.compression_ratio([row["story"]]))}
 
 
 def measure_group(rows: list[dict], similarity: str) -> dict:
@@ -308,7 +316,7 @@ def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, simi
         if n := sum(row["verdicts"][0] is None for row in rows):
             warnings.append(f"{label}: {n} of {len(rows)} stories have no verdict and count in no quality")
     targets = [row["target_words"] for row in next(iter(stories.values()))]
-    report = sweep.summarise(measured, METRICS, COMPARED, targets, PUBLISHED)
+    report = sweep.summarise(measured, COMPARED, targets, PUBLISHED)
     band = [[t, *(edge / t for edge in bounds.band(t))] for t in sorted(set(targets))]
     return report | {"warnings": report["warnings"] + warnings, "band": band}
 
@@ -330,23 +338,27 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
     kind = "heldout" if min(c.lengths, default=0) < SHORT else "eval"
     path = Path(c.prompts or ROOT / "stories" / f"{kind}.jsonl")
     todo = requests_for(examples or data.read_examples(path), c.lengths, few or max(0, c.limit))
-    question = {"lengths": c.lengths or ["own-lengths"], "model": labels}
-    c.out = c.out or str(Path("out", "eval", files.short_name(question, vars(c), vars(Settings()))))
+    name = "_".join(["-".join(map(str, c.lengths)) or "own-lengths", *labels, path.stem])
+    c.out = c.out or str(Path("out", "eval", files.plain_name(name)[:100]))
     judge = judge or judging.make(c, judging.load_rubric(c.rubric), Path(c.out, "verdicts.sqlite"))
     how = f"{c.samples} stories each at each length, temperature {c.temperature:g}, top-p {c.top_p:g}"
-    notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {how}", describe(judge)]
+    if isinstance(judge, judging.OfflineJudge):
+        judged, more = "form", "for a judge that reads set JUDGE_URL, JUDGE_MODEL"
+        reader = f"judged by {judge.name}, which measures form, not quality; {more}"
+    else:
+        judged = "contradictions per 1,000 words" if judge.rubric.rule == "rate" else "quality"
+        reader = f"quality by {judge.name}, rubric {judge.rubric.version}"
+    notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {how}", reader]
     notes.append(f"differences between stories by {c.similarity}")
     if few and len(set(map(unit, todo))) == few:
         notes.append(f"only the first {few} prompts, since there is no GPU; --limit 0 takes all")
     say("\n".join([*(f"{w.label}: {w.endpoint or w.folder}" for w in writers), *notes]), sys.stderr)
-    folder, log = Path(c.out), f"log.{RANK}.jsonl" if RANK else "log.jsonl"
-    with closing(judge), files.lock(folder) if MAIN else nullcontext(), files.Journal(folder, log) as log:
-        stories = write_and_judge(writers, todo, judge, log, c)
+    folder = Path(c.out)
+    with closing(judge), files.lock(folder) if MAIN else nullcontext():
+        stories = write_and_judge(writers, todo, judge, Store(folder / "log.sqlite", ""), c)
         # One kind of band for the whole sweep, set by its shortest request; from 2,400 words on they agree.
         bounds = bounds_of(c.bands, min(e.target_words for e in todo))
-        report = summarise(stories, bounds, c.similarity) | {"notes": notes}
-        what = "contradictions per 1,000 words" if judge.rubric.rule == "rate" else "quality"
-        report["judged"] = "form" if isinstance(judge, judging.OfflineJudge) else what
+        report = summarise(stories, bounds, c.similarity) | {"notes": notes, "judged": judged}
         report["settings"] = {name: value for name, value in vars(c).items() if name != "out"}
         if MAIN:
             write_report(folder, report, stories)
@@ -358,7 +370,7 @@ def write_report(folder: Path, report: dict, stories: dict[str, list[dict]]):
     report["stories"] = {label: f"stories/{files.plain_name(label)}.jsonl" for label in stories}
     path = folder / "report.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] != report["settings"]:
-        aside = files.move_aside(folder, keep=("log", "verdicts"))
+        aside = files.set_aside(folder, keep=("log", "verdicts"))
         say(f"{folder} held a report of other settings; it is now in {aside}")
     names = ("uid", "prompt", "target_words", "story", "sample", "finished")
     for label, rows in stories.items():

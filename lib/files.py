@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -39,9 +38,7 @@ def write_json(path: str | Path, value):
 
 def write_lines(path: str | Path, rows):
     """JSON Lines: one object per line."""
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_lines(path: str | Path, needs: str = "one whole JSON object per line", growing: bool = False):
@@ -71,34 +68,6 @@ def digest(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-class Journal:
-    """Append-only JSON Lines of {"key": ..., ...}, for work that must not be done twice.
-
-    A line goes to the system at once; a kill costs at most the line being written, which is cut off at the
-    next start. name: log.jsonl; log.1.jsonl and the like, of other processes, are read and never written.
-    ValueError: a damaged line."""
-
-    def __init__(self, folder: Path, name: str):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.rows, self.file = {}, open(folder / name, "ab", buffering=0)
-        os.truncate(folder / name, (folder / name).read_bytes().rfind(b"\n") + 1)
-        needs = "what was kept of earlier work: delete the line, and what it held is done again"
-        for part in sorted(folder.glob(f"{name.partition('.')[0]}*.jsonl")):
-            self.rows |= {row.get("key"): row for _, row in read_lines(part, needs, growing=True)}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def put(self, key: str, **row):
-        self.rows[key] = {"key": key, **row}
-        line = json.dumps(self.rows[key], ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        if self.file.write(line) < len(line):  # a full disk may take half a line without an error
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
-
-
 def replace_folder(partial: Path, path: Path):
     """Puts a finished folder in place by rename: a kill leaves the old folder or the new one."""
     old = path.with_name(f".{path.name}.old")
@@ -109,21 +78,16 @@ def replace_folder(partial: Path, path: Path):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def set_aside(folder: Path) -> Path:
-    """Renames a folder that a new one would replace -> its new name, which ends in the present time."""
+def set_aside(folder: Path, keep: tuple[str, ...] = ()) -> Path:
+    """Renames a folder that a new one would replace -> its new name, which ends in the present time. Files
+    whose names begin with one of `keep` stay."""
     aside = folder.with_name(f"{folder.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
     while aside.exists():
         aside = aside.with_name(f"{aside.name}-2")
-    return folder.rename(aside)
-
-
-def move_aside(folder: Path, keep: tuple[str, ...]) -> Path:
-    """Moves a folder's files, but for those whose names begin with one of `keep`, into one inside it."""
-    aside = folder / time.strftime("until-%Y%m%d-%H%M%S")
-    parts = [p for p in folder.iterdir() if not p.name.startswith((*keep, "until-"))]
-    aside.mkdir()
-    for part in parts:
-        part.rename(aside / part.name)
+    folder.rename(aside)
+    for part in [p for p in aside.iterdir() if p.name.startswith(keep)]:
+        folder.mkdir(exist_ok=True)
+        part.rename(folder / part.name)
     return aside
 
 
@@ -135,20 +99,6 @@ def key_of(*parts) -> str:
 def plain_name(text: str) -> str:
     """`text` as a file's name."""
     return re.sub(r"[^\w.-]", "_", text)
-
-
-def short_name(first: dict, values: dict, defaults: dict, longest: int = 100) -> str:
-    """A folder's name that says what was asked for: the values of `first`, then every other setting that is
-    not at its default. A name that grows too long ends in a hash."""
-    words = ["-".join(map(str, value)) if isinstance(value, list) else str(value) for value in first.values()]
-    for key, value in values.items():
-        if key not in first and value != defaults[key]:
-            text = str(value)
-            text = text.split("/")[2] if "://" in text else Path(text).name.removesuffix(".jsonl")
-            words.append(f"{key}-{text}")
-    name = plain_name("_".join(words))
-    digest = hashlib.sha256(repr((first, values)).encode()).hexdigest()[:8]
-    return name if len(name) <= longest else f"{name[: longest - 9]}_{digest}"
 
 
 def lock(folder: Path):

@@ -41,8 +41,8 @@ def parser(about: str, command: str = "", **more) -> argparse.ArgumentParser:
 
 
 def opt(default, help: str, group: str = "", *, low=-math.inf, high=math.inf, above=-math.inf):
-    """A field of a configuration. `group` starts a new section of --help with this field. Its flag takes
-    numbers from low to high and greater than `above`; that of a Literal takes its words."""
+    """A field of a configuration. `group` starts a new section of --help with this field. It takes numbers
+    from low to high and greater than `above`, see check_ranges; the flag of a Literal takes its words."""
     meta = {"help": help, "group": group, "low": low, "high": high, "above": above}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
@@ -67,14 +67,14 @@ def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "",
     values = vars(line.parse_args(argv))
     if preset == "auto":
         say(f"preset {chosen}: {why}; --preset {' | '.join(presets)} chooses")
-    return kind(**values | {"preset": chosen})
+    return check_ranges(kind(**values | {"preset": chosen}))
 
 
 def read(kind, argv, about: str, **more):
     """Command line -> an instance of the dataclass `kind`, without presets. about, more: see `parser`."""
     line = parser(about, **more)
     add_fields(line, kind, {})
-    return kind(**vars(line.parse_args(argv)))
+    return check_ranges(kind(**vars(line.parse_args(argv))))
 
 
 def start(module: str, *arguments: str) -> int:
@@ -96,7 +96,7 @@ def add_fields(parser, kind, values: dict):
             how = {"nargs": "*", "action": Settings, "metavar": "KEY=VALUE"}
         else:
             one = inner[0] if origin is list else hints[f.name]
-            how = {"type": READERS.get(one) or number(one, f.metadata), "metavar": METAVARS[one]}
+            how = {"type": boolean if one is bool else one, "metavar": METAVARS[one]}
         if origin is list:
             how["nargs"] = len(default) if default and one is float else "*"
         shown = " ".join(f"{k}={v}" for k, v in default.items()) if origin is dict else default
@@ -115,36 +115,22 @@ class Settings(argparse.Action):
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), **pairs})
 
 
-def outside(value, bounds) -> str:
-    """What a number must be by the bounds of its `opt`, and is not; "" where it is."""
-    low, high, above = bounds["low"], bounds["high"], bounds["above"]
-    wrong = {
-        "a finite number": not math.isfinite(value),
-        f"at least {low}": value < low,
-        f"above {above}": value <= above,
-        f"at most {high}": value > high,
-    }
-    return next((what for what, is_wrong in wrong.items() if is_wrong), "")
-
-
-def number(kind, bounds):
-    """What reads the text of a flag as an int or a float within the bounds of its `opt`."""
-
-    def read(text: str):
-        if wrong := outside(kind(text), bounds):
-            raise argparse.ArgumentTypeError(f"{text}: must be {wrong}")
-        return kind(text)
-
-    read.__name__ = kind.__name__  # argparse names it where the text is not a number at all
-    return read
-
-
 def check_ranges(config):
-    """ValueError: a number of a configuration that no command line has checked is out of bounds."""
+    """-> `config`, of fields made by `opt`. ValueError: a number is outside the bounds of its field."""
     for f in fields(config):
-        value = getattr(config, f.name)
-        if isinstance(value, (int, float)) and (wrong := outside(value, f.metadata)):
-            raise ValueError(f"--{f.name} {value}: must be {wrong}")
+        value, bounds = getattr(config, f.name), f.metadata
+        for x in value if isinstance(value, list) else [value]:
+            if isinstance(x, (int, float)):
+                wrong = {
+                    "a finite number": not math.isfinite(x),
+                    f"at least {bounds['low']}": x < bounds["low"],
+                    f"above {bounds['above']}": x <= bounds["above"],
+                    f"at most {bounds['high']}": x > bounds["high"],
+                }
+                for what, is_wrong in wrong.items():
+                    if is_wrong:
+                        raise ValueError(f"--{f.name} {x:g}: must be {what}")
+    return config
 
 
 def boolean(text: str) -> bool:
@@ -152,9 +138,6 @@ def boolean(text: str) -> bool:
     if word not in ("true", "on", "yes", "1", "false", "off", "no", "0"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return word in ("true", "on", "yes", "1")
-
-
-READERS = {str: str, bool: boolean}
 
 
 def differences(was: dict, now: dict, but: tuple = ()) -> str:

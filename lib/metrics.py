@@ -7,10 +7,8 @@ from pathlib import Path
 from statistics import fmean
 
 from lib.files import read_lines, write_json, write_lines
-from lib.pages import figure, legend_beside, save_figure
+from lib.pages import COLOURS, figure, legend_beside, save_figure
 from lib.stats import mean
-
-COLOURS = ("#1f4e79", "#c0562c", "#4a7c3a", "#7a4a8a", "#a8892c", "#3b8f8c")
 
 
 class Log:

@@ -135,26 +135,24 @@ def serve(stamp, make, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             here = [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]
-            path, _, seen = self.path.partition("?seen=")
-            code, text, kind, now = 200, "", "text/plain", stamp()
+            (path, _, seen), now = self.path.partition("?seen="), stamp()
             if self.headers.get("Host", "") not in here:  # a name of another site that points to this machine
-                code = 403
-            elif path == "/":
-                text, kind = page_html(make() | {"stamp": now}, served=True), "text/html"
-            elif path == "/data" and seen == now:
-                code = 204
-            elif path == "/data":
-                data = make() | {"stamp": now}
-                text, kind = json.dumps(data, ensure_ascii=False, allow_nan=False), "application/json"
+                self.send_error(403)
+            elif path not in ("/", "/data"):
+                self.send_error(404)
+            elif seen == now:  # nothing is new
+                self.send_response(204)
+                self.end_headers()
             else:
-                code = 404
-            body = text.encode("utf-8", "replace")
-            self.send_response(code)
-            self.send_header("Content-Type", f"{kind}; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            self.wfile.write(body)
+                data, kind = make() | {"stamp": now}, "text/html" if path == "/" else "application/json"
+                text = page_html(data, served=True) if path == "/" else json.dumps(data, allow_nan=False)
+                body = text.encode("utf-8", "replace")
+                self.send_response(200)
+                self.send_header("Content-Type", f"{kind}; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Cache-Control", "no-store")
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *_):
             pass

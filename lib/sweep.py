@@ -43,12 +43,14 @@ def differences(a: list[dict], b: list[dict], metric: str) -> list[dict]:
     return [{"unit": u, "target": t, metric: b[u, t] - a[u, t]} for u, t in a if (u, t) in b]
 
 
-def summarise(measured: dict[str, list[dict]], metrics, compared, targets: list[int], extra=()) -> dict:
+def summarise(measured: dict[str, list[dict]], compared, targets: list[int], extra=()) -> dict:
     """What a report says of {label: rows}: figures per label and metric, paired differences of the metrics in
     `compared`, the buckets and where they lie, and a warning where units are few.
 
     extra: (label, above, up to), shown beside buckets that are steps; no slope goes through them."""
     labels, buckets = list(measured), buckets_of(targets)
+    metrics = dict.fromkeys(m for rows in measured.values() for row in rows for m in row)
+    metrics = [m for m in metrics if m not in ("unit", "target")]
     steps = any(high - low > 1 for _, low, high in buckets)
     extra = [column for column in extra if steps and column[1] < buckets[-1][2]]
     found = {k: {m: figures(rows, m, buckets, extra) for m in metrics} for k, rows in measured.items()}

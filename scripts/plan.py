@@ -33,7 +33,7 @@ import rollout
 import train
 from data import FRAME, Episode, Example
 from lib import huggingface, optim, parallel, processes
-from lib.flags import add_fields, exits_cleanly, opt, parser
+from lib.flags import add_fields, check_ranges, exits_cleanly, opt, parser
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
 
@@ -347,7 +347,7 @@ def read_flags(argv=None) -> tuple[Settings, list[str]]:
     line = parser(__doc__, epilog="All flags of train.py are understood as well.", allow_abbrev=False)
     add_fields(line, Settings, {})
     own, rest = line.parse_known_args(argv)
-    return Settings(**vars(own)), rest
+    return check_ranges(Settings(**vars(own))), rest
 
 
 @exits_cleanly

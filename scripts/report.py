@@ -1,6 +1,6 @@
 """What an evaluation looks like: tables in the terminal, pictures, one HTML page without server or network.
 
-    python -m scripts.report out/eval/50-100_tiny-base  # eval.py runs this at its end; it makes them anew
+    python -m scripts.report out/eval/50-100_tiny-base_heldout  # eval.py runs this at its end
 
 Nothing is measured here: report.json and stories/ of the folder hold everything that is shown.
 """

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -196,28 +195,26 @@ def figure_of(cell: dict, measure: str, length: int) -> float | None:
 def run_cells(a: Config, argv: list[str]):
     """Every cell that is not finished, in a process of its own: one that fails does not stop the others."""
     seeds, gpus = range(a.seeds), torch.cuda.device_count()
-    jobs = a.jobs or gpus or os.cpu_count()
+    jobs, failed = a.jobs or gpus or os.cpu_count(), []
     collected = [("collect", s) for s in seeds if set(a.only) & set(OFFLINE)]
-    slots, failed = queue.SimpleQueue(), []
-    for slot in range(jobs):
-        slots.put(slot)
 
-    def one(cell):
-        slot, (name, seed) = slots.get(), cell
-        place = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {}
+    def lane(number: int):
+        """Runs one cell after another, each lane on a GPU of its own where there are as many."""
+        place = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
         place |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(max(1, os.cpu_count() // jobs))}
-        command = [sys.executable, "-m", "scripts.study", *argv, "--cell", f"{name}:{seed}"]
-        with open(Path(a.out, f"{name}-{seed}.log"), "w") as log:
-            done = subprocess.run(command, env=os.environ | place, stdout=log, stderr=subprocess.STDOUT)
-        slots.put(slot)
-        if done.returncode:
-            failed.append(f"{name}-{seed}")
-        bar.update()
+        for name, seed in waiting:
+            command = [sys.executable, "-m", "scripts.study", *argv, "--cell", f"{name}:{seed}"]
+            with open(Path(a.out, f"{name}-{seed}.log"), "w") as log:
+                done = subprocess.run(command, env=os.environ | place, stdout=log, stderr=subprocess.STDOUT)
+            if done.returncode:
+                failed.append(f"{name}-{seed}")
+            bar.update()
 
     for cells in (collected, [(m, s) for s in seeds for m in a.only]):
         todo = [cell for cell in cells if finished(a, *cell) is None]
+        waiting = iter(todo)  # of all lanes: each takes the next cell when it is free
         with tqdm(total=len(todo), desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(one, todo))
+            list(pool.map(lane, range(jobs)))
         if failed:
             raise ValueError(f"{', '.join(sorted(failed))} failed: see {a.out}/*.log, then start again")
 

@@ -4,7 +4,8 @@
     python eval.py watch out/with-hri out/without-hri --steps 0 44
     python eval.py watch out/tiny --follow  # served on this machine alone, new steps appear
 
-Reads config.json, metrics.jsonl and rollouts/ of each run and leaves report.html in the first run's folder.
+Reads config.json, metrics.jsonl and rollouts/ of each run and leaves report.html in the first run's folder;
+of several runs also runs.png, with the curves of each run's own curves.png in one picture.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lib import files, metrics
 from lib.flags import exits_cleanly, parser
 from lib.huggingface import read_json
 from lib.pages import chart, point, serve, table, write_page
+from train import CURVES
 
 FIRST = {
     "reward/mean": "Reward",
@@ -51,18 +53,14 @@ def curves_of(runs: dict[str, tuple]) -> dict[str, dict[str, list]]:
     return {name: series for name, series in curves.items() if series}
 
 
-def charts_of(curves: dict, titles: dict[str, str]) -> tuple[list[dict], list[list[str]]]:
-    """(one chart per metric that moved or differs, the first four unfolded; the others with their value)."""
-    charts, still = [], []
+def charts_of(curves: dict, titles: dict[str, str]) -> list[dict]:
+    """One chart per metric, the first four unfolded."""
+    charts = []
     for name, series in curves.items():
-        values = {p["y"] for points in series.values() for p in points}
-        if len(values) == 1:
-            still.append([name, f"{values.pop():.4g}"])
-            continue
         group = None if name in FIRST else GROUPS.get(name.partition("/")[0], "Update")
         exact = name == "judge/failed"  # counts are not smoothed
         charts.append(chart(name, titles.get(name, name), "step", series, group=group, exact=exact))
-    return charts, still
+    return charts
 
 
 def cards_of(curves: dict, titles: dict[str, str]) -> list[dict]:
@@ -98,10 +96,8 @@ def choose_steps(stories: dict[int, Path], asked: list[int]) -> list[int]:
         there = f"{min(stories, default='none')} to {max(stories, default='none')}"
         raise ValueError(f"there are no stories of step {missing[0]}; there are those of steps {there}")
     steps, size = sorted(stories), sum(path.stat().st_size for path in stories.values())
-    if asked or size <= PAGE_BYTES:
-        return asked or steps
-    last = max(1, int(len(steps) * PAGE_BYTES / size) - 1)
-    return sorted({steps[i * (len(steps) - 1) // last] for i in range(last + 1)})
+    every = max(1, -(-size // PAGE_BYTES))
+    return asked or sorted({*steps[::every], *steps[-1:]})
 
 
 def groups_of(path: Path, step: str, quality: str) -> list[dict]:
@@ -135,7 +131,6 @@ def page_of(folders: list[Path], asked: list[int]) -> dict:
     measured = {k: "form" if c.get("judge") == "offline" else "quality" for k, (_, c) in runs.items()}
     if "quality" not in measured.values():
         titles["reward/quality"] = "Form, not quality / 100"  # what the offline judge measures
-    charts, still = charts_of(curves, titles)
     notes = [f"{k}: {len(m)} steps, {m[0]['step']} to {m[-1]['step']}" for k, (m, _) in runs.items()]
     if max(len(m) for m, _ in runs.values()) >= 10:
         notes.append("large figures: means of the last five steps, from those of the first five")
@@ -149,11 +144,10 @@ def page_of(folders: list[Path], asked: list[int]) -> dict:
         if not asked and len(shown) < len(stories):
             few = f"stories of {len(shown)} of {len(stories)} steps of {folder.name}"
             notes.append(f"{few}, to keep this page small; --steps N shows others")
-    if still:
-        tables.append(table("Metrics", ["metric", "value"], still, fold="The same at every step"))
     dimensions = {d.key: d.title for d in judging.RUBRIC.dimensions}
     reader = {"title": "Groups, sorted by advantage", "groups": groups, "titles": dimensions}
     about = {"title": "Run " + " and ".join(runs), "notes": notes, "controls": True, "reader": reader}
+    charts = charts_of(curves, titles)
     return about | {"cards": cards_of(curves, titles), "charts": charts, "tables": tables}
 
 
@@ -190,8 +184,12 @@ def main(argv=None):
     if args.follow:
         follow(args.runs, args.steps, args.port)
     else:
-        write_page(args.runs[0] / "report.html", page_of(args.runs, args.steps))
-        print(args.runs[0] / "report.html")
+        page, picture = args.runs[0] / "report.html", args.runs[0] / "runs.png"
+        write_page(page, page_of(args.runs, args.steps))
+        print(page)
+        if len(args.runs) > 1:
+            metrics.plot({run.name: read_run(run)[0] for run in args.runs}, picture, CURVES)
+            print(picture)
 
 
 if __name__ == "__main__":

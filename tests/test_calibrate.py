@@ -288,14 +288,14 @@ def test_eval_prints_contradictions_per_1000_words_by_requested_length(tmp_path,
         assert evaluation.main([*flags, "--judge_url", reader.url, "--judge_model", "m"]) == 0
     out = capsys.readouterr().out
     figures = json.loads((tmp_path / "e/report.json").read_text())["figures"]["writer"]["quality"]
-    lines = [json.loads(line) for line in (tmp_path / "e/log.jsonl").read_text().splitlines()]
-    words = {x["target_words"]: judging.count_words(x["story"]) for x in lines if "story" in x}
+    lines = [json.loads(line) for line in (tmp_path / "e/stories/writer.jsonl").read_text().splitlines()]
+    words = {x["target_words"]: judging.count_words(x["story"]) for x in lines}
     rates = {n: 1000 * count / words[n] for n, count in {100: 1, 200: 2}.items()}
     assert [figures[str(n)]["mean"] for n in rates] == pytest.approx(list(rates.values()))
     assert "contradictions per 1,000 words" in out
     printed = dict(re.findall(r"^\| writer \| (100|200) .* ([\d.]+) \[[\d., ]+\] \|$", out, re.M))
     assert printed == {str(n): f"{rate:.1f}" for n, rate in rates.items()}
-    found = [x["verdict"] for x in lines if "verdict" in x]
+    found = [x["verdict"] for x in lines]
     assert {(v["scores"]["N1"], v["scores"]["N3"]) for v in found} == {(1, 0), (1, 1)} and len(found) == 6
     assert {v["evidence"] for v in found} == {2 / 4, 4 / 6}  # the invented quotes count against the judge
 

@@ -20,6 +20,7 @@ import eval as evaluation
 import judge as judging
 from launch import SMALL, base
 from lib import endpoint, files, sweep, text
+from lib.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.trapped = 1'><b>bold</b>"
@@ -197,9 +198,8 @@ def test_the_papers_bands_stand_beside_the_buckets_and_enter_no_slope():
     rows = [
         {"unit": u, "target": t, "quality": u - t / 1000} for u in range(5) for t in range(1000, 12001, 1000)
     ]
-    found = sweep.summarise({"m": rows}, ["quality"], [], [r["target"] for r in rows], evaluation.PUBLISHED)[
-        "figures"
-    ]["m"]["quality"]
+    report = sweep.summarise({"m": rows}, [], [r["target"] for r in rows], evaluation.PUBLISHED)
+    found = report["figures"]["m"]["quality"]
     assert found["1-4k"]["mean"] == pytest.approx(2 - 2.5)
     assert found["8-12k"]["mean"] == pytest.approx(2 - 10.5)
     assert found["slope"]["mean"] == pytest.approx(-2)
@@ -218,25 +218,12 @@ def test_empty_stories_are_counted_and_break_nothing(tmp_path):
     assert figures["distance"] is None
 
 
-# ---- the log
+# ---- what is kept
 
 
-def test_a_torn_line_is_cut_and_a_damaged_one_named(tmp_path):
-    log = files.Journal(tmp_path, "log.jsonl")
-    log.put("a", story="eins\u2028zwei \ud800")
-    log.put("b", story="two")
-    log.file.close()
-    whole = (tmp_path / "log.jsonl").read_bytes()
-    for cut in (1, 5, 20):
-        (tmp_path / "log.jsonl").write_bytes(whole[:-cut])
-        again = files.Journal(tmp_path, "log.jsonl")
-        assert list(again.rows) == ["a"]
-        again.put("b", story="two")
-        again.file.close()
-        assert (tmp_path / "log.jsonl").read_bytes() == whole
-    (tmp_path / "log.jsonl").write_bytes(whole.replace(b'{"key": "a"', b'{"kay" "a"'))
-    with pytest.raises(ValueError, match="line 1: not JSON .* delete the line"):
-        files.Journal(tmp_path, "log.jsonl")
+def kept(out) -> int:
+    """How many stories an evaluation has written, over all its starts."""
+    return Store(out / "log.sqlite", "").ledger().calls if (out / "log.sqlite").exists() else 0
 
 
 def test_killed_anywhere_and_started_again_it_reports_the_same(checkpoint, tmp_path):
@@ -245,29 +232,24 @@ def test_killed_anywhere_and_started_again_it_reports_the_same(checkpoint, tmp_p
     assert code(evaluation.main, [*flags, "--out", str(tmp_path / "quiet")]) == 0
     for attempt in range(5):  # on a busy machine it may be over before the signal comes
         out, seed = tmp_path / f"killed-{attempt}", time.time_ns()
-        log = out / "log.jsonl"
-        after = random.Random(seed).randint(1, 28)
+        after = random.Random(seed).randint(1, 13)
         process = subprocess.Popen(
             [sys.executable, "eval.py", *flags, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL
         )
-        while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < after):
+        while process.poll() is None and kept(out) < after:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        lines = log.read_bytes().split(b"\n")
-        if len(lines) - 1 < 32:
+        if kept(out) < 16:
             break
-    assert process.returncode == -signal.SIGKILL and after <= len(lines) - 1 < 32, (seed, after)
+    assert process.returncode == -signal.SIGKILL and after <= kept(out) < 16, (seed, after)
     assert code(evaluation.main, [*flags, "--out", str(out)]) == 0
-    assert log.read_bytes().startswith(b"\n".join(lines[:-1]))  # nothing was written or judged twice
-    keys = [json.loads(line)["key"] for line in log.read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 32
+    assert kept(out) == 16  # each was written once
     assert saved(out) == saved(tmp_path / "quiet")
     assert (out / "stories/random-0.jsonl").read_bytes() == (
         tmp_path / "quiet/stories/random-0.jsonl"
     ).read_bytes()
-    size = log.stat().st_size
-    assert code(evaluation.main, [*flags, "--out", str(out)]) == 0 and log.stat().st_size == size
+    assert code(evaluation.main, [*flags, "--out", str(out)]) == 0 and kept(out) == 16
 
 
 # ---- whole runs
@@ -298,7 +280,7 @@ def test_two_models_from_the_command_line(checkpoint, tmp_path, capsys):
     of = [report["figures"][f"random-{i}"]["ratio"]["all"]["mean"] for i in (0, 1)]
     assert d["figures"]["ratio"]["all"]["mean"] == pytest.approx(of[1] - of[0])
     there = {p.name for p in out.iterdir()}
-    assert {"report.html", "report.json", "quality.png", "ratio.png", "log.jsonl", "stories"} <= there
+    assert {"report.html", "report.json", "quality.png", "ratio.png", "log.sqlite", "stories"} <= there
     assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
 
 
@@ -402,8 +384,7 @@ def test_an_endpoint_that_stops_half_way_loses_nothing(tmp_path, capsys, monkeyp
     error = capsys.readouterr().err
     assert "gave no answer (http_503" in error and "start the same command again" in error
     assert not (tmp_path / "o/report.json").exists()
-    kept = sum('"story ' in line for line in (tmp_path / "o/log.jsonl").read_text().splitlines())
-    assert kept == 5
+    assert kept(tmp_path / "o") == 5
     down[0] = False
     assert code(evaluation.main, flags) == 0
     assert len(served) == 8  # four prompts, two stories each, none asked twice
@@ -473,13 +454,9 @@ def test_two_processes_write_the_same_stories_and_one_report(checkpoint, tmp_pat
     assert (tmp_path / "two/stories/random-0.jsonl").read_bytes() == (
         tmp_path / "one/stories/random-0.jsonl"
     ).read_bytes()
-    for name in ("log.jsonl", "log.1.jsonl"):
-        assert sum('"story ' in line for line in (tmp_path / "two" / name).read_text().splitlines()) == 6
-    size = {p.name: p.stat().st_size for p in (tmp_path / "two").glob("log*")}
-    assert (
-        code(evaluation.main, [*flags, "--out", str(tmp_path / "two")]) == 0
-    )  # one process goes on from both logs
-    assert {p.name: p.stat().st_size for p in (tmp_path / "two").glob("log*")} == size
+    assert kept(tmp_path / "two") == 12
+    assert code(evaluation.main, [*flags, "--out", str(tmp_path / "two")]) == 0  # goes on from both shares
+    assert kept(tmp_path / "two") == 12
 
 
 def test_a_folder_in_use_is_refused(checkpoint, tmp_path, capsys):
@@ -502,9 +479,9 @@ def test_an_out_that_cannot_be_is_one_sentence(checkpoint, tmp_path, capsys, whe
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("room", [1_000, 5_000, 12_000])
+@pytest.mark.parametrize("room", [1_000, 5_000, 20_000, 60_000])
 def test_a_full_disk_is_one_sentence_and_the_next_start_goes_on(checkpoint, tmp_path, room):
-    """No file may grow beyond `room` bytes: the log, the report or the page is cut, wherever that falls."""
+    """No file may grow beyond `room` bytes: the store, the report or the page is cut, wherever that falls."""
     flags = [*small(checkpoint, tmp_path, 4), "--out", str(tmp_path / "o")]
     limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import eval; "
     limited += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY)); "
@@ -518,24 +495,23 @@ def test_a_full_disk_is_one_sentence_and_the_next_start_goes_on(checkpoint, tmp_
     assert "make room" in done.stderr.splitlines()[-1]
     assert not [p for p in (tmp_path / "o").rglob(".*") if p.is_file()]  # nothing half-written stays
     assert code(evaluation.main, flags) == 0
-    keys = [json.loads(line)["key"] for line in (tmp_path / "o/log.jsonl").read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 32
+    assert kept(tmp_path / "o") == 16
 
 
 def test_ctrl_c_keeps_what_was_written_and_says_how_to_go_on(checkpoint, tmp_path):
-    flags, log = [*small(checkpoint, tmp_path, 6), "--out", str(tmp_path / "o")], tmp_path / "o/log.jsonl"
+    flags = [*small(checkpoint, tmp_path, 6), "--out", str(tmp_path / "o")]
     flags += ["--samples", "20"]
     flags[flags.index("--max_new_tokens") + 1] = "2000"
     process = subprocess.Popen(
         [sys.executable, "eval.py", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    while process.poll() is None and (not log.exists() or log.stat().st_size == 0):
+    while process.poll() is None and not kept(tmp_path / "o"):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert f"what was written is kept in {tmp_path / 'o'}: the same command goes on" in error
-    assert "Traceback" not in error and log.read_bytes().count(b"\n") > 0
+    assert "Traceback" not in error and kept(tmp_path / "o")
 
 
 def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch, capsys):
@@ -545,7 +521,7 @@ def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch
     for lengths in (["20"], ["20", "40"]):
         assert code(evaluation.main, [*flags, "--lengths", *lengths]) == 0
     names = sorted(p.name for p in Path("out/eval").iterdir() if p.is_dir())
-    assert names == ["20-40_random-0_prompts-p_max_new_tokens-30", "20_random-0_prompts-p_max_new_tokens-30"]
+    assert names == ["20-40_random-0_p", "20_random-0_p"]
     capsys.readouterr()
     chosen = [*flags, "--lengths", "20", "--out", "mine"]
     assert code(evaluation.main, chosen) == 0 and code(evaluation.main, chosen) == 0
@@ -555,8 +531,9 @@ def test_an_evaluation_has_a_folder_of_its_own(checkpoint, tmp_path, monkeypatch
     [told] = [
         line for line in capsys.readouterr().out.splitlines() if "held a report of other settings" in line
     ]
-    [aside] = [p for p in Path("mine").iterdir() if p.name.startswith("until-")]
+    [aside] = Path().glob("mine-until-*")
     assert told.startswith("mine ") and str(aside) in told and (aside / "report.json").read_bytes() == before
+    assert kept(Path("mine")) == 6 and not list(aside.glob("log*"))  # what is written stays, to go on from
 
 
 def test_prompts_that_are_none_say_so(checkpoint, tmp_path, capsys):
@@ -604,6 +581,7 @@ def test_all_sampling_is_sent_and_thinking_is_a_template_argument(tmp_path):
         ("Once upon", "length", "a plan", "Once upon"),
         ("A plan.</think>Once.", "stop", None, "Once."),
         ("Once.", "stop", None, "Once."),
+        ("Once \ud800 more.", "stop", None, "Once ? more."),  # half a surrogate pair
         ([{"type": "text", "text": "Once "}, {"type": "text", "text": "more."}], "stop", None, "Once more."),
     ],
 )

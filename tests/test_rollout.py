@@ -405,10 +405,10 @@ def test_command_streams_a_story_and_says_why_it_stopped(folder, capsys):
 @pytest.mark.parametrize(
     "args, says",
     [
-        (["--words", "-1"], "--words: -1: must be at least 0"),
+        (["--words", "-1"], "--words -1: must be at least 0"),
         (["--prompt", ""], "pass --prompt"),
         (["--checkpoint", "nowhere/at/all"], "nowhere/at/all"),
-        (["--temperature", "-2"], "--temperature: -2: must be at least 0"),
+        (["--temperature", "-2"], "--temperature -2: must be at least 0"),
         (["--max_new_tokens", "9999"], "the model reaches 4096"),
     ],
 )
