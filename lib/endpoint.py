@@ -382,8 +382,5 @@ class Later:
     def __init__(self, futures: list[Future], combine: Callable[[list], object]):
         self.futures, self.combine = futures, combine
 
-    def done(self) -> bool:
-        return all(future.done() for future in self.futures)
-
     def result(self):
         return self.combine([future.result() for future in self.futures])

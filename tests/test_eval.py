@@ -223,7 +223,7 @@ def test_empty_stories_are_counted_and_break_nothing(tmp_path):
 
 def kept(out) -> int:
     """How many stories an evaluation has written, over all its starts."""
-    return Store(out / "log.sqlite", "").ledger().calls if (out / "log.sqlite").exists() else 0
+    return Store(out / "log.sqlite", "").ledger.calls if (out / "log.sqlite").exists() else 0
 
 
 def test_killed_anywhere_and_started_again_it_reports_the_same(checkpoint, tmp_path):
