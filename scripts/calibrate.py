@@ -115,22 +115,24 @@ def calibrate(args, judge, examples: list[data.Example]) -> tuple[str, int]:
     spread = statistics.stdev(scores) if len(scores) > 1 else None
     again = [[v.score for v in verdicts] for verdicts in zip(*draws) if all(verdicts)]
     noise = stats.mean(statistics.stdev(points) for points in again if len(points) > 1)
-    head = f"Judge: {judge.name}; rubric {judge.rubric.version}; {len(examples)} stories, {args.draws} draws"
-    parts = [f"{head}; {failed} verdicts failed.\n", noise_table(draws, examples, pairs, spread, noise)]
+    measured = measures(draws, examples, pairs, spread, noise)
     if args.judge_mode == "group":
-        singles = zip(draws[0], *(answers[name] for name in MOST_GAIN))
-        parts.append(group_table(judge, examples, texts, singles))
+        alone = zip(draws[0], *(answers[name] for name in MOST_GAIN))
+        measured += rankings(judge, examples, texts, alone)
+    told = f"Judge: {judge.name}; rubric {judge.rubric.version}; {len(examples)} stories, {args.draws} draws"
+    text = f"{told}; {failed} verdicts failed.\n\n"
+    text += markdown_table(["measure", "value"], [[what, estimate(x, None, n)] for what, x, n in measured])
     rows = probes(draws[0], answers, pairs, spread, noise)
     head = ["probe", "measured", "bar", "verdict", "stories", "mean gain", "largest gain", "altered wins"]
-    text = "\n".join([*parts, markdown_table(head, rows)])
-    return text, int(any(row[3] == "FAILED" for row in rows))
+    return f"{text}\n{markdown_table(head, rows)}", int(any("FAILED" in row for row in rows))
 
 
-def noise_table(draws: list[list], examples: list[data.Example], pairs: list, spread, noise) -> str:
+def measures(draws: list[list], examples: list[data.Example], pairs: list, spread, noise) -> list[tuple]:
+    """(what, value, digits) of the judge before whole stories."""
     first, second = draws[0], draws[1] if len(draws) > 1 else []
     lengths = [(v.score, judging.count_words(e.story)) for v, e in zip(first, examples) if v]
     twice = [(a.score, b.score) for a, b in zip(first, second) if a and b]
-    rows = [
+    return [
         ("mean score", stats.mean(points for points, _ in lengths), 1),
         ("spread between stories (sd)", spread, 1),
         ("noise: one story judged again (sd)", noise, 1),
@@ -139,7 +141,6 @@ def noise_table(draws: list[list], examples: list[data.Example], pairs: list, sp
         ("quotes found in the story", stats.mean(v.evidence for v in first if v), 2),
         ("quotes found, of pairs", stats.mean(v.evidence for v in pairs), 2),
     ]
-    return markdown_table(["measure", "value"], [[what, estimate(x, None, n)] for what, x, n in rows])
 
 
 def probes(whole: list, answers: dict[str, list], pairs: list, spread, noise) -> list[list]:
@@ -162,15 +163,14 @@ def probe(name: str, value: float | None, unit: float | None, most: float, what:
     bar, none = f"{what}: at most {most:g}{in_spreads}", ["-"] * 4
     if value is None or unit is None:
         return [name, "-", bar, "not measured", *none]
-    if not unit:
-        return [name, "no spread between stories", bar, "FAILED", *none]
-    measured, verdict = f"{value / unit:+.2f}{in_spreads}", "passed" if value <= most * unit else "FAILED"
+    measured = f"{value / unit:+.2f}{in_spreads}" if unit else "no spread between stories"
+    verdict = "passed" if unit and value <= most * unit else "FAILED"
     return [name, measured, bar, verdict, *none]
 
 
-def group_table(judge, examples, texts: list[dict], singles) -> str:
-    """One call ranks the whole story and its altered versions; twice, in two orders. singles: per story, the
-    verdicts of these versions alone."""
+def rankings(judge, examples, texts: list[dict], singles) -> list[tuple]:
+    """One call ranks the whole story and its altered versions; twice, in two orders -> (what, value, digits).
+    singles: per story, the verdicts of these versions alone."""
     points, stable, agreeing = defaultdict(list), [], []
     for e, text, alone in zip(tqdm(examples, desc="groups", disable=None), texts, singles):
         group = [e.story, *text.values()]
@@ -183,11 +183,9 @@ def group_table(judge, examples, texts: list[dict], singles) -> str:
         stable.append(stats.rank_correlation(list(zip(one, two))))
         if all(alone):
             agreeing.append(stats.rank_correlation([(a, v.score) for a, v in zip(one, alone)]))
-    rows = [(name, stats.mean(places), 1) for name, places in points.items()]
+    rows = [(f"rank of {name}: 100 first, 0 last", stats.mean(x), 1) for name, x in points.items()]
     rows.append(("rank correlation of two orders", stats.mean(stable), 2))
-    rows.append(("rank correlation with the scores of single stories", stats.mean(agreeing), 2))
-    head = [f"rankings of {len(stable)} groups: 100 first, 0 last", "mean"]
-    return markdown_table(head, [[what, estimate(x, None, n)] for what, x, n in rows])
+    return [*rows, ("rank correlation with the scores of single stories", stats.mean(agreeing), 2)]
 
 
 # ---- agree: two files of verdicts, or a judge and people ---------------------------------------------------
