@@ -193,10 +193,11 @@ def read_answers(path: str, key: dict) -> list[dict]:
         pair, secret = key["pairs"][a["id"]], page["items"][a["id"]]
         sides, (first, second) = dict(zip("AB", secret["sides"])), pair["models"]
         row = {"annotator": file["annotator"], "pair": a["id"], **pair, **secret}
-        row["story_1"], row["story_2"] = map("\n\n".join, row.pop("stories").values())  # all of a set's
+        one, two = row.pop("stories").values()
+        row |= {"story_1": "\n\n".join(one), "story_2": "\n\n".join(two)}  # of a set, all its stories
         given = [(m, s, a["ratings"].get(f"{side}_{s}")) for side, m in sides.items() for s in SCALES]
         row["ratings"] = [(m, s, points) for m, s, points in given if points]
-        winner = sides.get(a["choice"])  # none: a tie
+        winner = {**sides, "tie": None}[a["choice"]]
         preferred, score = {first: ("1", 1.0), second: ("2", 0.0), None: ("tie", 0.5)}[winner]
         row |= {"choice": a["choice"], "winner": winner, "preferred": preferred, "score": score}
         rows.append(row | {"reason": a["reason"], "seconds": a["ms"] / 1000})
@@ -345,9 +346,10 @@ def run(args):
     what = "a key of this program, or altered since it was made; restore the original key.json"
     key, rows, out = read_sealed(args.key, "study", what), [], Path(args.out)
     for path in args.answers:
-        rows += read_answers(path, key)
-    if len({(row["annotator"], row["pair"]) for row in rows}) < len(rows):
-        raise ValueError("two files of one annotator; give each one's last file once")
+        mine = read_answers(path, key)
+        if {row["annotator"] for row in mine} & {row["annotator"] for row in rows}:
+            raise ValueError(f"{path}: a second file of one annotator; give each one's last file once")
+        rows += mine
     real = [row for row in rows if not row["check"]]
     if not real:
         raise ValueError("none of the files answers a single pair; nothing to report")

@@ -327,9 +327,12 @@ def test_report_of_two_annotators(study, tmp_path, capsys):
     reader = report["annotators"]["ann1"]
     assert reader["checks_passed"] == reader["checks_answered"] == 2
     assert judgements(out)[0]["reason"] == "because “é” 🦘" and report["ratings"] == {}
-    preferred = [row["preferred"] for row in calibrate.read_pairs(str(out / "report.jsonl"))]  # no checks
+    asked = str(out / "report.jsonl")
+    preferred = [row["preferred"] for row in calibrate.read_pairs(asked)]  # no checks
     assert (preferred.count("2"), preferred.count("tie"), len(preferred)) == (19, 5, 24)
     out = capsys.readouterr().out
+    assert calibrate.main(["agree", "--judge", "offline", "--modes", "story", "--pairs", asked]) == 0
+    assert "19 pairs of 11 prompts; 5 ties of people left out" in capsys.readouterr().out
     assert any("only 12 prompts" in w for w in report["warnings"]) and "win rate in %: 10.4 [" in out
     assert f"| ann1 and ann2, Cohen's kappa | 12 | {kappa['agreement']:.2f} |\n" in out and "warning: " in out
 
@@ -398,7 +401,7 @@ def test_foreign_altered_and_double_answers_are_refused(study, tmp_path, capsys)
         return out / "bad.json"
 
     answers = json.loads(good.read_text())["answers"]
-    refused("two files of one annotator", good, good)
+    refused("a second file of one annotator", good, good)
     refused("altered since it was downloaded", changed(sign=False, answers=answers[:-1]))
     refused("answers of another study", changed(study="0" * 64))
     refused("or to other texts", changed(page="0" * 64))
