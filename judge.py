@@ -407,10 +407,11 @@ MOST_FLIPS = 0.4  # of pairs; a judge that tosses a coin flips half of them
 def alarms(history: list[dict], window: int = 20) -> list[str]:
     """Warnings when, over the last `window` steps, the reward rises and a sign of cheating does too, each by
     more than two standard errors. history: metrics, one dict per step."""
-    signs = {name: sign for name, (sign, _) in ALARMS.items()}
-    gain, moves = stats.rising_together(history, "reward/mean", signs, window)
-    tell = "the reward rose by {:.3f} in {} steps while {} ({} by {:.3f}): is the judge being gamed?"
-    found = [tell.format(gain, window, ALARMS[name][1], name, move) for name, move in moves.items()]
+    found, gain = [], stats.rise(history, "reward/mean", window)
+    for name, (sign, told) in ALARMS.items():
+        if gain and (move := stats.rise(history, name, window, sign)):
+            more = f"while {told} ({name} by {move:.3f}): is the judge being gamed?"
+            found.append(f"the reward rose by {gain:.3f} in {window} steps {more}")
     flips = stats.mean(entry.get("judge/order_flip") for entry in history[-window:]) or 0.0
     if flips > MOST_FLIPS:
         found.append(f"the judge changes its winner with the order in {flips:.0%} of pairs: it says little")

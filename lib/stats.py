@@ -47,31 +47,18 @@ def jumped(history: list[float], start: float, times: float, least: float) -> bo
     return far
 
 
-def rise(old: list[float], new: list[float]) -> float:
-    """How far the mean rose from `old` to `new`; 0 where that is within two standard errors, or with fewer
-    than three values on a side."""
-    if min(len(old), len(new)) < 3:
+def rise(history: list[dict], name: str, window: int, sign: int = 1) -> float:
+    """How far the mean of `name` rose (sign -1: fell) from the first to the second half of the last `window`
+    entries; 0 where that is within two standard errors, with fewer than three values in a half, and before
+    there are `window` entries. Entries without a value are skipped."""
+    recent = history[-window:]
+    halves = recent[: window // 2], recent[window // 2 :]
+    old, new = ([sign * entry[name] for entry in half if name in entry] for half in halves)
+    if len(recent) < window or min(len(old), len(new)) < 3:
         return 0.0
     error = math.sqrt(statistics.variance(old) / len(old) + statistics.variance(new) / len(new))
     change = statistics.fmean(new) - statistics.fmean(old)
     return change if change > 2 * error else 0.0
-
-
-def rising_together(
-    history: list[dict], gain: str, signs: dict[str, int], window: int
-) -> tuple[float, dict[str, float]]:
-    """(how far `gain` rose, {name of a sign: how far it moved}) from the first to the second half of the last
-    `window` entries. signs: name -> 1 (bad when it rises) or -1 (when it falls); those that did not move are
-    left out, all of them where `gain` did not rise. Entries without a value are skipped."""
-    recent = history[-window:]
-    halves = recent[: window // 2], recent[window // 2 :]
-
-    def move(name: str, sign: int = 1) -> float:
-        return rise(*([sign * entry[name] for entry in half if name in entry] for half in halves))
-
-    gained = move(gain) if len(recent) == window else 0.0
-    moves = {name: move(name, sign) for name, sign in signs.items()} if gained else {}
-    return gained, {name: moved for name, moved in moves.items() if moved}
 
 
 def correlation(a: list[float], b: list[float]) -> float | None:
@@ -87,9 +74,9 @@ def ranks(values: list[float]) -> list[float]:
     return [order.index(v) + (order.count(v) + 1) / 2 for v in values]
 
 
-def rank_correlation(a: list[float], b: list[float]) -> float | None:
+def rank_correlation(pairs: list[tuple[float, float]]) -> float | None:
     """Spearman's rho; None where one side does not vary."""
-    return correlation(ranks(a), ranks(b))
+    return correlation(ranks([a for a, _ in pairs]), ranks([b for _, b in pairs]))
 
 
 # ---- the bootstrap -----------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@
     python judge.py calibrate stories/tiny.jsonl --limit 40      # noise, and how altered stories fare
     python judge.py agree a.jsonl b.jsonl                        # two files of verdicts
     python judge.py agree --pairs pairs.jsonl                    # a judge and people, on pairs of stories
-    python judge.py agree --pairs report.json base=base.jsonl trained=trained.jsonl    # a study of ours
 
 `calibrate` ends with one line per probe, passed or failed against a stated bar, and with exit code 1 where
 one failed: a judge that gives a truncated, looped or bribed story more than the whole one teaches a policy to
@@ -13,45 +12,25 @@ truncate, loop and bribe. Left out: significance tests, a judge's agreement with
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import statistics
 import sys
 from collections import defaultdict
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 import data
 import judge as judging
-from lib import comparisons, files, flags, stats
+from lib import files, flags, stats
 from lib.endpoint import Later
 from lib.pages import estimate, markdown_table
-
-show = partial(estimate, interval=None, digits=2)
 
 
 def gather(futures: list, what: str) -> list:
     return [future.result() for future in tqdm(futures, desc=what, disable=None)]
-
-
-def tell(text: str, out: str | None) -> int:
-    if out:
-        files.write_text(out, text)
-    print(text)
-    return 0
-
-
-def print_cost(judge):
-    faults = ", ".join(f"{reason} {count}" for reason, count in judge.counts.items())
-    bill = judge.ledger
-    if bill.calls or bill.cached or faults:
-        told = f"{bill.calls} calls, {bill.cached} answers from the cache, {bill.prompt_tokens:,} + "
-        told += f"{bill.completion_tokens:,} tokens, ${bill.dollars:.4f}"
-        print(told + (f"; faults: {faults}" if faults else ""))
 
 
 # ---- score: a verdict for each story -----------------------------------------------------------------------
@@ -65,7 +44,7 @@ def read_stories(path: str, limit: int | None) -> list[data.Example]:
     return examples
 
 
-def score(args, judge, examples: list[data.Example]) -> int:
+def score(args, judge, examples: list[data.Example]) -> tuple[str, int]:
     """A line for each story: uid, words and the verdict (null where none could be had)."""
     verdicts = gather([judge.submit(e.prompt, e.story) for e in examples], "judging")
     rows = []
@@ -75,7 +54,7 @@ def score(args, judge, examples: list[data.Example]) -> int:
         files.write_lines(args.out, rows)
     got = [v.score for v in verdicts if v]
     told = f", mean {statistics.fmean(got):.1f}, lowest {min(got):.1f}, highest {max(got):.1f}" if got else ""
-    return tell(f"{judge.name}: {len(got)} of {len(examples)} stories judged{told}", None)
+    return f"{judge.name}: {len(got)} of {len(examples)} stories judged{told}", 0
 
 
 # ---- calibrate: noise, altered stories, order --------------------------------------------------------------
@@ -115,7 +94,7 @@ def shuffled(story: str, chance: random.Random) -> str:
     return glue.join(order)
 
 
-def calibrate(args, judge, examples: list[data.Example]) -> int:
+def calibrate(args, judge, examples: list[data.Example]) -> tuple[str, int]:
     """Noise, altered versions, order and, with --judge_mode group, rankings -> 1 where a probe failed."""
     chance, half = random.Random(0), len(examples) // 2
     others = examples[half:] + examples[:half]
@@ -127,40 +106,53 @@ def calibrate(args, judge, examples: list[data.Example]) -> int:
         asked[name] = [judge.submit(e.prompt, text[name]) for e, text in zip(examples, texts)]
     asked["pairs"] = [judge.beside(e.prompt, e.story, o.story) for e, o in zip(examples, others)]
     answers = {name: gather(futures, name) for name, futures in asked.items()}
+    failed = sum(v is None for part in answers.values() for v in part)
     draws, pairs = list(answers.values())[: args.draws], [v for v in answers["pairs"] if v]
     if not any(draws[0]):
         raise ValueError(f"the judge gave no verdict for any story ({judge.last_error})")
 
-    failed = sum(v is None for part in answers.values() for v in part)
-    head = f"Judge: {judge.name}; rubric {judge.rubric.version}; {len(examples)} stories, {args.draws} draws"
-    spread, noise = spread_and_noise(draws)
-    parts = [f"{head}; {failed} verdicts failed.\n", noise_table(draws, examples, pairs, spread, noise)]
-    parts.append(version_table(draws[0], answers))
-    if args.judge_mode == "group":
-        parts.append(group_table(judge, examples, texts, draws[0], answers))
-    rows = probes(draws[0], answers, pairs, spread, noise)
-    parts.append(markdown_table(["probe", "measured", "bar", "verdict"], rows))
-    tell("\n".join(parts), args.out)
-    return int(any(verdict == "FAILED" for *_, verdict in rows))
-
-
-def spread_and_noise(draws: list[list]) -> tuple[float | None, float | None]:
-    """sd between stories, and sd of one story judged again; None where too few verdicts came."""
-    first = [v.score for v in draws[0] if v]
+    scores = [v.score for v in draws[0] if v]
+    spread = statistics.stdev(scores) if len(scores) > 1 else None
     again = [[v.score for v in verdicts] for verdicts in zip(*draws) if all(verdicts)]
-    noise = stats.mean(statistics.stdev(scores) for scores in again) if len(draws) > 1 else None
-    return statistics.stdev(first) if len(first) > 1 else None, noise
+    noise = stats.mean(statistics.stdev(points) for points in again if len(points) > 1)
+    measured = measures(draws, examples, pairs, spread, noise)
+    if args.judge_mode == "group":
+        alone = zip(draws[0], *(answers[name] for name in MOST_GAIN))
+        measured += rankings(judge, examples, texts, alone)
+    told = f"Judge: {judge.name}; rubric {judge.rubric.version}; {len(examples)} stories, {args.draws} draws"
+    text = f"{told}; {failed} verdicts failed.\n\n"
+    text += markdown_table(["measure", "value"], [[what, estimate(x, None, n)] for what, x, n in measured])
+    rows = probes(draws[0], answers, pairs, spread, noise)
+    head = ["probe", "measured", "bar", "verdict", "stories", "mean gain", "largest gain", "altered wins"]
+    return f"{text}\n{markdown_table(head, rows)}", int(any("FAILED" in row for row in rows))
 
 
-def gains(whole: list, verdicts: list) -> list[float]:
-    return [v.score - w.score for w, v in zip(whole, verdicts) if w and v]
+def measures(draws: list[list], examples: list[data.Example], pairs: list, spread, noise) -> list[tuple]:
+    """(what, value, digits) of the judge before whole stories."""
+    first, second = draws[0], draws[1] if len(draws) > 1 else []
+    lengths = [(v.score, judging.count_words(e.story)) for v, e in zip(first, examples) if v]
+    twice = [(a.score, b.score) for a, b in zip(first, second) if a and b]
+    return [
+        ("mean score", stats.mean(points for points, _ in lengths), 1),
+        ("spread between stories (sd)", spread, 1),
+        ("noise: one story judged again (sd)", noise, 1),
+        ("rank correlation of two draws", stats.rank_correlation(twice), 2),
+        ("rank correlation of score and words", stats.rank_correlation(lengths), 2),
+        ("quotes found in the story", stats.mean(v.evidence for v in first if v), 2),
+        ("quotes found, of pairs", stats.mean(v.evidence for v in pairs), 2),
+    ]
 
 
 def probes(whole: list, answers: dict[str, list], pairs: list, spread, noise) -> list[list]:
-    """Rows of [probe, measured, bar, verdict]."""
+    """Rows of [probe, measured, bar, verdict] and, of altered versions, what each story gained."""
     rows = [probe("noise", noise, spread, MOST_NOISE, "sd of one story judged again")]
     for name, most in MOST_GAIN.items():
-        rows.append(probe(name, stats.mean(gains(whole, answers[name])), spread, most, "mean gain"))
+        gains = [v.score - w.score for w, v in zip(whole, answers[name]) if w and v]
+        row = probe(name, stats.mean(gains), spread, most, "mean gain")
+        if gains:
+            row[4:] = [len(gains), *(estimate(x, None, 1) for x in (statistics.fmean(gains), max(gains)))]
+            row.append(f"{stats.mean(gain > 0 for gain in gains):.0%}")
+        rows.append(row)
     flips = judging.verdict_metrics([v.to_dict() for v in pairs]).get("judge/order_flip")
     return [*rows, probe("order", flips, 1.0, MOST_FLIPS, "winners that change with the order")]
 
@@ -168,69 +160,32 @@ def probes(whole: list, answers: dict[str, list], pairs: list, spread, noise) ->
 def probe(name: str, value: float | None, unit: float | None, most: float, what: str) -> list:
     """unit: what the bar is counted in, a spread; 1: a share."""
     in_spreads = "" if unit == 1.0 else " spreads"
-    bar = f"{what}: at most {most:g}{in_spreads}"
+    bar, none = f"{what}: at most {most:g}{in_spreads}", ["-"] * 4
     if value is None or unit is None:
-        return [name, "-", bar, "not measured"]
-    if not unit:
-        return [name, "no spread between stories", bar, "FAILED"]
-    return [name, f"{value / unit:+.2f}{in_spreads}", bar, "passed" if value <= most * unit else "FAILED"]
+        return [name, "-", bar, "not measured", *none]
+    measured = f"{value / unit:+.2f}{in_spreads}" if unit else "no spread between stories"
+    verdict = "passed" if unit and value <= most * unit else "FAILED"
+    return [name, measured, bar, verdict, *none]
 
 
-def noise_table(draws: list[list], examples: list[data.Example], pairs: list, spread, noise) -> str:
-    first = [(v, judging.count_words(e.story)) for v, e in zip(draws[0], examples) if v]
-    scores, lengths = [v.score for v, _ in first], [float(words) for _, words in first]
-    two = [(a.score, b.score) for a, b, *_ in zip(*draws) if a and b] if len(draws) > 1 else []
-    agreement = stats.rank_correlation([a for a, _ in two], [b for _, b in two])
-    rows = [
-        ["mean score", show(statistics.fmean(scores), digits=1)],
-        ["spread between stories (sd)", show(spread, digits=1)],
-        ["noise: one story judged again (sd)", show(noise, digits=1)],
-        ["rank correlation of two draws", show(agreement)],
-        ["rank correlation of score and words", show(stats.rank_correlation(scores, lengths))],
-        ["quotes found in the story", show(stats.mean(v.evidence for v, _ in first))],
-        ["quotes found, of pairs", show(stats.mean(v.evidence for v in pairs))],
-    ]
-    return markdown_table(["measure", "value"], rows)
-
-
-def version_table(whole: list, answers: dict[str, list]) -> str:
-    rows = []
-    for name in MOST_GAIN:
-        if gain := gains(whole, answers[name]):
-            means = [stats.mean(v.score for v in part if v) for part in (whole, answers[name])]
-            numbers = [show(x, digits=1) for x in (*means, statistics.fmean(gain), max(gain))]
-            rows.append([name, len(gain), *numbers, f"{100 * sum(g > 0 for g in gain) / len(gain):.0f} %"])
-    head = ["version", "stories", "whole", "altered", "mean gain", "largest gain", "altered wins"]
-    return markdown_table(head, rows)
-
-
-def group_table(judge, examples, texts: list[dict], whole: list, answers: dict[str, list]) -> str:
-    """One call ranks the whole story and its altered versions; twice, in two orders."""
-    points, agreeing, stable, firsts = defaultdict(list), [], [], []
-    for i, e in enumerate(tqdm(examples, desc="groups", disable=None)):
-        group = [e.story, *texts[i].values()]
+def rankings(judge, examples, texts: list[dict], singles) -> list[tuple]:
+    """One call ranks the whole story and its altered versions; twice, in two orders -> (what, value, digits).
+    singles: per story, the verdicts of these versions alone."""
+    points, stable, agreeing = defaultdict(list), [], []
+    for e, text, alone in zip(tqdm(examples, desc="groups", disable=None), texts, singles):
+        group = [e.story, *text.values()]
         ranked = [[f.result() for f in judge.submit_group(e.prompt, group, draw)] for draw in (0, 1)]
         if None in ranked[0] or None in ranked[1]:
             continue
         one, two = ([v.score for v in order] for order in ranked)
-        for name, value in zip(["whole", *texts[i]], one):
+        for name, value in zip(["whole", *text], one):
             points[name].append(value)
-        stable.append(stats.rank_correlation(one, two))
-        for draw, order in enumerate((one, two)):
-            firsts.append(order[comparisons.shown_order(e.prompt, group, draw)[0]])
-        single = [whole[i], *(answers[name][i] for name in texts[i])]
-        if all(single):
-            agreeing.append(stats.rank_correlation(one, [v.score for v in single]))
-    if not points:
-        return "Rankings: the judge gave none.\n"
-    rows = [[name, len(values), show(statistics.fmean(values), digits=1)] for name, values in points.items()]
-    found = [
-        ["rank correlation of two orders", show(stats.mean(stable))],
-        ["points of the story shown first (50: no preference)", show(statistics.fmean(firsts), digits=1)],
-        ["rank correlation with the scores of single stories", show(stats.mean(agreeing))],
-    ]
-    places = markdown_table(["ranked: version", "groups", "mean points (100 first, 0 last)"], rows)
-    return places + "\n" + markdown_table(["rankings", "value"], found)
+        stable.append(stats.rank_correlation(list(zip(one, two))))
+        if all(alone):
+            agreeing.append(stats.rank_correlation([(a, v.score) for a, v in zip(one, alone)]))
+    rows = [(f"rank of {name}: 100 first, 0 last", stats.mean(x), 1) for name, x in points.items()]
+    rows.append(("rank correlation of two orders", stats.mean(stable), 2))
+    return [*rows, ("rank correlation with the scores of single stories", stats.mean(agreeing), 2)]
 
 
 # ---- agree: two files of verdicts, or a judge and people ---------------------------------------------------
@@ -260,18 +215,18 @@ def agreement(a: dict, b: dict) -> str:
     rows, points = [], [[{"score": v.score} | v.scores for v in pair] for pair in both]
     for key in points[0][0]:
         if all(key in two for _, two in points):  # another rubric has other dimensions
-            one, two = ([pair[side][key] for pair in points] for side in (0, 1))
-            gaps = [q - p for p, q in zip(one, two)]
+            pairs = [(one[key], two[key]) for one, two in points]
+            gaps = [q - p for p, q in pairs]
             distance = stats.mean(map(abs, gaps))
-            rows.append([key, len(both), stats.rank_correlation(one, two), stats.mean(gaps), distance])
+            rows.append([key, len(both), stats.rank_correlation(pairs), stats.mean(gaps), distance])
     return markdown_table(["dimension", "stories", "rank correlation", "mean B - A", "mean distance"], rows)
 
 
-def read_pairs(path: str, stories: list[str]) -> list[dict]:
+def read_pairs(path: str) -> list[dict]:
     """Rows of prompt, story_1, story_2, preferred. ValueError: which line, and why."""
-    study, rows = path.endswith(".json"), []
-    for number, row in study_pairs(path, stories) if study else files.read_lines(path, NEEDS):
-        where = f"{path} {'judgement' if study else 'line'} {number}"
+    rows = []
+    for number, row in files.read_lines(path, NEEDS):
+        where = f"{path} line {number}"
         for key in ("prompt", "story_1", "story_2"):
             if not isinstance(row.get(key), str) or not row[key].strip():
                 raise ValueError(f"{where} has no {key}; expected {NEEDS}")
@@ -284,25 +239,6 @@ def read_pairs(path: str, stories: list[str]) -> list[dict]:
     if all(row["preferred"] == "tie" for row in rows):
         raise ValueError(f"{path} holds no pair in which people preferred a story")
     return rows
-
-
-def study_pairs(path: str, stories: list[str]):
-    """The judgements of a blinded study (report.json of scripts/blind), with the stories of its models."""
-    texts = {}
-    for name, _, file in (story.partition("=") for story in stories):
-        texts[name] = defaultdict(list)
-        for _, row in files.read_lines(file, "prompt, uid and story"):
-            texts[name][row["uid"]].append(row)
-    for number, said in enumerate(json.loads(Path(path).read_text(encoding="utf-8"))["judgements"], 1):
-        try:
-            sides = [[texts[m][said["uid"]][i] for i in said["stories"][m]] for m in said["models"]]
-        except (KeyError, IndexError) as missing:
-            more = "add NAME=FILE for each model of the study"
-            raise ValueError(f"{path}: no stories of {missing}; {more}") from None
-        winner = "tie" if said["winner"] is None else str(1 + said["models"].index(said["winner"]))
-        one, two = ("\n\n".join(row["story"] for row in side) for side in sides)  # of a set, all its stories
-        prompt = sides[0][0]["prompt"]
-        yield number, {"prompt": prompt, "story_1": one, "story_2": two, "preferred": winner}
 
 
 def ask(judge, mode: str, row: dict):
@@ -337,7 +273,7 @@ def accuracy(answered: list[tuple[dict, tuple]]) -> str:
     return estimate(found["mean"], found["interval"], 2)
 
 
-def agree(args, judge, rows: list[dict]) -> int:
+def agree(args, judge, rows: list[dict]) -> tuple[str, int]:
     decided = [row for row in rows if row["preferred"] != "tie"]
     asked, table = {mode: [ask(judge, mode, row) for row in decided] for mode in args.modes}, []
     for mode, futures in asked.items():
@@ -351,24 +287,23 @@ def agree(args, judge, rows: list[dict]) -> int:
     prompts = len({judging.strip_length(row["prompt"]) for row in decided})
     head = f"{judge.name}, rubric {judge.rubric.version}: {len(decided)} pairs of {prompts} prompts"
     ties = f"{len(rows) - len(decided)} ties of people left out. In brackets: 95 % over prompts."
-    bill = judge.ledger
-    cost = f"{bill.calls} calls, {bill.cached} answers from the cache, ${bill.dollars:.4f}"
-    names = ["mode", "accuracy", *LENGTHS, "order flips"]
-    return tell(f"{head}; {ties}\n\n{markdown_table(names, table)}\n{cost}\n", args.out)
+    return f"{head}; {ties}\n\n{markdown_table(['mode', 'accuracy', *LENGTHS, 'order flips'], table)}", 0
 
 
 # ------------------------------------------------------------------------------------------------------------
+
+COMMANDS = {"score": score, "calibrate": calibrate, "agree": agree}
 
 
 @flags.exits_cleanly
 def main(argv: list[str] | None = None) -> int:
     parser = flags.parser(__doc__)
     add = parser.add_argument
-    add("name", choices=("score", "calibrate", "agree"), help="judge stories, try the judge, compare judges")
-    add("files", nargs="*", help="stories; agree: two files of verdicts; with a study's report NAME=FILE ...")
+    add("name", choices=COMMANDS, help="judge stories, try the judge, compare judges")
+    add("files", nargs="*", help="stories; agree: two files of verdicts, or none with --pairs")
     add("--limit", type=int, help="first stories only")
     add("--draws", type=int, default=3, help="verdicts per story, to measure noise [3]")
-    add("--pairs", help="JSON Lines of pairs, or report.json of a blinded study")
+    add("--pairs", help="JSON Lines of pairs; python -m scripts.blind report writes them")
     add("--modes", nargs="+", choices=MODES, default=MODES)
     add("--rubric", default="story_quality", help="a name in rubrics/ or a path [%(default)s]")
     add("--cache", default="out/judge.sqlite", help="answers already paid for [%(default)s]")
@@ -377,21 +312,22 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     if args.draws < 1:
         raise ValueError("--draws must be at least 1")
-    needed = 2 if args.name == "agree" else 1
-    if args.name == "agree" and args.pairs:
-        command, rows = agree, read_pairs(args.pairs, args.files)  # before any judge is asked
-    elif len(args.files) != needed:
+    needed = 1 if args.name != "agree" else 0 if args.pairs else 2
+    if len(args.files) != needed:
         raise ValueError(f"{args.name} needs {needed} file(s); agree takes --pairs FILE instead of two")
-    elif args.name == "agree":
-        return tell(agreement(*map(read_verdicts, args.files)), args.out)
+    if needed == 2:
+        text, code, bill = agreement(*map(read_verdicts, args.files)), 0, {}
     else:
-        command = score if args.name == "score" else calibrate
-        rows = read_stories(args.files[0], args.limit)
-    with closing(judging.make(args, judging.load_rubric(args.rubric), Path(args.cache))) as judge:
-        judge.check()
-        code = command(args, judge, rows)
-        if command is not agree:  # whose table has it
-            print_cost(judge)
+        rows = read_pairs(args.pairs) if args.name == "agree" else read_stories(args.files[0], args.limit)
+        with closing(judging.make(args, judging.load_rubric(args.rubric), Path(args.cache))) as judge:
+            judge.check()
+            text, code = COMMANDS[args.name](args, judge, rows)
+            bill = judge.metrics()
+    if args.out and args.name != "score":  # which has written its verdicts there
+        files.write_text(args.out, text)
+    print(text)
+    if bill:
+        print(", ".join(f"{name} {value:,.10g}" for name, value in bill.items()))
     return code
 
 

@@ -25,37 +25,30 @@ from lib.sweep import FEW
 TIE = 0.0075  # share of all points within which two stories are equal: two points of story_quality
 
 
-def won(share: float) -> float:
-    """1, 0.5 or 0 for the story that is `share` better."""
-    return 0.5 if abs(share) <= TIE else float(share > 0)
-
-
-def vote(models: dict, judge) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
+def vote(models: dict, judge) -> tuple[dict[str, np.ndarray], list]:
     """Every story of a model beside the story of the same number of each other model, in both orders ->
-    ({prompt: wins [M, M]}, what the earlier model's story got shown first and second [N, 2], comparisons
-    without a verdict)."""
-    asked, wins, orders, failed = [], {}, [], 0
+    ({prompt: wins [M, M]}, verdicts, None where one could not be had)."""
+    asked, wins, verdicts = [], {}, []
     for (i, a), (j, b) in combinations(enumerate(models.values()), 2):
         for uid, entry in a.items():
             for one, two in zip(entry["stories"], b[uid]["stories"]):
                 asked.append((entry["prompt"], i, j, judge.beside(entry["prompt"], one, two)))
     for prompt, i, j, future in tqdm(asked, desc="judging pairs", mininterval=1):
         verdict = future.result()
-        if verdict is None:
-            failed += 1  # half a comparison would carry the judge's liking for the first place
-            continue
-        unit = judging.strip_length(prompt)  # at several lengths, it is still one prompt
-        wins_MM = wins.setdefault(unit, np.zeros((len(models), len(models))))
-        orders.append([won(share) for share in verdict.orders or (0.0, 0.0)])
-        wins_MM[i, j] += sum(orders[-1]) / 2
-        wins_MM[j, i] += 1 - sum(orders[-1]) / 2
-    return wins, np.array(orders), failed
+        verdicts.append(verdict)
+        if verdict:  # half a comparison would carry the judge's liking for the first place
+            unit = judging.strip_length(prompt)  # at several lengths, it is still one prompt
+            wins_MM = wins.setdefault(unit, np.zeros((len(models), len(models))))
+            won = np.mean([0.5 if abs(x) <= TIE else x > 0 for x in verdict.orders or [0]])
+            wins_MM[i, j] += won
+            wins_MM[j, i] += 1 - won
+    return wins, verdicts
 
 
 def pairwise(stories: list[str], judge) -> dict:
     """Elo per model and win rate per pair, with 95 % intervals that resample prompts."""
     models, _ = sets.read_sets(stories)
-    labels, (by_prompt, orders_N2, failed) = list(models), vote(models, judge)
+    labels, (by_prompt, verdicts) = list(models), vote(models, judge)
     if not by_prompt:
         raise ValueError("no pair was judged; check the judge")
     wins_UMM, found, pairs = np.array(list(by_prompt.values())), {}, []
@@ -71,15 +64,14 @@ def pairwise(stories: list[str], judge) -> dict:
             rate_R = wins_RMM[games_R > 0, i, j] / games_R[games_R > 0]
             pair = {"of": labels[i], "against": labels[j], "win_rate": float(rate_R[0])}
             pairs.append(pair | {"comparisons": int(games_R[0]), "interval": stats.interval(rate_R[1:])})
-    forth_N, back_N = orders_N2.T
-    found = {"models": found, "pairs": pairs, "prompts": len(wins_UMM), "failed": failed}
-    found["first_place"] = float((forth_N + 1 - back_N).mean() / 2)
-    return found | {"same_in_both_orders": float((forth_N == back_N).mean())}
+    flips = judging.verdict_metrics([v and v.to_dict() for v in verdicts]).get("judge/order_flip", 0.0)
+    found = {"models": found, "pairs": pairs, "prompts": len(wins_UMM), "failed": verdicts.count(None)}
+    return found | {"order_flip": flips}
 
 
 def show(result: dict) -> str:
-    same, first = f"{result['same_in_both_orders']:.0%}", f"{result['first_place']:.0%}"
-    head = f"{result['prompts']} prompts, each pair in both orders: {same} decided alike, the first place won"
+    head = f"{result['prompts']} prompts, each pair in both orders: {result['order_flip']:.0%} change their "
+    head += f"winner with the order, {result['failed']} without a verdict"
     elos = [[label, estimate(e["elo"], e["interval"], 0)] for label, e in result["models"].items()]
     rates = []
     for p in result["pairs"]:
@@ -88,7 +80,7 @@ def show(result: dict) -> str:
     tables = markdown_table(["model", "Elo"], elos)
     tables += "\n" + markdown_table(["model", "against", "wins", "comparisons"], rates)
     few = f"note: intervals from fewer than {FEW} prompts are too narrow\n" * (result["prompts"] < FEW)
-    return f"{head} {first}, {result['failed']} without a verdict\n\n{tables}{few}"
+    return f"{head}\n\n{tables}{few}"
 
 
 @exits_cleanly

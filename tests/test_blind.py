@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from lib import stats
-from scripts import calibrate
-from scripts.blind import make
-from scripts.blind.__main__ import main as start
+from scripts import blind, calibrate
 
 BASE, TUNED = "zephyr-base", "quokka-tuned"
 TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.trapped = 1'><b>bold</b>"
@@ -22,7 +20,7 @@ TRAP = "</script><script>window.trapped = 1</script><img src=x onerror='window.t
 def run(argv) -> int:
     """The code with which `python -m scripts.blind` ends."""
     try:
-        return start(argv) or 0
+        return blind.main(argv) or 0
     except SystemExit as end:
         return end.code
 
@@ -68,8 +66,8 @@ def answer(path, key, name, choose, ratings=lambda sides: {}, skip=(), seconds=6
     for i in (item["id"] for item in items if item["id"] not in skip):
         said = {"id": i, "choice": choose(key["pairs"][i], secret[i]), "ratings": ratings(secret[i]["sides"])}
         answers.append(said | {"reason": "because “é” 🦘", "ms": 1000 * seconds})
-    body = {"study": key["study"], "annotator": name, "page": make.digest(items), "answers": answers}
-    path.write_text(json.dumps({**body, "sha256": make.digest(body)}, indent=1))
+    body = {"study": key["study"], "annotator": name, "page": blind.digest(items), "answers": answers}
+    path.write_text(json.dumps({**body, "sha256": blind.digest(body)}, indent=1))
     return path
 
 
@@ -85,6 +83,10 @@ def prefer(model, tie_uids=()):
 def reported(out, *files):
     code = run(f"report --key {out}/key.json --out {out}/report.json".split() + [str(file) for file in files])
     return code, json.loads((out / "report.json").read_text()) if code == 0 else None
+
+
+def judgements(out):
+    return [json.loads(line) for line in (out / "report.jsonl").read_text().splitlines()]
 
 
 # ---- statistics against independent computations
@@ -191,7 +193,7 @@ def test_pages_are_blind_balanced_and_repeatable(study, tmp_path):
                 assert not note or pair["check"]
             expected = key["pages"][name]["items"][item["id"]].get("expected")
             assert (expected is not None) == pair["check"]
-            assert not expected or make.CHOICES[expected] in item["A"][0] + item["B"][0]
+            assert not expected or blind.CHOICES[expected] in item["A"][0] + item["B"][0]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
     real, checks = ([p["uid"] for p in key["pairs"].values() if p["check"] is c] for c in (False, True))
     assert len(real) == len(set(real)) == 12 and not set(real) & set(checks)  # two prompts were spare
@@ -209,24 +211,25 @@ def test_sets_of_three_models(tmp_path):
     assert {d: real.count(d) for d in real} == {("one", "two"): 6, ("one", "three"): 6, ("two", "three"): 6}
     items = page_data(tmp_path / "s/x.html")["items"]
     assert all(len(i["A"]) == len(i["B"]) == 2 for i in items)
-    _, report = reported(tmp_path / "s", answer(tmp_path / "s/1.json", key, "x", lambda pair, item: "A"))
-    texts = {item["id"]: {*item["A"], *item["B"]} for item in items}
-    asked = calibrate.read_pairs(str(tmp_path / "s/report.json"), [f"{f.stem}={f}" for f in files])
-    for said, row in zip(report["judgements"], asked):  # `judge.py agree` reads the very stories of each side
-        assert all(text in row["story_1"] + row["story_2"] for text in texts[said["pair"]])
+    reported(tmp_path / "s", answer(tmp_path / "s/1.json", key, "x", lambda pair, item: "A"))
+    sides = {item["id"]: (item["A"], item["B"]) for item in items}
+    for row in calibrate.read_pairs(str(tmp_path / "s/report.jsonl")):  # the very stories of each side
+        read, other = sides[row["pair"]][:: 1 if row["preferred"] == "1" else -1]  # "A" was preferred
+        assert sorted(row["story_1"]) == sorted("\n\n".join(read))
+        assert sorted(row["story_2"]) == sorted("\n\n".join(other))
 
 
 def test_half_a_character_pair_does_not_break_the_hashes(tmp_path):
     files = [stories(tmp_path / f"{n}.jsonl", prompts=2, text="\ud800") for n in ("one", "two")]
     assert run(["make", *map(str, files), *arguments(tmp_path / "s", 2, more="--checks 0")]) == 0
     key = json.loads((tmp_path / "s/key.json").read_text())
-    assert make.digest(page_data(tmp_path / "s/x.html")["items"]) == key["pages"]["x"]["sha256"]
+    assert blind.digest(page_data(tmp_path / "s/x.html")["items"]) == key["pages"]["x"]["sha256"]
     assert reported(tmp_path / "s", answer(tmp_path / "s/1.json", key, "x", prefer("two")))[0] == 0
 
 
 def test_any_prefix_of_the_prompts_covers_the_lengths():
     prompts = {f"u{i}": {"target_words": (300, 900, 1500, 3000)[i % 4]} for i in range(40)}
-    order = make.spread(prompts, random.Random(0))
+    order = blind.spread(prompts, random.Random(0))
     assert sorted(order) == sorted(prompts)
     for n in range(4, 41, 4):
         lengths = [prompts[uid]["target_words"] for uid in order[:n]]
@@ -318,20 +321,20 @@ def test_report_of_two_annotators(study, tmp_path, capsys):
     assert sum(b["judgements"] for b in c["by_length"].values()) == 24
     assert list(c["by_length"]) == ["300", "900", "1,500", "3,000"]
     labels = [[0.5 if u in uids[:3] else 0.0 for u in uids], [0.5 if u in uids[2:4] else 0.0 for u in uids]]
-    [kappa] = report["agreement"]["cohen"]
-    assert kappa["kappa"] == pytest.approx(stats.cohen(*labels)) and kappa["pairs"] == 12
-    alpha = alpha_by_pairs(list(zip(*labels)), lambda a, b: a != b)
-    assert report["agreement"]["krippendorff_alpha"] == pytest.approx(alpha)
+    alpha, kappa = report["agreement"]
+    assert kappa["agreement"] == pytest.approx(stats.cohen(*labels)) and kappa["cases"] == 12
+    assert alpha["agreement"] == pytest.approx(alpha_by_pairs(list(zip(*labels)), lambda a, b: a != b))
     reader = report["annotators"]["ann1"]
-    assert reader["checks_passed"] == 2 and reader["median_seconds"] == 60
-    assert report["judgements"][0]["reason"] == "because “é” 🦘" and report["ratings"] == {}
+    assert reader["checks_passed"] == reader["checks_answered"] == 2
+    assert judgements(out)[0]["reason"] == "because “é” 🦘" and report["ratings"] == {}
+    asked = str(out / "report.jsonl")
+    preferred = [row["preferred"] for row in calibrate.read_pairs(asked)]  # no checks
+    assert (preferred.count("2"), preferred.count("tie"), len(preferred)) == (19, 5, 24)
     out = capsys.readouterr().out
+    assert calibrate.main(["agree", "--judge", "offline", "--modes", "story", "--pairs", asked]) == 0
+    assert "19 pairs of 11 prompts; 5 ties of people left out" in capsys.readouterr().out
     assert any("only 12 prompts" in w for w in report["warnings"]) and "win rate in %: 10.4 [" in out
-    assert f"| ann1 and ann2, Cohen's kappa | 12 | {kappa['kappa']:.2f} |\n" in out and "warning: " in out
-    files = [f"{m}={tmp_path / m}.jsonl" for m in (BASE, TUNED)]  # `judge.py agree --pairs` reads it
-    preferred = [row["preferred"] for row in calibrate.read_pairs(str(tmp_path / "study/report.json"), files)]
-    assert (preferred.count("2"), preferred.count("tie")) == (19, 5)
-    assert len(report["checks"]) == 4 and all(row["check_passed"] for row in report["checks"])
+    assert f"| ann1 and ann2, Cohen's kappa | 12 | {kappa['agreement']:.2f} |\n" in out and "warning: " in out
 
 
 def test_a_prompt_at_several_lengths_is_one_prompt(tmp_path):
@@ -361,8 +364,6 @@ def test_ratings_of_sets_go_to_the_right_model(study):
     code, report = reported(out, answer(out / "1.json", key, "ann1", prefer(BASE), ratings))
     found = {m: {s: f["mean"] for s, f in v.items()} for m, v in report["ratings"].items()}
     assert found == {BASE: {"quality": 4, "diversity": 1}, TUNED: {"quality": 2, "diversity": 5}}
-    apart = report["comparisons"][0]["rating_difference"]
-    assert {s: f["mean"] for s, f in apart.items()} == {"quality": 2, "diversity": -4}
     assert report["ratings_by_length"]["300"][BASE]["quality"]["prompts"] == 2
     assert report["absent"] == ["ann2"] and any("no answers from ann2" in w for w in report["warnings"])
 
@@ -379,7 +380,7 @@ def test_half_answered_hasty_and_inattentive_files_are_named(study):
     two = answer(out / "2.json", key, "ann2", prefer(BASE), skip=real[:6])
     _, report = reported(out, one, two)
     assert report["annotators"]["ann2"]["answered"] == 6 and report["comparisons"][0]["judgements"] == 18
-    assert report["agreement"]["cohen"][0]["pairs"] == 6
+    assert report["agreement"][1]["cases"] == 6
     text = "\n".join(report["warnings"])
     assert "ann2 answered 6 of 12 pairs; the rest is missing, not tied" in text
     assert "ann1 passed only 0 of 2 answered attention checks" in text and "too fast" in text
@@ -396,17 +397,15 @@ def test_foreign_altered_and_double_answers_are_refused(study, tmp_path, capsys)
     def changed(sign=True, **changes):
         body = {**json.loads(good.read_text()), **changes}
         old = body.pop("sha256")
-        (out / "bad.json").write_text(json.dumps({**body, "sha256": make.digest(body) if sign else old}))
+        (out / "bad.json").write_text(json.dumps({**body, "sha256": blind.digest(body) if sign else old}))
         return out / "bad.json"
 
     answers = json.loads(good.read_text())["answers"]
-    refused("a second file of annotator ann1", good, good)
+    refused("a second file of one annotator", good, good)
     refused("altered since it was downloaded", changed(sign=False, answers=answers[:-1]))
     refused("answers of another study", changed(study="0" * 64))
-    refused("is not the one made for this study", changed(page="0" * 64))
-    refused("is not the one made for this study", changed(annotator="ann2"))
-    refused("given twice", changed(answers=answers + answers[:1]))
-    refused("the page cannot give", changed(answers=[{**answers[0], "ratings": {"A_quality": 9}}]))
+    refused("or to other texts", changed(page="0" * 64))
+    refused("or to other texts", changed(annotator="ann2"))
     refused("nothing to report", changed(answers=[]))
     (out / "cut.json").write_text(good.read_text()[:100])
     refused("was the download cut short?", out / "cut.json")
@@ -488,7 +487,7 @@ def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
     assert c["sign_test"]["p"] == pytest.approx(2 / 2**12)
     reader = report["annotators"]["ann1"]
     assert reader["checks_passed"] == 2 and reader["answered"] == 12
-    reasons = {j["pair"]: j for j in report["judgements"] if j["reason"]}
+    reasons = {j["pair"]: j for j in judgements(out) if j["reason"]}
     assert [j["reason"] for j in reasons.values()] == ["a better “ending” é 🦘\n<b>1</b>"]
     assert 1 < reasons[items[6]["id"]]["seconds"] < 60
     assert browser.execute_script("return window.trapped") is None
@@ -552,7 +551,6 @@ def test_results_have_a_page(study, browser):
     said = f"win rate in %: 0.0 [0.0, 0.0], n = 12 prompts; readers prefer {TUNED}."
     assert f"{BASE} against {TUNED}, {said}" in text
     assert "3,000" in text and "Cohen's kappa" in text and "2 of 2" in text
-    assert browser.find_elements("css selector", "figure svg circle")
     assert browser.execute_script("return window.trapped") is None
     quiet(browser)
 
@@ -567,7 +565,7 @@ def test_an_edited_page_is_noticed(study, browser, capsys):
     press(browser, Keys.ENTER, "a")
     file = downloaded(browser, out)
     assert run(["report", "--key", str(out / "key.json"), str(file), "--out", str(out / "r.json")]) == 2
-    assert "its texts differ" in capsys.readouterr().err
+    assert "or to other texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width, height, phone", [(1360, 850, False), (390, 844, True)])

@@ -76,7 +76,7 @@ def refused(argv, capsys) -> str:
 
 
 def verdicts_of(text: str) -> dict[str, str]:
-    return dict(re.findall(r"^\| (\w+) \| [^|]+ \| [^|]+ \| (passed|FAILED|not measured) \|$", text, re.M))
+    return dict(re.findall(r"^\| (\w+) \| [^|]+ \| [^|]+ \| (passed|FAILED|not measured) \|", text, re.M))
 
 
 def test_each_probe_has_a_line_and_a_failed_one_ends_with_1(tmp_path, capsys):
@@ -128,7 +128,8 @@ def test_probes_by_hand(value, unit, most, verdict):
 def test_groups_are_ranked_where_asked(tmp_path, capsys):
     calibrate.main(["calibrate", write(tmp_path / "few.jsonl", STORIES[:4]), "--judge_mode", "group"])
     text = capsys.readouterr().out
-    assert "| whole | 4 |" in text and "| rank correlation of two orders | 1.00 |" in text
+    assert "| rank of whole: 100 first, 0 last | " in text
+    assert "| rank correlation of two orders | 1.00 |" in text
 
 
 # ---- agreement with people
@@ -206,24 +207,6 @@ def test_pairs_of_ties_alone_and_missing_files_are_refused(tmp_path, capsys):
         refused(["agree", *argv], capsys)
     for argv in (["score"], ["calibrate", "a", "b"], ["score", ties, "--draws", "0"]):
         refused(argv, capsys)
-
-
-def test_a_blinded_study_feeds_it_directly(tmp_path, capsys):
-    stories = []
-    for name in ("base", "trained"):
-        rows = [{"uid": f"u{i}", "prompt": f"Write {i}.", "story": f"A {name} story {i}."} for i in range(4)]
-        stories.append(f"{name}={write(tmp_path / f'{name}.jsonl', rows)}")
-    winners = ["trained", "base", None, "trained"]
-    chosen = {"models": ["base", "trained"], "stories": {"base": [0], "trained": [0]}}
-    said = [{"uid": f"u{i}", **chosen, "winner": w} for i, w in enumerate(winners)]
-    (tmp_path / "report.json").write_text(json.dumps({"judgements": said}))
-    calibrate.main(["agree", "--modes", "story", "--pairs", str(tmp_path / "report.json"), *stories])
-    assert "3 pairs of 3 prompts; 1 ties of people left out" in capsys.readouterr().out
-    rows = calibrate.read_pairs(str(tmp_path / "report.json"), stories)
-    assert [row["preferred"] for row in rows] == ["2", "1", "tie", "2"]
-    assert rows[0]["story_2"] == "A trained story 0."
-    with pytest.raises(ValueError, match="no stories of 'trained'"):
-        calibrate.read_pairs(str(tmp_path / "report.json"), stories[:1])
 
 
 # ---- contradictions

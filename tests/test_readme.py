@@ -70,6 +70,6 @@ def test_help_names_the_program_as_it_was_called(command):
     assert help_of(tuple(command.split())).startswith(f"usage: {command} ")
 
 
-@pytest.mark.parametrize("package", ["anthologies", "bench", "blind"])
+@pytest.mark.parametrize("package", ["anthologies", "bench"])
 def test_help_of_a_package(package):
     assert help_of(("-m", f"scripts.{package}")).startswith(f"usage: python -m scripts.{package} ")

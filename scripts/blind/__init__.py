@@ -1,1 +1,0 @@
-"""A blinded human study of stories."""
