@@ -376,7 +376,7 @@ def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode
     judged = [(row.example.prompt, row.story, 100 * row.rewards["quality"]) for row in judged]
     seen = judging.watch(watcher, judged) if step % int(c.watch.get("every", 10)) == 0 else {}
     log.write(line | judging.verdict_metrics([row.verdict for row in rows]) | seen)
-    data.write_episodes(log.path.with_name("rollouts") / f"step_{step:06d}.jsonl", rows)
+    data.write_examples(log.path.with_name("rollouts") / f"step_{step:06d}.jsonl", rows)
     gaps = [m["mismatch/mean"] for m in log.recent(20) if "mismatch/mean" in m]
     broken = bool(gaps) and jumped(gaps, start=0.1, times=20, least=1e-3)
     alarms = ["sampler and trainer disagree, see mismatch/mean: is the replica refreshed?"] if broken else []

@@ -139,16 +139,16 @@ def test_rollouts_are_read_as_the_tokens_that_were_sampled(start, tokenizer, tmp
     ]
     letters = [t for w in "the calm sea" for t in tokenizer.encode(w)]
     rows[0].completion_ids = letters  # not how the tokenizer would cut it
-    data.write_episodes(folder / "step_000000.jsonl", rows)
+    data.write_examples(folder / "step_000000.jsonl", rows)
     half = [episode(tokenizer, "A story.", "half a step", 0.3)]
-    data.write_episodes(folder / ".step_000001.rank0of1.jsonl", half)
+    data.write_examples(folder / ".step_000001.rank0of1.jsonl", half)
     c = config(start, folder)
     for source in (folder, folder.parent, folder / "step_000000.jsonl"):
         groups, left = prefer.read_groups([source], tokenizer, c)
         assert [r.completion_ids for r in groups["A story."]] == [r.completion_ids for r in rows[:3]]
         assert left == {"without a score": 1}
     rows[1].completion_ids = [5, 6, 7]
-    data.write_episodes(folder / "step_000000.jsonl", rows)
+    data.write_examples(folder / "step_000000.jsonl", rows)
     with pytest.raises(ValueError, match="another tokenizer"):
         prefer.read_groups([folder], tokenizer, c)
 
