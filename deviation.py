@@ -115,13 +115,10 @@ def _embed(text: str) -> Tensor:
     n = -(-len(ids) // 254)  # 256 less [CLS] and [SEP]; balanced, so that no short last chunk weighs as much
     cuts = [len(ids) * i // n for i in range(n + 1)]
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-    chunks = [[first, *ids[a:b], last] for a, b in zip(cuts, cuts[1:])]
-    batch = tokenizer.pad({"input_ids": chunks}, return_tensors="pt")
-    with torch.inference_mode():
-        hidden = model(**batch).last_hidden_state
-    mask = batch["attention_mask"].unsqueeze(-1)
-    pooled = (hidden * mask).sum(1) / mask.sum(1)
-    return F.normalize(pooled.double(), dim=-1).mean(0).clone()
+    chunks = [torch.tensor([[first, *ids[a:b], last]]) for a, b in zip(cuts, cuts[1:])]
+    with torch.no_grad():
+        means = [model(chunk).last_hidden_state[0].mean(0) for chunk in chunks]
+    return F.normalize(torch.stack(means).double(), dim=-1).mean(0)
 
 
 SIMILARITIES = {"jaccard": jaccard, "tfidf": tfidf, "char3": char3, "embedding": embedding}

@@ -269,8 +269,7 @@ def policy_loss(c: Config, logp, old_logp, advantage, human, weight, count, samp
     differently. The policy did not sample the reference (`human`), so its tokens get no w and no clip: r =
     exp(logp - logp.detach()), which is 1 and has the gradient A * grad logp. count is that of the whole batch
     over all processes; weight is 1, or 1 / length for the mean over rows, or 0 for tokens that only fill a
-    micro-batch. c.kl adds the k3 estimate of the divergence from ref_logp.
-    """
+    micro-batch. c.kl adds the k3 estimate of the divergence from ref_logp."""
     ratio = (logp - old_logp).exp()
     clipped = ratio.clamp(1 - c.clip_low, 1 + c.clip_high) * advantage
     trained = (weight > 0).float()

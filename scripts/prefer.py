@@ -23,7 +23,6 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Literal, get_type_hints
@@ -102,7 +101,7 @@ class Pair:
     chosen: Episode
     rejected: Episode
     delta: float = 1.0  # weight of the chosen story
-    ref: Sequence[float] = (0.0, 0.0)  # log-probabilities of both under the starting model
+    ref: tuple[float, float] = (0.0, 0.0)  # log-probabilities of both under the starting model
 
 
 IDLE = Pair(train.IDLE, train.IDLE, delta=0.0)  # fills a micro-batch
@@ -231,10 +230,9 @@ PER_TOKEN = ("orpo", "dorpo", "sft")  # methods of means over tokens, without a 
 def logprobs(scorer, batch: list[Pair], c: Config):
     """-> log-probabilities [2, B] of the chosen and the rejected: sums over tokens, or of PER_TOKEN means."""
     rows = [p.chosen for p in batch] + [p.rejected for p in batch]
-    counts = [len(r.completion_ids) for r in rows]
     logp, _ = scorer(data.packed(rows), c.temperature)
-    sums = torch.stack([x.sum() for x in logp.split(counts)])
-    return (sums / torch.tensor(counts, device=sums.device) if c.method in PER_TOKEN else sums).view(2, -1)
+    parts = logp.split([len(r.completion_ids) for r in rows])
+    return torch.stack([x.mean() if c.method in PER_TOKEN else x.sum() for x in parts]).view(2, -1)
 
 
 def losses(c: Config, batch: list[Pair], chosen, rejected):
@@ -249,23 +247,22 @@ def losses(c: Config, batch: list[Pair], chosen, rejected):
 
 
 @torch.no_grad()
-def score(scorer, pairs: list[Pair], c: Config) -> list[list[float]]:
-    """`logprobs` [chosen, rejected] of each pair, in order; processes share the work."""
-    mine = range(len(pairs))[processes.RANK :: processes.WORLD]
-    at, rows = {id(pairs[i]): i for i in mine}, []
-    batches = micro_batches([pairs[i] for i in mine], c.micro_batch_tokens, length, IDLE)
+def score(scorer, pairs: list[Pair], c: Config):
+    """`logprobs` of all pairs [2, P] on the host; processes share the work."""
+    mine = pairs[processes.RANK :: processes.WORLD]
+    at, found = {id(pair): i for i, pair in enumerate(pairs)}, []
+    batches = micro_batches(mine, c.micro_batch_tokens, length, IDLE)
     for batch in tqdm(batches, "log-probs", disable=not processes.MAIN, leave=False):
         values = logprobs(scorer, batch, c).T.tolist()
-        rows += [(at[id(p)], v) for p, v in zip(batch, values) if p is not IDLE]
-    return [v for _, v in sorted(processes.gather(rows))]
+        found += [(at[id(pair)], v) for pair, v in zip(batch, values) if pair is not IDLE]
+    return torch.tensor([v for _, v in sorted(processes.gather(found))]).T
 
 
-def margins(values: list[list[float]], before: list[list[float]]) -> dict:
+def margins(now, before) -> dict:
     """Chosen minus rejected, how many rose since `before`, and the chosen alone, which may fall with both."""
-    found = [w - l for w, l in values]
-    rose = [float(now > w - l) for now, (w, l) in zip(found, before)]
-    found = {"margin": mean(found), "rose": mean(rose), "chosen": mean(w for w, _ in values)}
-    return {f"held_out/{name}": value for name, value in found.items()}
+    margin, was = now[0] - now[1], before[0] - before[1]
+    found = {"margin": margin, "rose": (margin > was).float(), "chosen": now[0]}
+    return {f"held_out/{name}": x.mean().item() for name, x in found.items()}
 
 
 def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
@@ -303,8 +300,8 @@ def run(c: Config):
     before = score(scorer, held_out, c)
     if c.method not in PER_TOKEN:
         used = [pairs[i] for i in dict.fromkeys(i for batch in batches for i in batch)]
-        for pair, values in zip(used, score(scorer, used, c)):
-            pair.ref = values
+        for pair, values in zip(used, score(scorer, used, c).T.tolist()):
+            pair.ref = tuple(values)
 
     # ---- train
     optimiser, start, log = train.start_or_resume(c, model, scorer)

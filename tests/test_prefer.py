@@ -260,7 +260,7 @@ def test_an_update_is_the_gradient_of_the_loss_written_out_by_hand(start, tokeni
         pairs = prefer.make_pairs(groups, c, method)[:8]
         model = qwen.load(start, torch.float32)
         scorer = parallel.scorer_of(model, "none", False)
-        for pair, v in zip(pairs, prefer.score(scorer, pairs, c)):
+        for pair, v in zip(pairs, prefer.score(scorer, pairs, c).T.tolist()):
             pair.ref = (v[0] + 0.5, v[1] - 0.25)  # some other model's
         optimiser = torch.optim.SGD(scorer.parameters(), lr=0.0)
         stats = prefer.update(scorer, optimiser, pairs, c)
