@@ -295,9 +295,7 @@ def run(c: Config):
     model, scorer = train.build(as_trainer(c), device)
     steps = c.steps if c.steps >= 0 else len(pairs) // c.pairs
     batches = [data.batch(len(pairs), step, c.pairs, c.seed) for step in range(steps)]
-
-    # ---- score under the starting model
-    before = score(scorer, held_out, c)
+    before = score(scorer, held_out, c)  # under the starting model, as are the references
     if c.method not in PER_TOKEN:
         used = [pairs[i] for i in dict.fromkeys(i for batch in batches for i in batch)]
         for pair, values in zip(used, score(scorer, used, c).T.tolist()):
