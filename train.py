@@ -160,12 +160,7 @@ def check(c: Config, world: int):
 
 def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
     """Examples whose prompts fit, and reference rows of those with a story, by uid. ValueError: too few."""
-    read, most = data.read_examples(c.data), c.max_prompt_tokens
-    examples = [e for e in read if len(tokenizer.chat(e.prompt, c.thinking)) <= most + data.FRAME]
-    if len(examples) < len(read):
-        say(f"{len(read) - len(examples)} of {len(read)} prompts exceed {most} tokens and are left out")
-    if len(examples) < c.prompts:
-        raise ValueError(f"{c.data}: {len(examples)} prompts fit, a step needs {c.prompts}; lower --prompts")
+    examples = data.read_fitting(c.data, tokenizer, c.thinking, c.max_prompt_tokens, at_least=c.prompts)
     told = [e for e in examples if e.story]
     references = {e.uid: hri.reference_episode(e, tokenizer, c.thinking, c.max_new_tokens) for e in told}
     if not references and c.hri != "off":
