@@ -109,11 +109,11 @@ def read_examples(path: str | Path) -> list[Example]:
     examples, seen = [], {}
     for number, row in read_lines(path, EXAMPLES):
         where = f"{path} line {number}"
-        example = _example(row, where, f"{Path(path).stem}-{number}")
-        if example.uid in seen:
-            raise ValueError(f'{where}: uid "{example.uid}" is also on line {seen[example.uid]}; change one')
-        seen[example.uid] = number
-        examples.append(example)
+        found = example(row, where, f"{Path(path).stem}-{number}")
+        if found.uid in seen:
+            raise ValueError(f'{where}: uid "{found.uid}" is also on line {seen[found.uid]}; change one')
+        seen[found.uid] = number
+        examples.append(found)
     if not examples:
         raise ValueError(f"{path} holds no examples; {NEEDS}")
     return examples
@@ -130,12 +130,13 @@ def read_fitting(path, tokenizer, thinking: bool, most: int, at_least: int) -> l
     return fits
 
 
-def write_examples(path: str | Path, examples: list[Example]):
-    write_lines(path, (asdict(e) for e in examples))
+def write_examples(path: str | Path, examples: list[Example] | list[Episode]):
+    """One line per row: of an episode, token ids and verdict included."""
+    write_lines(path, map(asdict, examples))
 
 
 def read_episodes(path: str | Path) -> list[Episode]:
-    """What `write_episodes` wrote. FileNotFoundError, ValueError: names the line."""
+    """The rollouts of a step. FileNotFoundError, ValueError: names the line."""
     return [episode(row, f"{path} line {n}") for n, row in read_lines(path, "a file from a run's rollouts/")]
 
 
@@ -146,16 +147,10 @@ def episode(row: dict, where: str) -> Episode:
         raise ValueError(f"{where}: not an episode ({error}); give a file from a run's rollouts/") from None
 
 
-def write_episodes(path: str | Path, episodes: list[Episode]):
-    """One line per episode, token ids and verdict included."""
-    write_lines(path, (asdict(e) for e in episodes))
-
-
-def _example(row: dict, where: str, uid: str) -> Example:
+def example(row: dict, where: str, uid: str) -> Example:
     """One checked line. Types are checked here, once, so that no other file has to."""
-    if "target_word_count" in row:  # the name in the published POLARIS prompt set (arXiv 2606.04095)
-        row = {**row, "target_words": row.get("target_words", row["target_word_count"])}
-        del row["target_word_count"]
+    published = row.pop("target_word_count", None)  # as the POLARIS prompt set calls it (arXiv 2606.04095)
+    row.setdefault("target_words", published)
     if unknown := sorted(set(row) - set(KEYS)):
         raise ValueError(f'{where}: unknown key "{unknown[0]}"; the keys are {", ".join(KEYS)}')
     if row.get("prompt") is None:
@@ -177,18 +172,16 @@ def _example(row: dict, where: str, uid: str) -> Example:
 
 def _target(row: dict, where: str) -> int:
     """The words asked for: in "target_words", in the prompt, or in both alike."""
-    target, said = row.get("target_words"), LENGTH.search(row["prompt"])
-    asked = None
-    if said:
-        if not re.fullmatch(r"\d+|\d{1,3}(,\d{3})+", said[1]):
-            raise ValueError(f'{where}: "{said[0]}" in the prompt is ambiguous; write 1200 or 1,200')
-        asked = int(said[1].replace(",", ""))
-    if target is None and asked is None:
-        raise ValueError(f'{where}: no "target_words", and the prompt does not say "N words long"; {NEEDS}')
+    target, said = row["target_words"], LENGTH.search(row["prompt"])
+    if said and not re.fullmatch(r"\d+|\d{1,3}(,\d{3})+", said[1]):
+        raise ValueError(f'{where}: "{said[0]}" in the prompt is ambiguous; write 1200 or 1,200')
+    asked = int(said[1].replace(",", "")) if said else target
     target = asked if target is None else target
-    if isinstance(target, bool) or not isinstance(target, int) or target < 1:
+    if target is None:
+        raise ValueError(f'{where}: no "target_words", and the prompt does not say "N words long"; {NEEDS}')
+    if type(target) is not int or target < 1:
         raise ValueError(f'{where}: "target_words" is {json.dumps(target)}; give a whole number above 0')
-    if asked not in (None, target):
+    if asked != target:
         raise ValueError(f'{where}: "target_words" is {target}, the prompt asks for {asked}; make them equal')
     return target
 
@@ -211,10 +204,6 @@ class Tokenizer(BPE):
             raise ValueError(f"{path} has no token {missing[0]}, as chat needs; use Qwen3.5's tokenizer")
         self.files = [path.with_name(name) for name in FILES if path.with_name(name).is_file()]
         self.end_id = self.added["<|im_end|>"]
-
-    def token(self, name: str) -> int:
-        """Id of an added token such as "<|endoftext|>". Raises KeyError."""
-        return self.added[name]
 
     def chat(self, prompt: str, thinking: bool) -> list[int]:
         """Qwen3.5's template for one user turn, up to where the assistant's words begin; it holds the

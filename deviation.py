@@ -17,7 +17,7 @@ import gzip
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -58,11 +58,8 @@ def ngrams(items: Sequence, n: int) -> list[tuple]:
 def jaccard(texts: Sequence[str]) -> Tensor:
     """Share of word trigrams in common; a text of fewer words is one shingle, so that it can equal itself."""
     sets = [set(ngrams(w, 3) or ([tuple(w)] if w else [])) for w in map(words, texts)]
-
-    def share(i: int, j: int) -> float:
-        return len(sets[i] & sets[j]) / (len(sets[i] | sets[j]) or 1)
-
-    return _gram(len(sets), share)
+    sim_nn = [[len(a & b) / (len(a | b) or 1) for b in sets] for a in sets]
+    return torch.tensor(sim_nn, dtype=torch.float64)
 
 
 def tfidf(texts: Sequence[str]) -> Tensor:
@@ -72,37 +69,26 @@ def tfidf(texts: Sequence[str]) -> Tensor:
 
 def char3(texts: Sequence[str]) -> Tensor:
     """Cosine of character trigram tf-idf, case and punctuation kept: how stories are written."""
-    return _tfidf_cosine([Counter(map("".join, ngrams(" ".join(text.split()), 3))) for text in texts])
-
-
-def embedding(texts: Sequence[str]) -> Tensor:
-    """Cosine of MiniLM sentence embeddings (optional package, no network): what the stories mean."""
-    # An empty text stays the zero vector.
-    vectors = F.normalize(torch.stack([_embed(text) for text in texts]), dim=-1)
-    return vectors @ vectors.T
-
-
-def _gram(n: int, similarity: Callable[[int, int], float]) -> Tensor:
-    sim_nn = torch.eye(n, dtype=torch.float64)
-    for i in range(n):
-        for j in range(i):
-            sim_nn[i, j] = sim_nn[j, i] = similarity(i, j)
-    return sim_nn
+    return _tfidf_cosine([Counter(ngrams(" ".join(text.split()), 3)) for text in texts])
 
 
 def _tfidf_cosine(counts: list[Counter]) -> Tensor:
     # Smoothed idf, ln((1 + n) / (1 + df)) + 1: a word that all siblings share counts less, but more than
-    # nothing, since in a group of two most words are shared. Dicts are sparse: a story has few of all words.
+    # nothing, since in a group of two most words are shared.
     documents = Counter(term for count in counts for term in count)
-    idf = {term: math.log((1 + len(counts)) / (1 + df)) + 1 for term, df in documents.items()}
-    rows = [{term: tf * idf[term] for term, tf in count.items()} for count in counts]
-    norms = [math.sqrt(sum(x * x for x in row.values())) or 1.0 for row in rows]
+    idf = [math.log((1 + len(counts)) / (1 + df)) + 1 for df in documents.values()]
+    tf = [[count[term] for term in documents] for count in counts]
+    return _cosine(torch.tensor(tf, dtype=torch.float64) * torch.tensor(idf, dtype=torch.float64))
 
-    def cosine(i: int, j: int) -> float:
-        a, b = sorted((rows[i], rows[j]), key=len)
-        return sum(x * b.get(term, 0.0) for term, x in a.items()) / (norms[i] * norms[j])
 
-    return _gram(len(rows), cosine)
+def embedding(texts: Sequence[str]) -> Tensor:
+    """Cosine of MiniLM sentence embeddings (optional package, no network): what the stories mean."""
+    return _cosine(torch.stack([_embed(text) for text in texts]))
+
+
+def _cosine(rows: Tensor) -> Tensor:
+    rows = F.normalize(rows, dim=-1)  # the zeros of an empty text stay zeros
+    return rows @ rows.T
 
 
 @lru_cache(maxsize=1)
@@ -129,13 +115,10 @@ def _embed(text: str) -> Tensor:
     n = -(-len(ids) // 254)  # 256 less [CLS] and [SEP]; balanced, so that no short last chunk weighs as much
     cuts = [len(ids) * i // n for i in range(n + 1)]
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-    chunks = [[first, *ids[a:b], last] for a, b in zip(cuts, cuts[1:])]
-    batch = tokenizer.pad({"input_ids": chunks}, return_tensors="pt")
-    with torch.inference_mode():
-        hidden = model(**batch).last_hidden_state
-    mask = batch["attention_mask"].unsqueeze(-1)
-    pooled = (hidden * mask).sum(1) / mask.sum(1)
-    return F.normalize(pooled.double(), dim=-1).mean(0).clone()
+    chunks = [torch.tensor([[first, *ids[a:b], last]]) for a, b in zip(cuts, cuts[1:])]
+    with torch.no_grad():
+        means = [model(chunk).last_hidden_state[0].mean(0) for chunk in chunks]
+    return F.normalize(torch.stack(means).double(), dim=-1).mean(0)
 
 
 SIMILARITIES = {"jaccard": jaccard, "tfidf": tfidf, "char3": char3, "embedding": embedding}

@@ -32,7 +32,7 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
     `story` is cut with it: judge and gradient see the same text. ValueError: there is no story, nothing of it
     survives the cut, or the sequence would hold any other number of <think> than one. Needs no model."""
     if not example.story or not example.story.strip():
-        raise ValueError(f"example {example.uid!r} has no human story to inject: give it a 'story'")
+        raise ValueError(f"example {example.uid!r} has no human story: give it a 'story'")
     prompt_ids = tokenizer.chat(example.prompt, thinking)
     reasoning = example.reasoning if thinking else None
     ids = tokenizer.completion(example.story, reasoning=reasoning, thinking=thinking)
@@ -48,12 +48,6 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
             where = f"example {example.uid!r}: its reasoning fills all {max_tokens} tokens of its row"
             raise ValueError(f"{where}; shorten it or raise the token limit")
     return Episode(example, prompt_ids, ids, None, finished, is_human=True, story=story)
-
-
-def references(examples: list[Example], tokenizer, thinking: bool, max_tokens: int) -> dict[str, Episode]:
-    """{uid: the reference row} of every example that has a story."""
-    told = [e for e in examples if e.story]
-    return {e.uid: reference_episode(e, tokenizer, thinking, max_tokens) for e in told}
 
 
 def weight(step: int, peak: float = 0.4, warmup: int = 15) -> float:
@@ -79,5 +73,5 @@ def anchor(groups: list[list[Episode]], weight: float, mode: str = "polaris", no
 
 if __name__ == "__main__":
     print("Human-reference injection: a person's story joins each group of the policy's own stories.")
-    print("Imported by train.py, which calls references, weight and anchor; nothing runs here.")
+    print("Imported by train.py, which calls reference_episode, weight and anchor; nothing runs here.")
     print("To see what it does: python train.py against python train.py --hri off.")

@@ -271,7 +271,7 @@ def story_of(text: str, thinking: bool) -> str:
 def stop_ids(folder, tokenizer) -> tuple[int, ...]:
     """Every token that ends a story of this model: the tokenizer's <|im_end|> and <|endoftext|>, and what
     generation_config.json in `folder` names, where there is one. ValueError: that file is damaged."""
-    found = [tokenizer.end_id, tokenizer.token("<|endoftext|>")]
+    found = [tokenizer.end_id, tokenizer.added["<|endoftext|>"]]
     path = Path(folder, "generation_config.json")
     named = huggingface.read_json(path).get("eos_token_id") if path.exists() else None
     found += named if isinstance(named, list) else [] if named is None else [named]

@@ -161,7 +161,8 @@ def check(c: Config, world: int):
 def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
     """Examples whose prompts fit, and reference rows of those with a story, by uid. ValueError: too few."""
     examples = data.read_fitting(c.data, tokenizer, c.thinking, c.max_prompt_tokens, at_least=c.prompts)
-    references = hri.references(examples, tokenizer, c.thinking, c.max_new_tokens)
+    told = [e for e in examples if e.story]
+    references = {e.uid: hri.reference_episode(e, tokenizer, c.thinking, c.max_new_tokens) for e in told}
     if not references and c.hri != "off":
         raise ValueError(f"no example in {c.data} has a human story; add them, or pass --hri off")
     if c.judge_mode == "pair" and (alone := sum(not example.story for example in examples)):
@@ -195,8 +196,7 @@ def sample(c: Config, step, batch, references, replica, tokenizer, judge, stoppi
     """This process's groups of the step: policy rows, then the reference if there is one, all with rewards.
 
     batch: the step's examples. references: {uid: Episode}, empty where none joins. A story is judged while
-    others are still being written. [] where a signal is in `stopping`.
-    """
+    others are still being written. [] where a signal is in `stopping`."""
     mine = list(enumerate(batch))[processes.RANK :: processes.WORLD]
     groups = []
     for _, example in mine:
@@ -245,8 +245,7 @@ def grpo_advantages(groups: list[list[Episode]], normalise_std: bool):
     its group. (2402.03300)
 
     A group that cannot rank its stories (fewer than two rewards, or all equal to 1e-6) gets no advantages:
-    it teaches nothing, and its reference would be divided by a standard deviation of 0.
-    """
+    it teaches nothing, and its reference would be divided by a standard deviation of 0."""
     for group in groups:
         policy = [row for row in group if not row.is_human and row.reward is not None]
         rewards = [row.reward for row in policy]
@@ -265,8 +264,7 @@ def policy_loss(c: Config, logp, old_logp, advantage, human, weight, count, samp
     differently. The policy did not sample the reference (`human`), so its tokens get no w and no clip: r =
     exp(logp - logp.detach()), which is 1 and has the gradient A * grad logp. count is that of the whole batch
     over all processes; weight is 1, or 1 / length for the mean over rows, or 0 for tokens that only fill a
-    micro-batch. c.kl adds the k3 estimate of the divergence from ref_logp.
-    """
+    micro-batch. c.kl adds the k3 estimate of the divergence from ref_logp."""
     ratio = (logp - old_logp).exp()
     clipped = ratio.clamp(1 - c.clip_low, 1 + c.clip_high) * advantage
     trained = (weight > 0).float()
@@ -376,7 +374,7 @@ def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode
     judged = [(row.example.prompt, row.story, 100 * row.rewards["quality"]) for row in judged]
     seen = judging.watch(watcher, judged) if step % int(c.watch.get("every", 10)) == 0 else {}
     log.write(line | judging.verdict_metrics([row.verdict for row in rows]) | seen)
-    data.write_episodes(log.path.with_name("rollouts") / f"step_{step:06d}.jsonl", rows)
+    data.write_examples(log.path.with_name("rollouts") / f"step_{step:06d}.jsonl", rows)
     gaps = [m["mismatch/mean"] for m in log.recent(20) if "mismatch/mean" in m]
     broken = bool(gaps) and jumped(gaps, start=0.1, times=20, least=1e-3)
     alarms = ["sampler and trainer disagree, see mismatch/mean: is the replica refreshed?"] if broken else []
@@ -408,10 +406,10 @@ def save_checkpoint(c, model, optimiser, tokenizer, step: int, **facts):
         checkpoint.save_state(partial, model, optimiser, {"step": step, "config": asdict(c)})
 
 
-def start_or_resume(c, model, scorer, betas=(0.9, 0.999)):
+def start_or_resume(c, model, scorer):
     """-> optimiser, first step and log (on the main process) of a run that is new, or goes on from the
     checkpoint that --resume means. ValueError: that one belongs to another model, or the run is under way."""
-    optimiser, start = optim.adamw(scorer, c.lr, c.weight_decay, betas), 0
+    optimiser, start = optim.adamw(scorer, c.lr, c.weight_decay), 0
     folder = Path(c.out, c.name)
     if at := checkpoint.open_run(folder, c.resume):
         about = checkpoint.read_about(at)
@@ -464,8 +462,7 @@ def run(c: Config):
             deviation.weigh(groups, c.deviation, c.similarity)  # delete this line: no deviation
 
             # ---- update
-            decay = 1 - step / steps if c.lr_decay else 1.0
-            optim.set_lr(optimiser, c.lr * min(1.0, (step + 1) / max(1, c.lr_warmup), decay))
+            optim.set_lr(optimiser, c.lr, step, steps, c.lr_warmup, c.lr_decay)
             stats = update(c, scorer, optimiser, groups, reference)
             optimiser.zero_grad(set_to_none=True)  # sampling needs their memory
             bad_updates = 0 if stats.pop("stepped", True) else bad_updates + 1

@@ -9,18 +9,20 @@ import torch
 from lib.sharding import average_replicated, clip_gradients, is_sharded
 
 
-def adamw(module, lr: float, weight_decay: float, betas=(0.9, 0.999)) -> torch.optim.AdamW:
+def adamw(module, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Over what is trained, fused: one pass per group and no temporary copies. Sharded and whole parameters
     apart, since one fused step cannot mix them."""
     params = [p for p in module.parameters() if p.requires_grad]
     groups = [[p for p in params if is_sharded(p) == sharded] for sharded in (True, False)]
     groups = [{"params": group} for group in groups if group]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def set_lr(optimiser, lr: float):
+def set_lr(optimiser, lr: float, step: int, steps: int, warmup: int, decay: bool):
+    """lr of this step: risen to in `warmup` steps and, with `decay`, down to 0 after the last, linearly."""
+    share = min(1.0, (step + 1) / max(1, warmup), 1 - step / steps if decay else 1.0)
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * share
 
 
 def descend(optimiser, max_norm: float) -> tuple[float, bool]:

@@ -37,7 +37,7 @@ def connect() -> torch.device:
     device = pick_device()
     if dist.is_initialized():
         return device
-    ENDING.callback(disconnect)
+    ENDING.callback(lambda: dist.is_initialized() and dist.destroy_process_group())
     try:
         alone = "WORLD_SIZE" not in os.environ
         store = dist.HashStore() if alone else next(dist.rendezvous("env://", timeout=JOIN))[0]
@@ -58,11 +58,6 @@ def say(text: str, file=None):
     """Prints on the main process alone."""
     if MAIN and text:
         print(text, file=file, flush=True)
-
-
-def disconnect():
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def reduce(x, op=dist.ReduceOp.SUM) -> float:

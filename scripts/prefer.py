@@ -1,4 +1,4 @@
-"""Learn from stories that are already written and scored: DPO and ORPO, plain or weighted, DivPO and SFT.
+"""Learn from stories that are already written: DPO and ORPO, plain or weighted, DivPO and SFT.
 
     read      groups of scored responses to the same prompt: a run's rollouts/, or JSON Lines with scores
     pair      the better against the worse where the gap is wide enough, each response at most once
@@ -8,10 +8,12 @@
 
     python -m scripts.prefer --data out/tiny/rollouts --method ddpo
     torchrun --nproc_per_node=4 -m scripts.prefer --data votes.jsonl --method dorpo --model Qwen/Qwen3.5-9B
+    python -m scripts.prefer --data out/stories.jsonl --method sft --lr 1e-5     # a warm start before GRPO
 
 A JSON Lines file holds one response per line: {"prompt": ..., "story": ..., "score": 1.5}; "response" and
-"upvotes" are other names, a score of null leaves the response out. Rollouts are trained as the tokens that
-were sampled. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO 2501.18101. Left out: online pairs.
+"upvotes" are other names, a score of null leaves the response out. With sft it may also be the data of
+train.py: stories by people that have no score, each of which is learned. Rollouts are trained as the tokens
+that were sampled. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO 2501.18101. Left out: online pairs.
 """
 
 from __future__ import annotations
@@ -21,15 +23,16 @@ import math
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import torch
 from tqdm import tqdm
 
 import data
 import deviation
+import hri
 import train
 from data import Episode, Example
 from lib import files, metrics, optim, parallel, processes
@@ -39,65 +42,44 @@ from lib.form import strip_length
 from lib.packed import micro_batches
 from lib.stats import mean
 
-IN_TRAIN = {f.name: f for f in fields(train.Config)}
-
-
-def same(name: str):
-    """A field as train.py has it: default, help and range."""
-    return field(default=IN_TRAIN[name].default, metadata=IN_TRAIN[name].metadata)
+# What train.py has too, with its defaults, help and ranges.
+SHARED = """preset model out seed thinking similarity lr lr_warmup lr_decay grad_clip temperature parallel
+lora_rank lora_alpha checkpointing autocast micro_batch_tokens save_every keep resume wandb""".split()
+HINTS = get_type_hints(train.Config)
+IN_TRAIN = [f for f in fields(train.Config) if f.name in SHARED]
+IN_TRAIN = [(f.name, HINTS[f.name], field(default=f.default, metadata=f.metadata)) for f in IN_TRAIN]
 
 
 @dataclass
-class Config:
+class Config(make_dataclass("Shared", IN_TRAIN)):
     """Every number of a run; a flag of the same name wins over the preset, which wins over the default."""
 
-    preset: str = same("preset")
+    name: str = opt("prefer", "name of this run", "preferences")
     method: Literal["dpo", "ddpo", "orpo", "dorpo", "divpo", "sft"] = opt("ddpo", "sft: the chosen alone")
-    model: str = same("model")
     data: list[str] = opt([], "what to learn from: runs, their rollouts/ folders, JSON Lines files")
     held_out: float = opt(0.1, "share of prompts kept out of training", above=0, high=1)
-    out: str = same("out")
-    name: str = opt("prefer", "name of this run")
-    seed: int = opt(0, "of the split, the order of pairs and LoRA")
     steps: int = opt(-1, "optimiser steps; -1: one epoch, the last partial batch dropped", low=-1)
-    thinking: bool = opt(True, "a response of JSON Lines follows an empty thought (True) or a closed one")
+    pairs: int = opt(16, "pairs per step, over all processes", low=1)
     max_tokens: int = opt(8448, "prompt and response; longer responses are left out and counted", low=1)
-    min_gap: float = opt(0.05, "least difference of score in a pair, in units of the scores", "pairs", low=0)
+    min_gap: float = opt(0.05, "least difference of score in a pair, in units of the scores", low=0)
     pairs_per_prompt: int = opt(0, "0: as many as there are; 1 with divpo: as published", low=0)
     rho: float = opt(0.25, "divpo: how near the best or the worst, in shares of their gap", low=0, high=0.5)
-    similarity: str = same("similarity")
     style: str = opt("", "a second similarity, joined to the first by the geometric mean; empty: off")
     floor: float = opt(0.1, "least weight of a chosen story; there is no cap, as published", low=0, high=1)
-    beta: float = opt(0.1, "dpo, ddpo, divpo: how far the policy may leave the start", "loss", above=0)
+    beta: float = opt(0.1, "dpo, ddpo, divpo: how far the policy may leave the start", above=0)
     lam: float = opt(0.25, "orpo, dorpo: weight of the odds ratio", above=0)
-    pairs: int = opt(16, "pairs per step, over all processes", low=1)
-    lr: float = same("lr")
     weight_decay: float = opt(0.0, "AdamW's weight decay", low=0)
-    grad_clip: float = same("grad_clip")
-    temperature: float = opt(1.0, "of the log-probabilities; that of the sampling, for rollouts", above=0)
-    parallel: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = same("parallel")
-    lora_rank: int = same("lora_rank")
-    lora_alpha: float = same("lora_alpha")
-    checkpointing: bool = same("checkpointing")
-    autocast: bool = same("autocast")
-    micro_batch_tokens: int = opt(16896, "padded tokens per pass, both stories of a pair together", low=1)
     test_every: int = opt(10, "steps between two looks at the held-out pairs, beside first and last", low=1)
-    save_every: int = opt(100, "steps between checkpoints; 0: only the last", low=0)
-    keep: int = same("keep")
-    resume: str = same("resume")
-    wandb: bool = same("wandb")
 
 
-TINY = {"model": train.PRESETS["tiny"]["model"], "data": ["out/tiny/rollouts"], "thinking": False}
-TINY |= {"steps": 40, "max_tokens": 1024, "lr": 1e-4, "checkpointing": False}
-TINY |= {"temperature": train.PRESETS["tiny"]["temperature"]}
-TINY |= {"micro_batch_tokens": 4096, "save_every": 0}
-PRESETS = {"polaris-9b": {}, "tiny": TINY}
+TINY = {name: train.PRESETS["tiny"][name] for name in ("model", "thinking", "temperature", "checkpointing")}
+TINY |= {"data": ["out/tiny/rollouts"], "steps": 40, "max_tokens": 1024, "lr": 1e-4, "save_every": 0}
+PRESETS = {"polaris-9b": {}, "tiny": TINY | {"micro_batch_tokens": 4096}}
 
 
 def as_trainer(c: Config) -> train.Config:
     """What the trainer's functions ask for: the fields it shares with this program."""
-    shared = {f.name: getattr(c, f.name) for f in fields(c) if f.name in IN_TRAIN and f.name != "data"}
+    shared = {name: getattr(c, name) for name in [*SHARED, "name", "steps"]}
     return train.Config(**shared, prompts=c.pairs, judge="offline")
 
 
@@ -119,7 +101,6 @@ class Pair:
     chosen: Episode
     rejected: Episode
     delta: float = 1.0  # weight of the chosen story
-    gap: float = 0.0  # in score
     ref: tuple[float, float] = (0.0, 0.0)  # log-probabilities of both under the starting model
 
 
@@ -140,14 +121,16 @@ def files_of(source: str) -> list[Path]:
 
 def response_of(row: dict, where: str, tokenizer, c: Config) -> Episode:
     """One line of a rollout or of a JSON Lines file; reward None: it has no score. ValueError: a bad line."""
+    scored = {"score", "upvotes"} & set(row)
     if "completion_ids" in row:
         response = data.episode(row, where)
         if not response.is_human and response.story not in tokenizer.decode(response.completion_ids):
             raise ValueError(f"{where}: another tokenizer wrote these tokens; pass the --model of that run")
         return response
+    if c.method == "sft" and not scored:
+        return hri.reference_episode(data.example(row, where, where), tokenizer, c.thinking, c.max_tokens)
     prompt, story = row.get("prompt"), row.get("story", row.get("response"))
-    texts = isinstance(prompt, str) and prompt.strip() and isinstance(story, str)
-    if not texts or not {"score", "upvotes"} & set(row):
+    if not (isinstance(prompt, str) and prompt.strip() and isinstance(story, str) and scored):
         raise ValueError(f'{where}: needs "prompt", "story" (or "response") and "score" (or "upvotes")')
     score = row.get("score", row.get("upvotes"))
     if score is not None and (type(score) not in (int, float) or not math.isfinite(score)):
@@ -157,13 +140,14 @@ def response_of(row: dict, where: str, tokenizer, c: Config) -> Episode:
 
 
 def read_groups(sources: list[str], tokenizer, c: Config) -> tuple[dict[str, list[Episode]], Counter]:
-    """{prompt: responses that can be ranked, no two with the same text}, and what is left out, by reason."""
+    """{prompt: responses that can be ranked, no two with the same text}, and what is left out, by reason.
+    sft also keeps what people wrote and nothing scored."""
     groups, texts, left = {}, set(), Counter()
     for path in (path for source in sources for path in files_of(source)):
         for number, row in files.read_lines(path):
             response = response_of(row, f"{path} line {number}", tokenizer, c)
             prompt, story = response.example.prompt.strip(), response.story.strip()
-            if response.reward is None:
+            if response.reward is None and not (c.method == "sft" and response.is_human):
                 left["without a score"] += 1
             elif not story:
                 left["empty"] += 1
@@ -174,7 +158,8 @@ def read_groups(sources: list[str], tokenizer, c: Config) -> tuple[dict[str, lis
             else:
                 texts.add((prompt, story))
                 groups.setdefault(prompt, []).append(response)
-    for prompt in [p for p, group in groups.items() if len({r.reward for r in group}) < 2]:
+    alike = [p for p, group in groups.items() if len({r.reward for r in group}) < 2]
+    for prompt in [p for p in alike if groups[p][0].reward is not None]:
         left["scored like all others of the prompt"] += len(groups.pop(prompt))
     return groups, left
 
@@ -207,6 +192,10 @@ def by_divpo(scores: list[float], d: list[float], c: Config) -> list[tuple[int, 
 def make_pairs(groups: dict[str, list[Episode]], c: Config, method: str) -> list[Pair]:
     pairs = []
     for group in tqdm(groups.values(), desc="pairs", disable=not processes.MAIN, leave=False):
+        # What has no score is compared with the answer that ends at once, from which sft does not learn.
+        alone = [r for r in group if r.reward is None]
+        pairs += [Pair(r, replace(r, completion_ids=r.completion_ids[-1:])) for r in alone]
+        group = [r for r in group if r.reward is not None]
         scores, delta = [float(r.reward) for r in group], [1.0] * len(group)
         if method in ("ddpo", "dorpo", "divpo"):  # equal length: a short story shares less with any other
             texts = [r.story.strip() for r in group]
@@ -214,7 +203,7 @@ def make_pairs(groups: dict[str, list[Episode]], c: Config, method: str) -> list
             delta = delta if method == "divpo" else delta_n.tolist()
         chosen = by_divpo(scores, d_n.tolist(), c) if method == "divpo" else by_gap(scores, c.min_gap)
         for w, l in chosen[: c.pairs_per_prompt or None]:
-            pairs.append(Pair(group[w], group[l], delta[w], scores[w] - scores[l]))
+            pairs.append(Pair(group[w], group[l], delta[w]))
     return pairs
 
 
@@ -235,47 +224,45 @@ def prepare(c: Config, tokenizer) -> tuple[list[Pair], list[Pair]]:
 
 # ---- score and train ---------------------------------------------------------------------------------------
 
+PER_TOKEN = ("orpo", "dorpo", "sft")  # methods of means over tokens, without a reference model
+
 
 def logprobs(scorer, batch: list[Pair], c: Config):
-    """-> sums [2, B] and means over tokens [2, B] of the log-probabilities of the chosen and the rejected."""
+    """-> log-probabilities [2, B] of the chosen and the rejected: sums over tokens, or of PER_TOKEN means."""
     rows = [p.chosen for p in batch] + [p.rejected for p in batch]
     logp, _ = scorer(data.packed(rows), c.temperature)
-    counts = [len(r.completion_ids) for r in rows]
-    sums = torch.stack([x.sum() for x in logp.split(counts)]).view(2, -1)
-    return sums, sums / torch.tensor(counts, device=sums.device).view(2, -1)
+    parts = logp.split([len(r.completion_ids) for r in rows])
+    return torch.stack([x.mean() if c.method in PER_TOKEN else x.sum() for x in parts]).view(2, -1)
 
 
-def losses(c: Config, batch: list[Pair], sums, means):
+def losses(c: Config, batch: list[Pair], chosen, rejected):
     """-> loss [B], before any mean."""
-    delta_B = torch.tensor([p.delta for p in batch], device=sums.device)
+    delta_B = torch.tensor([p.delta for p in batch], device=chosen.device)
     if c.method == "sft":
-        return -means[0]
-    if c.method in ("orpo", "dorpo"):
-        return deviation.dorpo_loss(means[0], means[1], delta_B, c.lam)
-    ref = torch.tensor([p.ref for p in batch], device=sums.device).T
-    return deviation.ddpo_loss(sums[0], sums[1], ref[0], ref[1], delta_B, c.beta)
+        return -chosen
+    if c.method in PER_TOKEN:
+        return deviation.dorpo_loss(chosen, rejected, delta_B, c.lam)
+    ref = torch.tensor([p.ref for p in batch], device=chosen.device).T
+    return deviation.ddpo_loss(chosen, rejected, ref[0], ref[1], delta_B, c.beta)
 
 
 @torch.no_grad()
-def score(scorer, pairs: list[Pair], c: Config) -> list[list[float]]:
-    """[sum, sum, mean, mean] of each pair (chosen, rejected), in order; processes share the work."""
-    mine = range(len(pairs))[processes.RANK :: processes.WORLD]
-    at, rows = {id(pairs[i]): i for i in mine}, []
-    batches = micro_batches([pairs[i] for i in mine], c.micro_batch_tokens, length, IDLE)
+def score(scorer, pairs: list[Pair], c: Config):
+    """`logprobs` of all pairs [2, P] on the host; processes share the work."""
+    mine = pairs[processes.RANK :: processes.WORLD]
+    at, found = {id(pair): i for i, pair in enumerate(pairs)}, []
+    batches = micro_batches(mine, c.micro_batch_tokens, length, IDLE)
     for batch in tqdm(batches, "log-probs", disable=not processes.MAIN, leave=False):
-        values = torch.cat(logprobs(scorer, batch, c)).T.tolist()
-        rows += [(at[id(p)], v) for p, v in zip(batch, values) if p is not IDLE]
-    return [v for _, v in sorted(processes.gather(rows))]
+        values = logprobs(scorer, batch, c).T.tolist()
+        found += [(at[id(pair)], v) for pair, v in zip(batch, values) if pair is not IDLE]
+    return torch.tensor([v for _, v in sorted(processes.gather(found))]).T
 
 
-def margins(values: list[list[float]], before: list[list[float]], c: Config) -> dict:
-    """Chosen minus rejected, in sums (DPO) and per token (ORPO, SFT); `margin` is the method's own."""
-    sums, means = [v[0] - v[1] for v in values], [v[2] - v[3] for v in values]
-    own = 2 if c.method in ("orpo", "dorpo", "sft") else 0
-    rose = [float(v[own] - v[own + 1] > b[own] - b[own + 1]) for v, b in zip(values, before)]
-    found = {"margin": mean(means if own else sums), "margin_sum": mean(sums), "margin_token": mean(means)}
-    found |= {"rose": mean(rose), "chosen_token": mean([v[2] for v in values])}
-    return {f"held_out/{name}": value for name, value in found.items()}
+def margins(now, before) -> dict:
+    """Chosen minus rejected, how many rose since `before`, and the chosen alone, which may fall with both."""
+    margin, was = now[0] - now[1], before[0] - before[1]
+    found = {"margin": margin, "rose": (margin > was).float(), "chosen": now[0]}
+    return {f"held_out/{name}": x.mean().item() for name, x in found.items()}
 
 
 def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
@@ -285,22 +272,21 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
     batches = micro_batches(pairs[processes.RANK :: processes.WORLD], c.micro_batch_tokens, length, IDLE)
     for batch in parallel.accumulate(scorer, batches, "  micro-batches"):
         used = float(batch[0] is not IDLE)
-        sums, means = logprobs(scorer, batch, c)
+        chosen, rejected = logprobs(scorer, batch, c)
         # Each pair is weighed before the one global mean; DDP and FSDP average gradients over ranks.
-        loss = used * losses(c, batch, sums, means).sum() / len(pairs)
+        loss = used * losses(c, batch, chosen, rejected).sum() / len(pairs)
         (loss * processes.WORLD).backward()
-        margin = used * (sums[0] - sums[1]).detach().sum() / len(pairs)
-        totals.add({"loss": loss.detach(), "margin_sum": margin})
+        margin = used * (chosen - rejected).detach().sum() / len(pairs)
+        totals.add({"loss": loss.detach(), "margin": margin})
     norm, stepped = optim.descend(optimiser, c.grad_clip)
     speed = sum(data.length(p.chosen) + data.length(p.rejected) for p in pairs) / (time.time() - began)
     stats = {"grad_norm": norm, "stepped": stepped, "train/tokens_per_second": speed}
-    stats |= {"delta/mean": mean(p.delta for p in pairs), "gap/mean": mean(p.gap for p in pairs)}
-    return stats | totals.of_all()
+    return stats | {"delta/mean": mean(p.delta for p in pairs)} | totals.of_all()
 
 
 CURVES = {"held_out/margin": "held-out margin, as the loss sees it", "loss": "loss"}
-CURVES |= {"held_out/margin_token": "held-out margin per token", "grad_norm": "gradient norm"}
-CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen_token": "log p per token, chosen"}
+CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen": "held-out log p of the chosen"}
+CURVES |= {"margin": "margin of the batch", "grad_norm": "gradient norm"}
 
 
 def run(c: Config):
@@ -309,13 +295,11 @@ def run(c: Config):
     model, scorer = train.build(as_trainer(c), device)
     steps = c.steps if c.steps >= 0 else len(pairs) // c.pairs
     batches = [data.batch(len(pairs), step, c.pairs, c.seed) for step in range(steps)]
-
-    # ---- score under the starting model
-    before = score(scorer, held_out, c)
-    if c.method in ("dpo", "ddpo", "divpo"):
+    before = score(scorer, held_out, c)  # under the starting model, as are the references
+    if c.method not in PER_TOKEN:
         used = [pairs[i] for i in dict.fromkeys(i for batch in batches for i in batch)]
-        for pair, values in zip(used, score(scorer, used, c)):
-            pair.ref = (values[0], values[1])
+        for pair, values in zip(used, score(scorer, used, c).T.tolist()):
+            pair.ref = tuple(values)
 
     # ---- train
     optimiser, start, log = train.start_or_resume(c, model, scorer)
@@ -326,8 +310,9 @@ def run(c: Config):
         for step in bar:  # the last round only looks
             line = {"step": step}
             if step % c.test_every == 0 or step in (start, steps):
-                line |= margins(score(scorer, held_out, c) if step else before, before, c)
+                line |= margins(score(scorer, held_out, c) if step else before, before)
             if step < steps:
+                optim.set_lr(optimiser, c.lr, step, steps, c.lr_warmup, c.lr_decay)
                 line |= update(scorer, optimiser, [pairs[i] for i in batches[step]], c)
                 bad_updates = 0 if line.pop("stepped") else bad_updates + 1
                 done = step + 1

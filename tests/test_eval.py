@@ -631,4 +631,4 @@ def test_a_story_ends_at_every_end_token_of_its_model(checkpoint, tmp_path, monk
     flags = f"--model {folder} --prompts {prompts(tmp_path / 'p.jsonl', 1)} "
     flags += f"--max_new_tokens 20 --out {tmp_path / 'o'}"
     assert code(evaluation.main, flags.split()) == 0
-    assert seen == [{7, tokenizer.end_id, tokenizer.token("<|endoftext|>")}]
+    assert seen == [{7, tokenizer.end_id, tokenizer.added["<|endoftext|>"]}]

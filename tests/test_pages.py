@@ -297,7 +297,7 @@ def a_run(folder, steps=14):
                         verdict if reward is not None else None,
                     )
                 )
-        data.write_episodes(folder / "rollouts" / f"step_{step:06d}.jsonl", episodes)
+        data.write_examples(folder / "rollouts" / f"step_{step:06d}.jsonl", episodes)
         metrics.append(
             {
                 "step": step,

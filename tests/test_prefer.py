@@ -17,6 +17,7 @@ import torch
 
 import data
 import deviation
+import hri
 import launch
 import model as qwen
 from lib import parallel
@@ -139,16 +140,16 @@ def test_rollouts_are_read_as_the_tokens_that_were_sampled(start, tokenizer, tmp
     ]
     letters = [t for w in "the calm sea" for t in tokenizer.encode(w)]
     rows[0].completion_ids = letters  # not how the tokenizer would cut it
-    data.write_episodes(folder / "step_000000.jsonl", rows)
+    data.write_examples(folder / "step_000000.jsonl", rows)
     half = [episode(tokenizer, "A story.", "half a step", 0.3)]
-    data.write_episodes(folder / ".step_000001.rank0of1.jsonl", half)
+    data.write_examples(folder / ".step_000001.rank0of1.jsonl", half)
     c = config(start, folder)
     for source in (folder, folder.parent, folder / "step_000000.jsonl"):
         groups, left = prefer.read_groups([source], tokenizer, c)
         assert [r.completion_ids for r in groups["A story."]] == [r.completion_ids for r in rows[:3]]
         assert left == {"without a score": 1}
     rows[1].completion_ids = [5, 6, 7]
-    data.write_episodes(folder / "step_000000.jsonl", rows)
+    data.write_examples(folder / "step_000000.jsonl", rows)
     with pytest.raises(ValueError, match="another tokenizer"):
         prefer.read_groups([folder], tokenizer, c)
 
@@ -163,6 +164,24 @@ def test_what_cannot_be_ranked_is_left_out_and_counted(start, tokenizer, tmp_pat
     assert list(groups) == ["good"] and [r.story for r in groups["good"]] == ["first one", "second one"]
     once = ("identical to an earlier one", "empty", "longer than 400 tokens", "without a score")
     assert left == {"scored like all others of the prompt": 3} | dict.fromkeys(once, 1)
+
+
+def test_sft_learns_the_stories_that_people_wrote_without_a_score(start, tokenizer, tmp_path, capsys):
+    told = [data.Example(f"e{i}", f"Tell of {i}. It should be 17 words long.", 17, GOOD) for i in range(14)]
+    data.write_examples(tmp_path / "told.jsonl", told)
+    c = config(start, tmp_path / "told.jsonl", "--method", "sft")
+    groups, left = prefer.read_groups(c.data, tokenizer, c)
+    pairs = prefer.make_pairs(groups, c, "sft")
+    expected = [hri.reference_episode(e, tokenizer, False, 400).completion_ids for e in told]
+    assert [p.chosen.completion_ids for p in pairs] == expected and not left
+    assert all(p.rejected.completion_ids == [tokenizer.end_id] for p in pairs)
+    rising = ["--lr_warmup", 3, "--lr_decay", "on"]
+    prefer.main(flags(start, tmp_path / "told.jsonl", tmp_path, "--method", "sft", *rising))
+    seen = [m["held_out/chosen"] for m in metrics(tmp_path) if "held_out/chosen" in m]
+    assert seen[-1] > seen[0] + 0.5
+    with pytest.raises(SystemExit):
+        prefer.main(flags(start, tmp_path / "told.jsonl", tmp_path, "--method", "orpo"))
+    assert 'line 1: needs "prompt"' in capsys.readouterr().err
 
 
 def test_requests_that_differ_in_length_alone_stay_on_one_side():
@@ -241,7 +260,7 @@ def test_an_update_is_the_gradient_of_the_loss_written_out_by_hand(start, tokeni
         pairs = prefer.make_pairs(groups, c, method)[:8]
         model = qwen.load(start, torch.float32)
         scorer = parallel.scorer_of(model, "none", False)
-        for pair, v in zip(pairs, prefer.score(scorer, pairs, c)):
+        for pair, v in zip(pairs, prefer.score(scorer, pairs, c).T.tolist()):
             pair.ref = (v[0] + 0.5, v[1] - 0.25)  # some other model's
         optimiser = torch.optim.SGD(scorer.parameters(), lr=0.0)
         stats = prefer.update(scorer, optimiser, pairs, c)

@@ -427,7 +427,7 @@ def test_a_story_ends_at_every_end_token_of_its_model(folder, named, more):
     if named is not None:
         (folder / "generation_config.json").write_text(json.dumps(named))
     ends = rollout.stop_ids(folder, tokenizer)
-    assert ends == (tokenizer.token("<|im_end|>"), tokenizer.token("<|endoftext|>"), *more)
+    assert ends == (tokenizer.added["<|im_end|>"], tokenizer.added["<|endoftext|>"], *more)
     (folder / "generation_config.json").write_text("{")
     with pytest.raises(ValueError, match="generation_config.json is not JSON"):
         rollout.stop_ids(folder, tokenizer)
