@@ -109,11 +109,11 @@ def read_examples(path: str | Path) -> list[Example]:
     examples, seen = [], {}
     for number, row in read_lines(path, EXAMPLES):
         where = f"{path} line {number}"
-        found = example(row, where, f"{Path(path).stem}-{number}")
-        if found.uid in seen:
-            raise ValueError(f'{where}: uid "{found.uid}" is also on line {seen[found.uid]}; change one')
-        seen[found.uid] = number
-        examples.append(found)
+        example = _example(row, where, f"{Path(path).stem}-{number}")
+        if example.uid in seen:
+            raise ValueError(f'{where}: uid "{example.uid}" is also on line {seen[example.uid]}; change one')
+        seen[example.uid] = number
+        examples.append(example)
     if not examples:
         raise ValueError(f"{path} holds no examples; {NEEDS}")
     return examples
@@ -147,7 +147,7 @@ def episode(row: dict, where: str) -> Episode:
         raise ValueError(f"{where}: not an episode ({error}); give a file from a run's rollouts/") from None
 
 
-def example(row: dict, where: str, uid: str) -> Example:
+def _example(row: dict, where: str, uid: str) -> Example:
     """One checked line. Types are checked here, once, so that no other file has to."""
     published = row.pop("target_word_count", None)  # as the POLARIS prompt set calls it (arXiv 2606.04095)
     row.setdefault("target_words", published)

@@ -406,10 +406,10 @@ def save_checkpoint(c, model, optimiser, tokenizer, step: int, **facts):
         checkpoint.save_state(partial, model, optimiser, {"step": step, "config": asdict(c)})
 
 
-def start_or_resume(c, model, scorer):
+def start_or_resume(c, model, scorer, betas=(0.9, 0.999)):
     """-> optimiser, first step and log (on the main process) of a run that is new, or goes on from the
     checkpoint that --resume means. ValueError: that one belongs to another model, or the run is under way."""
-    optimiser, start = optim.adamw(scorer, c.lr, c.weight_decay), 0
+    optimiser, start = optim.adamw(scorer, c.lr, c.weight_decay, betas), 0
     folder = Path(c.out, c.name)
     if at := checkpoint.open_run(folder, c.resume):
         about = checkpoint.read_about(at)

@@ -9,13 +9,13 @@ import torch
 from lib.sharding import average_replicated, clip_gradients, is_sharded
 
 
-def adamw(module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def adamw(module, lr: float, weight_decay: float, betas=(0.9, 0.999)) -> torch.optim.AdamW:
     """Over what is trained, fused: one pass per group and no temporary copies. Sharded and whole parameters
     apart, since one fused step cannot mix them."""
     params = [p for p in module.parameters() if p.requires_grad]
     groups = [[p for p in params if is_sharded(p) == sharded] for sharded in (True, False)]
     groups = [{"params": group} for group in groups if group]
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def set_lr(optimiser, lr: float, step: int, steps: int, warmup: int, decay: bool):

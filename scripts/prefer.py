@@ -1,4 +1,4 @@
-"""Learn from stories that are already written: DPO and ORPO, plain or weighted, DivPO and SFT.
+"""Learn from stories that are already written and scored: DPO and ORPO, plain or weighted, DivPO and SFT.
 
     read      groups of scored responses to the same prompt: a run's rollouts/, or JSON Lines with scores
     pair      the better against the worse where the gap is wide enough, each response at most once
@@ -8,12 +8,10 @@
 
     python -m scripts.prefer --data out/tiny/rollouts --method ddpo
     torchrun --nproc_per_node=4 -m scripts.prefer --data votes.jsonl --method dorpo --model Qwen/Qwen3.5-9B
-    python -m scripts.prefer --data out/stories.jsonl --method sft --lr 1e-5     # a warm start before GRPO
 
 A JSON Lines file holds one response per line: {"prompt": ..., "story": ..., "score": 1.5}; "response" and
-"upvotes" are other names, a score of null leaves the response out. With sft it may also be the data of
-train.py: stories by people that have no score, each of which is learned. Rollouts are trained as the tokens
-that were sampled. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO 2501.18101. Left out: online pairs.
+"upvotes" are other names, a score of null leaves the response out. Rollouts are trained as the tokens that
+were sampled. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO 2501.18101. Left out: online pairs.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ import math
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Literal, get_type_hints
 
@@ -32,7 +30,6 @@ from tqdm import tqdm
 
 import data
 import deviation
-import hri
 import train
 from data import Episode, Example
 from lib import files, metrics, optim, parallel, processes
@@ -127,8 +124,6 @@ def response_of(row: dict, where: str, tokenizer, c: Config) -> Episode:
         if not response.is_human and response.story not in tokenizer.decode(response.completion_ids):
             raise ValueError(f"{where}: another tokenizer wrote these tokens; pass the --model of that run")
         return response
-    if c.method == "sft" and not scored:
-        return hri.reference_episode(data.example(row, where, where), tokenizer, c.thinking, c.max_tokens)
     prompt, story = row.get("prompt"), row.get("story", row.get("response"))
     if not (isinstance(prompt, str) and prompt.strip() and isinstance(story, str) and scored):
         raise ValueError(f'{where}: needs "prompt", "story" (or "response") and "score" (or "upvotes")')
@@ -140,14 +135,13 @@ def response_of(row: dict, where: str, tokenizer, c: Config) -> Episode:
 
 
 def read_groups(sources: list[str], tokenizer, c: Config) -> tuple[dict[str, list[Episode]], Counter]:
-    """{prompt: responses that can be ranked, no two with the same text}, and what is left out, by reason.
-    sft also keeps what people wrote and nothing scored."""
+    """{prompt: responses that can be ranked, no two with the same text}, and what is left out, by reason."""
     groups, texts, left = {}, set(), Counter()
     for path in (path for source in sources for path in files_of(source)):
         for number, row in files.read_lines(path):
             response = response_of(row, f"{path} line {number}", tokenizer, c)
             prompt, story = response.example.prompt.strip(), response.story.strip()
-            if response.reward is None and not (c.method == "sft" and response.is_human):
+            if response.reward is None:
                 left["without a score"] += 1
             elif not story:
                 left["empty"] += 1
@@ -158,8 +152,7 @@ def read_groups(sources: list[str], tokenizer, c: Config) -> tuple[dict[str, lis
             else:
                 texts.add((prompt, story))
                 groups.setdefault(prompt, []).append(response)
-    alike = [p for p, group in groups.items() if len({r.reward for r in group}) < 2]
-    for prompt in [p for p in alike if groups[p][0].reward is not None]:
+    for prompt in [p for p, group in groups.items() if len({r.reward for r in group}) < 2]:
         left["scored like all others of the prompt"] += len(groups.pop(prompt))
     return groups, left
 
@@ -192,10 +185,6 @@ def by_divpo(scores: list[float], d: list[float], c: Config) -> list[tuple[int, 
 def make_pairs(groups: dict[str, list[Episode]], c: Config, method: str) -> list[Pair]:
     pairs = []
     for group in tqdm(groups.values(), desc="pairs", disable=not processes.MAIN, leave=False):
-        # What has no score is compared with the answer that ends at once, from which sft does not learn.
-        alone = [r for r in group if r.reward is None]
-        pairs += [Pair(r, replace(r, completion_ids=r.completion_ids[-1:])) for r in alone]
-        group = [r for r in group if r.reward is not None]
         scores, delta = [float(r.reward) for r in group], [1.0] * len(group)
         if method in ("ddpo", "dorpo", "divpo"):  # equal length: a short story shares less with any other
             texts = [r.story.strip() for r in group]

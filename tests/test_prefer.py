@@ -17,7 +17,6 @@ import torch
 
 import data
 import deviation
-import hri
 import launch
 import model as qwen
 from lib import parallel
@@ -164,24 +163,6 @@ def test_what_cannot_be_ranked_is_left_out_and_counted(start, tokenizer, tmp_pat
     assert list(groups) == ["good"] and [r.story for r in groups["good"]] == ["first one", "second one"]
     once = ("identical to an earlier one", "empty", "longer than 400 tokens", "without a score")
     assert left == {"scored like all others of the prompt": 3} | dict.fromkeys(once, 1)
-
-
-def test_sft_learns_the_stories_that_people_wrote_without_a_score(start, tokenizer, tmp_path, capsys):
-    told = [data.Example(f"e{i}", f"Tell of {i}. It should be 17 words long.", 17, GOOD) for i in range(14)]
-    data.write_examples(tmp_path / "told.jsonl", told)
-    c = config(start, tmp_path / "told.jsonl", "--method", "sft")
-    groups, left = prefer.read_groups(c.data, tokenizer, c)
-    pairs = prefer.make_pairs(groups, c, "sft")
-    expected = [hri.reference_episode(e, tokenizer, False, 400).completion_ids for e in told]
-    assert [p.chosen.completion_ids for p in pairs] == expected and not left
-    assert all(p.rejected.completion_ids == [tokenizer.end_id] for p in pairs)
-    rising = ["--lr_warmup", 3, "--lr_decay", "on"]
-    prefer.main(flags(start, tmp_path / "told.jsonl", tmp_path, "--method", "sft", *rising))
-    seen = [m["held_out/chosen"] for m in metrics(tmp_path) if "held_out/chosen" in m]
-    assert seen[-1] > seen[0] + 0.5
-    with pytest.raises(SystemExit):
-        prefer.main(flags(start, tmp_path / "told.jsonl", tmp_path, "--method", "orpo"))
-    assert 'line 1: needs "prompt"' in capsys.readouterr().err
 
 
 def test_requests_that_differ_in_length_alone_stay_on_one_side():
