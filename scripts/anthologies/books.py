@@ -221,57 +221,51 @@ class _Page:
 DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, zlib.error)
 
 
-class _Archive:
-    """Files of a zip archive by path. ValueError: a missing or damaged file, a bomb."""
-
-    def __init__(self, raw: bytes):
-        try:
-            self.book = zipfile.ZipFile(io.BytesIO(raw))
-        except zipfile.BadZipFile:
-            raise ValueError("is a damaged zip archive: fetch it again") from None
-        self.names, self.left = {i.filename: i for i in self.book.infolist()}, MAX_BYTES
-
-    def read(self, path: str) -> bytes:
-        item = self.names.get(path)
-        if item is None:
-            raise ValueError(f"names a file it does not hold ({path[:60]!r}): fetch it again")
-        self.left -= item.file_size
-        if self.left < 0:
-            raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
-        try:
-            return self.book.read(item)
-        except DAMAGE as error:
-            raise ValueError(f"cannot be unpacked ({error}): fetch it again") from None
-
-
 def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
     """-> (table of contents, blocks in reading order, author). ValueError: what is wrong with the file."""
-    archive = _Archive(raw)
-    if "META-INF/container.xml" not in archive.names:
-        raise ValueError("is a zip archive without META-INF/container.xml: no epub")
-    container = _xml(archive.read("META-INF/container.xml"))
+    try:
+        pages, entries, author = _unpacked(zipfile.ZipFile(io.BytesIO(raw)))
+    except KeyError as error:
+        raise ValueError(f"is no epub, or does not hold what it names ({error}): fetch it again") from None
+    except DAMAGE as error:
+        raise ValueError(f"is a damaged zip archive ({error}): fetch it again") from None
+    except etree.XMLSyntaxError as error:
+        raise ValueError(f"has package data that is not XML ({error}): fetch it again") from None
+    counter, blocks = [0], []
+    for page in pages:
+        found = html_blocks(decode(page), counter)
+        if found:
+            found[0].gap = 5  # a new file is a new page
+        blocks += found
+    return _table(entries), blocks, author
+
+
+def _unpacked(book: zipfile.ZipFile) -> tuple[list[bytes], list[str], str]:
+    """-> (pages in reading order, entries of the table of contents, author). KeyError: a file is missing."""
+    if sum(item.file_size for item in book.infolist()) > MAX_BYTES:
+        raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
+    container = _xml(book.read("META-INF/container.xml"))
     opf_path = next(iter(container.xpath("//*[local-name()='rootfile']/@full-path")), "")
-    opf, folder = _xml(archive.read(opf_path)), posixpath.dirname(opf_path)
+    opf, folder = _xml(book.read(opf_path)), posixpath.dirname(opf_path)
     items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
-    where = {
-        n: posixpath.normpath(posixpath.join(folder, unquote(i.get("href", "")))) for n, i in items.items()
-    }
-    counter, blocks, nav = [0], [], []
-    for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref"):
-        if ref not in items:
-            raise ValueError(f"has a spine that names an unknown item ({ref[:60]!r}): fetch it again")
-        if "html" in items[ref].get("media-type", "html"):
-            page = html_blocks(decode(archive.read(where[ref])), counter)
-            if page:
-                page[0].gap = 5  # a new file is a new page
-            blocks += page
-    for name, item in items.items():
+
+    def read(item) -> bytes:
+        return book.read(posixpath.normpath(posixpath.join(folder, unquote(item.get("href", "")))))
+
+    spine = [items[ref] for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref")]
+    pages = [read(item) for item in spine if "html" in item.get("media-type", "html")]
+    entries = []
+    for item in items.values():
         if "nav" in item.get("properties", "").split():
-            nav = [link for b in html_blocks(decode(archive.read(where[name]))) for link in b.links]
-        elif "ncx" in item.get("media-type", "") and not nav:
-            points = _xml(archive.read(where[name])).iter("{*}navPoint")
-            nav = [point.findtext("{*}navLabel/{*}text", "") for point in points]
-    return _table(nav), blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
+            entries = [link for b in html_blocks(decode(read(item))) for link in b.links]
+        elif "ncx" in item.get("media-type", "") and not entries:
+            points = _xml(read(item)).iter("{*}navPoint")
+            entries = [point.findtext("{*}navLabel/{*}text", "") for point in points]
+    return pages, entries, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
+
+
+def _xml(raw: bytes):
+    return etree.fromstring(raw, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
 
 
 def _table(entries: list[str]) -> list[Block]:
@@ -280,13 +274,6 @@ def _table(entries: list[str]) -> list[Block]:
     titles = [t for t in entries if t and not ORDINAL.fullmatch(t) and LEADING.sub("", t) == t]
     heading = [Block("Contents", 5)] if titles else []
     return heading + [Block(text, kind="list", links=[text]) for text in titles]
-
-
-def _xml(raw: bytes):
-    try:
-        return etree.fromstring(raw, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
-    except etree.XMLSyntaxError as error:
-        raise ValueError(f"has package data that is not XML ({error}): fetch it again") from None
 
 
 # ------------------------------------------------------------------ the frame around a book
