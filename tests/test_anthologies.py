@@ -284,7 +284,7 @@ def test_html(tmp_path):
     assert not any("[1]" in s.text or "a note" in s.text for s in stories)
 
 
-def epub(pages: dict[str, str], spine=None, opf_extra: str = "") -> bytes:
+def epub(pages: dict[str, str], spine=None) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr(
@@ -302,7 +302,7 @@ def epub(pages: dict[str, str], spine=None, opf_extra: str = "") -> bytes:
             "epub/content.opf",
             '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/">'
             "<metadata><dc:title>Tales</dc:title><dc:creator>Ann Author</dc:creator></metadata>"
-            f"<manifest>{items}{opf_extra}</manifest>"
+            f"<manifest>{items}</manifest>"
             f"<spine>{refs}</spine></package>",
         )
         for name, page in pages.items():
@@ -343,19 +343,9 @@ def test_epub_whose_markup_names_the_stories_several_in_one_file(tmp_path):
     )
 
 
-def test_epub_without_such_markup_uses_its_navigation(tmp_path):
+def test_epub_without_such_markup_is_read_by_its_headings(tmp_path):
     pages = {f"s{n}.xhtml": page(f"<h2>{t}</h2>{paragraphs(n)}") for n, t in enumerate(TITLES)}
-    nav = page(
-        "<nav><ol>"
-        + "".join(f'<li><a href="s{n}.xhtml">{t}</a></li>' for n, t in enumerate(TITLES))
-        + "</ol></nav>"
-    )
-    raw = epub(
-        {**pages, "nav.xhtml": nav},
-        spine=list(pages),
-        opf_extra='<item id="nav" href="nav.xhtml" properties="nav" media-type="application/xhtml+xml"/>',
-    )
-    assert ends(split_anthology(put(tmp_path, "t.epub", raw))) == EXPECTED
+    assert ends(split_anthology(put(tmp_path, "t.epub", epub(pages)))) == EXPECTED
 
 
 @pytest.mark.skipif(not (SHARED / "truth").is_dir(), reason="the known books are not beside this checkout")
@@ -698,18 +688,6 @@ def test_offline_prompt_asks_for_what_a_person_would_ask():
 )
 def test_titles_are_written_as_in_running_text(printed, asked):
     assert f"\u201c{asked}\u201d" in prompts.offline_prompt(printed, prose(0), 120, Counter())
-
-
-def test_speech_in_single_quotes_is_speech():
-    said = "'I will go,' said the Fox. 'Nor shall I stay,' said the Crane, and the Fox's tail shook. " * 30
-    told = (
-        "The Fox went. The Crane stayed, and the Fox's tail shook in the wind all the way to the river. " * 30
-    )
-    for n in range(20):  # the last sentences are drawn by title
-        asked = prompts.offline_prompt(f"Tale {n} of a Fox", said, 120, Counter())
-        assert "minimum" not in asked and "first person" not in asked and "narrator" not in asked
-    assert any("plenty" in prompts.offline_prompt(f"Tale {n}", said, 120, Counter()) for n in range(20))
-    assert any("minimum" in prompts.offline_prompt(f"Tale {n}", told, 120, Counter()) for n in range(20))
 
 
 def test_who_is_named_in_one_passage_or_by_halves_is_nobody_of_the_cast():

@@ -65,11 +65,7 @@ def decode(raw: bytes) -> str:
     return raw.decode("utf-8-sig", errors="cp1252")
 
 
-def _one_byte(error: UnicodeDecodeError) -> tuple[str, int]:
-    return error.object[error.start : error.end].decode("cp1252", errors="replace"), error.end
-
-
-codecs.register_error("cp1252", _one_byte)
+codecs.register_error("cp1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end))
 
 
 def text_blocks(text: str) -> list[Block]:
@@ -221,10 +217,10 @@ class _Page:
 DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, zlib.error)
 
 
-def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
-    """-> (table of contents, blocks in reading order, author). ValueError: what is wrong with the file."""
+def epub_blocks(raw: bytes) -> tuple[list[Block], str]:
+    """-> (blocks in reading order, author). ValueError: what is wrong with the file."""
     try:
-        pages, entries, author = _unpacked(zipfile.ZipFile(io.BytesIO(raw)))
+        pages, author = _unpacked(zipfile.ZipFile(io.BytesIO(raw)))
     except KeyError as error:
         raise ValueError(f"is no epub, or does not hold what it names ({error}): fetch it again") from None
     except DAMAGE as error:
@@ -237,43 +233,25 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
         if found:
             found[0].gap = 5  # a new file is a new page
         blocks += found
-    return _table(entries), blocks, author
+    return blocks, author
 
 
-def _unpacked(book: zipfile.ZipFile) -> tuple[list[bytes], list[str], str]:
-    """-> (pages in reading order, entries of the table of contents, author). KeyError: a file is missing."""
+def _unpacked(book: zipfile.ZipFile) -> tuple[list[bytes], str]:
+    """-> (pages in reading order, author). KeyError: a file is missing."""
     if sum(item.file_size for item in book.infolist()) > MAX_BYTES:
         raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
     container = _xml(book.read("META-INF/container.xml"))
     opf_path = next(iter(container.xpath("//*[local-name()='rootfile']/@full-path")), "")
     opf, folder = _xml(book.read(opf_path)), posixpath.dirname(opf_path)
     items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
-
-    def read(item) -> bytes:
-        return book.read(posixpath.normpath(posixpath.join(folder, unquote(item.get("href", "")))))
-
     spine = [items[ref] for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref")]
-    pages = [read(item) for item in spine if "html" in item.get("media-type", "html")]
-    entries = []
-    for item in items.values():
-        if "nav" in item.get("properties", "").split():
-            entries = [link for b in html_blocks(decode(read(item))) for link in b.links]
-        elif "ncx" in item.get("media-type", "") and not entries:
-            points = _xml(read(item)).iter("{*}navPoint")
-            entries = [point.findtext("{*}navLabel/{*}text", "") for point in points]
-    return pages, entries, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
+    hrefs = [unquote(i.get("href", "")) for i in spine if "html" in i.get("media-type", "html")]
+    pages = [book.read(posixpath.normpath(posixpath.join(folder, href))) for href in hrefs]
+    return pages, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 
 def _xml(raw: bytes):
     return etree.fromstring(raw, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
-
-
-def _table(entries: list[str]) -> list[Block]:
-    """An epub's own table of contents as a page of contents; numbers and numbered parts left out."""
-    entries = [" ".join(text.split()) for text in entries]
-    titles = [t for t in entries if t and not ORDINAL.fullmatch(t) and LEADING.sub("", t) == t]
-    heading = [Block("Contents", 5)] if titles else []
-    return heading + [Block(text, kind="list", links=[text]) for text in titles]
 
 
 # ------------------------------------------------------------------ the frame around a book

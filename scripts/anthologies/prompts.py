@@ -66,10 +66,6 @@ ACT = (
     r"(?:said|was|had|did|could|would|went|came|saw|took|gave|knew|thought|felt|stood|sat|ran|told|made|got|"
     r"\w+ed)"
 )
-SPEECH = re.compile(r"(?m)(?:(?<=\s)|(?<=\u2014|-)|^)[\"\u201c\u2018'](?=[A-Z])")  # speech begins here
-QUOTED = re.compile(
-    r"\u201c[^\u201d]*\u201d|\"[^\"]*\"|(?<!\w)[\u2018'](?=[A-Z])[^\n]*?[,.!?-][\u2019'](?!\w)"
-)
 BEFORE_NOUN = r"\b(?:the|a|an|his|her|their|its|my|our)\s+([a-z]{3,})"
 SURELY = r"of|was|were|in|to|that|with|had|is|who|which|on|at|for|from"  # no adjective comes before these
 AFTER_NOUN = rf"(?=[,.;:!?]|\s+(?:{SURELY}|and|but|as|or|he|she|they|would|could)\b)"
@@ -87,7 +83,6 @@ TITLED = (
 PEOPLE = ("It should be about {}.", "{} should be in it.", "The main characters are {}.")
 PLACES = ("Set it in {}.", "It takes place in {}.", "The setting is {}.")
 KEYWORDS = ("Work in {}.", "Please include {}.", "Make use of {}.", "I want {} in it.")
-FIRST_PERSON = ("Tell it in the first person.", "I would like a narrator who says \u201cI\u201d.")
 
 
 def round_words(n: int) -> int:
@@ -184,12 +179,6 @@ def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
         parts.append(rng.choice(PLACES).format(_and(places[: rng.choice((1, 2))])))
     if keywords:
         parts.append(rng.choice(KEYWORDS).format(_and(keywords)))
-    spoken = len(SPEECH.findall(text)) * 100 / max(1, words(text))
-    bare = QUOTED.sub("", text)
-    if len(re.findall(r"\bI\b", bare)) * 60 > words(bare):
-        parts.append(rng.choice(FIRST_PERSON))
-    if rng.random() < 0.5 and (spoken > 2.5 or spoken < 0.3):
-        parts.append("Give it plenty of dialogue." if spoken > 2.5 else "Keep dialogue to a minimum.")
     return " ".join([*parts, ending(target, rng)])
 
 

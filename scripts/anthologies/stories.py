@@ -18,7 +18,7 @@ from pathlib import Path
 from scripts.anthologies import books
 from scripts.anthologies.books import LEADING, ORDINAL, Block
 from scripts.anthologies.contents import Contents, contents, given
-from scripts.anthologies.edges import has_teaser, is_verse, paragraphs, serial, trim
+from scripts.anthologies.edges import CONTINUED, has_teaser, is_verse, paragraphs, trim
 from scripts.anthologies.headings import Head, beginnings, heads, split_headings
 from scripts.anthologies.titles import MIN_WORDS, fold, one_line
 
@@ -59,10 +59,6 @@ class Reading:
     def stories(self) -> list[Story]:
         return [s for s in self.sections if not s.why]
 
-    @property
-    def words(self) -> int:
-        return sum(len(s.text.split()) for s in self.stories)
-
 
 def split_anthology(path: str | Path, listed: str = "") -> list[Story]:
     """Every story of one book, in order. ValueError (a sentence): it is not a book or holds no story."""
@@ -85,9 +81,9 @@ def read_anthology(path: str | Path, listed: str = "") -> Reading:
 def _read(raw: bytes, source: str, listed: str = "") -> Reading:
     if not raw.strip():
         raise ValueError("is empty: fetch it again")
-    wrapped, nav = False, []
+    wrapped = False
     if raw[:2] == b"PK":
-        nav, blocks, author = books.epub_blocks(raw)
+        blocks, author = books.epub_blocks(raw)
         marked = _marked_up(blocks, author, source)
         if marked and not listed:
             return Reading(source, author, "the publisher's markup", marked)
@@ -97,16 +93,10 @@ def _read(raw: bytes, source: str, listed: str = "") -> Reading:
         author = one_line(author[1]) if author else ""
         wrapped = not re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
         blocks = books.text_blocks(text) if wrapped else books.html_blocks(text)
-    blocks = books.unframe(blocks)
-    best = Reading(source, author, "nothing")
-    for page in [nav, []] if nav else [[]]:  # an epub's table of contents may be of no use
-        reading = _sections(page + blocks, author, source, wrapped, listed)
-        best = reading if reading.words > best.words else best
-        if best.words > 0.5 * sum(b.words for b in blocks):
-            break
-    if not best.stories:
+    reading = _sections(books.unframe(blocks), author, source, wrapped, listed)
+    if not reading.stories:
         raise ValueError("has no stories that can be told apart by contents or headings: leave it out")
-    return best
+    return reading
 
 
 # ------------------------------------------------------------------ the publisher's markup
@@ -228,7 +218,7 @@ def _left_out(h: Head, last: list[str], text: str, author: str) -> str:
         return "its heading is the author's name"
     if len(text.split()) < MIN_WORDS:
         return f"shorter than {MIN_WORDS} words"
-    if serial(last):
+    if any(CONTINUED.fullmatch(t.strip()) for t in last):
         return "part of a serial: the rest is not in this book"
     if is_verse(text):
         return "verse"
