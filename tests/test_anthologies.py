@@ -402,9 +402,9 @@ BAD = {
     "empty": (b"", "is empty"),
     "binary": (bytes(range(256)) * 40, "is binary"),
     "no_epub": (zipped({"a.txt": "hello"}), "no epub"),
-    "torn": (epub({"a.xhtml": page("x")})[:300], "damaged zip"),
-    "missing": (epub({}, spine=["text/none.xhtml"]), "does not hold"),
-    "outside": (epub({}, spine=["../../../etc/passwd"]), "does not hold"),
+    "torn": (epub({"a.xhtml": page("x")})[:300], "a damaged one"),
+    "missing": (epub({}, spine=["text/none.xhtml"]), "no item named"),
+    "outside": (epub({}, spine=["../../../etc/passwd"]), "no item named"),
     "no_stories": (b"word " * 5000, "no stories"),
 }
 

@@ -219,14 +219,7 @@ DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSErr
 
 def epub_blocks(raw: bytes) -> tuple[list[Block], str]:
     """-> (blocks in reading order, author). ValueError: what is wrong with the file."""
-    try:
-        pages, author = _unpacked(zipfile.ZipFile(io.BytesIO(raw)))
-    except KeyError as error:
-        raise ValueError(f"is no epub, or does not hold what it names ({error}): fetch it again") from None
-    except DAMAGE as error:
-        raise ValueError(f"is a damaged zip archive ({error}): fetch it again") from None
-    except etree.XMLSyntaxError as error:
-        raise ValueError(f"has package data that is not XML ({error}): fetch it again") from None
+    pages, author = epub_pages(raw)
     counter, blocks = [0], []
     for page in pages:
         found = html_blocks(decode(page), counter)
@@ -236,17 +229,22 @@ def epub_blocks(raw: bytes) -> tuple[list[Block], str]:
     return blocks, author
 
 
-def _unpacked(book: zipfile.ZipFile) -> tuple[list[bytes], str]:
-    """-> (pages in reading order, author). KeyError: a file is missing."""
-    if sum(item.file_size for item in book.infolist()) > MAX_BYTES:
-        raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
-    container = _xml(book.read("META-INF/container.xml"))
-    opf_path = next(iter(container.xpath("//*[local-name()='rootfile']/@full-path")), "")
-    opf, folder = _xml(book.read(opf_path)), posixpath.dirname(opf_path)
-    items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
-    spine = [items[ref] for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref")]
-    hrefs = [unquote(i.get("href", "")) for i in spine if "html" in i.get("media-type", "html")]
-    pages = [book.read(posixpath.normpath(posixpath.join(folder, href))) for href in hrefs]
+def epub_pages(raw: bytes) -> tuple[list[bytes], str]:
+    """-> (pages in reading order, author), checked by the archive's own checksums. ValueError: damage."""
+    try:
+        book = zipfile.ZipFile(io.BytesIO(raw))
+        if sum(item.file_size for item in book.infolist()) > MAX_BYTES:
+            raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
+        container = _xml(book.read("META-INF/container.xml"))
+        path = next(iter(container.xpath("//*[local-name()='rootfile']/@full-path")), "")
+        opf = _xml(book.read(path))
+        items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
+        spine = [items[n] for n in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref")]
+        hrefs = [unquote(i.get("href", "")) for i in spine if "html" in i.get("media-type", "html")]
+        places = [posixpath.join(posixpath.dirname(path), href) for href in hrefs]
+        pages = [book.read(posixpath.normpath(place)) for place in places]
+    except (KeyError, etree.XMLSyntaxError, *DAMAGE) as error:  # KeyError: it lacks a file that it names
+        raise ValueError(f"is no epub, or a damaged one ({error}): fetch it again") from None
     return pages, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 

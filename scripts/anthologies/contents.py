@@ -16,7 +16,6 @@ from scripts.anthologies.books import Block
 from scripts.anthologies.titles import fold, name_like, one_line, person
 
 HEADING = re.compile(r"(?i)\W*(table of )?contents( of .*)?\W*(page)?\W*")
-ILLUSTRATIONS = re.compile(r"(?im)\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$")
 BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
 PAGE = re.compile(r"(\s{3,}|(\.\s?){3,}\s*)\d+\s*$")
 LONGEST = 2000  # lines: what is longer is not a page of contents
@@ -96,11 +95,11 @@ def _first(blocks: list[Block]) -> int | None:
 
 
 def _ends(blocks: list[Block], i: int) -> bool:
-    """Prose, a preface, a list of plates, or a heading below a list with no list below it."""
+    """Prose, a preface, or a heading below a list with no list below it."""
     b, text, (below, *_) = blocks[i], blocks[i].text.strip(), blocks[i + 1 : i + 2] or [blocks[i]]
     if blocks[i - 1].kind == "list" and b.level and not b.kind and not below.level and below.kind != "list":
         return True
-    return bool(_is_prose(b) or b.level and form.MATTER.fullmatch(text) or ILLUSTRATIONS.match(text))
+    return bool(_is_prose(b) or b.level and form.MATTER.fullmatch(text))
 
 
 def _is_prose(block: Block) -> bool:
@@ -135,17 +134,13 @@ def _entry(line: str) -> str:
 
 
 def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
-    """{place: author}, from columns and from lines of their own; `lines` lose what is a name."""
+    """{place: author}, from columns, then from lines of their own: below each title, or once above their
+    titles. `lines` lose what is a name."""
     found: dict[int, str] = {}
     columns = {k: parts for k, text in enumerate(raw) if len(parts := form.cells(text)) == 2}
     who = form.names_column(list(columns.values()))
     for k, parts in columns.items() if who is not None else ():
         found[k], lines[k] = person(parts[who]), _entry(parts[1 - who])
-    return found | _own_lines(lines, raw, found)
-
-
-def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[int, str]:
-    """Authors that have a line of their own: below each title, or once above their titles."""
     texts = [one_line(text) for text in raw]
     free = [k for k, text in enumerate(texts) if k not in found and not text[-1:].isdigit()]  # no page number
     alone = [k for k in free if form.is_byline(texts[k]) or name_like(texts[k])]
@@ -154,19 +149,18 @@ def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[
     if len(marked) > 2:
         alone = marked
     elif len(alone) < 3 or not in_turn:
-        return {}
+        return found
     entries = [k for k, line in enumerate(lines) if fold(line) and not NO_ENTRY.fullmatch(line)]
     first = next((k for k in entries if not form.MATTER.fullmatch(lines[k])), 0)
-    own: dict[int, str] = {}
     for n, k in enumerate(alone):
         after = alone[n + 1] if n + 1 < len(alone) else len(raw)
         below = [t for t in range(k - 1, -1, -1) if t not in alone][:1]
         for place in range(k + 1, after) if first in alone else below:
             if fold(lines[place]):
-                own.setdefault(place, person(texts[k]))
+                found.setdefault(place, person(texts[k]))
     for k in alone:
         lines[k] = ""
-    return own
+    return found
 
 
 def _places(lines: list[str]) -> dict[str, list[int]]:
