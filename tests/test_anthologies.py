@@ -284,7 +284,7 @@ def test_html(tmp_path):
     assert not any("[1]" in s.text or "a note" in s.text for s in stories)
 
 
-def epub(pages: dict[str, str], spine=None) -> bytes:
+def epub(pages: dict[str, str], spine=None, opf_extra: str = "") -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr(
@@ -302,7 +302,7 @@ def epub(pages: dict[str, str], spine=None) -> bytes:
             "epub/content.opf",
             '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/">'
             "<metadata><dc:title>Tales</dc:title><dc:creator>Ann Author</dc:creator></metadata>"
-            f"<manifest>{items}</manifest>"
+            f"<manifest>{items}{opf_extra}</manifest>"
             f"<spine>{refs}</spine></package>",
         )
         for name, page in pages.items():
@@ -343,9 +343,19 @@ def test_epub_whose_markup_names_the_stories_several_in_one_file(tmp_path):
     )
 
 
-def test_epub_without_such_markup_is_read_by_its_headings(tmp_path):
+def test_epub_without_such_markup_uses_its_navigation(tmp_path):
     pages = {f"s{n}.xhtml": page(f"<h2>{t}</h2>{paragraphs(n)}") for n, t in enumerate(TITLES)}
-    assert ends(split_anthology(put(tmp_path, "t.epub", epub(pages)))) == EXPECTED
+    nav = page(
+        "<nav><ol>"
+        + "".join(f'<li><a href="s{n}.xhtml">{t}</a></li>' for n, t in enumerate(TITLES))
+        + "</ol></nav>"
+    )
+    raw = epub(
+        {**pages, "nav.xhtml": nav},
+        spine=list(pages),
+        opf_extra='<item id="nav" href="nav.xhtml" properties="nav" media-type="application/xhtml+xml"/>',
+    )
+    assert ends(split_anthology(put(tmp_path, "t.epub", raw))) == EXPECTED
 
 
 @pytest.mark.skipif(not (SHARED / "truth").is_dir(), reason="the known books are not beside this checkout")

@@ -245,6 +245,21 @@ def test_talk_at_the_start_of_a_page_is_no_list_of_contents(tmp_path):
     assert [s.title for s in stories] == TITLES
 
 
+def test_an_epub_whose_table_of_contents_is_of_no_use_is_read_by_its_headings(tmp_path):
+    pages = {f"s{n}.xhtml": page(f"<h2>{t}</h2><p>{prose(n)}</p>") for n, t in enumerate(TITLES)}
+    nav = page(
+        "<nav><ol>"
+        + "".join(f'<li><a href="s{n}.xhtml#p{n}">Page {n} of it</a></li>' for n in range(5))
+        + "</ol></nav>"
+    )
+    raw = epub(
+        {**pages, "nav.xhtml": nav},
+        spine=list(pages),
+        opf_extra='<item id="nav" href="nav.xhtml" media-type="application/xhtml+xml" properties="nav"/>',
+    )
+    assert [s.title for s in split_anthology(put(tmp_path, "t.epub", raw))] == TITLES
+
+
 def test_a_number_above_the_title_is_no_title(tmp_path):
     made = {
         f"{n}.xhtml": page(

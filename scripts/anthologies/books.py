@@ -217,20 +217,24 @@ class _Page:
 DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, zlib.error)
 
 
-def epub_blocks(raw: bytes) -> tuple[list[Block], str]:
-    """-> (blocks in reading order, author). ValueError: what is wrong with the file."""
-    pages, author = epub_pages(raw)
+def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
+    """-> (table of contents, blocks in reading order, author). ValueError: what is wrong with the file."""
+    pages, entries, author = epub_pages(raw)
     counter, blocks = [0], []
     for page in pages:
         found = html_blocks(decode(page), counter)
         if found:
             found[0].gap = 5  # a new file is a new page
         blocks += found
-    return blocks, author
+    entries = [" ".join(text.split()) for text in entries]
+    titles = [t for t in entries if t and not ORDINAL.fullmatch(t) and LEADING.sub("", t) == t]  # no numbers
+    table = [Block("Contents", 5)] if titles else []
+    return table + [Block(text, kind="list", links=[text]) for text in titles], blocks, author
 
 
-def epub_pages(raw: bytes) -> tuple[list[bytes], str]:
-    """-> (pages in reading order, author), checked by the archive's own checksums. ValueError: damage."""
+def epub_pages(raw: bytes) -> tuple[list[bytes], list[str], str]:
+    """-> (pages in reading order, entries of the table of contents, author), checked by the archive's own
+    checksums. ValueError: damage."""
     try:
         book = zipfile.ZipFile(io.BytesIO(raw))
         if sum(item.file_size for item in book.infolist()) > MAX_BYTES:
@@ -240,12 +244,21 @@ def epub_pages(raw: bytes) -> tuple[list[bytes], str]:
         opf = _xml(book.read(path))
         items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
         spine = [items[n] for n in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref")]
-        hrefs = [unquote(i.get("href", "")) for i in spine if "html" in i.get("media-type", "html")]
-        places = [posixpath.join(posixpath.dirname(path), href) for href in hrefs]
-        pages = [book.read(posixpath.normpath(place)) for place in places]
+
+        def read(item) -> bytes:
+            place = posixpath.join(posixpath.dirname(path), unquote(item.get("href", "")))
+            return book.read(posixpath.normpath(place))
+
+        pages, entries = [read(i) for i in spine if "html" in i.get("media-type", "html")], []
+        for item in items.values():
+            if "nav" in item.get("properties", "").split():
+                entries = [link for b in html_blocks(decode(read(item))) for link in b.links]
+            elif "ncx" in item.get("media-type", "") and not entries:
+                points = _xml(read(item)).iter("{*}navPoint")
+                entries = [point.findtext("{*}navLabel/{*}text", "") for point in points]
     except (KeyError, etree.XMLSyntaxError, *DAMAGE) as error:  # KeyError: it lacks a file that it names
         raise ValueError(f"is no epub, or a damaged one ({error}): fetch it again") from None
-    return pages, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
+    return pages, entries, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 
 def _xml(raw: bytes):

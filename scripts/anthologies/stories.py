@@ -59,6 +59,10 @@ class Reading:
     def stories(self) -> list[Story]:
         return [s for s in self.sections if not s.why]
 
+    @property
+    def words(self) -> int:
+        return sum(len(s.text.split()) for s in self.stories)
+
 
 def split_anthology(path: str | Path, listed: str = "") -> list[Story]:
     """Every story of one book, in order. ValueError (a sentence): it is not a book or holds no story."""
@@ -81,9 +85,9 @@ def read_anthology(path: str | Path, listed: str = "") -> Reading:
 def _read(raw: bytes, source: str, listed: str = "") -> Reading:
     if not raw.strip():
         raise ValueError("is empty: fetch it again")
-    wrapped = False
+    wrapped, nav = False, []
     if raw[:2] == b"PK":
-        blocks, author = books.epub_blocks(raw)
+        nav, blocks, author = books.epub_blocks(raw)
         marked = _marked_up(blocks, author, source)
         if marked and not listed:
             return Reading(source, author, "the publisher's markup", marked)
@@ -93,10 +97,16 @@ def _read(raw: bytes, source: str, listed: str = "") -> Reading:
         author = one_line(author[1]) if author else ""
         wrapped = not re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
         blocks = books.text_blocks(text) if wrapped else books.html_blocks(text)
-    reading = _sections(books.unframe(blocks), author, source, wrapped, listed)
-    if not reading.stories:
+    blocks = books.unframe(blocks)
+    best = Reading(source, author, "nothing")
+    for page in [nav, []] if nav else [[]]:  # an epub's table of contents may be of no use
+        reading = _sections(page + blocks, author, source, wrapped, listed)
+        best = reading if reading.words > best.words else best
+        if best.words > 0.5 * sum(b.words for b in blocks):
+            break
+    if not best.stories:
         raise ValueError("has no stories that can be told apart by contents or headings: leave it out")
-    return reading
+    return best
 
 
 # ------------------------------------------------------------------ the publisher's markup
