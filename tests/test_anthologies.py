@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from data import Example, read_examples, words, write_examples
-from scripts.anthologies import Story, books, choosing, edges, offline, prompts, split_anthology
+from scripts.anthologies import Story, books, choosing, edges, prompts, split_anthology
 from scripts.anthologies.__main__ import main
 from scripts.anthologies.edges import trim
 
@@ -103,7 +103,7 @@ def put(tmp_path, name, content) -> Path:
 def test_plain_text_with_contents_and_preface(tmp_path):
     stories = split_anthology(put(tmp_path, "tales.txt", plain_book()))
     assert ends(stories) == EXPECTED
-    assert [offline._title(s.title) for s in stories] == [
+    assert [prompts._title(s.title) for s in stories] == [
         "The Lamp in the Mill",
         "A Basket of Eels",
         "The Widow's Third Goose",
@@ -412,9 +412,9 @@ BAD = {
     "empty": (b"", "is empty"),
     "binary": (bytes(range(256)) * 40, "is binary"),
     "no_epub": (zipped({"a.txt": "hello"}), "no epub"),
-    "torn": (epub({"a.xhtml": page("x")})[:300], "damaged zip"),
-    "missing": (epub({}, spine=["text/none.xhtml"]), "does not hold"),
-    "outside": (epub({}, spine=["../../../etc/passwd"]), "does not hold"),
+    "torn": (epub({"a.xhtml": page("x")})[:300], "a damaged one"),
+    "missing": (epub({}, spine=["text/none.xhtml"]), "no item named"),
+    "outside": (epub({}, spine=["../../../etc/passwd"]), "no item named"),
     "no_stories": (b"word " * 5000, "no stories"),
 }
 
@@ -638,7 +638,7 @@ def test_build_gives_the_same_bytes_and_prompts_that_end_in_the_length(tmp_path)
 
 
 def test_round_words_and_leaks():
-    assert [offline.round_words(n) for n in (3, 137, 512, 1234, 3870, 10321)] == [
+    assert [prompts.round_words(n) for n in (3, 137, 512, 1234, 3870, 10321)] == [
         10,
         140,
         500,
@@ -661,9 +661,9 @@ def test_offline_prompt_names_people_places_and_things():
         "and Joost followed Marta; the heron, the heron stood there. In Ostend the lantern shone. But "
         "Joost laughed at the heron. " * 2
     )
-    people, places = offline.cast(text)
+    people, places = prompts.cast(text)
     assert people[:2] == ["Marta", "Joost"] and places == ["Ostend"]
-    prompt = offline.offline_prompt("THE LANTERN OF OSTEND", text, 120, offline.background([text]))
+    prompt = prompts.offline_prompt("THE LANTERN OF OSTEND", text, 120, prompts.background([text]))
     assert "The Lantern of Ostend" in prompt and "heron" in prompt and prompt.endswith("120 words long.")
 
 
@@ -674,14 +674,14 @@ def test_offline_prompt_asks_for_what_a_person_would_ask():
         "and tools. The lantern was lit, the darkie laughed, the Bear was sad, his tools were lost, the "
         "way was long. "
     ) * 3
-    seen_in = offline.background([text])
-    people, places = offline.cast(text)
+    seen_in = prompts.background([text])
+    people, places = prompts.cast(text)
     assert set(people) == {"the Bear", "Anna"} and places == ["Rome"]
-    found = offline.things(text, seen_in)
+    found = prompts.things(text, seen_in)
     assert "a lantern" in found and "tools" in found and not {"a way", "way", "a darkie"} & set(found)
-    assert "\u201cA Poor Stick\u201d" in offline.offline_prompt('"A POOR STICK."', text, 120, seen_in)
-    assert "XIV" not in offline.offline_prompt("XIV", text, 120, seen_in)
-    assert "darkie" not in offline.offline_prompt("The Darkie", text, 120, seen_in).lower()
+    assert "\u201cA Poor Stick\u201d" in prompts.offline_prompt('"A POOR STICK."', text, 120, seen_in)
+    assert "XIV" not in prompts.offline_prompt("XIV", text, 120, seen_in)
+    assert "darkie" not in prompts.offline_prompt("The Darkie", text, 120, seen_in).lower()
 
 
 @pytest.mark.parametrize(
@@ -697,26 +697,14 @@ def test_offline_prompt_asks_for_what_a_person_would_ask():
     ],
 )
 def test_titles_are_written_as_in_running_text(printed, asked):
-    assert f"\u201c{asked}\u201d" in offline.offline_prompt(printed, prose(0), 120, Counter())
-
-
-def test_speech_in_single_quotes_is_speech():
-    said = "'I will go,' said the Fox. 'Nor shall I stay,' said the Crane, and the Fox's tail shook. " * 30
-    told = (
-        "The Fox went. The Crane stayed, and the Fox's tail shook in the wind all the way to the river. " * 30
-    )
-    for n in range(20):  # the last sentences are drawn by title
-        asked = offline.offline_prompt(f"Tale {n} of a Fox", said, 120, Counter())
-        assert "minimum" not in asked and "first person" not in asked and "narrator" not in asked
-    assert any("plenty" in offline.offline_prompt(f"Tale {n}", said, 120, Counter()) for n in range(20))
-    assert any("minimum" in offline.offline_prompt(f"Tale {n}", told, 120, Counter()) for n in range(20))
+    assert f"\u201c{asked}\u201d" in prompts.offline_prompt(printed, prose(0), 120, Counter())
 
 
 def test_who_is_named_in_one_passage_or_by_halves_is_nobody_of_the_cast():
     told = "That day Pigling went to market, and Bland went with him, for Pigling Bland said so. " * 30
     gossip = "In the inn Mac said that Mac had gone, and then Mac laughed. "
-    assert len(offline.cast(told + gossip + told)[0]) == 1, "one name of one pig, and no Mac"
-    assert "Mac" in offline.cast((told[:400] + gossip) * 4)[0]
+    assert len(prompts.cast(told + gossip + told)[0]) == 1, "one name of one pig, and no Mac"
+    assert "Mac" in prompts.cast((told[:400] + gossip) * 4)[0]
 
 
 def test_nouns_that_name_nothing_are_no_things():
@@ -724,10 +712,10 @@ def test_nouns_that_name_nothing_are_no_things():
         "There was a something, a bit of a lamp, a lot, a sort of nothing. He saw the something and the bit. "
         * 3
     )
-    found = offline.things(text, offline.background([text, prose(1)]))
+    found = prompts.things(text, prompts.background([text, prose(1)]))
     assert not {"a something", "the something", "a bit", "the bit", "a lot", "a sort"} & set(found)
     for n in range(20):
-        asked = offline.offline_prompt(f"Tale {n}", text, 120, offline.background([text]))
+        asked = prompts.offline_prompt(f"Tale {n}", text, 120, prompts.background([text]))
         assert not re.search(r"\b(something|nothing|bit|lot|sort)\b", asked)
 
 
@@ -736,7 +724,7 @@ def test_adjectives_are_no_things():
         "There was a gentle, kind word and a lantern in the house. He found a gentle and the lantern of tin. "
         * 3
     )
-    found = offline.things(text, offline.background([text, prose(1)]))
+    found = prompts.things(text, prompts.background([text, prose(1)]))
     assert "a lantern" in found and not any("gentle" in f for f in found)
 
 

@@ -118,7 +118,7 @@ def test_what_is_gone_is_skipped_and_what_is_wrong_is_refused(tmp_path, mirror, 
     assert "1 are not the catalogue's edition (another checksum, but whole): pg22.txt" in said.out
     assert "failed: pg33.txt (Three): cut short or another page" in said.out
     assert "failed: pg55.txt (Five)" in said.out and said.out.count("cut short") == 2
-    assert "failed: se_ann-author_torn.epub (Torn): not an epub" in said.out
+    assert "failed: se_ann-author_torn.epub (Torn): is no epub, or a damaged one" in said.out
     assert sorted(p.name for p in (tmp_path / "books").iterdir()) == ["pg22.txt", "se_ann-author_tales.epub"]
     # a book that is gone is not a failure
     main(arguments(mirror, table(tmp_path, [rows[0], rows[3]]), tmp_path / "books"))

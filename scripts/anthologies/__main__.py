@@ -1,7 +1,7 @@
 """Books -> stories -> requests -> examples: 1,400 prompt-story pairs from public-domain anthologies.
 
 The published recipe (POLARIS, arXiv 2606.04095) withholds its stories; these come from books anyone may use.
-fetch.py downloads, stories.py splits, choosing.py chooses, offline.py and prompts.py write requests.
+fetch.py downloads, stories.py splits, choosing.py chooses, prompts.py writes requests.
 
     python -m scripts.anthologies fetch --out_dir out/books
     python -m scripts.anthologies split out/books/* --out split.jsonl      every story found
@@ -28,7 +28,7 @@ from data import Example, read_examples, words, write_examples
 from lib import flags
 from lib.files import write_lines, write_text
 from lib.text import FLAGGED
-from scripts.anthologies import fetch, offline, prompts
+from scripts.anthologies import fetch, prompts
 from scripts.anthologies.choosing import book_id, choose, key
 from scripts.anthologies.stories import Reading, Story, read_anthology
 from scripts.anthologies.titles import one_line
@@ -100,7 +100,7 @@ def build(args) -> None:
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(why.items()) if n) or "none"
     if not train:
         raise ValueError(f"none of the {len(stories)} stories found fits: {left_out}")
-    seen_in = offline.background([s.text for s in stories])
+    seen_in = prompts.background([s.text for s in stories])
     report = [f"stories found: {len(stories)}", f"left out: {left_out}"]
     report += [f"no stories from {p}" for p in problems]
     for path, chosen in ((args.out, train), (args.test_out, test)):
@@ -112,8 +112,8 @@ def build(args) -> None:
 
 
 def _example(s: Story, seen_in: Counter) -> Example:
-    target = offline.round_words(words(s.text))
-    prompt = offline.offline_prompt(s.title, s.text, target, seen_in)
+    target = prompts.round_words(words(s.text))
+    prompt = prompts.offline_prompt(s.title, s.text, target, seen_in)
     uid, source = key(book_id(s.source), s.title, s.text), " | ".join((s.title, s.author, s.source))
     return Example(uid=uid, prompt=prompt, target_words=target, story=s.text, source=source)
 

@@ -65,11 +65,7 @@ def decode(raw: bytes) -> str:
     return raw.decode("utf-8-sig", errors="cp1252")
 
 
-def _one_byte(error: UnicodeDecodeError) -> tuple[str, int]:
-    return error.object[error.start : error.end].decode("cp1252", errors="replace"), error.end
-
-
-codecs.register_error("cp1252", _one_byte)
+codecs.register_error("cp1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end))
 
 
 def text_blocks(text: str) -> list[Block]:
@@ -221,72 +217,52 @@ class _Page:
 DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, zlib.error)
 
 
-class _Archive:
-    """Files of a zip archive by path. ValueError: a missing or damaged file, a bomb."""
-
-    def __init__(self, raw: bytes):
-        try:
-            self.book = zipfile.ZipFile(io.BytesIO(raw))
-        except zipfile.BadZipFile:
-            raise ValueError("is a damaged zip archive: fetch it again") from None
-        self.names, self.left = {i.filename: i for i in self.book.infolist()}, MAX_BYTES
-
-    def read(self, path: str) -> bytes:
-        item = self.names.get(path)
-        if item is None:
-            raise ValueError(f"names a file it does not hold ({path[:60]!r}): fetch it again")
-        self.left -= item.file_size
-        if self.left < 0:
-            raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
-        try:
-            return self.book.read(item)
-        except DAMAGE as error:
-            raise ValueError(f"cannot be unpacked ({error}): fetch it again") from None
-
-
 def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
     """-> (table of contents, blocks in reading order, author). ValueError: what is wrong with the file."""
-    archive = _Archive(raw)
-    if "META-INF/container.xml" not in archive.names:
-        raise ValueError("is a zip archive without META-INF/container.xml: no epub")
-    container = _xml(archive.read("META-INF/container.xml"))
-    opf_path = next(iter(container.xpath("//*[local-name()='rootfile']/@full-path")), "")
-    opf, folder = _xml(archive.read(opf_path)), posixpath.dirname(opf_path)
-    items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
-    where = {
-        n: posixpath.normpath(posixpath.join(folder, unquote(i.get("href", "")))) for n, i in items.items()
-    }
-    counter, blocks, nav = [0], [], []
-    for ref in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref"):
-        if ref not in items:
-            raise ValueError(f"has a spine that names an unknown item ({ref[:60]!r}): fetch it again")
-        if "html" in items[ref].get("media-type", "html"):
-            page = html_blocks(decode(archive.read(where[ref])), counter)
-            if page:
-                page[0].gap = 5  # a new file is a new page
-            blocks += page
-    for name, item in items.items():
-        if "nav" in item.get("properties", "").split():
-            nav = [link for b in html_blocks(decode(archive.read(where[name]))) for link in b.links]
-        elif "ncx" in item.get("media-type", "") and not nav:
-            points = _xml(archive.read(where[name])).iter("{*}navPoint")
-            nav = [point.findtext("{*}navLabel/{*}text", "") for point in points]
-    return _table(nav), blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
-
-
-def _table(entries: list[str]) -> list[Block]:
-    """An epub's own table of contents as a page of contents; numbers and numbered parts left out."""
+    pages, entries, author = epub_pages(raw)
+    counter, blocks = [0], []
+    for page in pages:
+        found = html_blocks(decode(page), counter)
+        if found:
+            found[0].gap = 5  # a new file is a new page
+        blocks += found
     entries = [" ".join(text.split()) for text in entries]
-    titles = [t for t in entries if t and not ORDINAL.fullmatch(t) and LEADING.sub("", t) == t]
-    heading = [Block("Contents", 5)] if titles else []
-    return heading + [Block(text, kind="list", links=[text]) for text in titles]
+    titles = [t for t in entries if t and not ORDINAL.fullmatch(t) and LEADING.sub("", t) == t]  # no numbers
+    table = [Block("Contents", 5)] if titles else []
+    return table + [Block(text, kind="list", links=[text]) for text in titles], blocks, author
+
+
+def epub_pages(raw: bytes) -> tuple[list[bytes], list[str], str]:
+    """-> (pages in reading order, entries of the table of contents, author), checked by the archive's own
+    checksums. ValueError: damage."""
+    try:
+        book = zipfile.ZipFile(io.BytesIO(raw))
+        if sum(item.file_size for item in book.infolist()) > MAX_BYTES:
+            raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MB: no book does")
+        container = _xml(book.read("META-INF/container.xml"))
+        path = next(iter(container.xpath("//*[local-name()='rootfile']/@full-path")), "")
+        opf = _xml(book.read(path))
+        items = {i.get("id"): i for i in opf.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
+        spine = [items[n] for n in opf.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref")]
+
+        def read(item) -> bytes:
+            place = posixpath.join(posixpath.dirname(path), unquote(item.get("href", "")))
+            return book.read(posixpath.normpath(place))
+
+        pages, entries = [read(i) for i in spine if "html" in i.get("media-type", "html")], []
+        for item in items.values():
+            if "nav" in item.get("properties", "").split():
+                entries = [link for b in html_blocks(decode(read(item))) for link in b.links]
+            elif "ncx" in item.get("media-type", "") and not entries:
+                points = _xml(read(item)).iter("{*}navPoint")
+                entries = [point.findtext("{*}navLabel/{*}text", "") for point in points]
+    except (KeyError, etree.XMLSyntaxError, *DAMAGE) as error:  # KeyError: it lacks a file that it names
+        raise ValueError(f"is no epub, or a damaged one ({error}): fetch it again") from None
+    return pages, entries, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 
 def _xml(raw: bytes):
-    try:
-        return etree.fromstring(raw, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
-    except etree.XMLSyntaxError as error:
-        raise ValueError(f"has package data that is not XML ({error}): fetch it again") from None
+    return etree.fromstring(raw, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
 
 
 # ------------------------------------------------------------------ the frame around a book

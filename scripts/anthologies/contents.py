@@ -16,12 +16,11 @@ from scripts.anthologies.books import Block
 from scripts.anthologies.titles import fold, name_like, one_line, person
 
 HEADING = re.compile(r"(?i)\W*(table of )?contents( of .*)?\W*(page)?\W*")
-ILLUSTRATIONS = re.compile(r"(?im)\W*(list of )?(\w+ )?(illustrations|plates|pictures)\W*$")
 BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
 PAGE = re.compile(r"(\s{3,}|(\.\s?){3,}\s*)\d+\s*$")
 LONGEST = 2000  # lines: what is longer is not a page of contents
 LETTERED = re.compile(r"[a-z]\.\s")  # a part of the story above
-NO_ENTRY = re.compile(r"(?i)\W*(page|introduction.*)\W*")
+NO_ENTRY = re.compile(rf"{HEADING.pattern}|\W*(page|introduction.*)\W*")
 
 
 @dataclass
@@ -47,25 +46,27 @@ def contents(blocks: list[Block]) -> Contents:
     first = _first(blocks)
     if first is None:
         return Contents()
-    lines, raw, seen, end = [], [], set(), first
+    lines, raw, seen, above = [], [], set(), {}  # above: how many lines of the contents, block by block
     for i, b in enumerate(blocks[first:], first):
         named = [t for t in b.links if len(fold(t)) > 1 and not t.strip().isdigit()]
         source = named or b.text.split("\n")
         new = ["" if form.is_source(line) else _entry(line) for line in source]
-        if i > first and (not named and _again(b, new, lines, seen) or _ends(blocks, i)):
+        said = fold(" ".join(new))
+        again = not named and len(said) > 3 and said in seen  # then it is the heading of the first story
+        if i > first and (again or _ends(blocks, i)):
             break
+        above[i] = len(lines)
         whole = [n for n, line in enumerate(new) if not LETTERED.match(line)]
         lines += [new[n] for n in whole]
         raw += [source[n] for n in whole]
         seen |= {fold(cell) for line in source for cell in form.cells(line)}
         seen |= {fold(line) for line in new} | {fold(BARE_NUMBER.sub("", line)) for line in new}
-        end = i + 1
         if len(lines) > LONGEST:
             return Contents()
-    half_title = _half_title(blocks, first, end)
-    kept = len(lines) - _count(blocks[half_title:end])
+    end = _half_title(blocks, first, first + len(above))
+    kept = above.get(end, len(lines))
     lines, raw = lines[:kept], raw[:kept]
-    return Contents(range(first, half_title), lines, _authors(lines, raw))
+    return Contents(range(first, end), lines, _authors(lines, raw))
 
 
 def given(text: str, blocks: list[Block]) -> Contents:
@@ -93,20 +94,12 @@ def _first(blocks: list[Block]) -> int | None:
     return None
 
 
-def _again(block: Block, new: list[str], lines: list[str], seen: set[str]) -> bool:
-    """Does this block say what the contents have said already? Then it is the heading of the first story."""
-    whole = fold(" ".join(new))
-    if len(whole) > 3 and whole in seen:
-        return True
-    return block.level > 0 and len(whole) > 5 and any(fold(line).startswith(whole) for line in lines)
-
-
 def _ends(blocks: list[Block], i: int) -> bool:
-    """Prose, a preface, a list of plates, or a heading below a list with no list below it."""
+    """Prose, a preface, or a heading below a list with no list below it."""
     b, text, (below, *_) = blocks[i], blocks[i].text.strip(), blocks[i + 1 : i + 2] or [blocks[i]]
     if blocks[i - 1].kind == "list" and b.level and not b.kind and not below.level and below.kind != "list":
         return True
-    return bool(_is_prose(b) or b.level and form.MATTER.fullmatch(text) or ILLUSTRATIONS.match(text))
+    return bool(_is_prose(b) or b.level and form.MATTER.fullmatch(text))
 
 
 def _is_prose(block: Block) -> bool:
@@ -125,13 +118,10 @@ def _half_title(blocks: list[Block], first: int, end: int) -> int:
     for i in range(max(end - 5, first + 4), end):
         b = blocks[i]
         apart = b.gap > max(gaps[len(gaps) // 2], 2) and not b.links and not b.level
-        if apart and _count(blocks[i:end]) <= 8 and (b.gap > 3 or i == end - 1 and form.heading_like(b)):
+        short = sum(b.text.count("\n") + 1 for b in blocks[i:end]) <= 8
+        if apart and short and (b.gap > 3 or i == end - 1 and form.heading_like(b)):
             return i
     return end
-
-
-def _count(blocks: list[Block]) -> int:
-    return sum(b.text.count("\n") + 1 for b in blocks)
 
 
 def _entry(line: str) -> str:
@@ -144,18 +134,13 @@ def _entry(line: str) -> str:
 
 
 def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
-    """{place: author}, from columns and from lines of their own; `lines` lose what is a name."""
+    """{place: author}, from columns, then from lines of their own: below each title, or once above their
+    titles. `lines` lose what is a name."""
     found: dict[int, str] = {}
     columns = {k: parts for k, text in enumerate(raw) if len(parts := form.cells(text)) == 2}
     who = form.names_column(list(columns.values()))
-    rows = {k for k, text in enumerate(raw) if not text[:1].isspace()} | set(columns)
-    for k, parts in columns.items() if who is not None and len(columns) > 0.4 * len(rows) else ():
+    for k, parts in columns.items() if who is not None else ():
         found[k], lines[k] = person(parts[who]), _entry(parts[1 - who])
-    return found | _own_lines(lines, raw, found)
-
-
-def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[int, str]:
-    """Authors that have a line of their own: below each title, or once above their titles."""
     texts = [one_line(text) for text in raw]
     paged = {k for k, text in enumerate(texts) if text[-1:].isdigit()}
     free = [k for k in range(len(texts)) if k not in found and k not in paged]
@@ -165,21 +150,18 @@ def _own_lines(lines: list[str], raw: list[str], found: dict[int, str]) -> dict[
     if len(marked) > 2:
         alone = marked
     elif len(alone) < 3 or not (in_turn or len(paged) > 0.3 * len(raw)):
-        return {}
-    headings = [
-        k for k, line in enumerate(lines) if any(p.fullmatch(line) for p in (HEADING, form.MATTER, NO_ENTRY))
-    ]
-    first = next((k for k, line in enumerate(lines) if len(fold(line)) > 1 and k not in headings), 0)
-    own: dict[int, str] = {}
+        return found
+    entries = [k for k, line in enumerate(lines) if fold(line) and not NO_ENTRY.fullmatch(line)]
+    first = next((k for k in entries if not form.MATTER.fullmatch(lines[k])), 0)
     for n, k in enumerate(alone):
         after = alone[n + 1] if n + 1 < len(alone) else len(raw)
         below = [t for t in range(k - 1, -1, -1) if t not in alone][:1]
         for place in range(k + 1, after) if first in alone else below:
-            if fold(lines[place]) and place not in found:
-                own.setdefault(place, person(texts[k]))
+            if fold(lines[place]):
+                found.setdefault(place, person(texts[k]))
     for k in alone:
         lines[k] = ""
-    return own
+    return found
 
 
 def _places(lines: list[str]) -> dict[str, list[int]]:

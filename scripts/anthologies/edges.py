@@ -93,11 +93,10 @@ def is_verse(text: str) -> bool:
 
 EDITOR = re.compile(r"(?i)\b(note|title|author|translat\w+|edit(or|ed|ion)|publish\w+|printed)\b")
 HEAD_NOTE = re.compile(
-    r"(?is)(--|\u2014)?\[.*\]|(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|\*(?! "
-    r"\*).*|\*? ?((?-i:From (the )?[\"\u201cA-Z(])|Translated|Copyright|Reprinted|Published|By "
-    r"permission).{,200}\b(permission|copyright|published|volume|translat\w+)\b.{,200}|\*? ?(This|The "
-    r"following) (story|tale) (is|was)\b.{,200}\b(published|translat\w+|one of many)\b.{,500}|\((From|"
-    r"(Narrator's )?Note)\b.*\)|\([^()]{3,80}\b1[5-9]\d\d\.?\)"
+    r"(?is)(--|\u2014)?\[.*\]|\*(?! \*).*|\((From|(Narrator's )?Note)\b.*\)|\([^()]{3,80}\b1[5-9]\d\d\.?\)|"
+    r"(A \w+ story |This story was )?(Narrat(ed|or)|Paraphrased)\b.{,300}|((?-i:From (the )?[\"\u201cA-Z(])|"
+    r"Translated|Copyright|Reprinted|Published|By permission|(This|The following) (story|tale) (is|was)\b)"
+    r".{,200}\b(permission|copyright|published|volume|translat\w+|one of many)\b.{,500}"
 )
 # .--Young.
 NAMED_AFTER = re.compile(r"(?:--|[\u2014\u2015])\s*([\"\u201c']?[A-Z][^!?;]{2,60}?)\.?[\"\u201d')]*$")
@@ -116,7 +115,6 @@ CONTINUED = re.compile(  # a line of its own, not a word in a sentence
     r"serial) will be \w+ed\b.{0,60}|(continued|concluded)( (in|next)\b.{0,50})?|end of (the )?(part|book|"
     r"instal+ment) .{1,12})\W*"
 )
-SMALL = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
 
 
 def trim(parts: list[Paragraph], numbered: bool = False, author: str = "", teased: bool = False) -> list[str]:
@@ -127,14 +125,11 @@ def trim(parts: list[Paragraph], numbered: bool = False, author: str = "", tease
     if teased and not chaptered and teaser(parts, start):
         start = above(parts, author, start + 1)
     texts = [p.text for p in parts[start:]]
-    if numbered or chaptered:
-        texts = [SCENE_BREAK if _is_number(text) else text for text in texts]
+    for n, text in enumerate(texts):
+        number = text.isupper() or text.strip(" .").isdigit() or len(text.split()) == 2
+        if (numbered or chaptered) and number and ORDINAL.fullmatch(text):
+            texts[n] = SCENE_BREAK
     return texts[: _below(texts)]
-
-
-def _is_number(text: str) -> bool:
-    plain = text.isupper() or text.strip(" .").isdigit() or len(text.split()) == 2
-    return plain and bool(ORDINAL.fullmatch(text))
 
 
 def above(parts: list[Paragraph], author: str = "", n: int = 0) -> int:
@@ -186,7 +181,7 @@ def teaser(parts: list[Paragraph], n: int) -> bool:
     sentences = len(re.findall(r"[.!?\u2026][\"\u201d')]*(?=\s|$)", p.text))
     far = below.gap > max(1, *(q.gap for q in parts[n + 2 : n + 8]))
     apart = far or p.apart or FIRST_PART.fullmatch(below.text)
-    return bool(apart) and 5 < len(p.text.split()) <= 90 and sentences <= 3 and p.text != SCENE_BREAK
+    return bool(apart) and 5 < len(p.text.split()) <= 90 and sentences <= 3
 
 
 def has_teaser(parts: list[Paragraph], author: str) -> bool:
@@ -196,18 +191,13 @@ def has_teaser(parts: list[Paragraph], author: str) -> bool:
     return any(teaser(parts, n) and not _about_author(parts, n, author) for n in [start, *before])
 
 
-def serial(last: list[str]) -> bool:
-    """Is this a part of a story whose other parts are elsewhere? `last`: the section's last paragraphs."""
-    return any(CONTINUED.fullmatch(t.strip()) for t in last)
-
-
 def _motto(parts: list[Paragraph], n: int) -> int:
     """Verse or a quotation, and below it or at its end whom it is from."""
     words = 0
     for k in range(n, min(n + 8, len(parts) - 1)):
         p, before = parts[k], parts[k - 1]
         words += len(p.text.split())
-        if words > 200 or p.text == SCENE_BREAK:
+        if words > 200:
             return 0
         if k > n and _names_source(p, before.verse):
             return k - n + 1
@@ -225,13 +215,7 @@ def _names_source(p: Paragraph, below_verse: bool) -> bool:
     text = p.text.strip("()[] ")
     if "\n" in text or len(text.split()) > 12 or text[-1:] in "!?" or ORDINAL.fullmatch(text):
         return False
-    if p.indent > 3 and title_form(text) or below_verse and _names(text):
-        return True
-    return bool(SOURCE_LINE.match(text))
-
-
-def _names(text: str) -> bool:
-    return "\n" not in text and all(w[:1].isupper() or w.lower() in SMALL for w in text.rstrip(".").split())
+    return bool((p.indent > 3 or below_verse) and title_form(text) or SOURCE_LINE.match(text))
 
 
 def _inset(p: Paragraph, below: Paragraph) -> bool:

@@ -15,7 +15,6 @@ Used by stories.py. Left out: reading what a section says; only its form is look
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -24,21 +23,21 @@ from itertools import accumulate
 from scripts.anthologies import titles as form
 from scripts.anthologies.books import END_MARK, LEADING, ORDINAL, Block
 from scripts.anthologies.contents import Contents
-from scripts.anthologies.titles import MIN_WORDS, NOTES, fold, name_like, one_line, person
+from scripts.anthologies.titles import MIN_WORDS, fold, name_like, one_line, person
 
 TRIES = 20_000  # near matches with the contents; of the catalogue no book needs a thousand
 FILLER = 500  # words: a filler has a heading of its own, no author, and comes last before the next story
 MANY_HANDS = 0.6  # share of the sections that name an author, above which one that names none is not a story
 
 
-@dataclass
+@dataclass(order=True)
 class Head:
     """A run of heading blocks [start, end) above some prose."""
 
     start: int
     end: int
     title: str
-    style: tuple
+    style: tuple  # the greater, the stronger: markup, else blank lines above and capitals
     author: str = ""
     credit: str = ""  # where the story was printed
     entry: int | None = None  # its place in the contents
@@ -64,24 +63,24 @@ def split_headings(blocks: list[Block], toc: Contents) -> list[Block]:
     pairs = {i: p for i, b in enumerate(blocks) if i >= first and len(p := _halves(b, toc)) == 2}
     who, out = form.names_column(list(pairs.values())), blocks[:first]
     for i, b in enumerate(blocks[first:], first):
-        pieces, gap = _lines(b, toc), 1
-        if who is not None and i in pairs and (name_like(pairs[i][who]) or form.BY.match(pairs[i][who])):
+        pieces, gap = _lines(b), 1
+        if who is not None and i in pairs:
             pieces, gap = pairs[i], 2
         out.append(b if len(pieces) == 1 else replace(b, text=pieces[0]))
         out += [Block(text, gap, b.level, b.kind) for text in pieces[1:]]
     return out
 
 
-def _lines(b: Block, toc: Contents) -> list[str]:
+def _lines(b: Block) -> list[str]:
     """TITLE, by AUTHOR and (SOURCE) of one block."""
     lines = b.text.strip().split("\n")
     apart = b.gap > 1 or b.level or form.is_byline(lines[0])
-    if not 1 < len(lines) < 6 or b.kind in ("list", "break") or not apart:
+    if not 1 < len(lines) < 6 or not apart:
         return [b.text]
     pieces = lines[:1]
     for line in lines[1:]:
         by = form.is_byline(line) and form.BY.match(line.strip()) and name_like(line)
-        if by or form.is_source(line) or fold(person(line)) in toc.names:
+        if by or form.is_source(line):
             pieces.append(line)
         else:
             pieces[-1] += "\n" + line
@@ -119,7 +118,7 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
     """Does block j (title, author, source, note in brackets) belong to the heading that block i begins?"""
     b, text, above = blocks[j], blocks[j].text.strip(), blocks[j - 1].text.strip()
     number, below_number = ORDINAL.fullmatch(text), ORDINAL.fullmatch(above)
-    if b.words > 40 or not number and not below_number and _new_page(blocks, i, j, toc):
+    if b.words > 40 or not number and not below_number and _new_page(blocks, i, j):
         return False
     loud = b.words <= 12 and text.isupper() and not text.endswith("--")
     about = _is_note(text) or form.is_byline(text) or fold(person(text)) in toc.names
@@ -131,11 +130,11 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
     return alone and not re.search(r"(?<!\bJr)[.!?:\"']$", text)
 
 
-def _new_page(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
-    """Does block j begin a heading of its own, below a signature or far below a name?"""
+def _new_page(blocks: list[Block], i: int, j: int) -> bool:
+    """Does block j begin a heading of its own, stronger or far below a byline?"""
     if blocks[j].gap < 4 or j < i + 2:
         return 0 < blocks[j].level < blocks[i].level
-    return any(form.is_byline(one_line(b.text)) or fold(person(b.text)) in toc.names for b in blocks[i:j])
+    return any(form.is_byline(one_line(b.text)) for b in blocks[i:j])
 
 
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
@@ -150,7 +149,7 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
         return None
     if near and form.SPEECH.match(text) and not text.isupper():
         return None
-    if key in toc.titles and len(key) > 1:
+    if key in toc.titles:
         return 3, toc.titles[key][0]
     fits = len(key) > 5 and (form.heading_like(block) or near and form.title_form(text))
     return _nearly(key, toc) if fits else None
@@ -195,16 +194,13 @@ def _roles(texts: dict[int, str], sure: dict, toc: Contents, names_first: bool |
         first = next((k for k in plain if k not in known and not name_like(texts[k])), plain[0])
         authors -= {k for k in plain if fold(texts[k]) == fold(texts[first])}
     if not authors and names_first is not None:
-        unlike: dict[str, int] = {}
-        for k in plain:
-            unlike.setdefault(fold(texts[k]), k)
-        different = list(unlike.values())
+        different = sorted({fold(texts[k]): k for k in reversed(plain)}.values())
         guess = different[:1] if names_first else different[1:2]
         authors = {k for k in guess if k in open_ and name_like(texts[k])}
     weak = {k for k in by if not name_like(texts[k])}
     rest = [k for k in plain if k not in authors]
     swapped = weak and rest and (max(weak) > rest[0] if names_first else min(weak) < rest[0])
-    if swapped and not known and all(name_like(texts[k]) for k in rest):
+    if swapped and all(name_like(texts[k]) for k in rest):
         authors = set(rest)  # TOLD BY THE FIRE, by Captain Meek
     return [k for k in plain if k not in authors], sorted(authors)
 
@@ -219,7 +215,7 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
     b, entry = blocks[key], sure[key][1] if key in sure else None
     letters = [c for c in b.text if c.isalpha()]
     caps = sum(c.isupper() for c in letters) > 0.7 * len(letters)
-    style = ("h", b.level) if b.level else ("t", min(max(blocks[k].gap for k in range(i, key + 1)), 4), caps)
+    style = (1, -b.level) if b.level else (0, min(max(blocks[k].gap for k in range(i, key + 1)), 4), caps)
     matter = form.MATTER.fullmatch(text[key]) or END_MARK.fullmatch(text[key])
     notes = any(form.MATTER.fullmatch(t) and "note" in t.lower() for t in text.values())
     title = LEADING.sub("", text[key]) or text[key]
@@ -245,21 +241,12 @@ def _measure(found: list[Head], blocks: list[Block]) -> None:
     """How many words follow each head, up to the next and up to the next as strong."""
     total, after, nearest = [0, *accumulate(b.words for b in blocks)], {}, len(blocks)
     for h in reversed(found):
-        ends = [start for style, start in after.items() if strong(style, h.style)]
+        ends = [start for style, start in after.items() if style >= h.style]
         h.words = total[min(ends, default=len(blocks))] - total[h.end]
         h.near = total[nearest] - total[h.end]
         nearest = h.start
         if not h.ordinal:
             after[h.style] = h.start
-
-
-def strong(style: tuple, other: tuple) -> bool:
-    """Is a heading of `style` at least as strong as one of `other`?"""
-    if style[0] != other[0]:
-        return style[0] == "h"
-    if style[0] == "h":
-        return style[1] <= other[1]
-    return style[1:] >= other[1:]
 
 
 # ------------------------------------------------------------------ which of them begin stories
@@ -271,26 +258,23 @@ def beginnings(found: list[Head], toc: Contents) -> list[Head]:
     plain = [h for h in found if not h.matter and not h.ordinal and h.words >= MIN_WORDS]
     known = _once([h for h in plain if h.entry is not None], toc)
     if toc.settled:
-        return _in_order(known + [h for h in found if h.matter and h.entry is not None])
+        return sorted(known + [h for h in found if h.matter and h.entry is not None])
     by_contents = len({h.entry for h in known}) > 2
-    chosen = _by_contents(found, plain, known) if by_contents else _by_form(found)
-    return _by_many(chosen, found, toc)
-
-
-def _in_order(found: list[Head]) -> list[Head]:
-    return sorted(found, key=lambda h: h.start)
+    chosen = sorted(_by_contents(found, plain, known) if by_contents else _by_form(found))
+    poems = next((n for n, h in enumerate(chosen) if h.poems), len(chosen))
+    for h in chosen[poems:]:
+        if not h.matter:
+            h.leave_out("poems, essays or plays")
+    return _by_many(chosen, found)
 
 
 def _without_half_titles(found: list[Head]) -> list[Head]:
     """A half-title and the title after it are one heading."""
     whole = []
     for h in found:
-        before = whole[-1] if whole and whole[-1].near < 40 else None
-        again = before and h.entry is not None and h.entry == before.entry
-        if again or before and fold(h.title) == fold(before.title) != "":
-            h.start, h.author, h.credit = before.start, h.author or before.author, h.credit or before.credit
-            h.entry = before.entry if h.entry is None else h.entry
-            whole.pop()
+        if whole and whole[-1].near < 40 and h.entry is not None and h.entry == whole[-1].entry:
+            before = whole.pop()
+            h.start, h.credit = before.start, h.credit or before.credit
         whole.append(h)
     return whole
 
@@ -311,76 +295,60 @@ def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> lis
     pure = sum(same) >= 0.6 * len(same)
     numbers = sum(h.numbered for h in known) > 0.5 * len(known)
     first, last = known[0].start, known[-1].start
-    notes = min((h.start for h in found if h.matter and h.start > last), default=1 << 60)
     chosen = list(known)
     for h in found:
-        if h.matter and (strong(h.style, style) or NOTES.fullmatch(h.title) or h.start > last):
+        if h.matter and (h.style >= style or "note" in h.title.lower() or h.start > last):
             chosen.append(h)
     for h in plain:  # not in the contents: forgotten there, or an advertisement
-        possible = h.entry is None and (h.start > first or h.author) and (numbers or not h.numbered)
-        if not possible or not strong(h.style, style):
+        possible = h.entry is None and h.start > first and (numbers or not h.numbered)
+        if not possible or h.style < style:
             continue
-        forgotten = h.style == style and (pure and h.start < last or h.author and h.start < notes)
-        real = len(fold(h.title)) > 1 and (h.author or not h.verse)
-        if forgotten and real:
+        if pure and h.style == style and h.start < last and (h.author or not h.verse):
             chosen.append(h)
         elif h.start > last:
             h.leave_out("follows the last title of the contents")
             chosen.append(h)
-    return _without_poems(_in_order(chosen), style)
+    return chosen
 
 
 def _by_form(found: list[Head]) -> list[Head]:
     """No usable contents: the strongest style of heading that at least three sections share."""
     plain = [h for h in found if not h.matter and not h.ordinal]
-    count, best = Counter(h.style for h in plain if h.words >= 100), None
-    for style, n in count.items():
-        if n > 2 and (best is None or strong(style, best)):
-            best = style
-    if best is None:
+    count = Counter(h.style for h in plain if h.words >= 100)
+    shared = [style for style, n in count.items() if n > 2]
+    if not shared:
         return []
+    best = max(shared)
     same = [h.numbered for h in plain if h.style == best]
     parts = sum(same) < 0.5 * len(same)  # then a numbered title is a part of a story
-    kept = [h for h in found if not h.ordinal and not (parts and h.numbered)]
-    return _without_poems(
-        [h for h in kept if strong(h.style, best) or h.matter and NOTES.fullmatch(h.title)], best
-    )
+    return [h for h in found if h.style >= best and not h.ordinal and not (parts and h.numbered)]
 
 
-def _without_poems(chosen: list[Head], style: tuple) -> list[Head]:
-    off = False
-    for h in chosen:
-        off = h.poems or off and not (strong(h.style, style) and h.style != style)
-        if off and not h.matter:
-            h.leave_out("poems, essays or plays")
-    return chosen
-
-
-def _by_many(chosen: list[Head], found: list[Head], toc: Contents) -> list[Head]:
+def _by_many(chosen: list[Head], found: list[Head]) -> list[Head]:
     """In a book by many hands a section without an author ends a story or belongs to it."""
     plain = [h for h in chosen if not h.matter and h.words >= MIN_WORDS]
     signed = [h for h in plain if h.author]
     hands = len({fold(h.author) for h in signed})
     if hands < 3 or len(signed) < MANY_HANDS * len(plain) and hands < 0.6 * len(signed):
         return chosen
-    numbers, kept = sum(h.numbered for h in signed) > 0.5 * len(signed), []
+    numbers = sum(h.numbered for h in signed) > 0.5 * len(signed)
     for h in chosen:
         # of numbered stories one that the printer left unsigned is a story too
         if not (h.matter or h.author or h.numbered and numbers and h.words > FILLER):
             h.leave_out("names no author, where the other sections do")
-        kept.append(h)
-    return _in_order(kept + _fillers(kept, found))
+    return sorted(chosen + _fillers(chosen, found))
 
 
 def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
     """Headings within a story that end it, for other stories have them too: letters, advertisements."""
     plain = [h for h in found if not (h.ordinal or h.numbered or h.author or h.verse)]
-    names, fillers = Counter(fold(h.title) for h in plain), []
-    places = [h.start for h in plain]
-    for s, after in zip(chosen, [*chosen[1:], None]):
-        inner = plain[bisect_right(places, s.start) : bisect_left(places, after.start) if after else None]
-        again = [h for h in inner if names[fold(h.title)] > 1]
-        if again and not s.matter:
-            again[0].leave_out("a filler, letters or an advertisement: no author, and in several stories")
-            fillers.append(again[0])
+    names, fillers, inside = Counter(fold(h.title) for h in plain), [], False
+    begun = {h.start: not h.matter for h in chosen}
+    for h in sorted(chosen + plain):
+        if h.start in begun:
+            inside = begun[h.start]
+        elif inside and names[fold(h.title)] > 1:
+            h.leave_out("a filler, letters or an advertisement: no author, and in several stories")
+            fillers.append(h)
+            inside = False
     return fillers

@@ -18,7 +18,7 @@ from pathlib import Path
 from scripts.anthologies import books
 from scripts.anthologies.books import LEADING, ORDINAL, Block
 from scripts.anthologies.contents import Contents, contents, given
-from scripts.anthologies.edges import has_teaser, is_verse, paragraphs, serial, trim
+from scripts.anthologies.edges import CONTINUED, has_teaser, is_verse, paragraphs, trim
 from scripts.anthologies.headings import Head, beginnings, heads, split_headings
 from scripts.anthologies.titles import MIN_WORDS, fold, one_line
 
@@ -228,7 +228,7 @@ def _left_out(h: Head, last: list[str], text: str, author: str) -> str:
         return "its heading is the author's name"
     if len(text.split()) < MIN_WORDS:
         return f"shorter than {MIN_WORDS} words"
-    if serial(last):
+    if any(CONTINUED.fullmatch(t.strip()) for t in last):
         return "part of a serial: the rest is not in this book"
     if is_verse(text):
         return "verse"

@@ -29,7 +29,6 @@ MATTER = re.compile(
 )
 NO_STORIES = re.compile(r"(?i)\W*(\w+\W)?(essays|studies|poems|verses|plays|speeches|articles)\W*")
 PART = re.compile(rf"(?i)\W*(chapter|part)\s+(the\s+)?{NUMBER}\W*")
-NOTES = re.compile(r"(?i)\W*(foot|end)?notes?\W*|glossary\W*|notes and references\W*")
 SPEECH = re.compile(r"(?s)[\"\u201c\u2018'].*[.,!?-][\"\u201d\u2019']+(\[\w{1,3}\])?$")
 DATE = re.compile(r"(?i)\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b.{0,12}\b1[5-9]\d\d\b")
 CRY = re.compile(r"(?s)[!?].*[!?]|--$")
