@@ -67,27 +67,25 @@ class ModelConfig:
         """Reads a Hugging Face config: text-only, or multimodal with `text_config`. ValueError: what this
         file does not implement, which would otherwise show as slightly wrong logits much later."""
         text = config.get("text_config", config)
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        kind, rope_type = text.get("model_type", config.get("model_type")), rope.get("rope_type", "default")
-        n, interval = text.get("num_hidden_layers", 0), text.get("full_attention_interval", 4)
+        values = {"model_type": None, "rope_type": "default", "hidden_act": "silu", "attention_bias": False}
+        values |= {"num_hidden_layers": 0, "full_attention_interval": 4, "partial_rotary_factor": 0.25}
+        values |= {"tie_word_embeddings": False, "max_position_embeddings": 262144}
+        values |= text | config | (text.get("rope_parameters") or text.get("rope_scaling") or {})
+        n, interval = values["num_hidden_layers"], values["full_attention_interval"]
         usual = ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(n)]
-        types = text.get("layer_types") or usual
+        types = values["layer_types"] = values.get("layer_types") or usual
         other = set(types) - {"full_attention", "linear_attention"}
+        kind, rope, act = (values[name] for name in ("model_type", "rope_type", "hidden_act"))
         for is_wrong, why in (
             (kind not in ("qwen3_5", "qwen3_5_text"), f"model_type {kind!r}, not qwen3_5 or qwen3_5_text"),
-            (rope_type != "default", f"rope_type {rope_type!r}; only plain RoPE works here"),
+            (rope != "default", f"rope_type {rope!r}; only plain RoPE works here"),
             (len(types) != n, f"num_hidden_layers {n} but {len(types)} layer_types"),
             (other, f"layer_types {sorted(other)}; only full_attention and linear_attention work here"),
-            (text.get("attention_bias"), "attention_bias, which no released Qwen3.5 has"),
-            (text.get("hidden_act", "silu") != "silu", f"hidden_act {text.get('hidden_act')!r}, not silu"),
+            (values["attention_bias"], "attention_bias, which no released Qwen3.5 has"),
+            (act != "silu", f"hidden_act {act!r}, not silu"),
         ):
             if is_wrong:
                 raise ValueError(f"config.json has {why}; {RELEASED}")
-        values = {"max_position_embeddings": 262144, "partial_rotary_factor": 0.25}
-        values |= text | rope | {"layer_types": types}
-        values["tie_word_embeddings"] = config.get(
-            "tie_word_embeddings", values.get("tie_word_embeddings", False)
-        )
         values["rotary_dim"] = int(values.get("head_dim", 0) * values["partial_rotary_factor"])
         names = [f.name for f in fields(ModelConfig)]
         if missing := [name for name in names if name not in values]:
@@ -554,9 +552,6 @@ def save_adapter(model: Qwen35, path, base: str):
 
 
 if __name__ == "__main__":
-    print(
-        "Qwen3.5 by hand: the network that rollout.py samples from and train.py differentiates.",
-        "Imported by rollout.py and train.py; nothing runs here.",
-        'To let it write: python rollout.py --prompt "A lighthouse keeper finds a second moon" --words 120',
-        sep="\n",
-    )
+    print(__doc__.partition("\n")[0])
+    print("Imported by rollout.py and train.py; nothing runs here.")
+    print('To let it write: python rollout.py --prompt "A lighthouse keeper finds a second moon" --words 120')

@@ -14,8 +14,6 @@ Dimensions: n slots, one row each.
 Left out: beam search, speculative decoding, paged caches (a slot's keys are one block of the planned length).
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -33,8 +31,8 @@ from lib import huggingface, lora, onednn, processes
 from lib.flags import exits_cleanly, opt, read
 from lib.packed import send
 from lib.processes import free_bytes
-from lib.sampling import Sampling, block_size, check_request, gumbel, keys_of, pick
-from model import Qwen35, slot_bytes
+from lib.sampling import Sampling, check_request, gumbel, keys_of, noise_size, pick
+from model import ModelConfig, Qwen35, slot_bytes
 
 EXTENT = 512  # tokens by which the part of the caches that a CUDA graph reads grows
 CHECK_EVERY = 8  # steps between looks at the tokens: a look makes a GPU wait, a step past an end is wasted
@@ -95,7 +93,6 @@ class Slots:
         self.token, self.keys = (torch.zeros(n, dtype=torch.long, device=device) for _ in range(2))
         self.written = torch.zeros(n, dtype=torch.long, device=device)  # tokens of each story so far
         self.logp = torch.zeros(n, device=device)
-        self.noise = torch.zeros(n, vocab // block_size(vocab) + block_size(vocab), device=device)
         self.seen = torch.zeros(n, vocab, dtype=torch.bool, device=device) if sampling.penalises else None
         self.filled = [0] * n  # tokens in each slot's cache, known to the host
         self.prefilled = (None, None)  # the last prompt read, for its group's other members
@@ -128,11 +125,8 @@ class Slots:
 
     def decode(self, steps: int):
         """As `run`, with the results still on their device [n, steps]."""
-        positions = (self.written[None] + torch.arange(steps, device=self.device)[:, None]).flatten()
-        noise = gumbel(self.keys.repeat(steps), positions, self.noise.shape[1]).view(steps, *self.noise.shape)
         out = []
-        for i in range(steps):
-            self.noise.copy_(noise[i])
+        for _ in range(steps):
             extent = max(self.filled) + 1
             if self.device.type == "cuda":
                 self.replay(min(-(-extent // EXTENT) * EXTENT, self.cache.max_len))
@@ -140,7 +134,6 @@ class Slots:
                 self.step(extent)
             self.filled = [f + 1 for f in self.filled]
             out.append((self.token.clone(), self.logp.clone()))
-        self.written += steps
         return [torch.stack(x, 1) for x in zip(*out)]
 
     def step(self, extent: int):
@@ -149,9 +142,12 @@ class Slots:
             self.seen.scatter_(1, self.token[:, None], True)
         self.cache.extent = max(extent - 1, 1)  # the model adds the token under way; 0 would mean a prefill
         hidden = self.model(self.token[:, None], cache=self.cache)
-        token, logp = pick(self.model.logits(hidden[:, 0]).float(), self.noise, self.sampling, self.seen)
+        logits = self.model.logits(hidden[:, 0]).float()
+        noise = gumbel(self.keys, self.written, noise_size(logits.shape[1]))
+        token, logp = pick(logits, noise, self.sampling, self.seen)
         self.token.copy_(token)
         self.logp.copy_(logp)
+        self.written += 1
 
     def replay(self, extent: int):
         """`step` as a CUDA graph. The first step at an extent runs as it is, which warms up every kernel on
@@ -288,10 +284,9 @@ def newest_checkpoint() -> Path:
     return newest.parent if newest else Path(__file__).parent / "stories" / "tiny-base"
 
 
-def thinks(model: Qwen35) -> bool:
-    """Whether a checkpoint is meant to think first: what its config.json says under "thinking", else by size,
-    since released models (hidden size 1024 and up) do and the tiny one never learned to."""
-    return bool((model.hf_config or {}).get("thinking", model.config.hidden_size >= 1024))
+def thinks(config: ModelConfig) -> bool:
+    """Whether a model thinks first: released ones do (hidden size 1024 and up), tiny ones never learned."""
+    return config.hidden_size >= 1024
 
 
 def open_writer(path, thinking: str = "auto"):
@@ -300,7 +295,7 @@ def open_writer(path, thinking: str = "auto"):
     model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
     pack(model.requires_grad_(False))
     processes.choose_threads(sum(p.numel() for p in model.parameters()))
-    return model, tokenizer, thinks(model) if thinking == "auto" else thinking == "on"
+    return model, tokenizer, thinks(model.config) if thinking == "auto" else thinking == "on"
 
 
 @dataclass

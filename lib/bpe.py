@@ -1,7 +1,5 @@
 """Byte-level BPE from a Hugging Face tokenizer.json, run by tiktoken, which is several times faster."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from pathlib import Path
@@ -14,9 +12,9 @@ CURE = "use the tokenizer.json of a Qwen model"
 class BPE:
     """Text to token ids and back.
 
-    added: text -> id of the tokens that no text becomes; vocab_size: a checkpoint may pad its embedding
-    beyond it. Ranks come from the merges, in their order, and from nothing else: an entry of the vocabulary
-    that no merge makes is never emitted by Hugging Face, but by tiktoken. ValueError: another kind."""
+    added: text -> id of the tokens that no text becomes. Ranks come from the merges, in their order, and from
+    nothing else: an entry of the vocabulary that no merge makes is never emitted by Hugging Face, but by
+    tiktoken. ValueError: another kind."""
 
     def __init__(self, path: Path):
         try:
@@ -25,7 +23,6 @@ class BPE:
             why = f"not a byte-level BPE in Hugging Face's form ({type(error).__name__}: {error})"
             raise ValueError(f"{path} is {why}; {CURE}") from None
         self._bpe = tiktoken.Encoding("bpe", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-        self.vocab_size = max(*self._bytes, *self.added.values()) + 1
 
     def _read(self, path: Path) -> tuple[str, dict[bytes, int]]:
         spec = json.loads(path.read_text(encoding="utf-8"))

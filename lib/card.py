@@ -1,7 +1,5 @@
 """A model card: what a checkpoint was made from and how its metrics moved, as README.md of its folder."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

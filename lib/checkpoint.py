@@ -4,8 +4,6 @@ A checkpoint is a folder step_N. It is written under a hidden name and appears b
 save leaves behind stays hidden and is removed by the next one.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from contextlib import contextmanager

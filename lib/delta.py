@@ -7,8 +7,6 @@ so one triangular solve on [beta V | beta K e^G] gives U0 and W with U = U0 - W 
 is one affine map per chunk: the only sequential part. Hv / Hk value heads share one key head.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

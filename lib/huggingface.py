@@ -1,7 +1,5 @@
 """Checkpoint folders in Hugging Face's form: found here or fetched from the hub, read, written, uploaded."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from contextlib import contextmanager

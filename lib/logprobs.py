@@ -1,7 +1,5 @@
 """Log-probabilities of a large vocabulary in little memory."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

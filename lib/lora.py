@@ -1,7 +1,5 @@
 """LoRA (arXiv 2106.09685): a trainable low-rank pair beside each frozen linear layer; PEFT's files."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -4,8 +4,6 @@ A product of few rows with a large weight reads that order up to twice as fast a
 are private to torch and not in every build: `usable` asks first.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn as nn
 

@@ -1,7 +1,5 @@
 """Rows of token ids as micro-batches and as tensors: laid out on the host, then sent to a device at once."""
 
-from __future__ import annotations
-
 from itertools import accumulate
 
 import torch
@@ -31,14 +29,12 @@ class Packed:
     rows: B lists of ids, N in all. starts [B]: the first position of each row whose log-probability is asked
     for (None: 1, so all that have a token before them). counts [B]: how many these are per row, M in all. ids
     [N], sources [M] (positions in ids whose output predicts a target), targets [M]: tensors on the host.
-    ValueError: no rows, or a start outside of its row.
+    ValueError: a start outside of its row.
     """
 
     def __init__(self, rows: list[list[int]], starts: list[int] | None = None):
         starts = [1] * len(rows) if starts is None else starts
-        if not rows or len(starts) != len(rows):
-            raise ValueError(f"a batch of {len(rows)} rows has {len(starts)} starts; give one for each row")
-        for i, (row, start) in enumerate(zip(rows, starts)):
+        for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
             if not 1 <= start <= len(row):
                 raise ValueError(f"row {i} of {len(row)} tokens starts at {start}; a start lies in 1..length")
         self.lengths = [len(row) for row in rows]

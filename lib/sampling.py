@@ -3,8 +3,6 @@
 Dimension suffixes: B rows, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -55,6 +53,10 @@ def gumbel(keys_B, position_B, n: int):
 def block_size(vocab: int) -> int:
     """The divisor of the vocabulary nearest above its root: 512 of 248,320 and 64 of 4,096."""
     return next(b for b in range(math.isqrt(vocab - 1) + 1, vocab + 1) if vocab % b == 0)
+
+
+def noise_size(vocab: int) -> int:
+    return vocab // block_size(vocab) + block_size(vocab)
 
 
 def draw(z_BV, noise):

@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import model as qwen
 import rollout
@@ -63,9 +62,8 @@ def conversion(llama: Path, checkpoint: Path, gguf: Path, kind: str) -> list[str
 
 def service(server: Path, checkpoint: Path, gguf: Path) -> list[str]:
     """The server's command line, four stories at a time. It thinks where eval.py's own writer would."""
-    config = huggingface.read_config(checkpoint)
-    model = SimpleNamespace(hf_config=config, config=qwen.ModelConfig.from_hf(config))
-    how = ["--reasoning", "auto" if rollout.thinks(model) else "off", "--reasoning-format", "none"]
+    config = qwen.ModelConfig.from_hf(huggingface.read_config(checkpoint))
+    how = ["--reasoning", "auto" if rollout.thinks(config) else "off", "--reasoning-format", "none"]
     return [str(server), "-m", str(gguf), "--alias", "demo", *how, "--parallel", "4", "-c", "16384"]
 
 

@@ -72,7 +72,7 @@ def test_entries_that_no_merge_makes_are_not_emitted_whole(tmp_path):
     ours = data.load_tokenizer(tmp_path)
     theirs = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert ours.encode("zqxjkv") == theirs.encode("zqxjkv").ids != [4096]
-    assert ours.decode([4096]) == "zqxjkv" and ours.vocab_size == 4097  # a model may still sample it
+    assert ours.decode([4096]) == "zqxjkv"  # a model may still sample it
 
 
 def test_merges_out_of_the_order_of_ids(tmp_path):
@@ -141,7 +141,7 @@ def test_without_thinking():
 def test_decode_replaces_cut_characters_and_padded_rows(tokenizer):
     ids = tokenizer.encode("🙂")
     assert len(ids) > 1 and "\ufffd" in tokenizer.decode(ids[:-1])
-    assert tokenizer.decode([tokenizer.vocab_size + 3]) == "\ufffd"
+    assert tokenizer.decode([99_999]) == "\ufffd"
     assert tokenizer.decode([tokenizer.end_id]) == ""
     assert tokenizer.decode([tokenizer.added["<think>"]]) == "<think>"
 
