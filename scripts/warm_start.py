@@ -67,7 +67,7 @@ def run(c: Config):
 @exits_cleanly
 def main(argv=None):
     c = train.parse(argv, Config, PRESETS, __doc__)
-    c = replace(c, judge="offline", hri="positive", prompts=processes.WORLD)
+    c = replace(c, judge="offline", hri="positive", kl=0.0, prompts=processes.WORLD)
     train.check(c, processes.WORLD)
     run(c)
 
