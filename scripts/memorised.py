@@ -13,11 +13,13 @@ import random
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 
 import data
 import rollout
 from lib import files, huggingface
 from lib.flags import exits_cleanly, parser
+from lib.pages import markdown_table
 
 K = 8  # shorter spans are not looked for
 MEMORISED = 50  # tokens; a longer span is memorised
@@ -41,46 +43,43 @@ def longest_spans(texts: list[list[int]], stories: list[list[int]], own: list[in
     return best
 
 
+def measure(spans: list[tuple[int, int]]) -> dict:
+    lengths = [n for n, _ in spans]
+    found = {"stories": len(lengths), "median": float(median(lengths)) if lengths else None}
+    return found | {"longest": max(lengths, default=0), "memorised": sum(n > MEMORISED for n in lengths)}
+
+
 def memorised(model, tokenizer, examples: list, stop_ids=(), limit: int = 64, tokens: int = 256) -> dict:
     """What continuations of `limit` stories, from their prompts and first tokens, share with all stories."""
-    with_story = [e for e in examples if e.story and e.story.strip()]
-    if not with_story:
+    examples = [e for e in examples if e.story]
+    if not examples:
         raise ValueError("none of the examples has a human story; give the file the model was trained on")
-    stories = [tokenizer.encode(e.story.strip()) for e in with_story]
+    stories = [tokenizer.encode(e.story.strip()) for e in examples]
     picked = random.Random(0).sample(range(len(stories)), min(limit, len(stories)))
-    by_prefix, found = {}, []
+    how, prefixes, found = {"max_new_tokens": tokens, "stop_ids": stop_ids, "temperature": 0.0}, {}, []
     for prefix in PREFIXES:
         asked = [s for s in picked if len(stories[s]) > prefix]
         # No thinking, even of a model that thinks: what is asked is how the story itself goes on.
-        prompts = [tokenizer.chat(with_story[s].prompt, False) + stories[s][:prefix] for s in asked]
-        how = {"max_new_tokens": tokens, "stop_ids": stop_ids, "temperature": 0.0}
+        prompts = [tokenizer.chat(examples[s].prompt, False) + stories[s][:prefix] for s in asked]
         written = [story.ids for story in rollout.generate(model, prompts, **how)]
         spans = longest_spans(written, stories)
-        lengths = [n for n, _ in spans]
-        row = {"stories": len(asked), "median": float(median(lengths)) if asked else None}
-        row |= {"longest": max(lengths, default=0), "memorised": sum(n > MEMORISED for n in lengths)}
-        by_prefix[prefix] = row
+        prefixes[prefix] = measure(spans)
         for s, ids, (n, at) in zip(asked, written, spans):
             if n > MEMORISED:
                 text = tokenizer.decode(ids[at : at + n])
-                found.append({"uid": with_story[s].uid, "prefix": prefix, "tokens": n, "text": text})
-    chance = [n for n, _ in longest_spans([stories[s] for s in picked], stories, picked)]
-    result = {"stories": len(stories), "asked": len(picked), "prefixes": by_prefix}
-    result["found"] = sorted(found, key=lambda f: -f["tokens"])
-    return result | {"between_stories": {"median": float(median(chance)), "longest": max(chance)}}
+                found.append({"uid": examples[s].uid, "prefix": prefix, "tokens": n, "text": text})
+    between = measure(longest_spans([stories[s] for s in picked], stories, picked))
+    result = {"stories": len(stories), "asked": len(picked), "prefixes": prefixes, "between_stories": between}
+    return result | {"found": sorted(found, key=lambda f: -f["tokens"])}
 
 
 def show(result: dict) -> str:
-    head = f"continuations of {result['asked']} of {result['stories']} stories"
-    lines = [f"{head}; longest span shared with any of them, in tokens (0: under {K})"]
-    for prefix, r in result["prefixes"].items():
-        over = f"over {MEMORISED}: {r['memorised']} of {r['stories']}"
-        lines.append(f"  prompt + {prefix:>3} tokens: median {r['median']}, longest {r['longest']}, {over}")
-    between = result["between_stories"]
-    lines.append(f"  (two human stories share: median {between['median']}, longest {between['longest']})")
+    rows = [[f"prompt + {prefix} tokens", *row.values()] for prefix, row in result["prefixes"].items()]
+    rows.append(["(another human story)", *result["between_stories"].values()])
+    head = f"longest span shared with one of {result['stories']} stories, in tokens (0: under {K}), by"
+    lines = [markdown_table([head, "stories", "median", "longest", f"over {MEMORISED}"], rows)]
     for f in result["found"][:5]:
-        text = " ".join(f["text"].split())[:160]
-        lines.append(f"  {f['uid']}, after {f['prefix']}: {f['tokens']} tokens: {text}")
+        lines.append(f"{f['uid']}, after {f['prefix']}: {f['tokens']} tokens: {shorten(f['text'], 160)}")
     return "\n".join(lines)
 
 
@@ -96,9 +95,8 @@ def main(argv=None):
     folder = huggingface.fetch(args.model or rollout.newest_checkpoint())
     model, tokenizer, _ = rollout.open_writer(folder)
     result = memorised(model, tokenizer, examples, rollout.stop_ids(folder, tokenizer), args.limit)
-    print(f"{folder}: {show(result)}")
     files.write_json(args.out, result)
-    print(args.out)
+    print(f"{folder}\n{show(result)}\n{args.out}")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,9 @@ def test_prompt_files(tmp_path):
         ("longbench-write", '{"prompt": "x"}', '"length" is None'),
         ("longbench-write", '{"query": "x"}', 'entry 1: no "prompt"'),
         ("writingbench-d4", json.dumps(rows[2]), "holds no prompt"),
-        ("eqbench-creative", "[1", "line 1: not JSON"),
+        ("longbench-write", "[1]", "line 1: a list, not an object"),
+        ("eqbench-creative", "[1", "is not JSON"),
+        ("eqbench-creative", "[1]", 'entry 1: no "writing_prompt"'),
     ]:
         with pytest.raises(ValueError, match=sentence):
             read(name, text)
