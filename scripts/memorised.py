@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from pathlib import Path
 from statistics import median
-from textwrap import shorten
 
 import data
 import rollout
-from lib import files, huggingface
+from lib import huggingface
 from lib.flags import exits_cleanly, parser
 from lib.pages import markdown_table
 
@@ -43,44 +41,35 @@ def longest_spans(texts: list[list[int]], stories: list[list[int]], own: list[in
     return best
 
 
-def measure(spans: list[tuple[int, int]]) -> dict:
-    lengths = [n for n, _ in spans]
-    found = {"stories": len(lengths), "median": float(median(lengths)) if lengths else None}
-    return found | {"longest": max(lengths, default=0), "memorised": sum(n > MEMORISED for n in lengths)}
+def measure(spans: list[tuple[int, int]]) -> list:
+    """How many texts, and of their spans the median, the longest, and how many are memorised."""
+    lengths = [n for n, _ in spans] or [0]
+    return [len(spans), median(lengths), max(lengths), sum(n > MEMORISED for n in lengths)]
 
 
-def memorised(model, tokenizer, examples: list, stop_ids=(), limit: int = 64, tokens: int = 256) -> dict:
-    """What continuations of `limit` stories, from their prompts and first tokens, share with all stories."""
+def memorised(model, tokenizer, examples: list, stop_ids=(), limit: int = 64, tokens: int = 256):
+    """What continuations of `limit` stories, from their prompts and first tokens, share with all stories ->
+    (rows of `measure`, each behind what was given; memorised spans, longest first)."""
     examples = [e for e in examples if e.story]
     if not examples:
         raise ValueError("none of the examples has a human story; give the file the model was trained on")
     stories = [tokenizer.encode(e.story.strip()) for e in examples]
     picked = random.Random(0).sample(range(len(stories)), min(limit, len(stories)))
-    how, prefixes, found = {"max_new_tokens": tokens, "stop_ids": stop_ids, "temperature": 0.0}, {}, []
+    how, rows, found = {"max_new_tokens": tokens, "stop_ids": stop_ids, "temperature": 0.0}, [], []
     for prefix in PREFIXES:
         asked = [s for s in picked if len(stories[s]) > prefix]
         # No thinking, even of a model that thinks: what is asked is how the story itself goes on.
         prompts = [tokenizer.chat(examples[s].prompt, False) + stories[s][:prefix] for s in asked]
         written = [story.ids for story in rollout.generate(model, prompts, **how)]
         spans = longest_spans(written, stories)
-        prefixes[prefix] = measure(spans)
+        rows.append([f"prompt + {prefix} tokens", *measure(spans)])
         for s, ids, (n, at) in zip(asked, written, spans):
             if n > MEMORISED:
-                text = tokenizer.decode(ids[at : at + n])
-                found.append({"uid": examples[s].uid, "prefix": prefix, "tokens": n, "text": text})
+                text = " ".join(tokenizer.decode(ids[at : at + n]).split())
+                found.append((n, f"{examples[s].uid}, after {prefix}: {n} tokens: {text}"))
     between = measure(longest_spans([stories[s] for s in picked], stories, picked))
-    result = {"stories": len(stories), "asked": len(picked), "prefixes": prefixes, "between_stories": between}
-    return result | {"found": sorted(found, key=lambda f: -f["tokens"])}
-
-
-def show(result: dict) -> str:
-    rows = [[f"prompt + {prefix} tokens", *row.values()] for prefix, row in result["prefixes"].items()]
-    rows.append(["(another human story)", *result["between_stories"].values()])
-    head = f"longest span shared with one of {result['stories']} stories, in tokens (0: under {K}), by"
-    lines = [markdown_table([head, "stories", "median", "longest", f"over {MEMORISED}"], rows)]
-    for f in result["found"][:5]:
-        lines.append(f"{f['uid']}, after {f['prefix']}: {f['tokens']} tokens: {shorten(f['text'], 160)}")
-    return "\n".join(lines)
+    rows.append(["(another human story)", *between])
+    return rows, [text for _, text in sorted(found, reverse=True)]
 
 
 @exits_cleanly
@@ -89,14 +78,15 @@ def main(argv=None):
     p.add_argument("--model", help="folder or hub id (default: newest under out/, else stories/tiny-base)")
     p.add_argument("--stories", required=True, help="the file it was trained on")
     p.add_argument("--limit", type=int, default=64, help="stories asked for (%(default)s)")
-    p.add_argument("--out", type=Path, default=Path("out/memorised.json"), help="default %(default)s")
     args = p.parse_args(argv)
     examples = data.read_examples(args.stories)
     folder = huggingface.fetch(args.model or rollout.newest_checkpoint())
     model, tokenizer, _ = rollout.open_writer(folder)
-    result = memorised(model, tokenizer, examples, rollout.stop_ids(folder, tokenizer), args.limit)
-    files.write_json(args.out, result)
-    print(f"{folder}\n{show(result)}\n{args.out}")
+    stopping = rollout.stop_ids(folder, tokenizer)
+    rows, found = memorised(model, tokenizer, examples, stopping, args.limit)
+    print(f"{folder}: longest spans shared with a story of {args.stories}, in tokens (0: under {K})")
+    print(markdown_table(["given", "asked", "median", "longest", f"over {MEMORISED}"], rows))
+    print("\n".join(found))
 
 
 if __name__ == "__main__":
