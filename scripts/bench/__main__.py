@@ -78,7 +78,7 @@ def growth(clock, picture: Path):
     contexts = (256, 1024, 4096, 16384)
     for B, context in itertools.product((1, 8, 64), contexts):
         each = step_time(model, B, context, clock)
-        series.setdefault(f"{B} rows", []).append(point(context, 1e3 * each))
+        series.setdefault(f"B = {B}", []).append(point(context, 1e3 * each))
         cache, read = step_bytes(model, B, context, 4)
         reads = f"reads {cache / 1e6:8.1f} MB of cache, {read / 1e6:8.1f} MB in all"
         line = f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms per step; {reads}"
