@@ -77,7 +77,7 @@ class Memory(NamedTuple):
 
     writing: with one slot. slot: for each further one. learning: without replica and slots. flops: of an
     update, per token of the longest row. tokens: of the micro-batches rehearsed. waits: {phase: of the host
-    for a device}.
+    for a device}. slots, fits: see `fit`.
     """
 
     writing: Counter
@@ -86,6 +86,8 @@ class Memory(NamedTuple):
     flops: float
     tokens: int
     waits: Counter = Counter()
+    slots: int = 1
+    fits: bool = False
 
 
 def line(few: Memory, twice: Memory, layers: int) -> Memory:
@@ -208,25 +210,15 @@ def memory(c: train.Config, hf_config: dict, world: int, node: int) -> Memory:
     return line(*few, text["num_hidden_layers"])
 
 
-class Fit(NamedTuple):
-    """A rehearsed run on one card: how many slots it opens, and its peaks with them, in bytes by kind."""
-
-    slots: int
-    writing: Counter
-    learning: Counter
-    peak: float
-    fits: bool
-
-
-def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
-    """Slots as rollout.plan_slots would open them on a card of `card` bytes."""
+def fit(c: train.Config, m: Memory, world: int, card: float) -> Memory:
+    """The same with as many slots as rollout.plan_slots would open on a card of `card` bytes."""
     stories = -(-c.prompts * c.group // world)
     before = m.writing.total() - m.slot
     slots = max(0, min(stories, c.slots or 64, int(0.9 * (card - before) // m.slot)))
     writing = m.writing + Counter(slots=(max(slots, 1) - 1) * m.slot)
     learning = m.learning + Counter(replica=c.keep_replica * writing["replica"])
-    peak = max(writing.total(), learning.total())
-    return Fit(slots, writing, learning, peak, slots > 0 and peak <= card)
+    fits = slots > 0 and max(writing.total(), learning.total()) <= card
+    return m._replace(writing=writing, learning=learning, slots=slots, fits=fits)
 
 
 def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
@@ -272,7 +264,7 @@ def judging_of(c: train.Config, a: Settings) -> tuple[int, float]:
     return calls, sum(len(message["content"]) for message in task[0]) / 4
 
 
-def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, slots: int, steps: int):
+def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, steps: int):
     """Prints hours and dollars: counted work divided by the given rates."""
     config = qwen.ModelConfig.from_hf(hf_config)
     policy, human = c.prompts * c.group, c.prompts * (c.hri != "off")
@@ -281,12 +273,13 @@ def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, slots: int, s
     embedding = 2 * config.vocab_size * config.hidden_size
     weights = 2 * sum(qwen.count(hf_config)) - embedding * (not config.tie_word_embeddings)
     state, keys = cache_bytes(config, a.story_tokens // 2)
-    decode = (weights + slots * (2 * state + keys)) / (a.bandwidth * 1e9 * a.decode_share)  # seconds per step
-    writing = policy / a.gpus / slots * a.story_tokens * decode
+    bytes_per_second = a.bandwidth * 1e9 * a.decode_share
+    decode = (weights + m.slots * (2 * state + keys)) / bytes_per_second  # seconds per step
+    writing = policy / a.gpus / m.slots * a.story_tokens * decode
     learned = tokens + (policy + human) * c.max_prompt_tokens / 2
     learning = m.flops * learned / a.gpus / (a.tflops * 1e12 * a.train_share)
     print(f"\n{steps} steps, {steps * tokens / 1e6:.1f} M completion tokens of {a.story_tokens:,} per story")
-    at = f"{slots / decode:.0f} tokens/s per GPU at {a.decode_share:.0%} of {a.bandwidth:g} GB/s"
+    at = f"{m.slots / decode:.0f} tokens/s per GPU at {a.decode_share:.0%} of {a.bandwidth:g} GB/s"
     print(f"  writing {writing:.0f} s per step ({at})")
     at = f"{m.flops / 1e9:.1f} GFLOP counted per token, at {a.train_share:.0%} of {a.tflops:g} TFLOP/s"
     print(f"  learning {learning:.0f} s per step ({at})")
@@ -310,7 +303,7 @@ def serving(hf_config: dict) -> str:
     return f"served: {weights}; per story {state / 1e6:.3g} MB + {keys / 1e6:.3g} MB per thousand tokens"
 
 
-def show(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit):
+def show(c: train.Config, a: Settings, hf_config: dict, m: Memory):
     """Prints what is trained, on what, and the memory by kind and phase."""
     frozen, trained = qwen.count(hf_config, c.lora_rank)
     kind = parallel.choose(c.parallel, shard=not c.lora_rank)[0] if a.gpus > 1 else "none"
@@ -321,11 +314,13 @@ def show(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit):
     print(f"rehearsed on fake tensors, micro-batch of {m.tokens:,.0f} tokens{shallow}\n")
     print(f"{'GB per GPU, at its highest while it':36}{'writes':>8}{'learns':>8}")
     for kind in KINDS:
-        both = [peak[kind] / 1e9 for peak in (f.writing, f.learning)]
+        both = [peak[kind] / 1e9 for peak in (m.writing, m.learning)]
         if max(both) >= 0.05:
             print(f"  {kind:34}" + "".join(f"{x:8.1f}" if x >= 0.05 else f"{'-':>8}" for x in both))
-    print(f"  {'all':34}{f.writing.total() / 1e9:8.1f}{f.learning.total() / 1e9:8.1f}")
-    print(f"peak {f.peak / 1e9:.1f} GB of {a.card / 1e9:.1f}; {f.slots} slots of {m.slot / 1e6:.0f} MB")
+    writing, learning = m.writing.total() / 1e9, m.learning.total() / 1e9
+    print(f"  {'all':34}{writing:8.1f}{learning:8.1f}")
+    peak = f"peak {max(writing, learning):.1f} GB of {a.card / 1e9:.1f}"
+    print(f"{peak}; {m.slots} slots of {m.slot / 1e6:.0f} MB")
     print(serving(hf_config))
 
 
@@ -352,14 +347,14 @@ def main(argv=None):
     steps = c.steps if c.steps >= 0 else (len(examples) or a.examples) // c.prompts
     assumed = f"{c.data} does not exist yet: {a.examples:,} examples assumed, see --examples"
     print(data.describe(c.data, examples) if examples else assumed)
-    m = memory(c, hf_config, a.gpus, a.gpus_per_node)
-    f = fit(c, m, a.gpus, a.card)
-    show(c, a, hf_config, m, f)
-    if f.fits:
-        work(c, a, hf_config, m, f.slots, steps)
+    one_slot = memory(c, hf_config, a.gpus, a.gpus_per_node)
+    m = fit(c, one_slot, a.gpus, a.card)
+    show(c, a, hf_config, m)
+    if m.fits:
+        work(c, a, hf_config, m, steps)
     else:
-        print(f"does not fit; what helps: {advice(c, a, hf_config, m)}")
-    return 0 if f.fits else 1
+        print(f"does not fit; what helps: {advice(c, a, hf_config, one_slot)}")
+    return 0 if m.fits else 1
 
 
 if __name__ == "__main__":

@@ -276,8 +276,8 @@ def test_calls_and_dollars_of_the_judge_in_each_mode(flags, calls, stories, caps
         assert plan.judging_of(c, a)[0] == calls
         prompts.append(plan.judging_of(c, a)[1])
     assert prompts[1] - prompts[0] == 4000 * stories and 500 < prompts[0] < 9000  # the rubric, the request
-    memory = plan.Memory(plan.Counter(), 0, plan.Counter(), 6e10, 1)
-    plan.work(c, a, json.loads(plan.NINE_B.read_text()), memory, 8, steps=1000)
+    memory = plan.Memory(plan.Counter(), 0, plan.Counter(), 6e10, 1, slots=8)
+    plan.work(c, a, json.loads(plan.NINE_B.read_text()), memory, steps=1000)
     told = capsys.readouterr().out
     assert f"  {1000 * calls:,} judge calls" in told
     dollars = 1000 * calls * (2 * prompts[1] + 10 * 100) / 1e6
