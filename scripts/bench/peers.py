@@ -289,11 +289,10 @@ def trl_step(folder: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    how = {"bf16": False, "fp16": False, "gradient_checkpointing": False, "disable_tqdm": True, "beta": 0.0}
-    how |= {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "use_cpu": True}
+    how = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True, "report_to": "none"}
     how |= {"per_device_train_batch_size": STORIES, "num_generations": STORIES, "learning_rate": LR}
     how |= {"max_completion_length": TOKENS, "generation_kwargs": {"min_new_tokens": TOKENS}}
-    how |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    how |= {"beta": 0.0, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     trainer = GRPOTrainer(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         variety,
