@@ -92,7 +92,7 @@ def test_the_gap_is_what_the_order_of_the_words_is_worth(start, tmp_path, monkey
         fluency, "bits_per_word", lambda model, _, text: asked.append(text) or len(asked) ** 2
     )
     fluency.main([str(tmp_path / "f.jsonl"), "--model", str(start), "--limit", "2"])
-    cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    cells = capsys.readouterr().out.strip().splitlines()[-1].strip("| ").split(" | ")
     assert asked[::2] == stories[:2]
     for text, shuffled in zip(asked[::2], asked[1::2]):
         assert shuffled != text and sorted(shuffled.split()) == sorted(text.split())
