@@ -9,16 +9,12 @@ benchmarks' own judges, leaderboards, several chapters, Glicko.
 from __future__ import annotations
 
 import copy
-import json
-from concurrent.futures import Future
 from pathlib import Path
-
-import torch
 
 import data
 import eval as evaluation
 import judge as judging
-from lib import files, flags
+from lib import files, flags, huggingface
 
 BENCHMARKS = {  # name: (rubric, key of the prompt, key of its length)
     "story-quality": ("story_quality", "prompt", "target_word_count"),
@@ -29,26 +25,20 @@ BENCHMARKS = {  # name: (rubric, key of the prompt, key of its length)
 }
 
 
-def read_rows(path: Path) -> list:
-    """The entries of a file that is a JSON object, a JSON list or JSON Lines."""
-    try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return [row for _, row in files.read_lines(path)]
-    if isinstance(whole, dict) and all(isinstance(v, dict) for v in whole.values()):
-        return list(whole.values())
-    return whole if isinstance(whole, list) else [whole]
-
-
 def read_benchmark(name: str, path: Path, words: int) -> tuple[list[data.Example], dict[str, list[dict]]]:
     """The prompts of a benchmark's file, and WritingBench's criteria by prompt.
 
     words: what counts as asked where a prompt names no length. ValueError: another schema, and where."""
     _, prompt_key, length_key = BENCHMARKS[name]
     examples, criteria = [], {}
-    for number, row in enumerate(read_rows(path), 1):
+    if name.startswith("eqbench"):  # one JSON object of all prompts; the others are JSON Lines
+        rows = huggingface.read_json(path)
+        rows = rows.values() if isinstance(rows, dict) else rows
+    else:
+        rows = [row for _, row in files.read_lines(path)]
+    for number, row in enumerate(rows, 1):
         where = f"{path}, entry {number}"
-        prompt = row.get(prompt_key) or row.get("prompt") if isinstance(row, dict) else None
+        prompt = row.get(prompt_key) if isinstance(row, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f'{where}: no "{prompt_key}"; this is not a prompt file of {name}')
         if name == "writingbench-d4":
@@ -57,8 +47,8 @@ def read_benchmark(name: str, path: Path, words: int) -> tuple[list[data.Example
             if not isinstance(row.get("checklist"), list):
                 raise ValueError(f'{where}: no "checklist", the criteria WritingBench grades by')
             criteria[prompt] = row["checklist"]
-        length = row.get(length_key) if length_key else None
-        if length_key and not isinstance(length, int):
+        length = row.get(length_key) if length_key else words
+        if not isinstance(length, int):
             raise ValueError(f'{where}: "{length_key}" is {length!r}, not a number of words')
         # EQ-Bench varies a prompt by seeds; the first of them, so that a prompt stays one prompt.
         prompt = prompt.replace("<SEED>", (row.get("seed_modifiers") or [""])[0])
@@ -71,7 +61,7 @@ def read_benchmark(name: str, path: Path, words: int) -> tuple[list[data.Example
 def grade_by(judge: judging.Judge, rubrics: dict[str, judging.Rubric]):
     """Has the judge use each prompt's own rubric: WritingBench writes five criteria for each query."""
 
-    def submit(prompt: str, story: str) -> Future:
+    def submit(prompt: str, story: str):
         view = copy.copy(judge)  # the same workers, bill and cache
         view.rubric = next(rubric for query, rubric in rubrics.items() if prompt.startswith(query))
         return judging.Judge.submit(view, prompt, story)
@@ -87,7 +77,6 @@ def main(argv=None):
     more = "length that counts as asked where the benchmark names none (%(default)s)"
     p.add_argument("--words", type=int, default=1000, help=more)
     args, rest = p.parse_known_args(argv)
-    torch.set_flush_denormal(True)
     examples, criteria = read_benchmark(args.name, args.file, args.words)
     c = flags.read(evaluation.Settings, rest, __doc__)
     c.rubric, c.thirds, c.prompts = BENCHMARKS[args.name][0], "off", c.prompts or str(args.file)

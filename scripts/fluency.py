@@ -51,11 +51,6 @@ def bits_per_word(model, tokenizer, text: str) -> float:
     return -logp.gather(-1, ids[:, 1:, None]).sum().item() / math.log(2) / data.words(text)
 
 
-def shuffled(text: str, chance: random.Random) -> str:
-    words = text.split()
-    return " ".join(chance.sample(words, len(words)))
-
-
 @exits_cleanly
 def main(argv=None):
     p = parser(__doc__)
@@ -67,14 +62,16 @@ def main(argv=None):
     rows, chance = [], random.Random(0)
     for file in args.files:
         stories = [row["story"] for _, row in read_lines(file, "a story per line") if row.get("story")]
-        found = []
-        for story in tqdm(stories[: args.limit], Path(file).name):
-            plain = bits_per_word(model, tokenizer, story)
-            found.append((plain, bits_per_word(model, tokenizer, shuffled(story, chance)) - plain))
-        if not found:
+        if not stories:
             raise ValueError(f'{file} holds no line with a "story"')
-        told = [student(list(values)) for values in zip(*found)]
-        rows.append([file, len(found), *(f"{mean:.2f} ± {half or 0:.2f}" for mean, half in told)])
+        bits, gaps = [], []
+        for story in tqdm(stories[: args.limit], Path(file).name):
+            bits.append(bits_per_word(model, tokenizer, story))
+            words = story.split()
+            shuffled = " ".join(chance.sample(words, len(words)))
+            gaps.append(bits_per_word(model, tokenizer, shuffled) - bits[-1])
+        told = [f"{mean:.2f} ± {half or 0:.2f}" for mean, half in (student(bits), student(gaps))]
+        rows.append([file, len(bits), *told])
     print(markdown_table(["file", "stories", "bits per word", "gap to its words shuffled"], rows))
 
 

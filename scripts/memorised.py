@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from pathlib import Path
 from statistics import median
 
 import data
 import rollout
-from lib import files, huggingface
+from lib import huggingface
 from lib.flags import exits_cleanly, parser
+from lib.pages import markdown_table
 
 K = 8  # shorter spans are not looked for
 MEMORISED = 50  # tokens; a longer span is memorised
@@ -41,47 +41,35 @@ def longest_spans(texts: list[list[int]], stories: list[list[int]], own: list[in
     return best
 
 
-def memorised(model, tokenizer, examples: list, stop_ids=(), limit: int = 64, tokens: int = 256) -> dict:
-    """What continuations of `limit` stories, from their prompts and first tokens, share with all stories."""
-    with_story = [e for e in examples if e.story and e.story.strip()]
-    if not with_story:
+def measure(spans: list[tuple[int, int]]) -> list:
+    """How many texts, and of their spans the median, the longest, and how many are memorised."""
+    lengths = [n for n, _ in spans] or [0]
+    return [len(spans), median(lengths), max(lengths), sum(n > MEMORISED for n in lengths)]
+
+
+def memorised(model, tokenizer, examples: list, stop_ids=(), limit: int = 64, tokens: int = 256):
+    """What continuations of `limit` stories, from their prompts and first tokens, share with all stories ->
+    (rows of `measure`, each behind what was given; memorised spans, longest first)."""
+    examples = [e for e in examples if e.story]
+    if not examples:
         raise ValueError("none of the examples has a human story; give the file the model was trained on")
-    stories = [tokenizer.encode(e.story.strip()) for e in with_story]
+    stories = [tokenizer.encode(e.story.strip()) for e in examples]
     picked = random.Random(0).sample(range(len(stories)), min(limit, len(stories)))
-    by_prefix, found = {}, []
+    how, rows, found = {"max_new_tokens": tokens, "stop_ids": stop_ids, "temperature": 0.0}, [], []
     for prefix in PREFIXES:
         asked = [s for s in picked if len(stories[s]) > prefix]
         # No thinking, even of a model that thinks: what is asked is how the story itself goes on.
-        prompts = [tokenizer.chat(with_story[s].prompt, False) + stories[s][:prefix] for s in asked]
-        how = {"max_new_tokens": tokens, "stop_ids": stop_ids, "temperature": 0.0}
+        prompts = [tokenizer.chat(examples[s].prompt, False) + stories[s][:prefix] for s in asked]
         written = [story.ids for story in rollout.generate(model, prompts, **how)]
         spans = longest_spans(written, stories)
-        lengths = [n for n, _ in spans]
-        row = {"stories": len(asked), "median": float(median(lengths)) if asked else None}
-        row |= {"longest": max(lengths, default=0), "memorised": sum(n > MEMORISED for n in lengths)}
-        by_prefix[prefix] = row
+        rows.append([f"prompt + {prefix} tokens", *measure(spans)])
         for s, ids, (n, at) in zip(asked, written, spans):
             if n > MEMORISED:
-                text = tokenizer.decode(ids[at : at + n])
-                found.append({"uid": with_story[s].uid, "prefix": prefix, "tokens": n, "text": text})
-    chance = [n for n, _ in longest_spans([stories[s] for s in picked], stories, picked)]
-    result = {"stories": len(stories), "asked": len(picked), "prefixes": by_prefix}
-    result["found"] = sorted(found, key=lambda f: -f["tokens"])
-    return result | {"between_stories": {"median": float(median(chance)), "longest": max(chance)}}
-
-
-def show(result: dict) -> str:
-    head = f"continuations of {result['asked']} of {result['stories']} stories"
-    lines = [f"{head}; longest span shared with any of them, in tokens (0: under {K})"]
-    for prefix, r in result["prefixes"].items():
-        over = f"over {MEMORISED}: {r['memorised']} of {r['stories']}"
-        lines.append(f"  prompt + {prefix:>3} tokens: median {r['median']}, longest {r['longest']}, {over}")
-    between = result["between_stories"]
-    lines.append(f"  (two human stories share: median {between['median']}, longest {between['longest']})")
-    for f in result["found"][:5]:
-        text = " ".join(f["text"].split())[:160]
-        lines.append(f"  {f['uid']}, after {f['prefix']}: {f['tokens']} tokens: {text}")
-    return "\n".join(lines)
+                text = " ".join(tokenizer.decode(ids[at : at + n]).split())
+                found.append((n, f"{examples[s].uid}, after {prefix}: {n} tokens: {text}"))
+    between = measure(longest_spans([stories[s] for s in picked], stories, picked))
+    rows.append(["(another human story)", *between])
+    return rows, [text for _, text in sorted(found, reverse=True)]
 
 
 @exits_cleanly
@@ -90,15 +78,15 @@ def main(argv=None):
     p.add_argument("--model", help="folder or hub id (default: newest under out/, else stories/tiny-base)")
     p.add_argument("--stories", required=True, help="the file it was trained on")
     p.add_argument("--limit", type=int, default=64, help="stories asked for (%(default)s)")
-    p.add_argument("--out", type=Path, default=Path("out/memorised.json"), help="default %(default)s")
     args = p.parse_args(argv)
     examples = data.read_examples(args.stories)
     folder = huggingface.fetch(args.model or rollout.newest_checkpoint())
     model, tokenizer, _ = rollout.open_writer(folder)
-    result = memorised(model, tokenizer, examples, rollout.stop_ids(folder, tokenizer), args.limit)
-    print(f"{folder}: {show(result)}")
-    files.write_json(args.out, result)
-    print(args.out)
+    stopping = rollout.stop_ids(folder, tokenizer)
+    rows, found = memorised(model, tokenizer, examples, stopping, args.limit)
+    print(f"{folder}: longest spans shared with a story of {args.stories}, in tokens (0: under {K})")
+    print(markdown_table(["given", "asked", "median", "longest", f"over {MEMORISED}"], rows))
+    print("\n".join(found))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -38,7 +39,8 @@ from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
 
 NINE_B = Path(__file__).with_name("qwen3.5-9b.json")  # text part of the released config.json
-KINDS = ("weights", "optimiser", "reference", "gradients", "replica", "activations", "gathered", "temporary")
+KINDS = ("weights", "optimiser", "reference", "gradients", "replica")
+KINDS += ("activations", "gathered", "temporary", "slots")
 FEW = 4  # layers: one period of three DeltaNet blocks and one of attention
 
 
@@ -70,13 +72,12 @@ class Settings:
 # ---- the rehearsal ------------------------------------------------------------
 
 
-@dataclass
-class Memory:
+class Memory(NamedTuple):
     """What one process takes, in bytes by kind at the highest moment of each phase, and its work.
 
     writing: with one slot. slot: for each further one. learning: without replica and slots. flops: of an
     update, per token of the longest row. tokens: of the micro-batches rehearsed. waits: {phase: of the host
-    for a device}.
+    for a device}. slots, fits: see `fit`.
     """
 
     writing: Counter
@@ -84,19 +85,20 @@ class Memory:
     learning: Counter
     flops: float
     tokens: int
-    waits: Counter = field(default_factory=Counter)
+    waits: Counter = Counter()
+    slots: int = 1
+    fits: bool = False
 
-    def line(self, twice: Memory, layers: int) -> Memory:
-        """The straight line through self with FEW layers and `twice` with as many again, at `layers`."""
 
-        def at(a, b):
-            return a + (b - a) * (layers - FEW) / FEW
+def line(few: Memory, twice: Memory, layers: int) -> Memory:
+    """At `layers`, the straight line through a rehearsal of FEW layers and one of twice as many."""
 
-        def kinds(a, b):
+    def at(a, b):
+        if isinstance(a, Counter):
             return Counter({kind: at(a[kind], b[kind]) for kind in a | b})
+        return a + (b - a) * (layers - FEW) / FEW
 
-        writing, learning = kinds(self.writing, twice.writing), kinds(self.learning, twice.learning)
-        return Memory(writing, at(self.slot, twice.slot), learning, at(self.flops, twice.flops), self.tokens)
+    return Memory(*map(at, few, twice))
 
 
 @contextmanager
@@ -193,6 +195,10 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
     return Memory(writing, slot, ledger.peaks["learning"], flops, rows // 2 * longest, ledger.waits)
 
 
+def deep(hf_config: dict) -> bool:
+    return hf_config.get("text_config", hf_config)["num_hidden_layers"] > 2 * FEW
+
+
 def memory(c: train.Config, hf_config: dict, world: int, node: int) -> Memory:
     """`rehearse`, for a deep model from two shallow ones."""
     if not deep(hf_config):
@@ -201,35 +207,18 @@ def memory(c: train.Config, hf_config: dict, world: int, node: int) -> Memory:
     for n in (FEW, 2 * FEW):
         shallow = text | {"num_hidden_layers": n, "layer_types": text.get("layer_types", [])[:n]}
         few.append(rehearse(c, hf_config | {"text_config": shallow}, world, node))
-    return few[0].line(few[1], text["num_hidden_layers"])
+    return line(*few, text["num_hidden_layers"])
 
 
-def deep(hf_config: dict) -> bool:
-    return hf_config.get("text_config", hf_config)["num_hidden_layers"] > 2 * FEW
-
-
-@dataclass
-class Fit:
-    """A rehearsed run on one card: how many slots it opens, and its peaks with them, in bytes by kind."""
-
-    slots: int
-    writing: Counter
-    learning: Counter
-    peak: float
-    fits: bool
-
-
-def fit(c: train.Config, m: Memory, world: int, card: float) -> Fit:
-    """Slots as rollout.plan_slots would open them on a card of `card` bytes."""
+def fit(c: train.Config, m: Memory, world: int, card: float) -> Memory:
+    """The same with as many slots as rollout.plan_slots would open on a card of `card` bytes."""
     stories = -(-c.prompts * c.group // world)
     before = m.writing.total() - m.slot
     slots = max(0, min(stories, c.slots or 64, int(0.9 * (card - before) // m.slot)))
     writing = m.writing + Counter(slots=(max(slots, 1) - 1) * m.slot)
-    learning = Counter(m.learning)
-    if c.keep_replica:
-        learning["replica"] += writing["replica"]
-    peak = max(writing.total(), learning.total())
-    return Fit(slots, writing, learning, peak, slots > 0 and peak <= card)
+    learning = m.learning + Counter(replica=c.keep_replica * writing["replica"])
+    fits = slots > 0 and max(writing.total(), learning.total()) <= card
+    return m._replace(writing=writing, learning=learning, slots=slots, fits=fits)
 
 
 def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
@@ -275,42 +264,35 @@ def judging_of(c: train.Config, a: Settings) -> tuple[int, float]:
     return calls, sum(len(message["content"]) for message in task[0]) / 4
 
 
-def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps: int) -> list[str]:
-    """Hours and dollars: counted work divided by the given rates."""
+def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, steps: int):
+    """Prints hours and dollars: counted work divided by the given rates."""
     config = qwen.ModelConfig.from_hf(hf_config)
     policy, human = c.prompts * c.group, c.prompts * (c.hri != "off")
-    tokens, slots = (policy + human) * a.story_tokens, max(1, f.slots)
+    tokens = (policy + human) * a.story_tokens
     # Decoding reads all weights once per step, and each slot's states twice and half of its keys once.
     embedding = 2 * config.vocab_size * config.hidden_size
     weights = 2 * sum(qwen.count(hf_config)) - embedding * (not config.tie_word_embeddings)
     state, keys = cache_bytes(config, a.story_tokens // 2)
-    decode = (weights + slots * (2 * state + keys)) / (a.bandwidth * 1e9 * a.decode_share)  # seconds per step
-    writing = policy / a.gpus / slots * a.story_tokens * decode
+    bytes_per_second = a.bandwidth * 1e9 * a.decode_share
+    decode = (weights + m.slots * (2 * state + keys)) / bytes_per_second  # seconds per step
+    writing = policy / a.gpus / m.slots * a.story_tokens * decode
     learned = tokens + (policy + human) * c.max_prompt_tokens / 2
     learning = m.flops * learned / a.gpus / (a.tflops * 1e12 * a.train_share)
+    print(f"\n{steps} steps, {steps * tokens / 1e6:.1f} M completion tokens of {a.story_tokens:,} per story")
+    at = f"{m.slots / decode:.0f} tokens/s per GPU at {a.decode_share:.0%} of {a.bandwidth:g} GB/s"
+    print(f"  writing {writing:.0f} s per step ({at})")
+    at = f"{m.flops / 1e9:.1f} GFLOP counted per token, at {a.train_share:.0%} of {a.tflops:g} TFLOP/s"
+    print(f"  learning {learning:.0f} s per step ({at})")
     hours, (calls, prompt) = steps * (writing + learning) / 3600, judging_of(c, a)
+    paid = f", {hours * a.gpus * a.gpu_price:.0f} dollars of GPU" if a.gpu_price else ""
+    print(f"  {hours:.1f} hours{paid}")
     read, told = (steps * calls * n / 1e6 for n in (prompt, a.verdict_tokens))  # millions of tokens
     dollars = read * a.judge_price[0] + told * a.judge_price[1]
     paid = f", {dollars:.0f} dollars" if any(a.judge_price) else "; give --judge_price IN OUT"
-    gpu = f", {hours * a.gpus * a.gpu_price:.0f} dollars of GPU" if a.gpu_price else ""
-    at = f"({slots / decode:.0f} tokens/s per GPU at {a.decode_share:.0%} of {a.bandwidth:g} GB/s)"
-    by = f"({m.flops / 1e9:.1f} GFLOP counted per token, at {a.train_share:.0%} of {a.tflops:g} TFLOP/s)"
-    done = f"{steps * tokens / 1e6:.1f} M completion tokens of {a.story_tokens:,} per story"
-    lines = ["", f"{steps} steps, {done}", f"  writing {writing:.0f} s per step {at}"]
-    lines += [f"  learning {learning:.0f} s per step {by}", f"  {hours:.1f} hours{gpu}"]
-    return lines + [f"  {steps * calls:,} judge calls, {read:.1f} M tokens in, {told:.1f} M out{paid}"]
+    print(f"  {steps * calls:,} judge calls, {read:.1f} M tokens in, {told:.1f} M out{paid}")
 
 
 # ---- the report ------------------------------------------------------------
-
-
-def table(f: Fit) -> list[str]:
-    lines = [f"{'GB per GPU, at its highest while it':36}{'writes':>8}{'learns':>8}"]
-    for kind in (*KINDS, "slots"):
-        both = [peak[kind] / 1e9 for peak in (f.writing, f.learning)]
-        if max(both) >= 0.05:
-            lines.append(f"  {kind:34}" + "".join(f"{x:8.1f}" if x >= 0.05 else f"{'-':>8}" for x in both))
-    return lines + [f"  {'all':34}{f.writing.total() / 1e9:8.1f}{f.learning.total() / 1e9:8.1f}"]
 
 
 def serving(hf_config: dict) -> str:
@@ -321,22 +303,25 @@ def serving(hf_config: dict) -> str:
     return f"served: {weights}; per story {state / 1e6:.3g} MB + {keys / 1e6:.3g} MB per thousand tokens"
 
 
-def report(c: train.Config, a: Settings, hf_config: dict, m: Memory, f: Fit, steps: int) -> str:
-    total, (frozen, trained) = sum(qwen.count(hf_config)), qwen.count(hf_config, c.lora_rank)
+def show(c: train.Config, a: Settings, hf_config: dict, m: Memory):
+    """Prints what is trained, on what, and the memory by kind and phase."""
+    frozen, trained = qwen.count(hf_config, c.lora_rank)
     kind = parallel.choose(c.parallel, shard=not c.lora_rank)[0] if a.gpus > 1 else "none"
     how = {"fsdp": "sharded", "hsdp": "sharded in each node"}.get(kind, "whole on each GPU")
-    size = f"{(frozen or total) / 1e9:.2f} B parameters, {trained / 1e9:.2f} B trained"
-    line = f"; with {FEW} and {2 * FEW} layers, then a straight line" if deep(hf_config) else ""
-    lines = [f"{c.model}: {size}; {a.gpus} x {a.gpu_memory:g} GB, {how}"]
-    lines += [f"rehearsed on fake tensors, micro-batch of {m.tokens:,} tokens{line}", "", *table(f)]
-    peak = f"peak {f.peak / 1e9:.1f} GB of {a.card / 1e9:.1f}"
-    lines.append(f"{peak}; {f.slots} slots of {m.slot / 1e6:.0f} MB")
-    lines.append(serving(hf_config))
-    if f.fits:
-        lines += work(c, a, hf_config, m, f, steps)
-    else:
-        lines.append(f"does not fit; what helps: {advice(c, a, hf_config, m)}")
-    return "\n".join(lines)
+    size = f"{(frozen or trained) / 1e9:.2f} B parameters, {trained / 1e9:.2f} B trained"
+    print(f"{c.model}: {size}; {a.gpus} x {a.gpu_memory:g} GB, {how}")
+    shallow = f"; with {FEW} and {2 * FEW} layers, then a straight line" if deep(hf_config) else ""
+    print(f"rehearsed on fake tensors, micro-batch of {m.tokens:,.0f} tokens{shallow}\n")
+    print(f"{'GB per GPU, at its highest while it':36}{'writes':>8}{'learns':>8}")
+    for kind in KINDS:
+        both = [peak[kind] / 1e9 for peak in (m.writing, m.learning)]
+        if max(both) >= 0.05:
+            print(f"  {kind:34}" + "".join(f"{x:8.1f}" if x >= 0.05 else f"{'-':>8}" for x in both))
+    writing, learning = m.writing.total() / 1e9, m.learning.total() / 1e9
+    print(f"  {'all':34}{writing:8.1f}{learning:8.1f}")
+    peak = f"peak {max(writing, learning):.1f} GB of {a.card / 1e9:.1f}"
+    print(f"{peak}; {m.slots} slots of {m.slot / 1e6:.0f} MB")
+    print(serving(hf_config))
 
 
 # ---- the command ------------------------------------------------------------
@@ -362,10 +347,14 @@ def main(argv=None):
     steps = c.steps if c.steps >= 0 else (len(examples) or a.examples) // c.prompts
     assumed = f"{c.data} does not exist yet: {a.examples:,} examples assumed, see --examples"
     print(data.describe(c.data, examples) if examples else assumed)
-    m = memory(c, hf_config, a.gpus, a.gpus_per_node)
-    f = fit(c, m, a.gpus, a.card)
-    print(report(c, a, hf_config, m, f, steps))
-    return 0 if f.fits else 1
+    one_slot = memory(c, hf_config, a.gpus, a.gpus_per_node)
+    m = fit(c, one_slot, a.gpus, a.card)
+    show(c, a, hf_config, m)
+    if m.fits:
+        work(c, a, hf_config, m, steps)
+    else:
+        print(f"does not fit; what helps: {advice(c, a, hf_config, one_slot)}")
+    return 0 if m.fits else 1
 
 
 if __name__ == "__main__":

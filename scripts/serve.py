@@ -45,26 +45,19 @@ def check(checkpoint: Path):
     sections = text.get("rope_parameters", {}).get("mrope_section", [11, 11, 10])
     folders = checkpoint, ROOT / "stories/tiny-base"
     ours, qwens = (huggingface.read_json(f / "tokenizer.json")["pre_tokenizer"] for f in folders)
-    wrong = {
-        f"DeltaNet keys of {keys} and values of {values}, where llama.cpp has one width": keys != values,
-        f"rope_parameters without an mrope_section that adds up to {half}": sum(sections) != half,
-        "a tokenizer that splits text in another way than Qwen3.5's": ours != qwens,
-    }
-    for why in (why for why, is_wrong in wrong.items() if is_wrong):
-        raise ValueError(f"{checkpoint} has {why}: train from a base that has what llama.cpp needs")
+    for is_wrong, why in (
+        (keys != values, f"DeltaNet keys of {keys} and values of {values}, where llama.cpp has one width"),
+        (sum(sections) != half, f"rope_parameters without an mrope_section that adds up to {half}"),
+        (ours != qwens, "a tokenizer that splits text in another way than Qwen3.5's"),
+    ):
+        if is_wrong:
+            raise ValueError(f"{checkpoint} has {why}: train from a base that has what llama.cpp needs")
 
 
 def conversion(llama: Path, checkpoint: Path, gguf: Path, kind: str) -> list[str]:
     """The converter's command line. A checkpoint has no head for multi-token prediction."""
     how = ["--no-mtp", "--outtype", kind, "--outfile", str(gguf)]
     return [sys.executable, "-c", CONVERTER, str(llama), str(checkpoint), *how]
-
-
-def service(server: Path, checkpoint: Path, gguf: Path) -> list[str]:
-    """The server's command line, four stories at a time. It thinks where eval.py's own writer would."""
-    config = qwen.ModelConfig.from_hf(huggingface.read_config(checkpoint))
-    how = ["--reasoning", "auto" if rollout.thinks(config) else "off", "--reasoning-format", "none"]
-    return [str(server), "-m", str(gguf), "--alias", "demo", *how, "--parallel", "4", "-c", "16384"]
 
 
 @exits_cleanly
@@ -83,8 +76,10 @@ def main(argv=None):
     if done.returncode:
         raise ValueError(f"llama.cpp's converter failed: {done.stderr[-1000:]}")
     print(f"{checkpoint} -> {gguf}, served at http://127.0.0.1:{a.port}/v1", flush=True)
-    command = [*service(server, checkpoint, gguf), "--host", "127.0.0.1", "--port", a.port, *rest]
-    os.execv(command[0], command)
+    thinks = rollout.thinks(qwen.ModelConfig.from_hf(huggingface.read_config(checkpoint)))
+    how = ["--reasoning", "auto" if thinks else "off", "--reasoning-format", "none"]
+    how += ["--parallel", "4", "-c", "16384", "--host", "127.0.0.1", "--port", a.port, *rest]
+    os.execv(server, [str(server), "-m", str(gguf), "--alias", "demo", *how])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import re
 from contextlib import closing
 
 import numpy as np
@@ -145,7 +146,9 @@ def test_prompt_files(tmp_path):
         ("longbench-write", '{"prompt": "x"}', '"length" is None'),
         ("longbench-write", '{"query": "x"}', 'entry 1: no "prompt"'),
         ("writingbench-d4", json.dumps(rows[2]), "holds no prompt"),
-        ("eqbench-creative", "[1", "line 1: not JSON"),
+        ("longbench-write", "[1]", "line 1: a list, not an object"),
+        ("eqbench-creative", "[1", "is not JSON"),
+        ("eqbench-creative", "[1]", 'entry 1: no "writing_prompt"'),
     ]:
         with pytest.raises(ValueError, match=sentence):
             read(name, text)
@@ -212,8 +215,8 @@ def test_an_overtrained_model_is_found_out_and_another_is_cleared():
     model = qwen.new({**TINY, "hidden_size": 96, "intermediate_size": 192}, 0)
     rows = [tokenizer.chat(e.prompt, False) + tokenizer.completion(e.story) for e in examples]
     batch = Packed(rows)
-    clean = memorised.memorised(model, tokenizer, examples, (tokenizer.end_id,), tokens=120)
-    assert not clean["found"] and all(p["memorised"] == 0 for p in clean["prefixes"].values())
+    rows, found = memorised.memorised(model, tokenizer, examples, (tokenizer.end_id,), tokens=120)
+    assert not found and all(row[-1] == 0 for row in rows)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(150):
         for group in optimiser.param_groups:
@@ -225,10 +228,13 @@ def test_an_overtrained_model_is_found_out_and_another_is_cleared():
         optimiser.step()
         if loss < 0.01:
             break
-    caught = memorised.memorised(model, tokenizer, examples, (tokenizer.end_id,), tokens=120)
-    prefixes, told = caught["prefixes"], (loss.item(), caught["prefixes"])
-    assert prefixes[0]["memorised"] == 3 and prefixes[50]["longest"] > 50, told
-    assert caught["found"][0]["text"].strip()[:40] in " ".join(e.story for e in examples)
-    assert caught["between_stories"]["longest"] < 20
+    rows, found = memorised.memorised(model, tokenizer, examples, (tokenizer.end_id,), tokens=120)
+    (_, *alone), (_, *after_50), *_, (_, *between) = rows
+    assert alone[0] == alone[3] == 3 and after_50[2] > 50, (loss.item(), rows)
+    lengths = [int(re.search(r": (\d+) tokens: ", text)[1]) for text in found]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] == max(row[3] for row in rows[:-1])
+    told = " ".join(" ".join(e.story for e in examples).split())
+    assert found[0].partition(" tokens: ")[2].strip()[:40] in told
+    assert between[2] < 20
     with pytest.raises(ValueError, match="human story"):
         memorised.memorised(model, tokenizer, [data.Example("a", "b", 1)])

@@ -268,7 +268,7 @@ def test_price_and_time_are_the_given_rates(capsys, tmp_path, monkeypatch):
         ("--judge_mode group --hri off", 8, 5),
     ],
 )
-def test_calls_and_dollars_of_the_judge_in_each_mode(flags, calls, stories):
+def test_calls_and_dollars_of_the_judge_in_each_mode(flags, calls, stories, capsys):
     given = ["--judge_price", "2", "10", "--verdict_tokens", "100", "--preset", "polaris-9b"]
     a, rest = plan.read_flags([*given, *flags.split()])
     c, prompts = train.parse(rest), []
@@ -276,8 +276,9 @@ def test_calls_and_dollars_of_the_judge_in_each_mode(flags, calls, stories):
         assert plan.judging_of(c, a)[0] == calls
         prompts.append(plan.judging_of(c, a)[1])
     assert prompts[1] - prompts[0] == 4000 * stories and 500 < prompts[0] < 9000  # the rubric, the request
-    memory, fit = plan.Memory(plan.Counter(), 0, plan.Counter(), 6e10, 1), plan.Fit(8, {}, {}, 0, True)
-    told = plan.work(c, a, json.loads(plan.NINE_B.read_text()), memory, fit, steps=1000)[-1]
+    memory = plan.Memory(plan.Counter(), 0, plan.Counter(), 6e10, 1, slots=8)
+    plan.work(c, a, json.loads(plan.NINE_B.read_text()), memory, steps=1000)
+    told = capsys.readouterr().out
     assert f"  {1000 * calls:,} judge calls" in told
     dollars = 1000 * calls * (2 * prompts[1] + 10 * 100) / 1e6
     assert float(re.search(r"out, (\d+) dollars", told)[1]) == pytest.approx(dollars, abs=0.5)

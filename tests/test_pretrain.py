@@ -1,5 +1,6 @@
 """scripts/pretrain.py, fluency.py and before_after.py: what makes the demo's base, and what looks at it."""
 
+import json
 import math
 import random
 
@@ -81,8 +82,21 @@ def test_bits_per_word_by_the_chain_rule(start):
         with torch.no_grad():
             total -= model(torch.tensor([ids[:n]])).logits[0, -1].log_softmax(-1)[ids[n]].item()
     assert fluency.bits_per_word(model, tokenizer, text) == pytest.approx(total / math.log(2) / 6, rel=1e-4)
-    words = fluency.shuffled(text, random.Random(0)).split()
-    assert words != text.split() and sorted(words) == sorted(text.split())
+
+
+def test_the_gap_is_what_the_order_of_the_words_is_worth(start, tmp_path, monkeypatch, capsys):
+    stories = ["He came home. She was there.", "The sea was dark and the lamp was out.", "Not asked for."]
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps({"story": story}) + "\n" for story in stories))
+    asked = []
+    monkeypatch.setattr(
+        fluency, "bits_per_word", lambda model, _, text: asked.append(text) or len(asked) ** 2
+    )
+    fluency.main([str(tmp_path / "f.jsonl"), "--model", str(start), "--limit", "2"])
+    cells = capsys.readouterr().out.strip().splitlines()[-1].strip("| ").split(" | ")
+    assert asked[::2] == stories[:2]
+    for text, shuffled in zip(asked[::2], asked[1::2]):
+        assert shuffled != text and sorted(shuffled.split()) == sorted(text.split())
+    assert cells[1] == "2" and cells[2].startswith("5.00 ± ") and cells[3].startswith("5.00 ± ")
 
 
 @pytest.fixture

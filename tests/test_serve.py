@@ -82,10 +82,10 @@ def test_the_converter_is_told_what_it_cannot_know_and_the_server_gets_its_file(
     )
 
 
-def test_a_model_that_thinks_is_served_so(checkpoint):
+def test_a_model_that_thinks_is_served_so(checkpoint, tmp_path):
     change(checkpoint / "config.json", thinking=True)
-    command = serve.service(checkpoint / "server", checkpoint, checkpoint / "m.gguf")
-    assert command[command.index("--reasoning") + 1] == "auto"
+    done = start(checkpoint, "--venv", pretended(tmp_path / "venv"), cwd=tmp_path)
+    assert " --reasoning auto " in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,9 @@ that slows down slows both. Before a row is timed, its answer is compared with t
 fails is void. Denormal numbers are flushed to zero on both sides: strong decays of the delta rule make them,
 and they cost the peer more than us.
 
-    python -m scripts.bench                             # the table, into out/bench/; ten minutes, quiet cores
-    python -m scripts.bench --only decode_8 --pairs 9   # one row (also: agreement, memory, growth, gpu)
-    python -m scripts.bench --clock cpu --threads 1     # CPU time of one thread: for a machine that is shared
-    python -m scripts.bench --page docs/performance.md  # the figures of that page, and growth.png beside it
+    python -m scripts.bench                            # the table, into out/bench/; ten minutes, quiet cores
+    python -m scripts.bench --only decode_8 --pairs 9  # one row (also: agreement, memory, growth, gpu)
+    python -m scripts.bench --clock cpu --threads 1    # CPU time of one thread: for a machine that is shared
 
 TRL is optional (requirements-bench.txt). On a GPU the copy bandwidth and the rate of matrix products are
 measured first; decoding and training of random weights, at the shapes of the 9B and the 2B, are then shares
@@ -27,18 +26,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.utils.benchmark import Timer
 
 import model as qwen
 import rollout
-from lib.files import replace_between, write_text
+from lib.files import write_text
 from lib.flags import exits_cleanly, opt, read
 from lib.lora import add_lora
 from lib.packed import Packed
-from lib.pages import figure, legend_beside, save_figure
+from lib.pages import chart, draw_chart, point
 from scripts.bench import peers
 from scripts.bench.peers import NINE_B, TINY, slots_at
 
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 TWO_B = NINE_B | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24}
 TWO_B |= {"num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_heads": 16}
 TWO_B |= {"tie_word_embeddings": True}
@@ -75,51 +74,28 @@ def step_time(model, B: int, context: int, clock) -> float:
 
 def growth(clock, picture: Path):
     """Yields the time of decode steps by context and batch beside the bytes they read, and of one story."""
-    model, times = rollout.replica(qwen.new(TINY)), {}
-    for B, context in itertools.product((1, 8, 64), (256, 1024, 4096, 16384)):
-        times[B, context] = each = step_time(model, B, context, clock)
+    model, series = rollout.replica(qwen.new(TINY)), {}
+    contexts = (256, 1024, 4096, 16384)
+    for B, context in itertools.product((1, 8, 64), contexts):
+        each = step_time(model, B, context, clock)
+        series.setdefault(f"B = {B}", []).append(point(context, 1e3 * each))
         cache, read = step_bytes(model, B, context, 4)
         reads = f"reads {cache / 1e6:8.1f} MB of cache, {read / 1e6:8.1f} MB in all"
         line = f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms per step; {reads}"
         yield f"{line} ({read / each / 1e9:5.1f} GB/s)"
-    marks, start = {}, clock()
-    for _, written, _ in rollout.stream(model, [[1, 2, 3]], max_new_tokens=STORY):
-        marks[len(written.ids)] = clock() - start
-    each = {n: (marks[n + 256] - marks[n - 256]) / 512 for n in (1024, 4096, 16384)}
-    parts = [f"at {n:,}: {seconds * 1e3:.2f} ms per token" for n, seconds in each.items()]
-    yield f"one story of {STORY:,} tokens in {marks[STORY]:.0f} s; {', '.join(parts)}"
-    draw(times, picture)
-
-
-def draw(times: dict[tuple[int, int], float], path: Path):
-    """times: {(rows, context): seconds per step}"""
-    fig, ((left, right),) = figure(1, 2, size=(10, 3.8))
-    batches, contexts = (sorted(set(side)) for side in zip(*times))
-    for B in batches:
-        left.plot(contexts, [1e3 * times[B, context] for context in contexts], "o-", label=f"{B} rows")
-    for context in contexts:
-        speeds = [B / times[B, context] for B in batches]
-        right.plot(batches, speeds, "o-", label=f"{context:,} tokens")
-    left.set(xlabel="context (tokens)", ylabel="ms per decode step")
-    right.set(xlabel="rows in the batch", ylabel="tokens per second")
-    for ax in (left, right):
-        ax.set(xscale="log", yscale="log")
-        legend_beside(ax)
-    save_figure(fig, path)
+    ticks = [[n, f"{n:,}"] for n in contexts]
+    draw_chart(picture, chart("", "ms per decode step", "context (tokens)", series, log=True, ticks=ticks))
+    start = clock()
+    rollout.generate(model, [[1, 2, 3]], max_new_tokens=STORY)
+    yield f"one story of {STORY:,} tokens in {clock() - start:.0f} s"
 
 
 # ---- a GPU, as a share of its own limits -------------------------------------------------------------------
 
 
 def timed(work, n: int) -> float:
-    """Seconds of one call on the GPU, after one to warm up."""
-    work()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(n):
-        work()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / n
+    """Seconds of one call, after two to warm up; torch's own timer waits for the GPU."""
+    return Timer("work()", globals={"work": work}).timeit(n).mean
 
 
 def random_model(hf: dict, dtype):
@@ -237,22 +213,18 @@ class Settings:
     clock: Literal["wall", "cpu"] = opt("wall", "cpu: time of this process alone, for a shared machine")
     threads: int = opt(os.cpu_count() or 1, "of both sides", low=1)
     out: str = opt("out/bench", "folder of bench.md and growth.png")
-    page: str = opt("", "a page that also gets the figures, between its two marks, and growth.png beside it")
 
 
 def check(a: Settings) -> list[str]:
     """The rows that are asked for. ValueError: one sentence, before ten minutes are spent."""
     if not set(a.only) <= set(ALL):
         raise ValueError(f"--only {' '.join(a.only)}: choose some of {', '.join(ALL)}")
-    wanted = a.only or [row for row in ALL if row != "gpu" or torch.cuda.is_available()]
-    if "gpu" in wanted and not torch.cuda.is_available():
+    if "gpu" in a.only and not torch.cuda.is_available():
         raise ValueError("--only gpu: there is no CUDA device here; the other rows need none")
-    if a.page:
-        replace_between(Path(a.page).read_text(encoding="utf-8"), BEGIN, END, "")
-    return wanted
+    return a.only or [row for row in ALL if row != "gpu" or torch.cuda.is_available()]
 
 
-def measure(a: Settings, wanted: list[str], picture: Path):
+def measure(a: Settings, wanted: list[str]):
     """Yields the lines of the report as they come."""
     clock = time.process_time if a.clock == "cpu" else time.perf_counter
     rows = [name for name in wanted if name in ROWS]
@@ -269,8 +241,7 @@ def measure(a: Settings, wanted: list[str], picture: Path):
     if "memory" in wanted:
         yield from peers.memory()
     if "growth" in wanted:
-        yield ""
-        yield from growth(clock, picture)
+        yield from growth(clock, Path(a.out, "growth.png"))
     if "gpu" in wanted:
         yield from gpu()
 
@@ -281,16 +252,12 @@ def main(argv=None) -> int:
     wanted = check(a)
     torch.set_flush_denormal(True)  # on our side and on the peer's: threads inherit it
     torch.set_num_threads(a.threads)
-    out = Path(a.out)
-    out.mkdir(parents=True, exist_ok=True)
+    Path(a.out).mkdir(parents=True, exist_ok=True)
     lines = []
-    for line in measure(a, wanted, (Path(a.page).parent if a.page else out) / "growth.png"):
+    for line in measure(a, wanted):
         print(line, flush=True)
         lines.append(line)
-    text = "```\n" + "\n".join(lines) + "\n```\n"
-    write_text(out / "bench.md", text)
-    if a.page:
-        write_text(a.page, replace_between(Path(a.page).read_text(encoding="utf-8"), BEGIN, END, text))
+    write_text(Path(a.out, "bench.md"), "```\n" + "\n".join(lines) + "\n```\n")
     return 1 if any(" VOID: " in line for line in lines) else 0
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import re
 import tempfile
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 import data
@@ -22,6 +20,7 @@ from lib.logprobs import LogProbs
 from lib.optim import adamw
 from lib.packed import Packed
 from lib.parallel import scorer_of
+from lib.rehearsal import rehearsal
 
 BASE = Path(__file__).resolve().parent.parent.parent / "stories" / "tiny-base"
 NINE_B = read_json(Path(__file__).resolve().parent.parent / "qwen3.5-9b.json")
@@ -52,23 +51,24 @@ class Pair:
         self.peer = transformers.Qwen3_5ForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         self.replica, self.compiled = rollout.replica(self.ours), rollout.replica(self.ours, compile=True)
 
-    def hf_generate(self, ids, mask, tokens, **kind):
+    @torch.inference_mode()
+    def hf_generate(self, ids, tokens, **kind):
         limits = {"max_new_tokens": tokens, "min_new_tokens": tokens, "pad_token_id": 0}
-        with torch.inference_mode():
-            return self.peer.eval().generate(ids, attention_mask=mask, **limits, **kind)[:, ids.shape[1] :]
+        return self.peer.generate(ids, attention_mask=torch.ones_like(ids), **limits, **kind)
 
 
 def random_ids(*shape, seed=0):
     return torch.randint(0, TINY["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
 
 
-def apart(ours, theirs) -> float:
-    """The largest relative difference among pairs of tensors."""
-    return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs))
-
-
 def fault(what: str, gap: float, most: float) -> str | None:
     return None if gap < most else f"{what} differ by {gap:.1e}"
+
+
+def apart(ours, theirs, most: float) -> str | None:
+    """What is wrong with pairs of tensors whose largest relative difference may be `most`."""
+    gap = max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
+    return fault("values or gradients", gap, most)
 
 
 # ---- rows: each returns (ours, peer, what is wrong or None) ------------------------------------------------
@@ -91,22 +91,18 @@ def forward(pair):
 def backward(pair):
     # Each side takes its natural loss of the same value: the mean log-probability of the tokens.
     ids = random_ids(1, 2048)
+    names, own = zip(*pair.ours.named_parameters())
+    theirs = [pair.peer.get_parameter(f"model.{name}") for name in names]
 
     def ours():
-        pair.ours.zero_grad(set_to_none=True)
         logp, _ = pair.ours.token_logprobs(Packed(ids.tolist()))
-        (-logp.mean()).backward()
+        return torch.autograd.grad(-logp.mean(), own)
 
     def peer():
-        pair.peer.train().zero_grad(set_to_none=True)
         logits = pair.peer(ids, use_cache=False).logits[:, :-1]
-        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        return torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()), theirs)
 
-    ours()
-    peer()
-    theirs = {name.removeprefix("model."): p.grad for name, p in pair.peer.named_parameters()}
-    own = {name: p.grad for name, p in pair.ours.named_parameters()}
-    return ours, peer, fault("gradients", apart(own.values(), [theirs[name] for name in own]), 1e-3)
+    return ours, peer, apart(ours(), peer(), 1e-3)
 
 
 def delta_rule(_):
@@ -119,10 +115,7 @@ def delta_rule(_):
     inputs = [x.requires_grad_() for x in (q, k, v, decay, beta)]
 
     def learn(out):
-        for x in inputs:
-            x.grad = None
-        out.square().sum().backward()
-        return [out.detach(), *(x.grad for x in inputs)]
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]
 
     def ours():
         return learn(delta.delta_chunked(delta.l2norm(q) * d**-0.5, delta.l2norm(k), v, decay, beta)[0])
@@ -131,39 +124,59 @@ def delta_rule(_):
         wide = (x.repeat_interleave(2, 2) for x in (q, k))
         return learn(theirs(*wide, v, g=decay, beta=beta, use_qk_l2norm_in_kernel=True)[0])
 
-    return ours, peer, fault("output or gradients", apart(ours(), peer()), 1e-3)
+    return ours, peer, apart(ours(), peer(), 1e-3)
 
 
 def logprobs(_):
     ours, peer = partial(logprob_work, "ours"), partial(logprob_work, "naive")
-    return ours, peer, fault("values or gradients", apart(ours(), peer()), 1e-4)
+    return ours, peer, apart(ours(), peer(), 1e-4)
+
+
+def logprob_work(kind: str):
+    """Log-probabilities and gradients of 2,048 tokens over 32,768 words: as many logits as memory notices."""
+    g = torch.Generator().manual_seed(0)
+    h = torch.randn(2048, 256, generator=g).requires_grad_()
+    W = (torch.randn(32768, 256, generator=g) * 0.05).requires_grad_()
+    targets = torch.randint(0, 32768, (2048,), generator=g)
+    if kind == "ours":
+        logp = LogProbs.apply(h, W, targets, 1.0)[0]
+    else:
+        everything = (h @ W.t()).log_softmax(-1)
+        logp = everything.gather(-1, targets[:, None])[:, 0]
+        with torch.no_grad():  # both sides also give the entropy of each distribution
+            -(everything.exp() * everything).sum(-1)
+    return [logp.detach(), *torch.autograd.grad(logp.sum(), [h, W])]
 
 
 LENGTHS = (1, 7, 20, 33, 64, 65, 90, 128)  # of the prompts that are compared token by token
+PROMPTS = [random_ids(n, seed=n).tolist() for n in LENGTHS]
 
 
-def greedy(model, tokens: int) -> tuple[list[list[int]], list[rollout.Completion]]:
-    prompts = [random_ids(n, seed=n).tolist() for n in LENGTHS]
-    return prompts, rollout.generate(model, prompts, max_new_tokens=tokens, temperature=0)
+def greedy(model, tokens: int) -> list[rollout.Completion]:
+    return rollout.generate(model, PROMPTS, max_new_tokens=tokens, temperature=0)
+
+
+@cache
+def peers_greedy(pair, tokens: int) -> list[list[int]]:
+    """The same of transformers, prompt by prompt."""
+    how = {"do_sample": False, "eos_token_id": None}
+    written = [pair.hf_generate(torch.tensor([ids]), tokens, **how)[0].tolist() for ids in PROMPTS]
+    return [ids[n:] for n, ids in zip(LENGTHS, written)]
 
 
 def same_greedy(pair, model, tokens=256) -> str | None:
-    """Greedy tokens of one batch of different prompts against transformers', left-padded -> what is wrong."""
-    prompts, ours = greedy(model, tokens)
-    pads = [max(LENGTHS) - n for n in LENGTHS]
-    ids = torch.tensor([[0] * pad + prompt for pad, prompt in zip(pads, prompts)])
-    mask = torch.tensor([[0] * pad + [1] * n for pad, n in zip(pads, LENGTHS)])
-    theirs = pair.hf_generate(ids, mask, tokens, do_sample=False, eos_token_id=None).tolist()
-    wrong = sum(story.ids != ids for story, ids in zip(ours, theirs))
-    return f"{wrong} of {len(prompts)} greedy stories differ" if wrong else None
+    """Greedy tokens of one batch of different prompts against transformers' -> what is wrong."""
+    pairs = zip(greedy(model, tokens), peers_greedy(pair, tokens))
+    wrong = sum(story.ids != ids for story, ids in pairs)
+    return f"{wrong} of {len(PROMPTS)} greedy stories differ" if wrong else None
 
 
 def agreement(pair) -> str:
     """Log-probabilities that decoding gives, against those of the training path, in fp32."""
-    prompts, ours = greedy(pair.replica, 256)
-    rows = [prompt + story.ids for prompt, story in zip(prompts, ours)]
+    ours = greedy(pair.replica, 256)
+    rows = [prompt + story.ids for prompt, story in zip(PROMPTS, ours)]
     with torch.no_grad():
-        logp, _ = pair.ours.token_logprobs(Packed(rows, [len(prompt) for prompt in prompts]))
+        logp, _ = pair.ours.token_logprobs(Packed(rows, list(LENGTHS)))
     gap = (logp - torch.tensor([x for story in ours for x in story.logprobs])).abs().max().item()
     return f"decode against training path: log-probs differ by at most {gap:.1e} (bar 1e-4, goal 2e-5)"
 
@@ -178,7 +191,7 @@ def decode(B: int, prompt=16, tokens=256, compiled=True):
             rollout.generate(model, ids.tolist() * B, max_new_tokens=tokens, slots=B)
 
         def peer():
-            pair.hf_generate(batch, torch.ones_like(batch), tokens, do_sample=True, top_k=0)
+            pair.hf_generate(batch, tokens, do_sample=True, top_k=0)
 
         return ours, peer, same_greedy(pair, model)
 
@@ -204,49 +217,6 @@ def prefill(pair):
 # ---- memory ------------------------------------------------------------------------------------------------
 
 
-def peak(work) -> int:
-    """Bytes by which the peak of this process exceeds what it held before `work`."""
-
-    def high_water() -> int:  # not getrusage, which inherits the peak of the process that started this one
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-    before = high_water()
-    work()
-    return high_water() - before
-
-
-def logprob_work(kind: str):
-    """Log-probabilities and gradients of 2,048 tokens over 32,768 words: as many logits as memory notices."""
-    g = torch.Generator().manual_seed(0)
-    h = torch.randn(2048, 256, generator=g).requires_grad_()
-    W = (torch.randn(32768, 256, generator=g) * 0.05).requires_grad_()
-    targets = torch.randint(0, 32768, (2048,), generator=g)
-    if kind == "ours":
-        logp = LogProbs.apply(h, W, targets, 1.0)[0]
-    else:
-        everything = (h @ W.t()).log_softmax(-1)
-        logp = everything.gather(-1, targets[:, None])[:, 0]
-        with torch.no_grad():  # both sides also give the entropy of each distribution
-            -(everything.exp() * everything).sum(-1)
-    logp.sum().backward()
-    return logp.detach(), h.grad, W.grad
-
-
-def peak_logprobs(kind: str) -> int:
-    torch.set_flush_denormal(True)
-    torch.ones(64, 64) @ torch.ones(64, 64)  # the buffers of the matrix library exist before the first look
-    return peak(lambda: logprob_work(kind))
-
-
-@torch.inference_mode()
-def peak_decode(n: int, tokens: int) -> tuple[int, int]:
-    """Peak of decoding in n slots of `tokens`, beside what `slot_bytes` calculates."""
-    model = rollout.replica(qwen.new(TINY))
-    rollout.generate(model, [[1, 2]] * n, max_new_tokens=8, slots=n)
-    used = peak(lambda: slots_at(model, n, tokens - 9, 9).run(8))
-    return used, n * rollout.slot_bytes(model.config, tokens, 4)
-
-
 def slots_at(model, n: int, context: int, room: int) -> rollout.Slots:
     """Slots whose caches are as full as `context` tokens make them, every page touched."""
     slots = rollout.Slots(model, n, context + room, rollout.Sampling())
@@ -259,83 +229,77 @@ def slots_at(model, n: int, context: int, room: int) -> rollout.Slots:
 
 
 def memory():
-    """Yields what both log-probabilities and decoding take at their peak, each in a process of its own."""
-    if not Path("/proc/self/status").exists():
-        yield "memory: skipped, it reads /proc, which only Linux has"
-        return
-    with mp.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        ours, naive = (pool.apply(peak_logprobs, (kind,)) for kind in ("ours", "naive"))
-        used, planned = pool.apply(peak_decode, (8, 17000))
-    line = f"log-prob peak memory: {ours / 1e6:.0f} MB, naive {naive / 1e6:.0f} MB, share {ours / naive:.2f}"
-    yield f"\n{line} (bar 0.50, goal 0.30)"
-    line = f"decoding in 8 slots of 17,000 tokens: peak {used / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB"
-    yield f"{line} calculated"
+    """Yields what both log-probabilities and decoding hold at their peak, storage by storage."""
+    peaks, n, tokens = [], 8, 17000
+    for kind in ("ours", "naive"):
+        with rehearsal() as ledger:
+            logprob_work(kind)
+        peaks.append(ledger.peaks["set-up"].total())
+    line = f"log-prob peak memory: {peaks[0] / 1e6:.0f} MB, naive {peaks[1] / 1e6:.0f} MB"
+    yield f"{line}, share {peaks[0] / peaks[1]:.2f} (bar 0.50, goal 0.30)"
+    with rehearsal() as ledger, torch.inference_mode():
+        model = qwen.empty(qwen.ModelConfig.from_hf(TINY), torch.float32, torch.device("cpu"))
+        weights = ledger.held.total()
+        slots_at(model, n, tokens - 9, 9).run(8)
+    used, planned = ledger.peaks["set-up"].total() - weights, n * rollout.slot_bytes(model.config, tokens, 4)
+    line = f"decoding in {n} slots of {tokens:,} tokens: peak {used / 1e6:.0f} MB counted"
+    yield f"{line}, {planned / 1e6:.0f} MB calculated"
 
 
 # ---- one whole GRPO step against TRL -----------------------------------------------------------------------
 
 STORIES, TOKENS, LR = 8, 256, 1e-4
-PROMPT = "Write a story about a lighthouse keeper who finds a second moon. It should be 150 words long."
+REQUEST = "Write a story about a lighthouse keeper who finds a second moon. It should be 150 words long."
 
 
-def variety(text: str) -> float:
-    return len(set(text.split())) / max(len(text.split()), 1)
+def variety(completions: list[str], **_) -> list[float]:
+    """The reward of both sides: the share of a story's words that differ."""
+    return [len(set(words)) / max(len(words), 1) for words in map(str.split, completions)]
 
 
 def grpo(pair):
     """8 stories of 256 tokens from one prompt, a reward, one AdamW step; fp32, no checkpointing, no KL."""
-    lengths = []
-    ours, peer = our_step(pair.folder), trl_step(pair.folder, lengths)
-    ids = random_ids(4, 64)
-    with torch.no_grad():
-        theirs = pair.peer(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).flatten()
-        gap = (pair.ours.token_logprobs(Packed(ids.tolist()))[0] - theirs).abs().max().item()
-    peer()
-    written = None if set(lengths) == {TOKENS} else f"TRL wrote {set(lengths)} tokens"
-    return ours, peer, fault("log-probs", gap, 1e-4) or written
+    return our_step(pair.folder), trl_step(pair.folder), forward(pair)[2]
 
 
 def our_step(folder: Path):
-    tokenizer, model = data.load_tokenizer(BASE), qwen.load(folder, torch.float32)
-    prompt, copy, step = tokenizer.encode(PROMPT), rollout.replica(model), itertools.count()
-    settings = {"group": STORIES, "max_new_tokens": TOKENS, "checkpointing": False, "mismatch_cap": 0.0}
-    c = train.Config(model=str(folder), judge="offline", micro_batch_tokens=1 << 20, **settings)
-    scorer, example = scorer_of(model, "none", False), data.Example("", PROMPT, 150)
+    tokenizer, model = data.load_tokenizer(folder), qwen.load(folder, torch.float32)
+    prompt, copy, step = tokenizer.encode(REQUEST), rollout.replica(model), itertools.count()
+    c = train.Config(max_new_tokens=TOKENS, mismatch_cap=0.0, micro_batch_tokens=1 << 20)
+    scorer, example = scorer_of(model, "none", False), data.Example("", REQUEST, 150)
     optimiser = adamw(scorer, LR, 0.0)
-    how = {"thinking": False, "slots": 0, "max_new_tokens": TOKENS}
     processes.connect()  # the update sums over processes, though there is one
 
     def ours():
         rollout.replica(model, last=copy)
         group = [data.Episode(example, prompt, [], None, True, False, "") for _ in range(STORIES)]
-        for i in rollout.write_rows(copy, group, tokenizer, next(step), [], **how):
-            group[i].reward = variety(group[i].story)
+        how = {"thinking": False, "slots": 0, "max_new_tokens": TOKENS}
+        list(rollout.write_rows(copy, group, tokenizer, next(step), [], **how))
+        for row, reward in zip(group, variety([row.story for row in group])):
+            row.reward = reward
         train.grpo_advantages([group], normalise_std=True)
         train.update(c, scorer, optimiser, [group])
 
     return ours
 
 
-def trl_step(folder: Path, lengths: list[int]):
-    """TRL's own training step (it writes, rewards and goes backward), then what its loop does: clip, AdamW.
-    lengths: gets the tokens of each story."""
+def trl_step(folder: Path):
+    """TRL's own training step (it writes, rewards, goes backward), then what its loop does: clip, AdamW."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    def rewards(completions, completion_ids, **_):
-        lengths.extend(map(len, completion_ids))
-        return list(map(variety, completions))
-
-    off = {"bf16": False, "fp16": False, "gradient_checkpointing": False, "disable_tqdm": True, "beta": 0.0}
-    off |= {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "use_cpu": True}
-    size = {"per_device_train_batch_size": STORIES, "num_generations": STORIES}
-    size |= {"max_completion_length": TOKENS, "generation_kwargs": {"min_new_tokens": TOKENS}}
-    learn = {"learning_rate": LR, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    asked = {"args": GRPOConfig(output_dir=str(folder.parent / "trl"), **off, **size, **learn)}
-    asked |= {"model": AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)}
-    asked |= {"train_dataset": Dataset.from_dict({"prompt": [PROMPT] * STORIES}), "reward_funcs": rewards}
-    trainer = GRPOTrainer(processing_class=AutoTokenizer.from_pretrained(folder), **asked)
+    how = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True, "report_to": "none"}
+    how |= {"per_device_train_batch_size": STORIES, "num_generations": STORIES, "learning_rate": LR}
+    how |= {"max_completion_length": TOKENS, "generation_kwargs": {"min_new_tokens": TOKENS}}
+    how |= {"beta": 0.0, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    trainer = GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        variety,
+        GRPOConfig(output_dir=str(folder.parent / "trl"), **how),
+        Dataset.from_dict({"prompt": [REQUEST] * STORIES}),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
     optimiser, prompts = trainer.create_optimizer(), next(iter(trainer.get_train_dataloader()))
     trainer.current_gradient_accumulation_steps = 1
 
