@@ -11,8 +11,6 @@ exactly one <think>.
 Left out: system prompts, tools, pictures, several turns, tokenizers other than byte-level BPE like Qwen's.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re

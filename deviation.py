@@ -11,8 +11,6 @@ Left out: learned similarities, approximate neighbours (a group is small), devia
 Dimensions in names: n stories of one prompt (nn: n x n), B pairs of a batch.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import re

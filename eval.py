@@ -15,8 +15,6 @@ report.csv, pictures, stories/, and log.sqlite and verdicts.sqlite, from which a
 The page is scripts/report.py.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -17,8 +17,6 @@ train.py without its `hri.anchor` line learns the same, though it still has them
 Left out: LUFFY's shaping (2504.14945), a decay of the weight, references written by other models.
 """
 
-from __future__ import annotations
-
 from statistics import fmean, stdev
 
 from data import Episode, Example, without_thinking

@@ -13,8 +13,6 @@ quality, for demos and tests. Modes: a story alone, beside the person's in both 
 Left out: fine-tuned reward models, tournaments (scripts/pairwise.py), frameworks around requests.
 """
 
-from __future__ import annotations
-
 import os
 import runpy
 import secrets

@@ -18,8 +18,6 @@ A run leaves out/<run>/: config.json, metrics.jsonl, rollouts/, checkpoints/, cu
 Shapes: [N] is one value per completion token of a micro-batch, its rows one after another.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import random

@@ -3,8 +3,6 @@
 Texts go out between marks that cannot be guessed; no part of the API key stays in what comes back.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import secrets

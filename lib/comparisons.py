@@ -1,7 +1,5 @@
 """Texts compared by a rubric: two beside each other, in both orders, or several ranked in one answer."""
 
-from __future__ import annotations
-
 import json
 import random
 from statistics import fmean

@@ -8,8 +8,6 @@ seconds per question, and dollars (`Settings`).
 Left out: streaming, chat history, tools, asyncio: requests and threads do.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Files that are whole or absent: a kill, a full disk or a second process never leaves half a file behind."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A command line from a dataclass, and how a program ends when something is wrong with what it was given."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import math

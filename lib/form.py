@@ -4,8 +4,6 @@ whether it keeps to the request, and what breaks it.
 It knows nothing of meaning. Also here: the one count of words that every length in this project means.
 """
 
-from __future__ import annotations
-
 import re
 import statistics
 from types import SimpleNamespace

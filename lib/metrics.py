@@ -1,7 +1,5 @@
 """A run's metrics.jsonl, one line per step, and the picture made from it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from statistics import fmean

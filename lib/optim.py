@@ -1,7 +1,5 @@
 """AdamW over whole and sharded parameters."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Tables for Markdown and the terminal, pictures without a screen, HTML pages without server or network."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

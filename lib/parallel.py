@@ -1,7 +1,5 @@
 """One module on several processes: whole on each (DDP), cut into shards (FSDP2), or both (HSDP)."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import torch

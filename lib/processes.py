@@ -1,7 +1,5 @@
 """The processes of one run: which one this is, how all of them meet, their threads and their memory."""
 
-from __future__ import annotations
-
 import os
 import signal
 from contextlib import ExitStack

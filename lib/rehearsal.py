@@ -6,8 +6,6 @@ reads a value back (each is a wait for a GPU), and the floating point operations
 speed, workspaces inside kernels, fragmentation, and whatever a CUDA graph keeps.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager

@@ -1,8 +1,6 @@
 """A rubric: a Markdown file that a person can read and edit, the data made from it, and how an answer that
 fills it is read."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import statistics

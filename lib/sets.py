@@ -1,7 +1,5 @@
 """Stories of several models to the same prompts: JSON Lines of one model per file, checked before use."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from lib import files

@@ -1,7 +1,5 @@
 """FSDP2 in a few lines: who shards what, and what its gradients need (whole parameters are fine too)."""
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method

@@ -5,8 +5,6 @@ observations of one unit (a prompt, a seed) are not independent. Suffixes: U uni
 (of resampled means: one more, the sample itself first), M players.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import Counter

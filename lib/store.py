@@ -1,8 +1,6 @@
 """Answers that are paid for once, and their bills, in SQLite: several processes may share the file, and a
 kill loses nothing that was written."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import threading

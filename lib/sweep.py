@@ -4,8 +4,6 @@ A row is a dictionary: "unit" (rows of one unit are not independent: intervals r
 setting), and one number or None per metric.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import combinations
 

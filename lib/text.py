@@ -1,7 +1,5 @@
 """Plain text: cut at ends of sentences; words that wound."""
 
-from __future__ import annotations
-
 import re
 
 # Words that wound today and were common in print then. The list names words, it does not judge stories.

@@ -6,8 +6,6 @@ Three requests that no run trains on, the same seeds before and after; per story
 written, its form (the offline judge: not quality) and the share of real words. `eval.py` measures many.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import data

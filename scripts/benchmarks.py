@@ -6,8 +6,6 @@ The prompt file keeps its own licence; none is shipped. All further flags are ev
 benchmarks' own judges, leaderboards, several chapters, Glicko.
 """
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -16,8 +16,6 @@ mixed-effects models, a correction for many model pairs. The hashes show which s
 that it was not edited in passing. They do not stop a forger, who can compute them too.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

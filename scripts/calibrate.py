@@ -10,8 +10,6 @@ one failed: a judge that gives a truncated, looped or bribed story more than the
 truncate, loop and bribe. Left out: significance tests, a judge's agreement with each annotator.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import statistics

@@ -11,8 +11,6 @@ story on one core. The default is the small model that `make judge` fetches; a G
 `pip install gguf`.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from pathlib import Path

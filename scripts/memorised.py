@@ -7,8 +7,6 @@ most likely token. The result is the longest span of tokens that a continuation 
 beside what two human stories share.
 """
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from statistics import median

@@ -6,8 +6,6 @@ Each pair is judged as in --judge_mode pair. Strengths are those of Bradley and 
 The judge is eval.py's: JUDGE_URL and JUDGE_MODEL, else the offline one, which measures form.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import closing
 from itertools import combinations

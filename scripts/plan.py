@@ -14,8 +14,6 @@ Left out: CUDA context, fragments and workspaces of kernels beyond --reserve, wh
 for the last story of a step, the vision tower.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from contextlib import contextmanager, nullcontext

@@ -14,8 +14,6 @@ A JSON Lines file holds one response per line: {"prompt": ..., "story": ..., "sc
 were sampled. DPO is arXiv 2305.18290, ORPO 2403.07691, DivPO 2501.18101. Left out: online pairs.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -11,8 +11,6 @@ twentieth of the steps and fall to 0 in the last half. For GPUs and several proc
 It leaves out/<name>/model, a folder that train.py takes as --model. Started again after a stop, it goes on.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@
 Nothing is measured here: report.json and stories/ of the folder hold everything that is shown.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

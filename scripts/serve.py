@@ -9,8 +9,6 @@ know: the pre-tokenizer's name, which goes by hashes of released vocabularies, a
 Flags that are not listed go to llama-server: -c 65536 --parallel 2. Left out: quantising, adapters.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -14,8 +14,6 @@ in --out, or with --page docs/study.md between the two marks of that page; its p
 Left out: tuning each method (one learning rate per family), human readers, significance beyond seeds.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

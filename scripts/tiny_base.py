@@ -15,8 +15,6 @@ All of it goes to out/base (--out); `words` and `new` need passages.jsonl there.
 trains on the passages and scripts.pretrain on the stories: see the README.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import random

@@ -11,8 +11,6 @@ All flags of train.py work; those of sampling, reward and judge change nothing h
 like a training run: metrics.jsonl and a checkpoint, which train.py takes as --model.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -8,8 +8,6 @@ Reads config.json, metrics.jsonl and rollouts/ of each run and leaves report.htm
 of several runs also runs.png, with the curves of each run's own curves.png in one picture.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from statistics import fmean

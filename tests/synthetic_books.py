@@ -6,8 +6,6 @@ from. The prose is made of common words; its first and last words are known. Eac
 the others.
 """
 
-from __future__ import annotations
-
 import html
 import random
 from dataclasses import dataclass, field

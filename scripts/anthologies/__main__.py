@@ -14,8 +14,6 @@ fetch.py downloads, stories.py splits, choosing.py chooses, prompts.py writes re
 fetch, build and stats. Left out: judging whether a story is good; retellings in other words.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

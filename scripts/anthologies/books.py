@@ -6,8 +6,6 @@ unpacked to disk, and no book unpacks to more than 40 MB. Left out: footnotes, p
 keep their lines, tables do not keep their columns.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 import posixpath

@@ -3,8 +3,6 @@
 Used by __main__.py. Left out: judging whether a story is good; retellings in quite different words.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter

@@ -6,8 +6,6 @@ are kept without page numbers and authors, whole and over up to three lines, bec
 Used by stories.py. Left out: which entries are stories and which are parts; headings.py looks at the text.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 

@@ -6,8 +6,6 @@ indentation, a name below some verse); where form leaves a doubt the words stay.
 source and notes that look like prose; the date below a letter or a story.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ gutenberg.org/MIRRORS.ALL. Started again, it asks for what is missing.
 Left out: newer editions than the mirror's. Standard Ebooks rebuilds its files, so these have no checksum.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 import time

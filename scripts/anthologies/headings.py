@@ -12,8 +12,6 @@ is not a story. When the evidence disagrees a story is left out rather than cut 
 Used by stories.py. Left out: reading what a section says; only its form is looked at.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -13,8 +13,6 @@ The key comes from PROMPTS_API_KEY or OPENAI_API_KEY. Left out: understanding th
 request is a good one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -9,8 +9,6 @@ headings.
 Left out: plays and poems, sections too short to be a story.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

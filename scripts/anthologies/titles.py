@@ -5,8 +5,6 @@ be an author and "Rainbow Pete" a title. So lines are compared over a whole book
 the headings, that reads most like names of people holds the authors. Left out: lists of known authors.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from functools import lru_cache

@@ -14,8 +14,6 @@ measured first; decoding and training of random weights, at the shapes of the 9B
 of them. Left out: vLLM and other servers. Suffixes: B rows, T tokens.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import statistics

@@ -1,7 +1,5 @@
 """The rows of the benchmark that have a peer: transformers, TRL, or the textbook's formula."""
 
-from __future__ import annotations
-
 import itertools
 import tempfile
 from functools import cache, partial
