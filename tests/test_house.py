@@ -18,8 +18,8 @@ BELOW = {  # what each of the eight files may import of the eight, besides lib/
     "hri": {"data"},
     **dict.fromkeys(("train", "eval"), {"rollout", "judge", "hri", "deviation", "model", "data"}),
 }
-LINES = {"train": 510, "model": 565, "eval": 400, "judge": 430}  # the others 350
-PRODUCT = 13_110  # lines of all that is not a test: something goes before something comes
+LINES = {"train": 510, "model": 560, "eval": 400, "judge": 425}  # the others 350
+PRODUCT = 12_300  # lines of all that is not a test: something goes before something comes
 PARTS_OF = {"study": {"prefer"}}  # scripts that another script starts
 
 
