@@ -8,6 +8,8 @@ seconds per question, and dollars (`Settings`).
 Left out: streaming, chat history, tools, asyncio: requests and threads do.
 """
 
+from __future__ import annotations  # `settings` reads the types as text
+
 import hashlib
 import json
 import math
