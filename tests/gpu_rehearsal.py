@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import data
 import eval as evaluation
@@ -127,11 +128,6 @@ def test_the_reference_does_not_stay_gathered():
         assert ledger.held.total() == held
 
 
-class Silent:
-    def add(self, tokens):
-        pass
-
-
 def test_evals_writer(monkeypatch):
     folder = evaluation.ROOT / "stories/tiny-base"
     settings = evaluation.Settings()
@@ -140,5 +136,5 @@ def test_evals_writer(monkeypatch):
     job = evaluation.Job("key", request, 0, 1, 40)
     monkeypatch.setattr(qwen, "load", lambda *args: fake())
     with rehearsal(), plan.as_on_a_gpu():
-        done = list(evaluation.write_local(writer, [job, job], settings, Silent()))
+        done = list(evaluation.write_local(writer, [job, job], settings, tqdm(disable=True)))
     assert len(done) == 2
