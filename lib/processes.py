@@ -107,10 +107,12 @@ def catch_signals() -> list[str]:
 
 
 def choose_threads(parameters: int) -> int:
-    """Sets torch's threads of this process on a CPU -> their number. A small model gains nothing from two
-    threads, and where other work runs, threads that wait for each other cost it several times its time."""
+    """Sets torch's threads of this process on a CPU -> their number. A small model gets two, or what
+    OMP_NUM_THREADS says: 1 is faster where other work runs, since threads wait for each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = 1 if parameters < 100_000_000 else max(1, cores // LOCAL_WORLD)
+    threads = max(1, cores // LOCAL_WORLD)
+    if parameters < 100_000_000:
+        threads = min(threads, int(os.environ.get("OMP_NUM_THREADS", 2)))
     if not torch.cuda.is_available():
         torch.set_num_threads(threads)
     return threads

@@ -221,11 +221,13 @@ def test_a_sampler_broken_from_the_start_is_noticed(go, monkeypatch, capsys):
 # ---- threads
 
 
-def test_a_small_model_gets_one_thread_and_a_large_one_its_share(monkeypatch):
+def test_a_small_model_gets_few_threads_and_a_large_one_its_share(monkeypatch):
     before = torch.get_num_threads()
     try:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
         assert processes.choose_threads(3_000_000) == 1 and torch.get_num_threads() == 1
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        assert processes.choose_threads(3_000_000) == 2 and torch.get_num_threads() == 2
         assert processes.choose_threads(9_000_000_000) == 16
         monkeypatch.setattr(processes, "LOCAL_WORLD", 4)
         assert processes.choose_threads(9_000_000_000) == 4
