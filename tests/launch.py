@@ -24,7 +24,7 @@ SMALL |= {"linear_value_head_dim": 16, "linear_conv_kernel_dim": 4, "full_attent
 SMALL |= {"tie_word_embeddings": True, "rms_norm_eps": 1e-6}
 SMALL |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
 FLAGS = "--preset tiny --steps 3 --prompts 4 --group 3 --max_new_tokens 24 --lr 1e-3".split()
-FLAGS += "--hri_warmup 1 --lr_warmup 0 --lr_decay False --micro_batch_tokens 300".split()
+FLAGS += "--hri_warmup 1 --lr_warmup 0 --lr_decay False --micro_batch_tokens 300 --kl 0".split()
 torch.set_num_threads(1)  # before any fork, and matrices this small only lose by waiting for a second thread
 
 context = multiprocessing.get_context("forkserver")

@@ -135,7 +135,7 @@ def test_micro_batches_do_not_change_the_gradient(model, loss_mean):
     processes.connect()
     seen = []
     for budget in (60, 10_000):
-        more = ["--micro_batch_tokens", str(budget), "--grad_clip", "1e9", "--kl", "0"]
+        more = ["--micro_batch_tokens", str(budget), "--grad_clip", "1e9"]
         c = train.parse([*FLAGS, "--loss_mean", loss_mean, *more])
         policy = qwen.load(model, torch.float32)
         optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
