@@ -70,7 +70,8 @@ class ModelConfig:
         values = {"model_type": None, "rope_type": "default", "hidden_act": "silu", "attention_bias": False}
         values |= {"num_hidden_layers": 0, "full_attention_interval": 4, "partial_rotary_factor": 0.25}
         values |= {"tie_word_embeddings": False, "max_position_embeddings": 262144}
-        values |= text | config | (text.get("rope_parameters") or text.get("rope_scaling") or {})
+        values |= config | text | (text.get("rope_parameters") or text.get("rope_scaling") or {})
+        values["tie_word_embeddings"] = config.get("tie_word_embeddings", values["tie_word_embeddings"])
         n, interval = values["num_hidden_layers"], values["full_attention_interval"]
         usual = ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(n)]
         types = values["layer_types"] = values.get("layer_types") or usual

@@ -178,6 +178,13 @@ def test_equally_long_rows_are_packed_and_unpacked_without_a_copy():
     assert there[0, 5:].eq(0).all() and torch.equal(there[1], x[5:17]) and torch.equal(rows.pack(there), x)
 
 
+def test_the_text_config_wins_over_the_keys_around_it():
+    flat = text_config(2) | {"model_type": "qwen3_5_text"}
+    inner = flat | {"num_hidden_layers": 1, "layer_types": ["linear_attention"]}
+    config = qwen.ModelConfig.from_hf(flat | {"text_config": inner, "tie_word_embeddings": True})
+    assert config.layer_types == ["linear_attention"] and config.tie_word_embeddings
+
+
 @pytest.mark.parametrize(
     "rows, starts, says",
     [([[1], []], None, "row 1 of 0 tokens"), ([[1, 2]], [0], "starts at 0"), ([[1, 2]], [3], "starts at 3")],
