@@ -112,7 +112,8 @@ def choose_threads(parameters: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // LOCAL_WORLD)
     if parameters < 100_000_000:
-        threads = min(threads, int(os.environ.get("OMP_NUM_THREADS", 2)))
+        said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2": of nested regions, as OpenMP
+        threads = min(threads, int(said or 2))
     if not torch.cuda.is_available():
         torch.set_num_threads(threads)
     return threads

@@ -225,6 +225,7 @@ def test_a_small_model_gets_few_threads_and_a_large_one_its_share(monkeypatch):
     before = torch.get_num_threads()
     try:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         assert processes.choose_threads(3_000_000) == 1 and torch.get_num_threads() == 1
         monkeypatch.delenv("OMP_NUM_THREADS")
         assert processes.choose_threads(3_000_000) == 2 and torch.get_num_threads() == 2
