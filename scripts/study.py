@@ -346,8 +346,9 @@ def report(a: Config, argv: list[str]):
         training_table(a, results),
         "## Held-out subjects, by requested length\n",
         length_table(a, results),
-        "Mean ± half a 95 % interval over seeds (Student's t). Quality: at most 100; offline: form. In band: "
-        f"share with a length in the band. Diversity: 1 - {a.measure} similarity; training uses tf-idf.\n",
+        "Mean ± half a 95 % interval over seeds (Student's t). Quality: at most 100; offline: form. In "
+        f"band: share with a length in the band. Diversity: 1 - {a.measure} similarity; training uses tf-idf."
+        "\n",
         "## What the differences support\n",
         *sentences(a, results),
         "\nBrackets: the wider of two 95 % intervals of the paired difference, over seeds and over subjects "

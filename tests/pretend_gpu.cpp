@@ -1,5 +1,5 @@
-// Answers for CUDA where there is no GPU: there is one device, number 0, with one stream, and whatever is asked
-// of it is done already. Fake tensors need no more, since they have no storage.
+// Answers for CUDA where there is no GPU: there is one device, number 0, with one stream, and whatever is
+// asked of it is done already. Fake tensors need no more, since they have no storage.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 

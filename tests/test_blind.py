@@ -25,11 +25,13 @@ def run(argv) -> int:
         return end.code
 
 
+WORDS = "rain fell over the harbour while Marta counted boats and “waited”; nobody — nobody! — came"
+
+
 def stories(path, prompts=14, per_prompt=1, text="", target=lambda i: (300, 900, 1500, 3000)[i % 4]):
     rng, rows = random.Random(path.name), []
-    words = "rain fell over the harbour while Marta counted boats and “waited”; nobody — nobody! — came"
     for i, _ in itertools.product(range(prompts), range(per_prompt)):
-        body = "\n\n".join(" ".join(rng.choices(words.split(), k=30)) for _ in range(4))
+        body = "\n\n".join(" ".join(rng.choices(WORDS.split(), k=30)) for _ in range(4))
         prompt = f"Prompt {i}: a story of {target(i)} words.{text}"
         rows.append({"uid": f"u{i}", "prompt": prompt, "target_words": target(i), "story": body + text})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -470,7 +472,8 @@ def test_twelve_pairs_by_keyboard_with_a_reload_in_the_middle(study, browser):
         choice = choices(key["pairs"][item["id"]], key["pages"]["ann1"]["items"][item["id"]])
         press(browser, {"A": "a", "tie": "t", "B": "b"}[choice])
         if n == 6:
-            press(browser, "r", "a better “ending” é 🦘\n<b>1</b>")  # letters in the field are no choices
+            # Letters in the field are not choices.
+            press(browser, "r", "a better “ending” é 🦘\n<b>1</b>")
             press(browser, Keys.ESCAPE)
             time.sleep(1.2)
             browser.refresh()
