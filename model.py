@@ -135,6 +135,8 @@ class GatedNorm(nn.Module):
 class DeltaNet(nn.Module):
     """Gated DeltaNet: project, mix the last few tokens (conv), write to and read the state, gate, project."""
 
+    projections = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.Hk, self.Hv = c.linear_num_key_heads, c.linear_num_value_heads
@@ -160,7 +162,7 @@ class DeltaNet(nn.Module):
         return q * self.dk**-0.5, k, v.unflatten(-1, (self.Hv, self.dv))
 
     def forward(self, x, rows, memory):
-        qkv, z, b, a = self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
+        qkv, z, b, a = project(self, x)
         beta = b.float().sigmoid()
         g = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
         mix = self.step if rows.decoding else self.scan
@@ -196,6 +198,8 @@ class DeltaNet(nn.Module):
 class Attention(nn.Module):
     """Full attention: grouped queries, per-head q/k norm, rotary on the first dims, sigmoid gate."""
 
+    projections = ("q_proj", "k_proj", "v_proj")
+
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.H, self.Hkv = c.num_attention_heads, c.num_key_value_heads
@@ -212,9 +216,8 @@ class Attention(nn.Module):
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1).to(x.dtype)
 
     def forward(self, x, rows, memory):
-        # Query and gate alternate per head.
-        q, gate = self.q_proj(x).unflatten(-1, (self.H, 2 * self.hd)).chunk(2, -1)
-        k, v = (proj(x).unflatten(-1, (self.Hkv, self.hd)) for proj in (self.k_proj, self.v_proj))
+        qg, k, v = (y.unflatten(-1, (-1, self.hd)) for y in project(self, x))
+        q, gate = qg.unflatten(-2, (self.H, 2)).unbind(-2)  # they alternate per head
         q = self.rotate(self.q_norm(q), rows.cos, rows.sin)
         k = self.rotate(self.k_norm(k), rows.cos, rows.sin)
         o = (self.step if rows.decoding else self.scan)(q, k, v, rows, memory)
@@ -244,6 +247,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU."""
 
+    projections = ("gate_proj", "up_proj")
+
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.gate_proj = Linear(c.hidden_size, c.intermediate_size)
@@ -251,7 +256,16 @@ class MLP(nn.Module):
         self.down_proj = Linear(c.intermediate_size, c.hidden_size)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project(self, x)
+        return self.down_proj(F.silu(gate) * up)
+
+
+def project(module, x):
+    """x through each of the module's projections: as one product where a replica holds them side by side."""
+    parts = [getattr(module, name) for name in module.projections]
+    if fused := getattr(module, "fused", None):
+        return fused(x).split([len(part.weight) for part in parts], -1)
+    return [part(x) for part in parts]
 
 
 class Block(nn.Module):

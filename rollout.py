@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn as nn
 from tqdm import tqdm
 
 import data
@@ -61,7 +62,7 @@ def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | Non
     """
     weight, copy = model.embed_tokens.weight, last
     if copy is None:
-        copy = qwen.empty(model.config, dtype or weight.dtype, weight.device).requires_grad_(False)
+        copy = fuse(qwen.empty(model.config, dtype or weight.dtype, weight.device).requires_grad_(False))
         copy.hf_config, copy.source, copy.prefix = model.hf_config, model.source, model.prefix
         if compile and weight.device.type == "cpu":
             copy.compiled = torch.compile(copy.blocks, dynamic=True)
@@ -69,6 +70,21 @@ def replica(model: Qwen35, dtype=None, compile: bool = False, last: Qwen35 | Non
     for name, tensor in lora.merged_tensors(model, lambda name: places[name].dtype):
         places[name].copy_(tensor)
     return pack(copy)
+
+
+def fuse(model: Qwen35) -> Qwen35:
+    """Makes projections of the same input one product, which is faster for the few rows of decoding: their
+    weights lie side by side, and each keeps its name, as a view."""
+    for module in [m for m in model.modules() if hasattr(m, "projections")]:
+        parts = [getattr(module, name).weight for name in module.projections]
+        module.fused = qwen.Linear(1, 1, device="meta")
+        module.fused.weight = nn.Parameter(torch.cat(parts), requires_grad=False)
+        views = module.fused.weight.data.split([len(part) for part in parts])
+        for name, view in zip(module.projections, views):
+            place = nn.Module()
+            place.weight = nn.Parameter(view, requires_grad=False)
+            setattr(module, name, place)
+    return model
 
 
 def pack(model: Qwen35) -> Qwen35:
@@ -293,8 +309,8 @@ def open_writer(path, thinking: str = "auto"):
     """A checkpoint on this process's device -> (model, tokenizer, whether it thinks first), to write with."""
     device, tokenizer = processes.pick_device(), data.load_tokenizer(path)
     model = qwen.load(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
-    pack(model.requires_grad_(False))
     processes.choose_threads(sum(p.numel() for p in model.parameters()))
+    pack(fuse(model.requires_grad_(False)))
     return model, tokenizer, thinks(model.config) if thinking == "auto" else thinking == "on"
 
 

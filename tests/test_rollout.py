@@ -311,6 +311,9 @@ def test_a_refreshed_replica_keeps_addresses_merges_lora_and_leaves_the_model_al
     trained.train()
     replica(trained, last=copy)
     assert before == {name: p.data_ptr() for name, p in copy.named_parameters()}
+    for module in (m for m in copy.modules() if hasattr(m, "fused")):
+        parts = [getattr(module, name).weight for name in module.projections]
+        assert torch.equal(module.fused.weight, torch.cat(parts)), "the views follow"
     second = generate(copy, prompt, max_new_tokens=20, seed=4)[0]
     assert first.ids != second.ids, "the pair was merged"
     assert generate(trained, prompt, max_new_tokens=20, seed=4)[0].ids == second.ids
