@@ -13,7 +13,7 @@ import data
 import judge as judging
 from lib import files
 from lib.flags import exits_cleanly, parser
-from lib.pages import chart, draw_chart, estimate, markdown_table, point, table, write_page
+from lib.pages import chart, draw, estimate, markdown_table, point, table, write_page
 
 METRICS = {  # name in report.json: (title, digits, what it means)
     "quality": ("quality", 1, "points of 100 that the judge gives the whole story"),
@@ -166,7 +166,7 @@ def main(argv=None):
     stories = {k: [row for _, row in files.read_lines(folder / f)] for k, f in report["stories"].items()}
     page = page_of(report, stories)
     for c in page["charts"]:
-        draw_chart(folder / f"{c['name']}.png", c)
+        draw(folder / f"{c['name']}.png", [c], dpi=200)
     write_csv(folder / "report.csv", report)
     write_page(folder / "report.html", page)
     first, told = page["tables"][0], [*page["lead"], *(f"note: {warning}" for warning in page["warnings"])]
