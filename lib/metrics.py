@@ -33,10 +33,6 @@ class Log:
         if self.wandb:
             self.wandb.log(line)
 
-    def recent(self, n: int) -> list[dict]:
-        """The last n lines without the values that are None."""
-        return [{k: v for k, v in m.items() if v is not None} for m in self.metrics[-n:]]
-
     def change(self, names: dict[str, str]) -> str:
         """How the metrics behind these names moved, as the end of a sentence; "" below ten steps."""
         moved = [f"{name} {a:.3f} -> {b:.3f}" for name, (a, b) in ends(self.metrics, names).items()]

@@ -52,7 +52,7 @@ def rise(history: list[dict], name: str, window: int, sign: int = 1) -> float:
     there are `window` entries. Entries without a value are skipped."""
     recent = history[-window:]
     halves = recent[: window // 2], recent[window // 2 :]
-    old, new = ([sign * entry[name] for entry in half if name in entry] for half in halves)
+    old, new = ([sign * entry[name] for entry in half if entry.get(name) is not None] for half in halves)
     if len(recent) < window or min(len(old), len(new)) < 3:
         return 0.0
     error = math.sqrt(statistics.variance(old) / len(old) + statistics.variance(new) / len(new))
@@ -67,15 +67,13 @@ def correlation(a: list[float], b: list[float]) -> float | None:
     return statistics.correlation(a, b)
 
 
-def ranks(values: list[float]) -> list[float]:
-    """1-based ranks, ties shared."""
-    order = sorted(values)
-    return [order.index(v) + (order.count(v) + 1) / 2 for v in values]
-
-
 def rank_correlation(pairs: list[tuple[float, float]]) -> float | None:
-    """Spearman's rho; None where one side does not vary."""
-    return correlation(ranks([a for a, _ in pairs]), ranks([b for _, b in pairs]))
+    """Spearman's rho, Pearson's r of the ranks, ties shared; None where one side does not vary."""
+    ranks = []
+    for side in ([a for a, _ in pairs], [b for _, b in pairs]):
+        order = sorted(side)
+        ranks.append([order.index(v) + (order.count(v) + 1) / 2 for v in side])
+    return correlation(*ranks)
 
 
 # ---- the bootstrap -----------------------------------------------------------------------------------------

@@ -4,12 +4,11 @@
     python -m scripts.study --preset grid         # 13 methods, 39 runs, one to two hours on two cores
     python -m scripts.study --preset gpu          # the grid with Qwen3.5-0.8B, long stories, a real judge
 
-Methods: `start` trains nothing; `grpo`; `hri` and `deviation` add one part each, `both` adds both; `grpo+1`
-has one more policy story per prompt (the row count of `hri`); `deviation-1` and `both-1` have deviation of
-strength 1, not 0.5; the others (see scripts/prefer.py) learn offline from as many stories of the start,
-scored by the same reward. A cell is one method with one seed: it trains in a process of its own, then
-`eval.py` has it write for prompts that no run has seen. Finished cells are kept. The report goes to report.md
-in --out, or with --page docs/study.md between the two marks of that page; its picture is beside it.
+`start` trains nothing; GRPO's methods stand in GRPO below; those of scripts/prefer.py learn offline from as
+many stories of the start, scored by the same reward. A cell is one method with one seed: it trains in a
+process of its own, then `eval.py` has it write for prompts that no run has seen. Finished cells are kept. The
+report goes to report.md in --out, or with --page docs/study.md between the two marks of that page; its
+picture is beside it.
 
 Left out: tuning each method (one learning rate per family), human readers, significance beyond seeds.
 """
@@ -231,10 +230,9 @@ def show(values: list[float | None]) -> str | None:
 
 
 def measured(a: Config, cell: dict) -> list[dict]:
-    """What eval.py measures of a cell's stories, the subject as the unit."""
-    bounds, rows = evaluation.bounds_of(questions(a, 0)["bands"], min(a.lengths)), stories(a, cell)
-    more = [{"unit": strip_length(row["prompt"]), "verdicts": [row["verdict"]]} for row in rows]
-    return [evaluation.measure(row | extra, bounds) for row, extra in zip(rows, more)]
+    """What eval.py measures of each story of a cell."""
+    bounds = evaluation.bounds_of(questions(a, 0)["bands"], min(a.lengths))
+    return [evaluation.measure(row, bounds) for row in stories(a, cell)]
 
 
 def sentences(a: Config, results: dict[str, list[dict]]) -> list[str]:
@@ -299,11 +297,12 @@ def length_table(a: Config, results: dict[str, list[dict]]) -> str:
 
 
 def stories(a: Config, cell: dict) -> list[dict]:
-    """What a cell wrote in its evaluation, all lengths of a subject together."""
+    """What a cell wrote in its evaluation, as eval.py measures it, all lengths of a subject together."""
     folder, report = Path(a.out, f"{cell['method']}-{cell['seed']}", "eval"), cell["report"]
     rows = [row for _, row in read_lines(folder / report["stories"][report["models"][0]])]
-    subjects = list(dict.fromkeys(strip_length(row["prompt"]) for row in rows))
-    return sorted(rows, key=lambda row: subjects.index(strip_length(row["prompt"])))
+    rows = [row | {"unit": strip_length(row["prompt"]), "verdicts": [row["verdict"]]} for row in rows]
+    subjects = list(dict.fromkeys(row["unit"] for row in rows))
+    return sorted(rows, key=lambda row: subjects.index(row["unit"]))
 
 
 def three_stories(a: Config, before: dict, after: dict) -> list[str]:

@@ -110,23 +110,21 @@ def reference(example: data.Example) -> str:
 def page_of(folders: list[Path], asked: list[int]) -> dict:
     """The data of lib/page.html for one run or several."""
     runs = {folder.name: read_run(folder) for folder in folders}
-    titles = dict(FIRST)
-    measured = {k: "form" if c.get("judge") == "offline" else "quality" for k, (_, c) in runs.items()}
-    if "quality" not in measured.values():
+    titles, notes, groups = dict(FIRST), [], []
+    if all(config.get("judge") == "offline" for _, config in runs.values()):
         titles["reward/quality"] = "Form, not quality / 100"  # what the offline judge measures
-    notes = [f"{k}: {len(m)} steps, {m[0]['step']} to {m[-1]['step']}" for k, (m, _) in runs.items()]
-    if max(len(m) for m, _ in runs.values()) >= 10:
-        notes.append("large figures: means of the last five steps, from those of the first five")
-    groups = []
-    for folder in folders:
+    for folder, (steps, config) in zip(folders, runs.values()):
         stories = {int(p.stem[5:]): p for p in (folder / "rollouts").glob("step_*.jsonl")}
         shown = choose_steps(stories, asked)
+        judged = "form" if config.get("judge") == "offline" else "quality"
+        told = f"{folder.name}: {len(steps)} steps, {steps[0]['step']} to {steps[-1]['step']}"
+        few = f", with stories of {len(shown)}; --steps N shows others"
+        notes.append(told + few * (len(shown) < len(stories)))
         for step in shown:
             where = f"step {step}" if len(folders) == 1 else f"{folder.name}, step {step}"
-            groups += groups_of(stories[step], where, measured[folder.name])
-        if not asked and len(shown) < len(stories):
-            few = f"stories of {len(shown)} of {len(stories)} steps of {folder.name}"
-            notes.append(f"{few}, to keep this page small; --steps N shows others")
+            groups += groups_of(stories[step], where, judged)
+    if max(len(steps) for steps, _ in runs.values()) >= 10:
+        notes.append("large figures: means of the last five steps, from those of the first five")
     dimensions = {d.key: d.title for d in judging.RUBRIC.dimensions}
     reader = {"title": "Groups, sorted by advantage", "groups": groups, "titles": dimensions}
     about = {"title": "Run " + " and ".join(runs), "notes": notes, "controls": True, "reader": reader}
