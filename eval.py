@@ -31,7 +31,7 @@ import data
 import deviation
 import judge as judging
 import rollout
-from lib import files, flags, huggingface, processes, stats, sweep
+from lib import files, flags, huggingface, processes, stats
 from lib.endpoint import Endpoint
 from lib.flags import opt
 from lib.processes import MAIN, RANK, WORLD, say
@@ -266,7 +266,6 @@ def write_and_judge(writers: list[Writer], todo, judge, store: Store, c) -> dict
 # ---- what is measured --------------------------------------------------------------
 
 COMPARED = ("quality", "ratio", "in_band", "length_score", "repetition", "distance")  # between models
-PUBLISHED = (("1-4k", 0, 4000), ("4-8k", 4000, 8000), ("8-12k", 8000, 12000))  # bands of the paper's table
 
 
 def length_score(requested: int, written: int) -> float:
@@ -314,7 +313,7 @@ def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, simi
         if n := sum(row["verdicts"][0] is None for row in rows):
             warnings.append(f"{label}: {n} of {len(rows)} stories have no verdict and count in no quality")
     targets = [row["target_words"] for row in next(iter(stories.values()))]
-    report = sweep.summarise(measured, COMPARED, targets, PUBLISHED)
+    report = stats.sweep(measured, COMPARED, targets)
     band = [[t, *(edge / t for edge in bounds.band(t))] for t in sorted(set(targets))]
     return report | {"warnings": report["warnings"] + warnings, "band": band}
 

@@ -373,10 +373,10 @@ def log_step(c: Config, log, watcher, bar, line: dict, groups: list[list[Episode
     seen = judging.watch(watcher, judged) if step % int(c.watch.get("every", 10)) == 0 else {}
     log.write(line | judging.verdict_metrics([row.verdict for row in rows]) | seen)
     data.write_examples(log.path.with_name("rollouts") / f"step_{step:06d}.jsonl", rows)
-    gaps = [m["mismatch/mean"] for m in log.recent(20) if "mismatch/mean" in m]
+    gaps = [m["mismatch/mean"] for m in log.metrics[-20:] if m.get("mismatch/mean") is not None]
     broken = bool(gaps) and jumped(gaps, start=0.1, times=20, least=1e-3)
     alarms = ["sampler and trainer disagree, see mismatch/mean: is the replica refreshed?"] if broken else []
-    alarms += judging.alarms(log.recent(20)) if step % 10 == 9 else []
+    alarms += judging.alarms(log.metrics) if step % 10 == 9 else []
     alarms += data.best_and_worst(rows) if step % 10 == 0 or step + 1 == bar.total else []
     for text in alarms:
         bar.write(f"step {step}: {text}")

@@ -1,11 +1,11 @@
 """A run's metrics.jsonl, one line per step, and the picture made from it."""
 
 import json
+import math
 from pathlib import Path
-from statistics import fmean
 
 from lib.files import read_lines, write_json, write_lines
-from lib.pages import COLOURS, figure, legend_beside, save_figure
+from lib.pages import chart, draw, point
 from lib.stats import mean
 
 
@@ -33,10 +33,6 @@ class Log:
         if self.wandb:
             self.wandb.log(line)
 
-    def recent(self, n: int) -> list[dict]:
-        """The last n lines without the values that are None."""
-        return [{k: v for k, v in m.items() if v is not None} for m in self.metrics[-n:]]
-
     def change(self, names: dict[str, str]) -> str:
         """How the metrics behind these names moved, as the end of a sentence; "" below ten steps."""
         moved = [f"{name} {a:.3f} -> {b:.3f}" for name, (a, b) in ends(self.metrics, names).items()]
@@ -56,20 +52,19 @@ def read(path: Path) -> list[dict]:
     return [line for _, line in lines if line.get("step", -1) >= 0]
 
 
-def plot(runs: dict[str, list[dict]], path: Path, curves: dict[str, str]):
-    """{run: metrics} as one picture. curves: {metric: title}, three per row; pale, a running mean on top."""
-    fig, axes = figure(-(-len(curves) // 3), 3, size=(12, 3 * -(-len(curves) // 3)))
-    window, drawn = max(1, max(map(len, runs.values())) // 8), {}  # of the mean: one for all runs
-    for ax, (name, title) in zip(axes.flat, curves.items()):
-        for (label, lines), colour in zip(runs.items(), COLOURS * len(runs)):
-            points = [(m["step"], m[name]) for m in lines if m.get(name) is not None]
-            if points:
-                x, y = zip(*points)
-                smooth = [fmean(y[max(0, i - window + 1) : i + 1]) for i in range(len(y))]
-                ax.plot(x, y, color=colour, lw=1, alpha=0.35)
-                (drawn[label],) = ax.plot(x, smooth, color=colour, lw=2)
-        ax.set(title=title, xlabel="step")
-        ax.grid(alpha=0.3)
-    if len(runs) > 1:
-        legend_beside(axes[0, -1], drawn)
-    save_figure(fig, path)
+def curves(runs: dict[str, list[dict]]) -> dict[str, dict[str, list]]:
+    """{run: metrics} -> {metric: {run: points}} of what is a finite number."""
+    found = {}
+    for run, lines in runs.items():
+        for m in lines:
+            for name, value in m.items():
+                if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
+                    found.setdefault(name, {}).setdefault(run, []).append(point(m["step"], value))
+    return found
+
+
+def plot(runs: dict[str, list[dict]], path: Path, titles: dict[str, str]):
+    """{run: metrics} as one picture. titles: of the metrics to draw, three per row."""
+    found, window = curves(runs), max(1, max(map(len, runs.values())) // 8)  # one window for all runs
+    charts = [chart(name, title, "step", found.get(name, {})) for name, title in titles.items()]
+    draw(path, charts, columns=3, size=(4, 3), smooth=window)

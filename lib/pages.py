@@ -4,8 +4,10 @@ import base64
 import hashlib
 import json
 import re
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from statistics import fmean
+
+import numpy as np
 
 from lib.files import atomic, write_text
 
@@ -38,37 +40,11 @@ def estimate(mean: float | None, interval: list[float] | None, digits: int) -> s
 # ---- pictures ----------------------------------------------------------------------------------------------
 
 
-def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6, 4)):
-    """-> (matplotlib figure, 2-D array of axes), drawn without a screen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-
-
-def legend_beside(ax, lines: dict | None = None):
-    """The names of the lines to the right of the axes, where they hide nothing. lines: {name: line}, where
-    not all are in `ax`."""
-    which = [list(lines.values()), list(lines)] if lines else []
-    ax.legend(*which, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-
-
-def save_figure(fig, path: str | Path, dpi: int = 110):
-    """Writes the picture whole and frees the figure."""
-    import matplotlib.pyplot as plt
-
-    with atomic(path) as temporary:
-        fig.savefig(temporary, dpi=dpi)
-    plt.close(fig)
-
-
 def chart(name: str, title: str, x: str, series: dict[str, list[dict]], **more) -> dict:
-    """A chart for `write_page` and `draw_chart`.
+    """A chart for `write_page` and `draw`.
 
     series: {label: [point]}. more: band [[x, low, high]], reference (a level), log (the x axis), ticks
-    [[x, text]], group (a heading to fold it under)."""
+    [[x, text]]; page: group (a heading to fold it under); picture: beyond (grey from this x on)."""
     lines = [{"name": label, "points": points} for label, points in series.items() if points]
     return {"name": name, "title": title, "x": x, **more, "series": lines}
 
@@ -83,25 +59,47 @@ def table(title: str, columns: list[str], rows: list[list], **more) -> dict:
     return {"title": title, "columns": columns, "rows": rows, **more}
 
 
-def draw_chart(path: Path, c: dict):
-    """A `chart` as a picture."""
-    fig, [[ax]] = figure(size=(6.4, 3.4))
-    for colour, series in zip(COLOURS * 9, c["series"]):
-        points = series["points"]
-        x, y = ([p[key] for p in points] for key in "xy")
-        ax.plot(x, y, "o-", ms=3, color=colour, label=series["name"])
-        low, high = ([p["y"] if p[key] is None else p[key] for p in points] for key in ("low", "high"))
-        ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-    if c.get("band"):
-        ax.fill_between(*zip(*c["band"]), color="#888", alpha=0.12, lw=0, label="band without a penalty")
-    if c.get("log"):
-        ax.set_xscale("log")
-    ax.set_xticks(*zip(*c["ticks"]))
-    ax.minorticks_off()
-    ax.set(xlabel=c["x"], title=c["title"])
-    ax.grid(alpha=0.25)
-    legend_beside(ax)
-    save_figure(fig, path, dpi=200)
+def draw(path: Path, charts: list[dict], columns=1, size=(6.4, 3.4), smooth: int = 0, dpi: int = 110):
+    """Charts as one picture, each of `size` inches, with a legend on the right where there is more than one
+    name. smooth: lines are pale, with a running mean over so many points on top."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen is needed
+    import matplotlib.pyplot as plt
+
+    rows, (width, height) = -(-len(charts) // columns), size
+    size = (columns * width, rows * height)
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    names = list(dict.fromkeys(series["name"] for c in charts for series in c["series"]))
+    for ax, c in zip(axes.flat, charts):
+        for series in c["series"]:
+            colour, points = COLOURS[names.index(series["name"]) % len(COLOURS)], series["points"]
+            x, y, low, high = ([p[key] for p in points] for key in ("x", "y", "low", "high"))
+            if smooth:
+                ax.plot(x, y, color=colour, lw=1, alpha=0.35)
+                y = [fmean(y[max(0, i - smooth + 1) : i + 1]) for i in range(len(y))]
+            else:
+                ax.vlines(x, np.array(low, float), np.array(high, float), color=colour, alpha=0.6)
+            ax.plot(x, y, marker="" if smooth else "o", ms=3, color=colour, lw=2, label=series["name"])
+        if c.get("band"):
+            ax.fill_between(*zip(*c["band"]), color="#888", alpha=0.12, lw=0, label="band without a penalty")
+        if c.get("beyond"):
+            grey = {"color": "#888", "alpha": 0.12, "lw": 0, "label": "longer than any trained on"}
+            ax.axvspan(c["beyond"], max(p["x"] for series in c["series"] for p in series["points"]), **grey)
+        if c.get("log"):
+            ax.set_xscale("log")
+        if c.get("ticks"):
+            ax.set_xticks(*zip(*c["ticks"]))
+            ax.minorticks_off()
+        ax.set(xlabel=c["x"], title=c["title"])
+        ax.grid(alpha=0.3)
+    told = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels())}
+    if len(told) > 1:
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+        axes[0, -1].legend(list(told.values()), list(told), fontsize=8, frameon=False, **beside)
+    with atomic(path) as temporary:
+        fig.savefig(temporary, dpi=dpi)
+    plt.close(fig)
 
 
 # ---- HTML --------------------------------------------------------------------------------------------------
@@ -124,35 +122,3 @@ def page_html(data: dict, template: Path = SHELL, served: bool = False) -> str:
 
 def write_page(path: Path, data: dict, template: Path = SHELL):
     write_text(path, page_html(data, template))
-
-
-def serve(stamp, make, port: int) -> ThreadingHTTPServer:
-    """A server of the page make(), on loopback alone; serve_forever() starts it. stamp(): a short text that
-    changes when the page does. The open page asks for /data?seen=STAMP and gets the new data, or 204."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            here = [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]
-            (path, _, seen), now = self.path.partition("?seen="), stamp()
-            if self.headers.get("Host", "") not in here:  # a name of another site that points to this machine
-                self.send_error(403)
-            elif path not in ("/", "/data"):
-                self.send_error(404)
-            elif seen == now:  # nothing is new
-                self.send_response(204)
-                self.end_headers()
-            else:
-                data, kind = make() | {"stamp": now}, "text/html" if path == "/" else "application/json"
-                text = page_html(data, served=True) if path == "/" else json.dumps(data, allow_nan=False)
-                body = text.encode("utf-8", "replace")
-                self.send_response(200)
-                self.send_header("Content-Type", f"{kind}; charset=utf-8")
-                self.send_header("Content-Length", str(len(body)))
-                self.send_header("Cache-Control", "no-store")
-                self.end_headers()
-                self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    return ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -8,6 +8,7 @@ observations of one unit (a prompt, a seed) are not independent. Suffixes: U uni
 import math
 import statistics
 from collections import Counter
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def rise(history: list[dict], name: str, window: int, sign: int = 1) -> float:
     there are `window` entries. Entries without a value are skipped."""
     recent = history[-window:]
     halves = recent[: window // 2], recent[window // 2 :]
-    old, new = ([sign * entry[name] for entry in half if name in entry] for half in halves)
+    old, new = ([sign * entry[name] for entry in half if entry.get(name) is not None] for half in halves)
     if len(recent) < window or min(len(old), len(new)) < 3:
         return 0.0
     error = math.sqrt(statistics.variance(old) / len(old) + statistics.variance(new) / len(new))
@@ -66,15 +67,13 @@ def correlation(a: list[float], b: list[float]) -> float | None:
     return statistics.correlation(a, b)
 
 
-def ranks(values: list[float]) -> list[float]:
-    """1-based ranks, ties shared."""
-    order = sorted(values)
-    return [order.index(v) + (order.count(v) + 1) / 2 for v in values]
-
-
 def rank_correlation(pairs: list[tuple[float, float]]) -> float | None:
-    """Spearman's rho; None where one side does not vary."""
-    return correlation(ranks([a for a, _ in pairs]), ranks([b for _, b in pairs]))
+    """Spearman's rho, Pearson's r of the ranks, ties shared; None where one side does not vary."""
+    ranks = []
+    for side in ([a for a, _ in pairs], [b for _, b in pairs]):
+        order = sorted(side)
+        ranks.append([order.index(v) + (order.count(v) + 1) / 2 for v in side])
+    return correlation(*ranks)
 
 
 # ---- the bootstrap -----------------------------------------------------------------------------------------
@@ -99,41 +98,92 @@ def estimate(means_R, units: int) -> dict:
     return {"mean": mean, "prompts": int(units), "interval": interval(means_R[1:]) if sure else None}
 
 
-def bootstrap(by_unit: dict[str, list[float]], resamples: int = 10_000, seed: int = 0) -> dict:
-    """The mean over units of each unit's mean, as `estimate` gives it."""
-    points = [(unit, 0, np.mean(values)) for unit, values in by_unit.items() if values]
-    return by_column(points, [("all", -1, 0)], 1, resamples, seed)["all"]
+def figures(rows, metric: str, buckets, resamples: int = 2000, seed: int = 0) -> dict[str, dict]:
+    """{bucket, "all", "slope" or "change": estimate} of a metric. rows: {"unit", "target", metric: number or
+    None}; buckets: (label, above, up to) ranges of the target.
 
-
-def by_column(points, columns, steps: int, resamples: int = 2000, seed: int = 0) -> dict[str, dict]:
-    """{column: estimate, "slope": estimate, "change": estimate} of (unit, x, value) triples.
-
-    columns: (label, above, up to) ranges of x, which may overlap. The slope is that of least squares through
-    the means of the first `steps` columns against 0, 1, 2 ...; the change is the last of them minus the
-    first."""
-    labels = [*(label for label, _, _ in columns), "slope", "change"]
-    places = {unit: i for i, unit in enumerate(dict.fromkeys(unit for unit, _, _ in points))}
+    The slope is that of least squares through the means of the buckets against 0, 1, 2 ...; the change is the
+    last of them minus the first."""
+    ranges = [*buckets, ("all", -math.inf, math.inf)]
+    labels = [*(label for label, _, _ in ranges), "slope", "change"]
+    rows = [r for r in rows if r.get(metric) is not None]
+    places = {unit: i for i, unit in enumerate(dict.fromkeys(r["unit"] for r in rows))}
     if not places:
-        return {label: {"mean": None, "prompts": 0, "interval": None} for label in labels}
-    sums_UC, counts_UC = np.zeros((2, len(places), len(columns)))
-    for unit, x, value in points:
-        for c, (_, low, high) in enumerate(columns):
-            if low < x <= high:
-                sums_UC[places[unit], c] += value
-                counts_UC[places[unit], c] += 1
+        return {label: estimate([math.nan], 0) for label in labels}
+    sums_UC, counts_UC = np.zeros((2, len(places), len(ranges)))
+    for r in rows:
+        for c, (_, low, high) in enumerate(ranges):
+            if low < r["target"] <= high:
+                sums_UC[places[r["unit"]], c] += r[metric]
+                counts_UC[places[r["unit"]], c] += 1
     sample_1U = np.ones((1, len(places)))  # row 0 is the sample itself
     draws_RU = np.vstack([sample_1U, draws(len(places), resamples, seed)])
     with np.errstate(invalid="ignore"):  # a draw without a value of a column is NaN
         means_RC = (draws_RU @ sums_UC) / (draws_RU @ counts_UC)
-    used = np.flatnonzero(counts_UC.any(0)[:steps])
-    x = used - used.mean()
+    used = np.flatnonzero(counts_UC[:, :-1].any(0))
     slope_R = change_R = np.full(len(means_RC), np.nan)
     if len(used) > 1:
+        x = used - used.mean()
         slope_R, change_R = means_RC[:, used] @ x / (x @ x), means_RC[:, used[-1]] - means_RC[:, used[0]]
     units_C = (counts_UC > 0).sum(0)
     poorest = units_C[used].min(initial=len(places))  # a slope is no surer than its poorest column
     found = zip(labels, [*means_RC.T, slope_R, change_R], [*units_C, poorest, poorest])
     return {label: estimate(means_R, units) for label, means_R, units in found}
+
+
+def bootstrap(by_unit: dict[str, list[float]], resamples: int = 10_000, seed: int = 0) -> dict:
+    """The mean over units of each unit's mean, as `estimate` gives it."""
+    rows = [{"unit": u, "target": 0, "mean": np.mean(values)} for u, values in by_unit.items() if values]
+    return figures(rows, "mean", [], resamples, seed)["all"]
+
+
+# ---- the same things measured at several settings ----------------------------------------------------------
+
+FEW = 30  # units; an interval from fewer is itself uncertain
+
+
+def buckets_of(targets: list[int], edges=(0, 1000, 4000, 8000, 12000)) -> list[tuple[str, int, int]]:
+    """(label, above, up to): each setting there is, or what lies between edges where there are more than
+    eight settings. The default is that of POLARIS's table, in words."""
+    distinct = sorted(set(targets))
+    if len(distinct) <= 8:
+        return [(f"{t:,}", t - 1, t) for t in distinct]
+    steps = pairwise([*edges, distinct[-1]])
+    return [(f"{low:,}-{up:,}", low, up) for low, up in steps if any(low < t <= up for t in distinct)]
+
+
+def differences(a: list[dict], b: list[dict], metric: str) -> list[dict]:
+    """b - a per unit and setting that both have, as rows: paired figures need no other statistics."""
+
+    def means(rows):
+        found = {}
+        for r in rows:
+            found.setdefault((r["unit"], r["target"]), []).append(r.get(metric))
+        return {key: m for key, values in found.items() if (m := mean(values)) is not None}
+
+    a, b = means(a), means(b)
+    return [{"unit": u, "target": t, metric: b[u, t] - a[u, t]} for u, t in a if (u, t) in b]
+
+
+def sweep(measured: dict[str, list[dict]], compared, targets: list[int]) -> dict:
+    """What a report says of {label: rows}, see `figures`: figures per label and metric, paired differences of
+    the metrics in `compared`, the buckets and where they lie, and a warning where units are few."""
+    buckets = buckets_of(targets)
+    metrics = dict.fromkeys(m for rows in measured.values() for row in rows for m in row)
+    metrics = [m for m in metrics if m not in ("unit", "target")]
+    found = {k: {m: figures(rows, m, buckets) for m in metrics} for k, rows in measured.items()}
+    pairs = []
+    for a, b in combinations(measured, 2):
+        apart = {m: figures(differences(measured[a], measured[b], m), m, buckets) for m in compared}
+        pairs.append({"of": b, "minus": a, "figures": apart})
+    first, labels = next(iter(found.values())), [label for label, _, _ in buckets]
+    fewest = min(max(first[m][label]["prompts"] for m in metrics) for label in labels)
+    few = f"only {fewest} prompts" + " at some length" * (len(buckets) > 1)
+    few += f": intervals from fewer than {FEW} are too narrow, and no small difference can be seen"
+    lie = {k: float(mean([t for t in targets if low < t <= up])) for k, low, up in buckets}
+    columns = labels + ["all", "slope"] * (len(buckets) > 1)
+    report = {"models": list(measured), "figures": found, "differences": pairs, "columns": columns}
+    return report | {"buckets": lie, "warnings": [few] * (fewest < FEW)}
 
 
 # ---- agreement and strengths -------------------------------------------------------------------------------

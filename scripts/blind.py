@@ -28,8 +28,7 @@ from statistics import median
 from lib import files, sets
 from lib.flags import exits_cleanly, parser
 from lib.pages import estimate, markdown_table, table, write_page
-from lib.stats import bootstrap, cohen, krippendorff, mean, sign_test
-from lib.sweep import FEW, buckets_of
+from lib.stats import FEW, bootstrap, buckets_of, cohen, krippendorff, mean, sign_test
 
 PAGE = Path(__file__).with_name("blind.html")
 CHOICES = {"A": "“A is better”", "tie": "“Tie”", "B": "“B is better”"}

@@ -18,7 +18,7 @@ import judge as judging
 from lib import files, sets, stats
 from lib.flags import exits_cleanly, parser
 from lib.pages import estimate, markdown_table
-from lib.sweep import FEW
+from lib.stats import FEW
 
 TIE = 0.0075  # share of all points within which two stories are equal: two points of story_quality
 

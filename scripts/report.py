@@ -13,7 +13,7 @@ import data
 import judge as judging
 from lib import files
 from lib.flags import exits_cleanly, parser
-from lib.pages import chart, draw_chart, estimate, markdown_table, point, table, write_page
+from lib.pages import chart, draw, estimate, markdown_table, point, table, write_page
 
 METRICS = {  # name in report.json: (title, digits, what it means)
     "quality": ("quality", 1, "points of 100 that the judge gives the whole story"),
@@ -87,24 +87,18 @@ def write_csv(path: Path, report: dict):
 
 
 def charts_of(report: dict) -> list[dict]:
-    figures, at, judged = report["figures"], report["buckets"], report["judged"].capitalize()
+    """Quality, and words written, against the length requested; a line per model."""
+    at, judged, charts = report["buckets"], report["judged"].capitalize(), []
     log = max(at.values()) >= 8 * min(at.values())
     axis = {"x": "words requested", "log": log, "ticks": [[x, f"{x:,.0f}"] for x in at.values()]}
-
-    def points(pairs):
-        return [point(x, f["mean"], f["interval"]) for x, f in pairs if f["mean"] is not None]
-
-    def by_length(metric):
-        return {k: points((x, f[metric][bucket]) for bucket, x in at.items()) for k, f in figures.items()}
-
-    within = {k: points((i, f[f"third_{i}"]["all"]) for i in (1, 2, 3)) for k, f in figures.items()}
-    parts = {"x": "third of the story", "ticks": [[1, "beginning"], [2, "middle"], [3, "end"]]}
+    names = {"quality": judged + ", not quality" * (judged == "Form"), "ratio": "Words written / requested"}
     level = {"reference": 1, "band": report["band"]}
-    charts = [
-        chart("quality", judged + ", not quality" * (judged == "Form"), series=by_length("quality"), **axis),
-        chart("ratio", "Words written / requested", series=by_length("ratio"), **level, **axis),
-        chart("thirds", f"{judged} within a story", series=within, **parts),
-    ]
+    for metric, name in names.items():
+        lines = {}
+        for label, f in report["figures"].items():
+            found = [(x, f[metric][bucket]) for bucket, x in at.items()]
+            lines[label] = [point(x, y["mean"], y["interval"]) for x, y in found if y["mean"] is not None]
+        charts.append(chart(metric, name, series=lines, **level if metric == "ratio" else {}, **axis))
     return [c for c in charts if c["series"]]
 
 
@@ -166,7 +160,7 @@ def main(argv=None):
     stories = {k: [row for _, row in files.read_lines(folder / f)] for k, f in report["stories"].items()}
     page = page_of(report, stories)
     for c in page["charts"]:
-        draw_chart(folder / f"{c['name']}.png", c)
+        draw(folder / f"{c['name']}.png", [c], dpi=200)
     write_csv(folder / "report.csv", report)
     write_page(folder / "report.html", page)
     first, told = page["tables"][0], [*page["lead"], *(f"note: {warning}" for warning in page["warnings"])]

@@ -4,16 +4,16 @@
     python -m scripts.study --preset grid         # 13 methods, 39 runs, one to two hours on two cores
     python -m scripts.study --preset gpu          # the grid with Qwen3.5-0.8B, long stories, a real judge
 
-Methods: `start` trains nothing; `grpo`; `hri` and `deviation` add one part each, `both` adds both; `grpo+1`
-has one more policy story per prompt (the row count of `hri`); `deviation-1` and `both-1` have deviation of
-strength 1, not 0.5; the others (see scripts/prefer.py) learn offline from as many stories of the start,
-scored by the same reward. A cell is one method with one seed: it trains in a process of its own, then
-`eval.py` has it write for prompts that no run has seen. Finished cells are kept. The report goes to report.md
-in --out, or with --page docs/study.md between the two marks of that page; its picture is beside it.
+`start` trains nothing; GRPO's methods stand in GRPO below; those of scripts/prefer.py learn offline from as
+many stories of the start, scored by the same reward. A cell is one method with one seed: it trains in a
+process of its own, then `eval.py` has it write for prompts that no run has seen. Finished cells are kept. The
+report goes to report.md in --out, or with --page docs/study.md between the two marks of that page; its
+picture is beside it.
 
 Left out: tuning each method (one learning rate per family), human readers, significance beyond seeds.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -35,8 +35,8 @@ from lib import huggingface, metrics
 from lib.files import lock, read_lines, replace_between, write_json, write_text
 from lib.flags import exits_cleanly, opt, parse
 from lib.form import share_real, strip_length
-from lib.pages import figure, legend_beside, markdown_table, save_figure
-from lib.stats import mean, student
+from lib.pages import chart, draw, markdown_table, point
+from lib.stats import differences, mean, student
 from scripts import prefer
 
 ROOT, TINY = train.ROOT, train.PRESETS["tiny"]
@@ -229,31 +229,24 @@ def show(values: list[float | None]) -> str | None:
     return average if half is None else f"{average:.3f} ± {half:.3f}"
 
 
-def by_subject(a: Config, cell: dict) -> dict[tuple[str, int], list[float]]:
-    """{(measure, length asked for): the mean of each subject's stories, subjects in their order}."""
-    found = {(key, n): {} for key in list(MEASURES)[:3] for n in a.lengths}
+def measured(a: Config, cell: dict) -> list[dict]:
+    """What eval.py measures of each story of a cell."""
     bounds = evaluation.bounds_of(questions(a, 0)["bands"], min(a.lengths))
-    for row in stories(a, cell):
-        subject = strip_length(row["prompt"])
-        figures = evaluation.measure(row | {"unit": subject, "verdicts": [row["verdict"]]}, bounds)
-        for key, n in found:
-            if n == row["target_words"]:
-                found[key, n].setdefault(subject, []).append(figures[key])
-    return {place: [mean(values) for values in some.values()] for place, some in found.items()}
+    return [evaluation.measure(row, bounds) for row in stories(a, cell)]
 
 
 def sentences(a: Config, results: dict[str, list[dict]]) -> list[str]:
     """For each pair of methods what the paired differences support, over seeds and over subjects, no more."""
-    told, found = [], {name: [by_subject(a, c) for c in cells] for name, cells in results.items()}
+    told, found = [], {name: [measured(a, c) for c in cells] for name, cells in results.items()}
     for name, base in (pair.split() for pair in COMPARED.split(",")):
-        pairs = list(zip(found.get(name, []), found.get(base, [])))
+        pairs = list(zip(found.get(base, []), found.get(name, [])))
         if len(pairs) == 1:
             told.append(f"- **{name} against {base}**: one seed, so no difference is claimed.")
         if len(pairs) < 2:
             continue
         clear, unclear = [], 0
-        for key, at in found[name][0]:
-            gaps = [[x - y for x, y in zip(one[key, at], other[key, at])] for one, other in pairs]
+        for key, at in itertools.product(list(MEASURES)[:3], a.lengths):
+            gaps = [[row[key] for row in differences(*pair, key) if row["target"] == at] for pair in pairs]
             average, over_seeds = student([mean(of_seed) for of_seed in gaps])
             half = max(over_seeds, student([mean(of_subject) for of_subject in zip(*gaps)])[1] or 0.0)
             span = f"[{average - half:+.3f}, {average + half:+.3f}]"
@@ -267,21 +260,17 @@ def sentences(a: Config, results: dict[str, list[dict]]) -> list[str]:
     return told
 
 
-def draw(a: Config, results: dict[str, list[dict]], path: Path):
+def charts_of(a: Config, results: dict[str, list[dict]]) -> list[dict]:
     """Words and quality against the length asked for, a line per method; intervals from three seeds on."""
-    fig, (axes,) = figure(columns=2, size=(11, 4.5))
-    longest = max(e.target_words for e in data.read_examples(a.data))
-    named = {"ratio": "words written / asked", "quality": "quality (offline: form)"}
-    for ax, (key, name) in zip(axes, named.items()):
-        for name_of, cells in results.items():
-            points = [student([figure_of(c, key, n) for c in cells]) for n in a.lengths]
-            y, error = [p[0] for p in points], [(p[1] or 0.0) * (len(cells) > 2) for p in points]
-            ax.errorbar(a.lengths, y, yerr=error, marker="o", lw=1.2, capsize=2, label=name_of)
-        ax.axvspan(longest, max(a.lengths), color="#00000010", label="longer than any trained on")
-        ax.set_xlabel("words asked for")
-        ax.set_ylabel(name)
-    legend_beside(axes[-1])
-    save_figure(fig, path)
+    longest, charts = max(e.target_words for e in data.read_examples(a.data)), []
+    for key, title in {"ratio": "words written / asked", "quality": "quality (offline: form)"}.items():
+        lines = {}
+        for name, cells in results.items():
+            figures = [(n, *student([figure_of(c, key, n) for c in cells])) for n in a.lengths]
+            sure = len(cells) > 2
+            lines[name] = [point(n, y, [y - half, y + half] if sure else None) for n, y, half in figures]
+        charts.append(chart(key, title, "words asked for", lines, beyond=longest))
+    return charts
 
 
 def training_table(a: Config, results: dict[str, list[dict]]) -> str:
@@ -308,11 +297,12 @@ def length_table(a: Config, results: dict[str, list[dict]]) -> str:
 
 
 def stories(a: Config, cell: dict) -> list[dict]:
-    """What a cell wrote in its evaluation, all lengths of a subject together."""
+    """What a cell wrote in its evaluation, as eval.py measures it, all lengths of a subject together."""
     folder, report = Path(a.out, f"{cell['method']}-{cell['seed']}", "eval"), cell["report"]
     rows = [row for _, row in read_lines(folder / report["stories"][report["models"][0]])]
-    subjects = list(dict.fromkeys(strip_length(row["prompt"]) for row in rows))
-    return sorted(rows, key=lambda row: subjects.index(strip_length(row["prompt"])))
+    rows = [row | {"unit": strip_length(row["prompt"]), "verdicts": [row["verdict"]]} for row in rows]
+    subjects = list(dict.fromkeys(row["unit"] for row in rows))
+    return sorted(rows, key=lambda row: subjects.index(row["unit"]))
 
 
 def three_stories(a: Config, before: dict, after: dict) -> list[str]:
@@ -338,7 +328,7 @@ def report(a: Config, argv: list[str]):
         names = sorted({f"{c['method']}-{c['seed']}" for c in silent})
         raise ValueError(f"{', '.join(names)}: empty stories, or no verdict; see the stories in {a.out}")
     page, old = page_of(a)
-    draw(a, results, page.with_suffix(".png"))
+    draw(page.with_suffix(".png"), charts_of(a, results), columns=2, size=(5.5, 4.5))
     text = [
         f"Made by `{' '.join(['python -m scripts.study', *argv])}`: {a.seeds} seed(s), judge: {a.judge}.\n",
         f"![words written and quality against the length asked for]({page.with_suffix('.png').name})\n",

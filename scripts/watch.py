@@ -8,7 +8,8 @@ Reads config.json, metrics.jsonl and rollouts/ of each run and leaves report.htm
 of several runs also runs.png, with the curves of each run's own curves.png in one picture.
 """
 
-import math
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import fmean
 
@@ -17,7 +18,7 @@ import judge as judging
 from lib import files, metrics
 from lib.flags import exits_cleanly, parser
 from lib.huggingface import read_json
-from lib.pages import chart, point, serve, table, write_page
+from lib.pages import chart, page_html, table, write_page
 from train import CURVES
 
 FIRST = {
@@ -26,10 +27,6 @@ FIRST = {
     "reward/quality": "Quality / 100",
     "judge/failed": "Failed verdicts",
 }
-# The part of a metric's name before the slash: the heading under which it is folded.
-GROUPS = {"reward": "Reward and its parts", "length": "Length", "truncated": "Length", "hri": "Reference row"}
-GROUPS |= {"deviation": "Deviation", "judge": "Judge", "watch": "Watch judge", "seconds": "Speed"}
-GROUPS |= {"mismatch": "Sampler against trainer", "rollout": "Speed", "train": "Speed"}
 PAGE_BYTES = 20_000_000  # of stories; a browser opens more, but not on a phone
 
 
@@ -40,43 +37,31 @@ def read_run(folder: Path) -> tuple[list[dict], dict]:
     return steps, read_json(folder / "config.json")
 
 
-def curves_of(runs: dict[str, tuple]) -> dict[str, dict[str, list]]:
-    """{metric: {run: points}} of what is a finite number; FIRST comes first."""
-    curves = {name: {} for name in FIRST}
-    for run, (steps, _) in runs.items():
-        for m in steps:
-            for name, value in m.items():
-                if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
-                    curves.setdefault(name, {}).setdefault(run, []).append(point(m["step"], value))
-    return {name: series for name, series in curves.items() if series}
+def value(run: str, points: list[dict], count: bool) -> dict:
+    """What a card says of a run: a sum of counts, or the means of the first and last five of ten steps."""
+    y = [p["y"] for p in points]
+    if count:
+        text, more = f"{sum(y):,.0f}", f"in {len(y)} steps"
+    elif len(y) < 10:
+        text, more = f"{y[-1]:.3g}", f"step {points[-1]['x']}"
+    else:
+        text, more = f"{fmean(y[-5:]):.3g}", f"from {fmean(y[:5]):.3g}"
+    return {"name": run, "text": text, "more": more}
 
 
-def charts_of(curves: dict, titles: dict[str, str]) -> list[dict]:
-    """One chart per metric, the first four unfolded."""
-    charts = []
-    for name, series in curves.items():
-        group = None if name in FIRST else GROUPS.get(name.partition("/")[0], "Update")
-        exact = name == "judge/failed"  # counts are not smoothed
-        charts.append(chart(name, titles.get(name, name), "step", series, group=group, exact=exact))
-    return charts
-
-
-def cards_of(curves: dict, titles: dict[str, str]) -> list[dict]:
-    """The four figures that matter first: means of the first and last five steps where there are ten."""
-    cards = []
-    for name in (name for name in titles if name in curves):
-        values = []
-        for run, points in curves[name].items():
-            y = [p["y"] for p in points]
-            if name == "judge/failed":
-                text, more = f"{sum(y):,.0f}", f"in {len(y)} steps"
-            elif len(y) < 10:
-                text, more = f"{y[-1]:.3g}", f"step {points[-1]['x']}"
-            else:
-                text, more = f"{fmean(y[-5:]):.3g}", f"from {fmean(y[:5]):.3g}"
-            values.append({"name": run, "text": text, "more": more})
-        cards.append({"title": titles[name], "values": values})
-    return cards
+def figures_of(runs: dict[str, tuple], titles: dict[str, str]) -> dict:
+    """A chart per metric; those in `titles` have a card and come first, the others are folded by the part of
+    their name before the slash."""
+    curves, cards, charts = metrics.curves({k: steps for k, (steps, _) in runs.items()}), [], []
+    for name in dict.fromkeys([*titles, *curves]):
+        series, count = curves.get(name, {}), name == "judge/failed"  # counts are not smoothed
+        if series:
+            group = None if name in titles else name.rpartition("/")[0] or "update"
+            title = titles.get(name, name)
+            charts.append(chart(name, title, "step", series, group=group, exact=count))
+        if series and name in titles:
+            cards.append({"title": title, "values": [value(run, p, count) for run, p in series.items()]})
+    return {"cards": cards, "charts": charts}
 
 
 def settings_tables(runs: dict[str, tuple]) -> list[dict]:
@@ -125,45 +110,60 @@ def reference(example: data.Example) -> str:
 def page_of(folders: list[Path], asked: list[int]) -> dict:
     """The data of lib/page.html for one run or several."""
     runs = {folder.name: read_run(folder) for folder in folders}
-    curves, titles = curves_of(runs), dict(FIRST)
-    measured = {k: "form" if c.get("judge") == "offline" else "quality" for k, (_, c) in runs.items()}
-    if "quality" not in measured.values():
+    titles, notes, groups = dict(FIRST), [], []
+    if all(config.get("judge") == "offline" for _, config in runs.values()):
         titles["reward/quality"] = "Form, not quality / 100"  # what the offline judge measures
-    notes = [f"{k}: {len(m)} steps, {m[0]['step']} to {m[-1]['step']}" for k, (m, _) in runs.items()]
-    if max(len(m) for m, _ in runs.values()) >= 10:
-        notes.append("large figures: means of the last five steps, from those of the first five")
-    groups, tables = [], settings_tables(runs)
-    for folder in folders:
+    for folder, (steps, config) in zip(folders, runs.values()):
         stories = {int(p.stem[5:]): p for p in (folder / "rollouts").glob("step_*.jsonl")}
         shown = choose_steps(stories, asked)
+        judged = "form" if config.get("judge") == "offline" else "quality"
+        told = f"{folder.name}: {len(steps)} steps, {steps[0]['step']} to {steps[-1]['step']}"
+        few = f", with stories of {len(shown)}; --steps N shows others"
+        notes.append(told + few * (len(shown) < len(stories)))
         for step in shown:
             where = f"step {step}" if len(folders) == 1 else f"{folder.name}, step {step}"
-            groups += groups_of(stories[step], where, measured[folder.name])
-        if not asked and len(shown) < len(stories):
-            few = f"stories of {len(shown)} of {len(stories)} steps of {folder.name}"
-            notes.append(f"{few}, to keep this page small; --steps N shows others")
+            groups += groups_of(stories[step], where, judged)
+    if max(len(steps) for steps, _ in runs.values()) >= 10:
+        notes.append("large figures: means of the last five steps, from those of the first five")
     dimensions = {d.key: d.title for d in judging.RUBRIC.dimensions}
     reader = {"title": "Groups, sorted by advantage", "groups": groups, "titles": dimensions}
     about = {"title": "Run " + " and ".join(runs), "notes": notes, "controls": True, "reader": reader}
-    charts = charts_of(curves, titles)
-    return about | {"cards": cards_of(curves, titles), "charts": charts, "tables": tables}
+    return about | {"tables": settings_tables(runs)} | figures_of(runs, titles)
 
 
 def follow(folders: list[Path], asked: list[int], port: int):
-    """Serves the page on loopback until Ctrl-C. What a run has not written yet is waited for."""
+    """Serves the page on loopback until Ctrl-C; what a run has not written yet is waited for. The open page
+    asks for /data?seen=STAMP and gets its data anew, or 204."""
+    logs = [folder / "metrics.jsonl" for folder in folders]
 
-    def stamp() -> str:
-        parts = [folder / name for folder in folders for name in ("metrics.jsonl", "config.json")]
-        return files.key_of([p.stat().st_size if p.exists() else 0 for p in parts])
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            here = [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]
+            stamp = files.key_of([log.stat().st_size if log.exists() else 0 for log in logs])
+            path, _, seen = self.path.partition("?seen=")
+            if self.headers.get("Host", "") not in here:  # a name of another site that points to this machine
+                self.send_error(403)
+            elif path not in ("/", "/data"):
+                self.send_error(404)
+            elif seen == stamp:  # nothing is new
+                self.send_response(204)
+                self.end_headers()
+            else:
+                try:
+                    page = page_of(folders, asked)
+                except (ValueError, OSError) as error:
+                    page = {"title": "Waiting", "warnings": [str(error)]}
+                page["stamp"], kind = stamp, "text/html" if path == "/" else "application/json"
+                text = page_html(page, served=True) if path == "/" else json.dumps(page, allow_nan=False)
+                self.send_response(200)
+                self.send_header("Content-Type", f"{kind}; charset=utf-8")
+                self.end_headers()
+                self.wfile.write(text.encode("utf-8", "replace"))
 
-    def make() -> dict:
-        try:
-            return page_of(folders, asked)
-        except (ValueError, OSError) as error:
-            title = "Run " + " and ".join(folder.name for folder in folders)
-            return {"title": title, "notes": ["waiting"], "warnings": [str(error)]}
+        def log_message(self, *_):
+            pass
 
-    with serve(stamp, make, port) as server:
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         print(f"http://127.0.0.1:{server.server_port}/ (this machine alone; Ctrl-C ends)", flush=True)
         server.serve_forever()
 

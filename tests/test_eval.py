@@ -19,7 +19,7 @@ import data
 import eval as evaluation
 import judge as judging
 from launch import SMALL, base
-from lib import endpoint, files, sweep, text
+from lib import endpoint, files, stats, text
 from lib.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,7 +133,7 @@ def test_bootstrap_covers_95_percent_in_simulation():
     rng, hits, runs = np.random.default_rng(1), 0, 500
     for _ in range(runs):  # 60 prompts with an effect of their own
         rows = [{"unit": u, "target": 100, "quality": x} for u, x in enumerate(rng.normal(10, 5, 60))]
-        low, high = sweep.figures(rows, "quality", [("100", 99, 100)])["all"]["interval"]
+        low, high = stats.figures(rows, "quality", [("100", 99, 100)])["all"]["interval"]
         hits += low <= 10 <= high
     assert 0.925 <= hits / runs <= 0.975  # 95 % within 2.6 standard errors
 
@@ -141,11 +141,11 @@ def test_bootstrap_covers_95_percent_in_simulation():
 def test_stories_of_one_prompt_are_one_observation():
     many = [{"unit": f"u{i}", "target": 100, "ratio": float(i % 2)} for i in range(10) for _ in range(50)]
     few = many[::50]
-    assert sweep.figures(many, "ratio", [("100", 0, 100)]) == sweep.figures(few, "ratio", [("100", 0, 100)])
-    alone = sweep.figures(few[:1], "ratio", [("100", 0, 100)])["all"]
+    assert stats.figures(many, "ratio", [("100", 0, 100)]) == stats.figures(few, "ratio", [("100", 0, 100)])
+    alone = stats.figures(few[:1], "ratio", [("100", 0, 100)])["all"]
     assert alone == {"mean": 0.0, "interval": None, "prompts": 1}
     nothing = {"mean": None, "interval": None, "prompts": 0}
-    assert sweep.figures([], "ratio", [("100", 0, 100)])["all"] == nothing
+    assert stats.figures([], "ratio", [("100", 0, 100)])["all"] == nothing
 
 
 def test_means_slopes_and_intervals_against_a_loop():
@@ -156,8 +156,8 @@ def test_means_slopes_and_intervals_against_a_loop():
         for t in (100, 200, 400, 800)
         for _ in range(2)
     ]
-    buckets = sweep.buckets_of([r["target"] for r in rows])
-    found = sweep.figures(rows, "quality", buckets)
+    buckets = stats.buckets_of([r["target"] for r in rows])
+    found = stats.figures(rows, "quality", buckets)
 
     def once(units):
         picked = [r for u in units for r in rows if r["unit"] == u and r["quality"] is not None]
@@ -180,30 +180,32 @@ def test_differences_are_paired():
         {"unit": "only b", "target": 100, "quality": 99}
     ]
     buckets = [("100", 0, 100)]
-    low, high = sweep.figures(sweep.differences(a, b, "quality"), "quality", buckets)["all"]["interval"]
+    low, high = stats.figures(stats.differences(a, b, "quality"), "quality", buckets)["all"]["interval"]
     assert 1 < low < 2 < high < 3  # unpaired, the interval would be 12 wide
-    wide = sweep.figures(a, "quality", buckets)["all"]["interval"]
+    wide = stats.figures(a, "quality", buckets)["all"]["interval"]
     assert wide[1] - wide[0] > 8
 
 
 def test_buckets():
-    assert [label for label, _, _ in sweep.buckets_of([800, 100, 800])] == ["100", "800"]
-    wide = sweep.buckets_of(range(1000, 12001, 500))
-    named = "0-2,000 2,000-4,000 4,000-6,000 6,000-8,000 8,000-10,000 10,000-12,000".split()
-    assert [label for label, _, _ in wide] == named
+    assert [label for label, _, _ in stats.buckets_of([800, 100, 800])] == ["100", "800"]
+    wide = stats.buckets_of(range(1000, 12001, 500))
+    assert [label for label, _, _ in wide] == ["0-1,000", "1,000-4,000", "4,000-8,000", "8,000-12,000"]
     assert all(sum(low < t <= high for _, low, high in wide) == 1 for t in range(1000, 12001, 500))
 
 
-def test_the_papers_bands_stand_beside_the_buckets_and_enter_no_slope():
-    rows = [
-        {"unit": u, "target": t, "quality": u - t / 1000} for u in range(5) for t in range(1000, 12001, 1000)
-    ]
-    report = sweep.summarise({"m": rows}, [], [r["target"] for r in rows], evaluation.PUBLISHED)
-    found = report["figures"]["m"]["quality"]
-    assert found["1-4k"]["mean"] == pytest.approx(2 - 2.5)
-    assert found["8-12k"]["mean"] == pytest.approx(2 - 10.5)
-    assert found["slope"]["mean"] == pytest.approx(-2)
-    assert found["slope"]["interval"] == pytest.approx([-2, -2])
+def test_many_lengths_are_told_by_the_bands_of_the_papers_table():
+    lengths = range(1500, 14001, 500)
+    rows = [{"unit": u, "target": t, "quality": u - t / 1000} for u in range(5) for t in lengths]
+    report = stats.sweep({"m": rows}, [], [r["target"] for r in rows])
+    found, bands = report["figures"]["m"]["quality"], {"1,000-4,000": 2.75, "4,000-8,000": 6.25}
+    bands |= {"8,000-12,000": 10.25, "12,000-14,000": 13.25}
+    assert report["buckets"] == {label: 1000 * middle for label, middle in bands.items()}
+    for label, middle in bands.items():
+        assert found[label]["mean"] == pytest.approx(2 - middle)
+    slope = -np.polyfit(range(4), list(bands.values()), 1)[0]
+    assert found["slope"]["mean"] == pytest.approx(slope)
+    assert found["slope"]["interval"] == pytest.approx([slope, slope])
+    assert found["change"]["mean"] == pytest.approx(2.75 - 13.25)
 
 
 def test_empty_stories_are_counted_and_break_nothing(tmp_path):

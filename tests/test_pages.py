@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from test_eval import ROOT, TRAP, Server, code, prompts
@@ -581,7 +582,7 @@ def test_nothing_in_a_page_ends_its_script(tmp_path):
 
 def test_runs_in_one_picture_are_smoothed_alike_and_named_beside_the_lines(tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(metrics, "save_figure", lambda fig, path: kept.append(fig))
+    monkeypatch.setattr(plt, "close", kept.append)
     long = [{"step": i, "b": float(i % 7)} for i in range(80)]
     short = [{"step": i, "a": 1.0 + i, "b": float(i * i)} for i in range(24)]
     metrics.plot({"long": long, "ax": short}, tmp_path / "x.png", {"a": "A", "b": "B"})
@@ -599,16 +600,19 @@ def test_runs_in_one_picture_are_smoothed_alike_and_named_beside_the_lines(tmp_p
     assert all(box.x0 >= ax.get_window_extent().x1 for ax in fig.axes) and box.x1 <= fig.bbox.x1
 
 
-def test_a_chart_names_its_lines_beside_them(tmp_path, monkeypatch):
+def test_a_chart_names_its_lines_beside_them_and_shows_the_intervals_there_are(tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(pages, "save_figure", lambda fig, path, dpi: kept.append(fig))
-    points = [pages.point(x, x * x, [x * x - 1, x * x + 1]) for x in (1, 2, 3)]
-    pages.draw_chart(
-        tmp_path / "x.png", pages.chart("n", "T", "x", {"m": points}, ticks=[[1, "1"], [3, "3"]])
-    )
+    monkeypatch.setattr(plt, "close", kept.append)
+    points = [pages.point(x, x * x, [x * x - 1, x * x + 1] if x > 1 else None) for x in (1, 2, 3)]
+    ticks = {"ticks": [[1, "1"], [3, "3"]], "beyond": 2}
+    pages.draw(tmp_path / "x.png", [pages.chart("n", "T", "x", {"m": points, "n": points[:2]}, **ticks)])
     kept[0].canvas.draw()
     [ax] = kept[0].axes
     assert ax.get_legend().get_window_extent().x0 >= ax.get_window_extent().x1
+    drawn = [[ends[:, 1].tolist() for ends in c.get_segments() if len(ends)] for c in ax.collections[:2]]
+    assert drawn == [[[3, 5], [8, 10]], [[3, 5]]]
+    grey = ax.patches[0]
+    assert (grey.get_x(), grey.get_x() + grey.get_width()) == (2, 3)
 
 
 # ---- every control of an evaluation's page, without a mouse

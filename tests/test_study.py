@@ -184,9 +184,9 @@ def test_a_second_study_a_file_in_the_way_and_a_full_disk_end_in_one_sentence(fl
 
 
 def cells(quality, ratio):
-    """A cell per seed: (measure, length) -> two subjects, 0.1 apart."""
-    two = [{"quality": q, "ratio": r, "in_band": 0.5} for q, r in zip(quality, ratio)]
-    return [{(key, 60): [value, value + 0.1] for key, value in seed.items()} for seed in two]
+    """A cell per seed: two subjects, 0.1 apart, and what is measured of their stories."""
+    seeds = [{"quality": q, "ratio": r, "in_band": 0.5, "target": 60} for q, r in zip(quality, ratio)]
+    return [[{"unit": "a", **s}, {"unit": "b", **s, "quality": s["quality"] + 0.1}] for s in seeds]
 
 
 def test_intervals_are_students():
@@ -198,7 +198,7 @@ def test_intervals_are_students():
 
 
 def test_sentences_claim_what_the_paired_differences_support_and_no_more(monkeypatch):
-    monkeypatch.setattr(study, "by_subject", lambda a, cell: cell)
+    monkeypatch.setattr(study, "measured", lambda a, cell: cell)
     results = {"start": cells([0.1, 0.2, 0.3], [0.5, 0.5, 0.5])}
     results |= {name: cells([0.31, 0.4, 0.5], [0.4, 0.6, 0.5]) for name in ("dpo", "ddpo")}
     dpo, ddpo = study.sentences(study.Config(lengths=[60]), results)
@@ -208,7 +208,7 @@ def test_sentences_claim_what_the_paired_differences_support_and_no_more(monkeyp
     )  # t(0.975, 2) s / sqrt(3) = 0.0143
     assert "2 of 3 cannot be told apart" in dpo and "Clear" not in ddpo and "3 of 3" in ddpo
     for cell in results["dpo"]:
-        cell["quality", 60][1] -= 0.3  # one subject of two gains, the other loses: clear over seeds alone
+        cell[1]["quality"] -= 0.3  # one subject of two gains, the other loses: clear over seeds alone
     assert "Clear" not in study.sentences(study.Config(lengths=[60]), results)[0]
 
 

@@ -32,7 +32,7 @@ from lib.files import write_text
 from lib.flags import exits_cleanly, opt, read
 from lib.lora import add_lora
 from lib.packed import Packed
-from lib.pages import chart, draw_chart, point
+from lib.pages import chart, draw, point
 from scripts.bench import peers
 from scripts.bench.peers import NINE_B, TINY, slots_at
 
@@ -82,7 +82,7 @@ def growth(clock, picture: Path):
         line = f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms per step; {reads}"
         yield f"{line} ({read / each / 1e9:5.1f} GB/s)"
     ticks = [[n, f"{n:,}"] for n in contexts]
-    draw_chart(picture, chart("", "ms per decode step", "context (tokens)", series, log=True, ticks=ticks))
+    draw(picture, [chart("", "ms per decode step", "context (tokens)", series, log=True, ticks=ticks)])
     start = clock()
     rollout.generate(model, [[1, 2, 3]], max_new_tokens=STORY)
     yield f"one story of {STORY:,} tokens in {clock() - start:.0f} s"
