@@ -76,7 +76,12 @@ def measure(text: str, request: str, real_words: frozenset[str], grams: Grams) -
     texts have."""
     parts, found = sentences(text), tokens(text)
     listed = [t for t in found if t[0].isalpha() or t == "#"] or ["?"]
-    lengths, n = [len(s.split()) for s in parts], len(listed)
+    lengths, n, triples = [len(s.split()) for s in parts], len(listed), runs(listed)[1]
+    odd_marks = re.findall(r"[,;:.!?]{2,}|\s[,.;:!?]|[^\w\s.,;:!?'\"“”‘’—–…()-]", text)
+    asked, used = asked_for(request), stems(text)
+    third = -(-len(used) // 3) or 1
+    thirds = [set(used[at : at + third]) for at in range(0, len(used), third)]
+    ours, theirs = (set(fours(re.findall(r"\w+", part.lower()))) for part in (text, request))
     return SimpleNamespace(
         words=n,
         sentences=len(parts),
@@ -88,25 +93,21 @@ def measure(text: str, request: str, real_words: frozenset[str], grams: Grams) -
         spread=statistics.pstdev(lengths) / (sum(lengths) / len(lengths) or 1),  # as a share of their mean
         openers=len({s.split()[0].lower() for s in parts if s}) / len(parts),  # begin with another word
         richness=between(len(set(listed)) / n**0.85, 0.75, 1.25),  # different words
-        **_flaws(text, parts, found, listed, lengths, real_words),
-        **_request(text, request),
+        # What breaks a text, as shares of its words, sentences or runs.
+        loops=1 - len(set(triples)) / max(1, len(triples)),
+        doubled=sum(a == b != "#" for a, b in zip(listed, listed[1:])) / n,
+        unreal=1 - share_real(text, real_words),
+        capitals=len(re.findall(r"\b[A-Z]", text)) / n,
+        unjoined=sum(_cannot_join(a, b) for a, b in zip(found, found[1:])) / n,  # "the and", "of."
+        odd_marks=len(odd_marks) / n,
+        lower_starts=sum(bool(re.match(r"\W*[a-z]", s)) for s in parts) / len(parts),
+        ragged=sum(k < 3 or k > 45 for k in lengths) / len(lengths),
+        # Whether it keeps to the request.
+        used=len(asked & set(used)) / max(1, min(3, len(asked))),  # the request's words, each once
+        kept=sum(bool(part & asked) for part in thirds) / max(1, len(thirds)),  # thirds that have some
+        stuffed=between(sum(s in asked for s in used) / max(1, len(used)), 0.2, 0.4),  # 1: they fill it
+        copied=len(ours & theirs) / max(1, len(ours)),  # 4-grams taken from the request
     )
-
-
-def _flaws(text, parts, found, listed, lengths, real_words) -> dict[str, float]:
-    """What breaks a text, as shares of its words, sentences or runs."""
-    n, triples = len(listed), runs(listed)[1]
-    odd_marks = re.findall(r"[,;:.!?]{2,}|\s[,.;:!?]|[^\w\s.,;:!?'\"“”‘’—–…()-]", text)
-    return {
-        "loops": 1 - len(set(triples)) / max(1, len(triples)),
-        "doubled": sum(a == b != "#" for a, b in zip(listed, listed[1:])) / n,
-        "unreal": 1 - share_real(text, real_words),
-        "capitals": len(re.findall(r"\b[A-Z]", text)) / n,
-        "unjoined": sum(_cannot_join(a, b) for a, b in zip(found, found[1:])) / n,  # "the and", "of."
-        "odd_marks": len(odd_marks) / n,
-        "lower_starts": sum(bool(re.match(r"\W*[a-z]", s)) for s in parts) / len(parts),
-        "ragged": sum(k < 3 or k > 45 for k in lengths) / len(lengths),
-    }
 
 
 def share_real(text: str, listed: frozenset[str]) -> float:
@@ -154,19 +155,6 @@ def stems(text: str) -> list[str]:
 def asked_for(request: str) -> set[str]:
     """Stems of the words that a request is about."""
     return {w[:5] for w in re.findall(r"[a-z]{4,}", request.lower())} - {w[:5] for w in REQUEST}
-
-
-def _request(text: str, request: str) -> dict[str, float]:
-    asked, found = asked_for(request), stems(text)
-    third = -(-len(found) // 3) or 1
-    thirds = [set(found[at : at + third]) for at in range(0, len(found), third)]
-    ours, theirs = (set(fours(re.findall(r"\w+", part.lower()))) for part in (text, request))
-    return {
-        "used": len(asked & set(found)) / max(1, min(3, len(asked))),  # the request's words, each once
-        "kept": sum(bool(part & asked) for part in thirds) / max(1, len(thirds)),  # thirds that have some
-        "stuffed": between(sum(s in asked for s in found) / max(1, len(found)), 0.2, 0.4),  # 1: they fill it
-        "copied": len(ours & theirs) / max(1, len(ours)),  # 4-grams taken from the request
-    }
 
 
 # ---- points ------------------------------------------------------------------------------------------------
