@@ -1,7 +1,5 @@
 """Texts compared by a rubric: two beside each other, in both orders, or several ranked in one answer."""
 
-import json
-import random
 from statistics import fmean
 
 from lib.answers import Fault, closed
@@ -43,13 +41,6 @@ def beside(rubric: Rubric, judge: str, answers: list[dict | None]) -> Verdict | 
     return Verdict(marks, score, first["why"], quotes, found, rubric.version, judge, len(both), orders)
 
 
-def level(rubric: Rubric, judge: str, share: float, why: str) -> Verdict:
-    """A comparison that needs no judge: `share` in [-1, 1] under every heading. At 0 it counts as no pair."""
-    marks, orders = {d.key: MOST * share for d in rubric.dimensions}, [share] * 2 if share else None
-    reasons, version = dict.fromkeys(marks, why), rubric.version
-    return Verdict(marks, 100 * share, reasons, rubric=version, judge=judge, orders=orders)
-
-
 def by_points(rubric: Rubric, one: Verdict, other: Verdict) -> Verdict:
     """Two verdicts of one judge -> the first text beside the second: differences of their points."""
     marks = {}
@@ -61,11 +52,6 @@ def by_points(rubric: Rubric, one: Verdict, other: Verdict) -> Verdict:
 
 
 # ---- rankings: the texts are shown under numbers from 1 on -------------------------------------------------
-
-
-def shown_order(request: str, texts: list[str], draw: int = 0) -> list[int]:
-    """Which text is shown under each number. Shuffled, so that no place in the list belongs to a text."""
-    return random.Random(json.dumps([request, texts, draw])).sample(range(len(texts)), len(texts))
 
 
 def ranking_schema(n: int) -> dict:

@@ -131,7 +131,7 @@ def test_the_person_stands_at_zero_without_a_call_and_the_group_beside_them():
     group = [row("lamp one."), row("bell two."), row(""), row(OTHER, True)]
     with Server(prefers(lambda story: 3 * ("lamp" in story) - 3 * ("bell two" in story))) as server:
         client = Judge(server.url, "m")
-        judging.settle([Asked(client, "pair", group)], judging.bounds("short"))
+        judging.settle([Asked(client, "pair", group)], judging.BANDS["short"])
         client.close()
     assert [r.rewards["quality"] for r in group] == [1.0, -1.0, -1.0, 0.0] and len(server.calls) == 4
     assert all(-2 <= r.reward <= 2 for r in group) and group[3].verdict["orders"] is None
@@ -153,7 +153,7 @@ def test_always_first_gives_zero_to_all_and_the_alarm():
     group = [row(f"Story {i} of the lamp.") for i in range(5)] + [row(OTHER, True)]
     with Server(lambda *_: marks(3)) as server:
         client = Judge(server.url, "m")
-        judging.settle([Asked(client, "pair", group)], judging.bounds("short"))
+        judging.settle([Asked(client, "pair", group)], judging.BANDS["short"])
         client.close()
     assert [r.rewards["quality"] for r in group] == [0.0] * 6
     found = judging.verdict_metrics([r.verdict for r in group])
