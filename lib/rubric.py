@@ -160,9 +160,19 @@ def read_rubric(path: Path, criteria: list[dict] | None = None) -> Rubric:
     if "version" not in fields or fields.get("aggregate") not in RULES:
         need = f"the lines 'version: NAME-1' and 'aggregate: {'|'.join(RULES)}'"
         raise ValueError(f"{path}: the head needs {need}")
-    dimensions = [_dimension(section, path) for section in sections]
+    dimensions = []
+    for section in sections:
+        title, _, body = section.partition("\n")
+        if not (match := re.fullmatch(HEADING, title.strip())):
+            reads = "does not read '## P1 Title (0-15)'; x2 or ^1.5 may follow"
+            raise ValueError(f"{path}: heading {title.strip()!r} {reads}")
+        numbers = [float(number or 1) for number in match.groups()[2:]]
+        dimensions.append(Dimension(match[1], match[2], *numbers, body.strip()))
     if criteria:
-        dimensions = [_criterion(i, c) for i, c in enumerate(criteria, 1)]
+        dimensions = []
+    for i, c in enumerate(criteria or (), 1):
+        text = [c["criteria_description"], *(f"- {band}: {c[band]}" for band in BANDS if band in c)]
+        dimensions.append(Dimension(f"P{i}", c["name"], 1, 10, 1, 1, "\n".join(text)))
     if len({d.key for d in dimensions}) != len(dimensions) or not dimensions:
         raise ValueError(f"{path}: dimensions are missing or named twice")
     skipped = r"<!--.*?-->|^(?:# |version:|aggregate:)[^\n]*$"
@@ -170,22 +180,6 @@ def read_rubric(path: Path, criteria: list[dict] | None = None) -> Rubric:
     # Words changed without a new number are another rubric all the same.
     digest = hashlib.sha256(repr((preamble, dimensions, fields)).encode()).hexdigest()[:8]
     return Rubric(f"{fields['version']}+{digest}", fields["aggregate"], preamble, tuple(dimensions))
-
-
-def _dimension(section: str, path: Path) -> Dimension:
-    title, _, body = section.partition("\n")
-    match = re.fullmatch(HEADING, title.strip())
-    if not match:
-        reads = "does not read '## P1 Title (0-15)'; x2 or ^1.5 may follow"
-        raise ValueError(f"{path}: heading {title.strip()!r} {reads}")
-    low, high, weight, power = (1.0 if number is None else float(number) for number in match.groups()[2:])
-    return Dimension(match[1], match[2], low, high, weight, power, body.strip())
-
-
-def _criterion(number: int, c: dict) -> Dimension:
-    bands = [f"- {band}: {c[band]}" for band in BANDS if band in c]
-    text = "\n".join([c["criteria_description"], *bands])
-    return Dimension(f"P{number}", c["name"], 1, 10, 1, 1, text)
 
 
 def _number(value, key: str, low: float, high: float) -> float:
