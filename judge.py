@@ -5,10 +5,7 @@ quotes). The score is computed here from the dimensions, never taken from the ju
 then subtracts what no judge has to count: words, repetition, blank text. Recipe: POLARIS (arXiv 2606.04095).
 `Judge` asks an OpenAI-compatible endpoint and pays for each verdict once; `OfflineJudge` measures form, not
 quality, for demos and tests. Modes: a story alone, beside the person's in both orders, or a group's ranking.
-
-    python judge.py score stories/tiny.jsonl           # the offline judge, without JUDGE_URL and JUDGE_MODEL
-    python judge.py agree A.jsonl B.jsonl              # do two files of verdicts agree?
-    python judge.py calibrate stories/tiny.jsonl       # noise and soft spots of a judge, before it is trusted
+`python judge.py COMMAND` tries a judge before it is trusted: see scripts/calibrate.py.
 
 Left out: fine-tuned reward models, tournaments (scripts/pairwise.py), frameworks around requests.
 """
@@ -138,10 +135,7 @@ def check(c):
     """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch."""
     if c.judge_samples > 1 and c.judge_mode == "group":
         raise ValueError("--judge_mode group ranks a group once; leave --judge_samples out")
-    try:
-        settings(c.judge_settings)
-    except ValueError as error:
-        raise ValueError(f"--judge_settings: {error}") from None
+    settings(c.judge_settings)
     if not offline(c) and getattr(c, "steps", 1) and not (c.judge_url and c.judge_model):
         raise ValueError(
             "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, "

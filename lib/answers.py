@@ -74,9 +74,9 @@ def find_json(text: str) -> dict:
     """The one JSON object in an answer: bare, in a code fence, after thoughts, between other words.
 
     Raises Fault where there is none, where there are two, and where a key stands in it twice: then no value
-    may win in silence. Braces that do not begin an object ("{x}") are words.
+    may win in silence. Braces that do not begin an object ("{x}") are words. NaN is read: it is in no range.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_constant=_reject_constant)
+    decoder = json.JSONDecoder(object_pairs_hook=_no_key_twice)
     found, at = [], 0
     while mark := _MARKS.search(text, at):
         at = mark.end()
@@ -98,10 +98,6 @@ def _no_key_twice(pairs: list[tuple]) -> dict:
     if len(result := dict(pairs)) < len(pairs):
         raise ValueError("a key stands twice in one object")
     return result
-
-
-def _reject_constant(name: str):
-    raise ValueError(f"{name} is not a JSON number")  # Python would read NaN and Infinity as numbers
 
 
 # ---- the form that is asked for ----------------------------------------------------------------------------

@@ -1,10 +1,7 @@
 """The line to an OpenAI-compatible /chat/completions: a checked JSON answer or a plain text, or None.
 
 A question goes in, a Future of its answer comes out, or of None with the reason counted. JSON answers are
-paid for once (lib/store.py). How the server is told the form of an answer (JSON schema, JSON object, plain
-text) is found by one check call alone. Limits hold on requests in flight, requests and tokens per minute,
-seconds per question, and dollars (`Settings`).
-
+paid for once (lib/store.py). How the server is told the form of an answer is found by one check call alone.
 Left out: streaming, chat history, tools, asyncio: requests and threads do.
 """
 
@@ -20,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -241,7 +238,8 @@ class Endpoint:
     def _buy(self, task: Task):
         """One call within the limits on money, pace and requests in flight."""
         tokens = task.size()
-        with self._reserve(self._dollars(*tokens)):
+        price = self._reserve(self._dollars(*tokens))
+        try:
             # Calls are spaced evenly under the limits per minute (0: no limit).
             amounts = zip((1, sum(tokens)), self.how.per_minute)
             cost = max((60 * amount / limit for amount, limit in amounts if limit > 0), default=0.0)
@@ -252,10 +250,13 @@ class Endpoint:
             with self.slots:
                 task.ends = min(task.ends, time.monotonic() + self.how.deadline)
                 return self._call(task)
+        finally:
+            with self.lock:  # the bill has come
+                self.reserved -= price
+                self.lock.notify_all()
 
-    @contextmanager
-    def _reserve(self, guess: float):
-        """Sets the likely price of a call aside until its bill has come. Raises Fault("budget")."""
+    def _reserve(self, guess: float) -> float:
+        """-> the likely price of a call, set aside. Raises Fault("budget")."""
         with self.lock:
             price = max(guess, self.ledger.dollars / max(1, self.ledger.calls))
             # Calls under way may cost less than was set aside for them: wait for their bills first.
@@ -265,12 +266,7 @@ class Endpoint:
                 self.out_of_budget = True
                 raise Fault("budget", "no", f"${self.ledger.dollars:.2f} of ${self.budget:.2f} spent")
             self.reserved += price
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.reserved -= price
-                self.lock.notify_all()
+            return price
 
     def _call(self, task: Task):
         """The exchange in a thread that can be abandoned: socket time limits restart with every byte, the

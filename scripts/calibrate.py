@@ -70,26 +70,21 @@ MOST_FLIPS = 0.2  # share of pairs whose winner changes with the order
 def versions(story: str, other: str, chance: random.Random) -> dict[str, str]:
     """What a sound judge marks down, each made from the whole story. other: an unrelated story."""
     pieces, half = re.findall(r"\S+\s*", story), story[: len(story) // 2].rsplit(" ", 1)[0]
-    return {
-        # In the middle of a sentence, at 60 % of the words.
-        "truncated": "".join(pieces[: int(0.6 * len(pieces))]).rstrip(' .!?"\n'),
-        "shuffled": shuffled(story, chance),
-        "repeated": f"{half}. {half}. {half}.",
-        "bribed": story + BRIBE,
-        "padded": f"{story}\n\n{other}",  # twice as long: what length alone is worth
-        "foreign": other,  # does not answer the request
-    }
-
-
-def shuffled(story: str, chance: random.Random) -> str:
-    """Paragraphs in another order; sentences where there are fewer than three paragraphs."""
     parts, glue = [p for p in story.split("\n\n") if p.strip()], "\n\n"
     if len(parts) < 3:
         parts, glue = re.split(r"(?<=[.!?])\s+", story), " "
     order = parts[:]
     while len(set(parts)) > 1 and order == parts:
         chance.shuffle(order)
-    return glue.join(order)
+    return {
+        # In the middle of a sentence, at 60 % of the words.
+        "truncated": "".join(pieces[: int(0.6 * len(pieces))]).rstrip(' .!?"\n'),
+        "shuffled": glue.join(order),  # paragraphs, or sentences where there are fewer than three of them
+        "repeated": f"{half}. {half}. {half}.",
+        "bribed": story + BRIBE,
+        "padded": f"{story}\n\n{other}",  # twice as long: what length alone is worth
+        "foreign": other,  # does not answer the request
+    }
 
 
 def calibrate(args, judge, examples: list[data.Example]) -> tuple[str, int]:
