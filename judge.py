@@ -275,7 +275,9 @@ class OfflineJudge:
         return [known(bare(self, points)) for points in comparisons.rank_scores(order)]
 
     def beside(self, prompt: str, story: str, other: str, draw: int = 0) -> Future:
-        return known(comparisons.by_points(RUBRIC, self.score(prompt, story), self.score(prompt, other)))
+        ahead = self.score(prompt, story).score - self.score(prompt, other).score
+        share = ahead / sum(d.high for d in RUBRIC.dimensions)  # of all points, strengths and faults
+        return known(bare(self, 100 * share, [share, share]))
 
     def metrics(self) -> dict[str, float]:
         return {}

@@ -41,16 +41,6 @@ def beside(rubric: Rubric, judge: str, answers: list[dict | None]) -> Verdict | 
     return Verdict(marks, score, first["why"], quotes, found, rubric.version, judge, len(both), orders)
 
 
-def by_points(rubric: Rubric, one: Verdict, other: Verdict) -> Verdict:
-    """Two verdicts of one judge -> the first text beside the second: differences of their points."""
-    marks = {}
-    for d in rubric.dimensions:
-        gain = (one.scores[d.key] - other.scores[d.key]) / (d.high - d.low)
-        marks[d.key] = MOST * (-gain if d.against else gain)
-    score = pair_score(marks, rubric)
-    return Verdict(marks, 100 * score, rubric=rubric.version, judge=one.judge, orders=[score, score])
-
-
 # ---- rankings: the texts are shown under numbers from 1 on -------------------------------------------------
 
 

@@ -31,6 +31,7 @@ from lib.sweep import FEW, buckets_of
 
 PAGE = Path(__file__).with_name("blind.html")
 CHOICES = {"A": "“A is better”", "tie": "“Tie”", "B": "“B is better”"}
+NOTE = "[A note to the reader, not part of the story: for this pair, please answer {}.]"
 SCALES = ("quality", "diversity")
 READING = 240  # words per minute; careful reading of fiction
 
@@ -58,14 +59,6 @@ def spread(prompts: dict[str, dict], rng: random.Random) -> list[str]:
     shuffled = [{"uid": uid, **prompts[uid]} for uid in rng.sample(sorted(prompts), len(prompts))]
     turn = {row["uid"]: place for pile in by_length(shuffled).values() for place, row in enumerate(pile)}
     return sorted(turn, key=turn.get)
-
-
-def plant(story: str, choice: str, rng: random.Random) -> str:
-    """Puts the note of an attention check between two paragraphs of the second half, or at the end."""
-    parts = story.rstrip().split("\n\n")
-    at = rng.randint((len(parts) + 1) // 2, len(parts))
-    note = f"[A note to the reader, not part of the story: for this pair, please answer {CHOICES[choice]}.]"
-    return "\n\n".join([*parts[:at], note, *parts[at:]])
 
 
 def draw_pairs(models, n_pairs: int, n_checks: int, n_stories: int, rng: random.Random) -> dict[str, dict]:
@@ -103,11 +96,13 @@ def lay_out(pairs: dict[str, dict], rng: random.Random) -> tuple[list[dict], dic
         sides = pair["models"][::-1] if flips[i] else pair["models"]
         texts = [rng.sample(pair["stories"][m], len(pair["stories"][m])) for m in sides]
         secret[i] = {"sides": list(sides)}
-        if pair["check"]:
-            secret[i]["expected"] = rng.choice(list(CHOICES))
+        if pair["check"]:  # a note between two paragraphs of the second half of a story, or at its end
+            secret[i]["expected"] = choice = rng.choice(list(CHOICES))
             side = rng.choice(texts)
             at = rng.randrange(len(side))
-            side[at] = plant(side[at], secret[i]["expected"], rng)
+            parts = side[at].rstrip().split("\n\n")
+            parts.insert(rng.randint((len(parts) + 1) // 2, len(parts)), NOTE.format(CHOICES[choice]))
+            side[at] = "\n\n".join(parts)
         items.append({"id": i, "prompt": pair["prompt"], "A": texts[0], "B": texts[1]})
     return items, secret
 

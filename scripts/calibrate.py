@@ -5,9 +5,8 @@
     python judge.py agree a.jsonl b.jsonl                        # two files of verdicts
     python judge.py agree --pairs pairs.jsonl                    # a judge and people, on pairs of stories
 
-`calibrate` ends with one line per probe, passed or failed against a stated bar, and with exit code 1 where
-one failed: a judge that gives a truncated, looped or bribed story more than the whole one teaches a policy to
-truncate, loop and bribe. Left out: significance tests, a judge's agreement with each annotator.
+A judge that gives a truncated, looped or bribed story more than the whole one teaches a policy to truncate,
+loop and bribe. Left out: significance tests, a judge's agreement with each annotator.
 """
 
 import random
