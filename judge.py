@@ -21,15 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lib import comparisons, form, stats
-from lib.answers import messages
-from lib.comparisons import MOST
+from lib import form, stats
+from lib.answers import messages, rank_scores, ranking_schema, read_ranking
 from lib.endpoint import Endpoint, Later, Settings, known, settings
 from lib.flags import opt
 from lib.form import strip_length
 from lib.form import words as count_words
 from lib.grams import Grams
-from lib.rubric import Rubric, Verdict, read_rubric
+from lib.rubric import MARKS, MOST, Rubric, Verdict, read_rubric
 
 ROOT = Path(__file__).resolve().parent
 
@@ -226,9 +225,9 @@ def story_task(rubric: Rubric, prompt: str, story: str, judge: str = "") -> tupl
 
 def pair_task(rubric: Rubric, prompt: str, first: str, second: str) -> tuple:
     """A comparison in one order."""
-    told, schema = rubric.ask(PAIR, comparisons.MARKS)
+    told, schema = rubric.ask(PAIR, MARKS)
     texts = {"REQUEST": strip_length(prompt), "STORY 1": first, "STORY 2": second}
-    return messages(told, texts), schema, lambda said: comparisons.read_pair(rubric, said, first, second)
+    return messages(told, texts), schema, lambda said: rubric.read_pair(said, first, second)
 
 
 def rank_task(rubric: Rubric, prompt: str, stories: list[str], draw: int = 0) -> tuple:
@@ -237,8 +236,7 @@ def rank_task(rubric: Rubric, prompt: str, stories: list[str], draw: int = 0) ->
     order = random.Random(json.dumps([prompt, stories, draw])).sample(range(n), n)
     told = [rubric.preamble, RANKING.format(n), rubric.standards()]
     texts = {"REQUEST": strip_length(prompt)} | {f"STORY {i + 1}": stories[s] for i, s in enumerate(order)}
-    schema = comparisons.ranking_schema(n)
-    return messages(told, texts), schema, lambda said: comparisons.read_ranking(said, order)
+    return messages(told, texts), ranking_schema(n), lambda said: read_ranking(said, order)
 
 
 # ---- The two judges ----------------------------------------------------------------------------------------
@@ -272,7 +270,7 @@ class OfflineJudge:
 
     def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> list[Future]:
         order = sorted(range(len(stories)), key=lambda i: -self.score(prompt, stories[i]).score)
-        return [known(bare(self, points)) for points in comparisons.rank_scores(order)]
+        return [known(bare(self, points)) for points in rank_scores(order)]
 
     def beside(self, prompt: str, story: str, other: str, draw: int = 0) -> Future:
         ahead = self.score(prompt, story).score - self.score(prompt, other).score
@@ -331,7 +329,7 @@ class Judge(Endpoint):
             for pair in ([story, other], [other, story]):
                 task = pair_task(self.rubric, prompt, *pair)
                 answers.append(self._ask("pair", sample, prompt, pair, task))
-        return Later(answers, lambda values: comparisons.beside(self.rubric, self.name, values))
+        return Later(answers, lambda values: self.rubric.beside(self.name, values))
 
     def check(self) -> dict:
         """One small call before a run, which finds the schema mode -> what it found out about the server.

@@ -3,9 +3,9 @@ fills it is read."""
 
 import hashlib
 import re
-import statistics
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 from lib.answers import Fault, closed
 from lib.form import words
@@ -48,6 +48,8 @@ class Dimension:
 # Under every heading an answer says why, then quotes, then a number, so that the number follows. Here the
 # names of the number and of the lists of quotes, and the number's range; None: the points of the heading.
 POINTS = ("score", ("quotes",), None)
+MOST = 3  # how much better one of two texts can be, under one heading
+MARKS = ("better", ("quotes_1", "quotes_2"), (-MOST, MOST))
 RULES = ("points", "mean", "range", "rate")  # how points become a score; rate: proved faults per 1,000 words
 
 
@@ -128,10 +130,38 @@ class Rubric:
         """Dimensions averaged, then aggregated; words and quotes are the first verdict's. None of none."""
         if len(verdicts) < 2:
             return verdicts[0] if verdicts else None
-        scores = {d.key: statistics.fmean(v.scores[d.key] for v in verdicts) for d in self.dimensions}
+        scores = {d.key: fmean(v.scores[d.key] for v in verdicts) for d in self.dimensions}
         found = mean(v.evidence for v in verdicts)
         score = mean(v.score for v in verdicts) if self.rule == "rate" else self.score(scores)
         return replace(verdicts[0], scores=scores, score=score, samples=len(verdicts), evidence=found)
+
+    def read_pair(self, answer: dict, first: str, second: str) -> dict:
+        """What an answer says of two texts in one order. Raises Fault."""
+        kept = self.entries(answer, MARKS)
+        claimed = [key for key, mark in kept["scores"].items() if mark]  # a difference needs quotes from both
+        found = are_in(first, kept["quotes_1"], claimed) + are_in(second, kept["quotes_2"], claimed)
+        return kept | {"score": self.pair_score(kept["scores"]), "evidence": mean(found)}
+
+    def pair_score(self, marks: dict[str, float]) -> float:
+        """Marks of the first text, -3..3 per heading -> [-1, 1], weighed by the points (or weights)."""
+        weights = {d.key: d.high if self.rule == "points" else d.weight for d in self.dimensions}
+        total = sum(weights[key] * mark for key, mark in marks.items()) / MOST / sum(weights.values())
+        return max(-1.0, min(1.0, total))
+
+    def beside(self, judge: str, answers: list[dict | None]) -> Verdict | None:
+        """Answers about one text shown first and second, in turn (two per sample) -> its verdict, the mean of
+        both orders. Score in [-100, 100]; swapping the texts negates it exactly. One order alone is no
+        verdict: None."""
+        both = [(a, b) for a, b in zip(answers[::2], answers[1::2]) if a and b]
+        if not both:
+            return None
+        orders = [fmean(a["score"] for a, _ in both), fmean(-b["score"] for _, b in both)]
+        marks, (first, second) = {}, both[0]
+        for d in self.dimensions:
+            marks[d.key] = fmean((a["scores"][d.key] - b["scores"][d.key]) / 2 for a, b in both)
+        quotes = {key: [*first["quotes_1"][key], *second["quotes_2"][key]] for key in marks}
+        found, score = mean(answer["evidence"] for pair in both for answer in pair), 50 * sum(orders)
+        return Verdict(marks, score, first["why"], quotes, found, self.version, judge, len(both), orders)
 
     def empty(self, judge: str) -> Verdict:
         """Of an empty text, which is not a failed call: it earns nothing and bears every fault."""

@@ -11,7 +11,6 @@ import pytest
 import judge as judging
 from judge import RUBRIC, Asked, Judge, OfflineJudge
 from judge_server import STORY, Server, answer, quick, say, status  # noqa: F401
-from lib import comparisons
 from lib.rubric import are_in
 
 PROMPT = "Write about a keeper. The story should be 80 words long."
@@ -66,7 +65,7 @@ def random_answer(chance):
     scores = {d.key: float(chance.randint(-3, 3)) for d in RUBRIC.dimensions}
     empty = {d.key: [] for d in RUBRIC.dimensions}
     found = {"scores": scores, "why": {}, "quotes_1": empty, "quotes_2": empty, "evidence": None}
-    return found | {"score": comparisons.pair_score(scores, RUBRIC)}
+    return found | {"score": RUBRIC.pair_score(scores)}
 
 
 def brute_force(answer) -> Fraction:
@@ -80,13 +79,13 @@ def test_aggregation_of_300_random_pairs_and_exact_symmetry():
     chance = random.Random(0)
     for _ in range(300):
         answers = [random_answer(chance) for _ in range(2 * chance.randint(1, 3))]
-        verdict = comparisons.beside(RUBRIC, "m", answers)
+        verdict = RUBRIC.beside("m", answers)
         exact = [brute_force(a) * (1, -1)[i % 2] for i, a in enumerate(answers)]
         assert verdict.score == pytest.approx(100 * float(sum(exact) / len(exact)), abs=1e-9)
         assert verdict.orders[0] == pytest.approx(float(sum(exact[::2]) / len(exact[::2])), abs=1e-9)
         assert -100 <= verdict.score <= 100 and verdict.samples == len(answers) // 2
         swapped = [answers[i ^ 1] for i in range(len(answers))]  # the other story's point of view
-        mirror = comparisons.beside(RUBRIC, "m", swapped)
+        mirror = RUBRIC.beside("m", swapped)
         assert mirror.score == -verdict.score and mirror.scores == {k: -v for k, v in verdict.scores.items()}
         assert mirror.orders == [-verdict.orders[1], -verdict.orders[0]]
 
