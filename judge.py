@@ -27,7 +27,6 @@ from lib.endpoint import Endpoint, Later, Settings, known, settings
 from lib.flags import opt
 from lib.form import strip_length
 from lib.form import words as count_words
-from lib.grams import Grams
 from lib.rubric import MARKS, MOST, Rubric, Verdict, read_rubric
 
 ROOT = Path(__file__).resolve().parent
@@ -255,7 +254,7 @@ class OfflineJudge:
 
     def __init__(self, folder: Path = ROOT / "stories"):
         self.words = frozenset((folder / "words.txt").read_text(encoding="utf-8").split())
-        self.grams = Grams((folder / "grams.bin").read_bytes())
+        self.grams = form.Grams((folder / "grams.bin").read_bytes())
         self.name = "offline-form-2"  # the form of a story, by the second way to measure it
         self.rubric, self.out_of_budget, self.last_error = RUBRIC, False, ""
 

@@ -1,14 +1,11 @@
 """What a program can see of a text's form: which words follow which, in what order its sentences come,
-whether it keeps to the request, and what breaks it.
-
-It knows nothing of meaning. Also here: the one count of words that every length in this project means.
-"""
+whether it keeps to the request, and what breaks it. It knows nothing of meaning. Also here: the one count of
+words that every length in this project means."""
 
 import re
 import statistics
+import zlib
 from types import SimpleNamespace
-
-from lib.grams import EARLY, LATE, Grams, runs, tokens
 
 DETERMINERS = frozenset("a an the my your his its our their this these every some no".split())
 JOINERS = frozenset(
@@ -68,6 +65,56 @@ def sentences(text: str) -> list[str]:
     return [s for s in found if re.search(r"\w", s)] or [""]
 
 
+# ---- which words follow which ------------------------------------------------------------------------------
+
+
+def place(gram: tuple, size: int) -> int:
+    """The bit of a run in a table of `size` bytes."""
+    return zlib.crc32(" ".join(gram).encode()) % (8 * size)
+
+
+class Grams:
+    """A set of short runs of tokens, kept as one bit each: crc32 says which. A run that is not in the set is
+    taken for one that is as often as bits are set (`full`)."""
+
+    def __init__(self, bits: bytes):
+        self.bits, self.full = bits, int.from_bytes(bits, "little").bit_count() / (8 * len(bits))
+
+    @staticmethod
+    def of(grams, size: int) -> "Grams":
+        """size: bytes of the table."""
+        bits = bytearray(size)
+        for gram in grams:
+            at = place(gram, size)
+            bits[at >> 3] |= 1 << (at & 7)
+        return Grams(bytes(bits))
+
+    def __contains__(self, gram: tuple) -> bool:
+        at = place(gram, len(self.bits))
+        return bool(self.bits[at >> 3] >> (at & 7) & 1)
+
+
+EARLY, LATE = "<", ">"  # first token of a run: the rest tends to come early, or late, in a story
+MARKS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|[.!?,;:]")
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case words, "," and "." for every mark that ends a clause or a sentence; names become "#"."""
+    found = ["."]
+    for mark in MARKS.findall(text):
+        if mark in ".!?;:":
+            found += ["."] * (found[-1] != ".")
+        else:
+            name = mark[0].isupper() and found[-1] != "." and not re.match(r"I\b", mark)
+            found.append("#" if name else mark.lower().replace("’", "'"))
+    return found
+
+
+def runs(found: list[str]) -> tuple[list[tuple], list[tuple]]:
+    """(pairs, triples) of neighbouring tokens."""
+    return list(zip(found, found[1:])), list(zip(found, found[1:], found[2:]))
+
+
 # ---- what is measured --------------------------------------------------------------------------------------
 
 
@@ -81,13 +128,16 @@ def measure(text: str, request: str, real_words: frozenset[str], grams: Grams) -
     asked, used = asked_for(request), stems(text)
     third = -(-len(used) // 3) or 1
     thirds = [set(used[at : at + third]) for at in range(0, len(used), third)]
+    # Known pairs and triples, less what chance would find.
+    shares = [sum(run in grams for run in some) / max(1, len(some)) for some in runs(found)]
+    pairs_known, triples_known = ((share - grams.full) / (1 - grams.full) for share in shares)
     ours, theirs = (set(fours(re.findall(r"\w+", part.lower()))) for part in (text, request))
     return SimpleNamespace(
         words=n,
         sentences=len(parts),
         quotes=len(re.findall(r"[\"“”]", text)),  # quotation marks
         finished=bool(re.search(r"[.!?…][\"'”’)]*$", text.rstrip())) and 1 < lengths[-1] < 40,
-        familiar=_familiar(found, grams),
+        familiar=between(pairs_known, 0.5, 0.85) * between(triples_known, 0.1, 0.5),
         order=_order(parts, request, grams),
         people=between(len(set(listed) & PRONOUNS) + min(listed.count("#"), 3), 0, 4),
         spread=statistics.pstdev(lengths) / (sum(lengths) / len(lengths) or 1),  # as a share of their mean
@@ -120,13 +170,6 @@ def _cannot_join(a: str, b: str) -> bool:
     if a in DETERMINERS:
         return b in DETERMINERS or b in JOINERS or b in PRONOUNS or b in ".,"
     return a in JOINERS and b in ".,"
-
-
-def _familiar(found: list[str], grams: Grams) -> float:
-    """0..1: the share of known pairs and triples, less what chance would find."""
-    shares = [sum(run in grams for run in some) / max(1, len(some)) for some in runs(found)]
-    pairs, triples = ((share - grams.full) / (1 - grams.full) for share in shares)
-    return between(pairs, 0.5, 0.85) * between(triples, 0.1, 0.5)
 
 
 def _order(parts: list[str], request: str, grams: Grams) -> float:
