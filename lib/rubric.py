@@ -136,17 +136,15 @@ class Rubric:
         return replace(verdicts[0], scores=scores, score=score, samples=len(verdicts), evidence=found)
 
     def read_pair(self, answer: dict, first: str, second: str) -> dict:
-        """What an answer says of two texts in one order. Raises Fault."""
+        """What an answer says of two texts in one order. Raises Fault. score: of the first, in [-1, 1], its
+        marks weighed by the points (or weights) of the headings."""
         kept = self.entries(answer, MARKS)
-        claimed = [key for key, mark in kept["scores"].items() if mark]  # a difference needs quotes from both
+        marks = kept["scores"]
+        claimed = [key for key, mark in marks.items() if mark]  # a difference needs quotes from both
         found = are_in(first, kept["quotes_1"], claimed) + are_in(second, kept["quotes_2"], claimed)
-        return kept | {"score": self.pair_score(kept["scores"]), "evidence": mean(found)}
-
-    def pair_score(self, marks: dict[str, float]) -> float:
-        """Marks of the first text, -3..3 per heading -> [-1, 1], weighed by the points (or weights)."""
         weights = {d.key: d.high if self.rule == "points" else d.weight for d in self.dimensions}
         total = sum(weights[key] * mark for key, mark in marks.items()) / MOST / sum(weights.values())
-        return max(-1.0, min(1.0, total))
+        return kept | {"score": max(-1.0, min(1.0, total)), "evidence": mean(found)}
 
     def beside(self, judge: str, answers: list[dict | None]) -> Verdict | None:
         """Answers about one text shown first and second, in turn (two per sample) -> its verdict, the mean of

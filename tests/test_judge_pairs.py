@@ -62,10 +62,8 @@ def prefers(value):
 
 
 def random_answer(chance):
-    scores = {d.key: float(chance.randint(-3, 3)) for d in RUBRIC.dimensions}
-    empty = {d.key: [] for d in RUBRIC.dimensions}
-    found = {"scores": scores, "why": {}, "quotes_1": empty, "quotes_2": empty, "evidence": None}
-    return found | {"score": RUBRIC.pair_score(scores)}
+    marks = {d.key: {"better": chance.randint(-3, 3)} for d in RUBRIC.dimensions}
+    return RUBRIC.read_pair(marks, "", "")
 
 
 def brute_force(answer) -> Fraction:
