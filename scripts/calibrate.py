@@ -292,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--modes", nargs="+", choices=MODES, default=MODES)
     add("--rubric", default="story_quality", help="a name in rubrics/ or a path [%(default)s]")
     add("--cache", default="out/judge.sqlite", help="answers already paid for [%(default)s]")
-    add("--out", help="score: where to write the verdicts")
+    add("--out", help="where to write the verdicts, or the tables")
     flags.add_fields(parser, judging.Flags, {})
     args = parser.parse_intermixed_args(argv)
     if args.draws < 1:
@@ -308,6 +308,8 @@ def main(argv: list[str] | None = None) -> int:
             judge.check()
             text, code = COMMANDS[args.name](args, judge, rows)
             bill = judge.metrics()
+    if args.out and args.name != "score":  # which has written its verdicts there
+        files.write_text(args.out, text)
     print(text)
     if bill:
         print(", ".join(f"{name} {value:,.10g}" for name, value in bill.items()))

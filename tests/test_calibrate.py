@@ -81,10 +81,10 @@ def verdicts_of(text: str) -> dict[str, str]:
 
 def test_each_probe_has_a_line_and_a_failed_one_ends_with_1(tmp_path, capsys):
     few = write(tmp_path / "few.jsonl", STORIES[:12])
-    code = calibrate.main(["calibrate", few])
+    code = calibrate.main(["calibrate", few, "--out", str(tmp_path / "t.md")])
     text = capsys.readouterr().out
     found = verdicts_of(text)
-    assert set(found) == {"noise", "order", *calibrate.MOST_GAIN}
+    assert set(found) == {"noise", "order", *calibrate.MOST_GAIN} and (tmp_path / "t.md").read_text() in text
     assert found["repeated"] == found["bribed"] == found["noise"] == found["order"] == "passed"
     assert code == ("FAILED" in found.values())
 

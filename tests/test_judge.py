@@ -409,8 +409,10 @@ def test_score_agree_and_calibrate_from_the_command_line(tmp_path):
     )
     done = command("agree", a, b)
     assert done.returncode == 0 and "| score | 6 | 1.000 | 0.000 | 0.000 |" in done.stdout, done.stdout
-    done = command("calibrate", few, "--limit", 4)
-    assert done.returncode == 1 and "bribed" in done.stdout, done.stderr
+    done = command("calibrate", few, "--limit", 4, "--out", tmp_path / "t.md")
+    assert (
+        done.returncode == 1 and "bribed" in done.stdout and (tmp_path / "t.md").read_text() in done.stdout
+    ), done.stderr
     for args, word in [(("score", tmp_path / "none.jsonl"), "none.jsonl"), (("agree", few, a), "verdict")]:
         done = command(*args)
         assert (
