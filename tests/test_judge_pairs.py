@@ -140,6 +140,10 @@ def test_the_offline_judge_in_pair_mode_is_symmetric():
     offline = OfflineJudge()
     one, two = offline.beside(PROMPT, STORY, OTHER).result(), offline.beside(PROMPT, OTHER, STORY).result()
     assert one.score == -two.score != 0 and one.orders[0] == one.orders[1]
+    mine, other = (offline.score(PROMPT, story).scores for story in (STORY, OTHER))
+    good = {"BONUS", *(f"P{i}" for i in range(1, 7))}
+    ahead = sum((mine[k] - other[k]) * (1 if k in good else -1) for k in mine)
+    assert one.score == pytest.approx(100 * ahead / (100 + 151 + 8 + 8))  # strengths, faults, bonus, penalty
     assert offline.beside(PROMPT, STORY, STORY).result().score == 0
 
 
