@@ -91,7 +91,7 @@ def requests_for(examples: list[data.Example], lengths: list[int], limit: int) -
 
 
 def bounds_of(bands: str, target: int) -> judging.LengthBounds:
-    return judging.bounds(("short" if target < SHORT else "paper") if bands == "auto" else bands)
+    return judging.BANDS[("short" if target < SHORT else "paper") if bands == "auto" else bands]
 
 
 # ---- who writes: a checkpoint on this machine, or a model behind an endpoint -------

@@ -5,34 +5,29 @@ quotes). The score is computed here from the dimensions, never taken from the ju
 then subtracts what no judge has to count: words, repetition, blank text. Recipe: POLARIS (arXiv 2606.04095).
 `Judge` asks an OpenAI-compatible endpoint and pays for each verdict once; `OfflineJudge` measures form, not
 quality, for demos and tests. Modes: a story alone, beside the person's in both orders, or a group's ranking.
-
-    python judge.py score stories/tiny.jsonl           # the offline judge, without JUDGE_URL and JUDGE_MODEL
-    python judge.py agree A.jsonl B.jsonl              # do two files of verdicts agree?
-    python judge.py calibrate stories/tiny.jsonl       # noise and soft spots of a judge, before it is trusted
+`python judge.py COMMAND` tries a judge before it is trusted: see scripts/calibrate.py.
 
 Left out: fine-tuned reward models, tournaments (scripts/pairwise.py), frameworks around requests.
 """
 
+import json
 import os
+import random
 import runpy
 import secrets
-from collections import Counter
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lib import comparisons, form, stats
-from lib.answers import messages
-from lib.comparisons import MARKS, MOST, ranking_schema, read_pair, read_ranking
+from lib import form, stats
+from lib.answers import messages, rank_scores, ranking_schema, read_ranking
 from lib.endpoint import Endpoint, Later, Settings, known, settings
 from lib.flags import opt
 from lib.form import strip_length
 from lib.form import words as count_words
-from lib.grams import Grams
-from lib.rubric import Rubric, Verdict, read_rubric
-from lib.store import Ledger
+from lib.rubric import MARKS, MOST, Rubric, Verdict, read_rubric
 
 ROOT = Path(__file__).resolve().parent
 
@@ -69,10 +64,6 @@ class LengthBounds:
 
 # One choice for training and evaluation. paper: stories of 1,000 words and more. short: 30 to 500 words.
 BANDS = {"paper": LengthBounds(), "short": LengthBounds(below_min=8, above_min=12, blank_words=15, steep=8)}
-
-
-def bounds(name: str) -> LengthBounds:
-    return BANDS[name]
 
 
 def check_room(targets: list[int], tokens_per_word: float, limit: int, bounds: LengthBounds) -> str:
@@ -142,10 +133,7 @@ def check(c):
     """ValueError: flags that no judge can follow. c: the fields of `Flags`, and watch."""
     if c.judge_samples > 1 and c.judge_mode == "group":
         raise ValueError("--judge_mode group ranks a group once; leave --judge_samples out")
-    try:
-        settings(c.judge_settings)
-    except ValueError as error:
-        raise ValueError(f"--judge_settings: {error}") from None
+    settings(c.judge_settings)
     if not offline(c) and getattr(c, "steps", 1) and not (c.judge_url and c.judge_model):
         raise ValueError(
             "no judge: set JUDGE_URL and JUDGE_MODEL (and JUDGE_API_KEY), or --judge_url and --judge_model, "
@@ -228,27 +216,34 @@ RANKING = "Rank the {} stories below, which answer one request, by these standar
 RANKING += 'object and nothing else: {{"why": "...", "order": [numbers of all stories, the best first]}}.'
 
 
-def story_task(rubric: Rubric, request: str, story: str, judge: str = "") -> tuple:
+def story_task(rubric: Rubric, prompt: str, story: str, judge: str = "") -> tuple:
     told, schema = rubric.ask(ALONE.format(PROOFS if rubric.rule == "rate" else QUOTES))
-    texts = {"REQUEST": request, "STORY": story}
+    texts = {"REQUEST": strip_length(prompt), "STORY": story}
     return messages(told, texts), schema, lambda said: rubric.read(said, story, judge).to_dict()
 
 
-def pair_task(rubric: Rubric, request: str, first: str, second: str) -> tuple:
+def pair_task(rubric: Rubric, prompt: str, first: str, second: str) -> tuple:
     """A comparison in one order."""
     told, schema = rubric.ask(PAIR, MARKS)
-    texts = {"REQUEST": request, "STORY 1": first, "STORY 2": second}
-    return messages(told, texts), schema, lambda said: read_pair(rubric, said, first, second)
+    texts = {"REQUEST": strip_length(prompt), "STORY 1": first, "STORY 2": second}
+    return messages(told, texts), schema, lambda said: rubric.read_pair(said, first, second)
 
 
-def rank_task(rubric: Rubric, request: str, stories: list[str], order: list[int]) -> tuple:
-    """A ranking. order: which story is shown under each number."""
-    told = [rubric.preamble, RANKING.format(len(stories)), rubric.standards()]
-    texts = {"REQUEST": request} | {f"STORY {i + 1}": stories[s] for i, s in enumerate(order)}
-    return messages(told, texts), ranking_schema(len(stories)), lambda said: read_ranking(said, order)
+def rank_task(rubric: Rubric, prompt: str, stories: list[str], draw: int = 0) -> tuple:
+    """A ranking. The stories are shuffled under their numbers, so that no place belongs to one of them."""
+    n = len(stories)
+    order = random.Random(json.dumps([prompt, stories, draw])).sample(range(n), n)
+    told = [rubric.preamble, RANKING.format(n), rubric.standards()]
+    texts = {"REQUEST": strip_length(prompt)} | {f"STORY {i + 1}": stories[s] for i, s in enumerate(order)}
+    return messages(told, texts), ranking_schema(n), lambda said: read_ranking(said, order)
 
 
 # ---- The two judges ----------------------------------------------------------------------------------------
+
+
+def bare(judge, score: float, orders: list[float] | None = None) -> Verdict:
+    """A verdict without points: a place in a ranking, or a comparison that needs no call."""
+    return Verdict({}, score, rubric=judge.rubric.version, judge=judge.name, orders=orders)
 
 
 class OfflineJudge:
@@ -259,10 +254,9 @@ class OfflineJudge:
 
     def __init__(self, folder: Path = ROOT / "stories"):
         self.words = frozenset((folder / "words.txt").read_text(encoding="utf-8").split())
-        self.grams = Grams((folder / "grams.bin").read_bytes())
+        self.grams = form.Grams((folder / "grams.bin").read_bytes())
         self.name = "offline-form-2"  # the form of a story, by the second way to measure it
-        self.rubric, self.counts, self.ledger = RUBRIC, Counter(), Ledger()
-        self.out_of_budget, self.last_error = False, ""
+        self.rubric, self.out_of_budget, self.last_error = RUBRIC, False, ""
 
     def score(self, prompt: str, story: str) -> Verdict:
         if not story.split():
@@ -275,11 +269,12 @@ class OfflineJudge:
 
     def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> list[Future]:
         order = sorted(range(len(stories)), key=lambda i: -self.score(prompt, stories[i]).score)
-        points = comparisons.rank_scores(order)
-        return [known(Verdict({}, p, rubric=RUBRIC.version, judge=self.name)) for p in points]
+        return [known(bare(self, points)) for points in rank_scores(order)]
 
     def beside(self, prompt: str, story: str, other: str, draw: int = 0) -> Future:
-        return known(comparisons.by_points(RUBRIC, self.score(prompt, story), self.score(prompt, other)))
+        ahead = self.score(prompt, story).score - self.score(prompt, other).score
+        share = ahead / sum(d.high for d in RUBRIC.dimensions)  # of all points, strengths and faults
+        return known(bare(self, 100 * share, [share, share]))
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -306,20 +301,18 @@ class Judge(Endpoint):
             return known(self.rubric.empty(self.name))
         answers = []
         for sample in range(draw * self.samples, (draw + 1) * self.samples):
-            task = story_task(self.rubric, strip_length(prompt), story, self.name)
+            task = story_task(self.rubric, prompt, story, self.name)
             answers.append(self._ask("pointwise", sample, prompt, [story], task))
         return Later(answers, lambda values: self.rubric.mean([Verdict(**v) for v in values if v]))
 
     def submit_group(self, prompt: str, stories: list[str], draw: int = 0) -> list[Future]:
         """One call ranks all stories of a group -> per story a future of a Verdict (score 100 for the best ..
         0 for the last), or of None."""
-        order = comparisons.shown_order(prompt, stories, draw)
-        task = rank_task(self.rubric, strip_length(prompt), stories, order)
+        task = rank_task(self.rubric, prompt, stories, draw)
         ranking = self._ask("groupwise", draw, prompt, stories, task)
-        how = {"rubric": self.rubric.version, "judge": self.name}
 
         def place(i: int) -> Later:
-            return Later([ranking], lambda said: said[0] and Verdict({}, said[0]["scores"][i], **how))
+            return Later([ranking], lambda said: said[0] and bare(self, said[0]["scores"][i]))
 
         return [place(i) for i in range(len(stories))]
 
@@ -327,15 +320,15 @@ class Judge(Endpoint):
         """Future of the Verdict of `story` beside `other`, asked in both orders: score -100 .. 100, 0 for
         equals. None where an order could not be had."""
         if story.strip() == other.strip():
-            return known(comparisons.level(self.rubric, self.name, 0.0, "the stories are the same"))
+            return known(bare(self, 0.0))  # counts as no pair
         if not story.strip():
-            return known(comparisons.level(self.rubric, self.name, -1.0, "the story is empty"))
+            return known(bare(self, -100.0, [-1.0, -1.0]))
         answers = []
         for sample in range(draw * self.samples, (draw + 1) * self.samples):
             for pair in ([story, other], [other, story]):
-                task = pair_task(self.rubric, strip_length(prompt), *pair)
+                task = pair_task(self.rubric, prompt, *pair)
                 answers.append(self._ask("pair", sample, prompt, pair, task))
-        return Later(answers, lambda values: comparisons.beside(self.rubric, self.name, values))
+        return Later(answers, lambda values: self.rubric.beside(self.name, values))
 
     def check(self) -> dict:
         """One small call before a run, which finds the schema mode -> what it found out about the server.

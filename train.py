@@ -167,7 +167,7 @@ def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
         raise ValueError(f"--judge_mode pair: {alone} of {len(examples)} examples have no human story")
     targets, whole = [e.target_words for e in examples], [r for r in references.values() if r.finished]
     per_word = mean(len(r.completion_ids) / data.words(r.story) for r in whole) or 1.3
-    say(judging.check_room(targets, per_word, c.max_new_tokens, judging.bounds(c.bands)))
+    say(judging.check_room(targets, per_word, c.max_new_tokens, judging.BANDS[c.bands]))
     return examples, references
 
 
@@ -215,7 +215,7 @@ def sample(c: Config, step, batch, references, replica, tokenizer, judge, stoppi
         asked[i // c.group].finished(i % c.group)
     if stopping:
         return []
-    judging.settle(asked, judging.bounds(c.bands))
+    judging.settle(asked, judging.BANDS[c.bands])
     return groups
 
 
@@ -225,7 +225,7 @@ def agree(c: Config, groups, judge, stopping):
         time.sleep(wait)
         if wait:  # ask again; what was bought before comes from the judge's store
             asked = [judging.Asked(judge, c.judge_mode, group) for group in groups]
-            judging.settle(asked, judging.bounds(c.bands))
+            judging.settle(asked, judging.BANDS[c.bands])
         if signals := processes.gather(stopping):
             raise Stop(f"{signals[0]} received")
         if processes.reduce(judge.out_of_budget):

@@ -74,9 +74,9 @@ def find_json(text: str) -> dict:
     """The one JSON object in an answer: bare, in a code fence, after thoughts, between other words.
 
     Raises Fault where there is none, where there are two, and where a key stands in it twice: then no value
-    may win in silence. Braces that do not begin an object ("{x}") are words.
+    may win in silence. Braces that do not begin an object ("{x}") are words. NaN is read: it is in no range.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_constant=_reject_constant)
+    decoder = json.JSONDecoder(object_pairs_hook=_no_key_twice)
     found, at = [], 0
     while mark := _MARKS.search(text, at):
         at = mark.end()
@@ -98,10 +98,6 @@ def _no_key_twice(pairs: list[tuple]) -> dict:
     if len(result := dict(pairs)) < len(pairs):
         raise ValueError("a key stands twice in one object")
     return result
-
-
-def _reject_constant(name: str):
-    raise ValueError(f"{name} is not a JSON number")  # Python would read NaN and Infinity as numbers
 
 
 # ---- the form that is asked for ----------------------------------------------------------------------------
@@ -132,6 +128,27 @@ def closed(properties: dict) -> dict:
     """JSON schema of an object with these properties and no other."""
     kind = {"type": "object", "additionalProperties": False}
     return kind | {"required": list(properties), "properties": properties}
+
+
+def ranking_schema(n: int) -> dict:
+    """JSON schema of a ranking of n texts."""
+    number = {"type": "integer", "minimum": 1, "maximum": n}
+    numbers = {"type": "array", "minItems": n, "maxItems": n, "items": number}
+    return closed({"why": {"type": "string", "maxLength": 1000}, "order": numbers})
+
+
+def read_ranking(answer: dict, order: list[int]) -> dict:
+    """order: which text was shown under each number -> {"scores": points per text}. Raises Fault."""
+    ranked, numbers = answer.get("order"), [str(i + 1) for i in range(len(order))]
+    if not isinstance(ranked, list) or sorted(map(str, ranked)) != sorted(numbers):
+        raise Fault("schema", "ask", "the order does not name each number once")
+    return {"scores": rank_scores([order[int(number) - 1] for number in ranked])}
+
+
+def rank_scores(order: list[int]) -> list[float]:
+    """order: indices, the best first -> points per index, evenly from 100 for the best to 0 for the last."""
+    points = {index: 100 * (1 - place / max(1, len(order) - 1)) for place, index in enumerate(order)}
+    return [points[index] for index in range(len(order))]
 
 
 FENCED = (

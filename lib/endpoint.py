@@ -1,10 +1,7 @@
 """The line to an OpenAI-compatible /chat/completions: a checked JSON answer or a plain text, or None.
 
 A question goes in, a Future of its answer comes out, or of None with the reason counted. JSON answers are
-paid for once (lib/store.py). How the server is told the form of an answer (JSON schema, JSON object, plain
-text) is found by one check call alone. Limits hold on requests in flight, requests and tokens per minute,
-seconds per question, and dollars (`Settings`).
-
+paid for once (lib/store.py). How the server is told the form of an answer is found by one check call alone.
 Left out: streaming, chat history, tools, asyncio: requests and threads do.
 """
 
@@ -20,16 +17,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import requests
 from requests import exceptions
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
-from lib.answers import SCHEMA_MODES, Completion, Fault, find_json, read_completion, response_format, scrubber
+from lib.answers import SCHEMA_MODES, Fault, find_json, read_completion, response_format, scrubber
 from lib.store import Store
 
 
@@ -139,7 +137,7 @@ class Endpoint:
         # A mode is changed by find_mode alone: a text that a server dislikes says nothing about forms.
         self.schema_mode, self.token_field, self.spared = SCHEMA_MODES[0], "max_tokens", set()
         self.lock, self.slots = threading.Condition(), threading.Semaphore(self.how.in_flight)
-        self.closed, self.pending = Future(), {}
+        self.closed, self.pending = Future(), WeakValueDictionary()  # {key: future}, while somebody waits
         # More threads than slots, so that a question that waits for its retry holds up no other.
         self.pool = ThreadPoolExecutor(4 * self.how.in_flight)
 
@@ -177,8 +175,10 @@ class Endpoint:
         with self.lock:
             if self.closed.done():
                 return known(None)
-            # Asked twice at the same time, bought once.
-            future = self.pending.get(task.key) or self.pool.submit(self._find, task)
+            future = self.pending.get(task.key)  # asked twice at the same time, bought once
+            if future is None or future.done():  # who asks again after a None buys anew
+                kept = self.store.get(task.key) if task.key else None
+                future = self.pool.submit(self._obtain, task) if kept is None else known(kept)
             if task.key:
                 self.pending[task.key] = future
             return future
@@ -213,15 +213,6 @@ class Endpoint:
         self.pool.shutdown(wait=False)
         self.session.close()
 
-    def _find(self, task: Task):
-        """An answer that was bought before, or is bought now, or None."""
-        try:
-            kept = self.store.get(task.key) if task.key else None
-            return self._obtain(task) if kept is None else kept
-        finally:
-            with self.lock:  # before the answer is there: who asks again after a None buys anew
-                self.pending.pop(task.key, None)
-
     def _obtain(self, task: Task):
         """A bought answer or None: each failed call counted, and repeated where that may help."""
         tried = 0
@@ -247,7 +238,8 @@ class Endpoint:
     def _buy(self, task: Task):
         """One call within the limits on money, pace and requests in flight."""
         tokens = task.size()
-        with self._reserve(self._dollars(*tokens)):
+        price = self._reserve(self._dollars(*tokens))
+        try:
             # Calls are spaced evenly under the limits per minute (0: no limit).
             amounts = zip((1, sum(tokens)), self.how.per_minute)
             cost = max((60 * amount / limit for amount, limit in amounts if limit > 0), default=0.0)
@@ -258,10 +250,13 @@ class Endpoint:
             with self.slots:
                 task.ends = min(task.ends, time.monotonic() + self.how.deadline)
                 return self._call(task)
+        finally:
+            with self.lock:  # the bill has come
+                self.reserved -= price
+                self.lock.notify_all()
 
-    @contextmanager
-    def _reserve(self, guess: float):
-        """Sets the likely price of a call aside until its bill has come. Raises Fault("budget")."""
+    def _reserve(self, guess: float) -> float:
+        """-> the likely price of a call, set aside. Raises Fault("budget")."""
         with self.lock:
             price = max(guess, self.ledger.dollars / max(1, self.ledger.calls))
             # Calls under way may cost less than was set aside for them: wait for their bills first.
@@ -271,12 +266,7 @@ class Endpoint:
                 self.out_of_budget = True
                 raise Fault("budget", "no", f"${self.ledger.dollars:.2f} of ${self.budget:.2f} spent")
             self.reserved += price
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.reserved -= price
-                self.lock.notify_all()
+            return price
 
     def _call(self, task: Task):
         """The exchange in a thread that can be abandoned: socket time limits restart with every byte, the
@@ -312,7 +302,12 @@ class Endpoint:
             value = task.read(find_json(completion.text)) if task.schema else completion
             return value
         finally:  # a useless answer is paid for like a good one
-            self._bill(task, completion, value)
+            tokens = completion.prompt_tokens, completion.tokens
+            if not all(isinstance(t, int) and t >= 0 for t in tokens):  # the server does not say
+                tokens = task.size()[0], len(completion.text) // 4
+                with self.lock:
+                    self.counts["tokens_guessed"] += 1
+            self.store.record(self.name, tokens, self._dollars(*tokens), task.key, value)
 
     def _body(self, task: Task) -> dict:
         body = {"model": self.name, "messages": task.messages, **self.params, **task.params}
@@ -360,14 +355,6 @@ class Endpoint:
 
     def _dollars(self, tokens_in: int, tokens_out: int) -> float:
         return (tokens_in * self.how.price[0] + tokens_out * self.how.price[1]) / 1e6
-
-    def _bill(self, task: Task, completion: Completion, value):
-        tokens = completion.prompt_tokens, completion.tokens
-        if not all(isinstance(t, int) and t >= 0 for t in tokens):  # the server does not say
-            tokens = task.size()[0], len(completion.text) // 4
-            with self.lock:
-                self.counts["tokens_guessed"] += 1
-        self.store.record(self.name, tokens, self._dollars(*tokens), task.key, value)
 
 
 def known(value) -> Future:

@@ -1,14 +1,11 @@
 """What a program can see of a text's form: which words follow which, in what order its sentences come,
-whether it keeps to the request, and what breaks it.
-
-It knows nothing of meaning. Also here: the one count of words that every length in this project means.
-"""
+whether it keeps to the request, and what breaks it. It knows nothing of meaning. Also here: the one count of
+words that every length in this project means."""
 
 import re
 import statistics
+import zlib
 from types import SimpleNamespace
-
-from lib.grams import EARLY, LATE, Grams, runs, tokens
 
 DETERMINERS = frozenset("a an the my your his its our their this these every some no".split())
 JOINERS = frozenset(
@@ -68,6 +65,56 @@ def sentences(text: str) -> list[str]:
     return [s for s in found if re.search(r"\w", s)] or [""]
 
 
+# ---- which words follow which ------------------------------------------------------------------------------
+
+
+def place(gram: tuple, size: int) -> int:
+    """The bit of a run in a table of `size` bytes."""
+    return zlib.crc32(" ".join(gram).encode()) % (8 * size)
+
+
+class Grams:
+    """A set of short runs of tokens, kept as one bit each: crc32 says which. A run that is not in the set is
+    taken for one that is as often as bits are set (`full`)."""
+
+    def __init__(self, bits: bytes):
+        self.bits, self.full = bits, int.from_bytes(bits, "little").bit_count() / (8 * len(bits))
+
+    @staticmethod
+    def of(grams, size: int) -> "Grams":
+        """size: bytes of the table."""
+        bits = bytearray(size)
+        for gram in grams:
+            at = place(gram, size)
+            bits[at >> 3] |= 1 << (at & 7)
+        return Grams(bytes(bits))
+
+    def __contains__(self, gram: tuple) -> bool:
+        at = place(gram, len(self.bits))
+        return bool(self.bits[at >> 3] >> (at & 7) & 1)
+
+
+EARLY, LATE = "<", ">"  # first token of a run: the rest tends to come early, or late, in a story
+MARKS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|[.!?,;:]")
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case words, "," and "." for every mark that ends a clause or a sentence; names become "#"."""
+    found = ["."]
+    for mark in MARKS.findall(text):
+        if mark in ".!?;:":
+            found += ["."] * (found[-1] != ".")
+        else:
+            name = mark[0].isupper() and found[-1] != "." and not re.match(r"I\b", mark)
+            found.append("#" if name else mark.lower().replace("’", "'"))
+    return found
+
+
+def runs(found: list[str]) -> tuple[list[tuple], list[tuple]]:
+    """(pairs, triples) of neighbouring tokens."""
+    return list(zip(found, found[1:])), list(zip(found, found[1:], found[2:]))
+
+
 # ---- what is measured --------------------------------------------------------------------------------------
 
 
@@ -76,37 +123,41 @@ def measure(text: str, request: str, real_words: frozenset[str], grams: Grams) -
     texts have."""
     parts, found = sentences(text), tokens(text)
     listed = [t for t in found if t[0].isalpha() or t == "#"] or ["?"]
-    lengths, n = [len(s.split()) for s in parts], len(listed)
+    lengths, n, triples = [len(s.split()) for s in parts], len(listed), runs(listed)[1]
+    odd_marks = re.findall(r"[,;:.!?]{2,}|\s[,.;:!?]|[^\w\s.,;:!?'\"“”‘’—–…()-]", text)
+    asked, used = asked_for(request), stems(text)
+    third = -(-len(used) // 3) or 1
+    thirds = [set(used[at : at + third]) for at in range(0, len(used), third)]
+    # Known pairs and triples, less what chance would find.
+    shares = [sum(run in grams for run in some) / max(1, len(some)) for some in runs(found)]
+    pairs_known, triples_known = ((share - grams.full) / (1 - grams.full) for share in shares)
+    ours, theirs = (set(fours(re.findall(r"\w+", part.lower()))) for part in (text, request))
     return SimpleNamespace(
         words=n,
         sentences=len(parts),
         quotes=len(re.findall(r"[\"“”]", text)),  # quotation marks
         finished=bool(re.search(r"[.!?…][\"'”’)]*$", text.rstrip())) and 1 < lengths[-1] < 40,
-        familiar=_familiar(found, grams),
+        familiar=between(pairs_known, 0.5, 0.85) * between(triples_known, 0.1, 0.5),
         order=_order(parts, request, grams),
         people=between(len(set(listed) & PRONOUNS) + min(listed.count("#"), 3), 0, 4),
         spread=statistics.pstdev(lengths) / (sum(lengths) / len(lengths) or 1),  # as a share of their mean
         openers=len({s.split()[0].lower() for s in parts if s}) / len(parts),  # begin with another word
         richness=between(len(set(listed)) / n**0.85, 0.75, 1.25),  # different words
-        **_flaws(text, parts, found, listed, lengths, real_words),
-        **_request(text, request),
+        # What breaks a text, as shares of its words, sentences or runs.
+        loops=1 - len(set(triples)) / max(1, len(triples)),
+        doubled=sum(a == b != "#" for a, b in zip(listed, listed[1:])) / n,
+        unreal=1 - share_real(text, real_words),
+        capitals=len(re.findall(r"\b[A-Z]", text)) / n,
+        unjoined=sum(_cannot_join(a, b) for a, b in zip(found, found[1:])) / n,  # "the and", "of."
+        odd_marks=len(odd_marks) / n,
+        lower_starts=sum(bool(re.match(r"\W*[a-z]", s)) for s in parts) / len(parts),
+        ragged=sum(k < 3 or k > 45 for k in lengths) / len(lengths),
+        # Whether it keeps to the request.
+        used=len(asked & set(used)) / max(1, min(3, len(asked))),  # the request's words, each once
+        kept=sum(bool(part & asked) for part in thirds) / max(1, len(thirds)),  # thirds that have some
+        stuffed=between(sum(s in asked for s in used) / max(1, len(used)), 0.2, 0.4),  # 1: they fill it
+        copied=len(ours & theirs) / max(1, len(ours)),  # 4-grams taken from the request
     )
-
-
-def _flaws(text, parts, found, listed, lengths, real_words) -> dict[str, float]:
-    """What breaks a text, as shares of its words, sentences or runs."""
-    n, triples = len(listed), runs(listed)[1]
-    odd_marks = re.findall(r"[,;:.!?]{2,}|\s[,.;:!?]|[^\w\s.,;:!?'\"“”‘’—–…()-]", text)
-    return {
-        "loops": 1 - len(set(triples)) / max(1, len(triples)),
-        "doubled": sum(a == b != "#" for a, b in zip(listed, listed[1:])) / n,
-        "unreal": 1 - share_real(text, real_words),
-        "capitals": len(re.findall(r"\b[A-Z]", text)) / n,
-        "unjoined": sum(_cannot_join(a, b) for a, b in zip(found, found[1:])) / n,  # "the and", "of."
-        "odd_marks": len(odd_marks) / n,
-        "lower_starts": sum(bool(re.match(r"\W*[a-z]", s)) for s in parts) / len(parts),
-        "ragged": sum(k < 3 or k > 45 for k in lengths) / len(lengths),
-    }
 
 
 def share_real(text: str, listed: frozenset[str]) -> float:
@@ -119,13 +170,6 @@ def _cannot_join(a: str, b: str) -> bool:
     if a in DETERMINERS:
         return b in DETERMINERS or b in JOINERS or b in PRONOUNS or b in ".,"
     return a in JOINERS and b in ".,"
-
-
-def _familiar(found: list[str], grams: Grams) -> float:
-    """0..1: the share of known pairs and triples, less what chance would find."""
-    shares = [sum(run in grams for run in some) / max(1, len(some)) for some in runs(found)]
-    pairs, triples = ((share - grams.full) / (1 - grams.full) for share in shares)
-    return between(pairs, 0.5, 0.85) * between(triples, 0.1, 0.5)
 
 
 def _order(parts: list[str], request: str, grams: Grams) -> float:
@@ -154,19 +198,6 @@ def stems(text: str) -> list[str]:
 def asked_for(request: str) -> set[str]:
     """Stems of the words that a request is about."""
     return {w[:5] for w in re.findall(r"[a-z]{4,}", request.lower())} - {w[:5] for w in REQUEST}
-
-
-def _request(text: str, request: str) -> dict[str, float]:
-    asked, found = asked_for(request), stems(text)
-    third = -(-len(found) // 3) or 1
-    thirds = [set(found[at : at + third]) for at in range(0, len(found), third)]
-    ours, theirs = (set(fours(re.findall(r"\w+", part.lower()))) for part in (text, request))
-    return {
-        "used": len(asked & set(found)) / max(1, min(3, len(asked))),  # the request's words, each once
-        "kept": sum(bool(part & asked) for part in thirds) / max(1, len(thirds)),  # thirds that have some
-        "stuffed": between(sum(s in asked for s in found) / max(1, len(found)), 0.2, 0.4),  # 1: they fill it
-        "copied": len(ours & theirs) / max(1, len(ours)),  # 4-grams taken from the request
-    }
 
 
 # ---- points ------------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@ fills it is read."""
 
 import hashlib
 import re
-import statistics
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 from lib.answers import Fault, closed
 from lib.form import words
@@ -48,6 +48,8 @@ class Dimension:
 # Under every heading an answer says why, then quotes, then a number, so that the number follows. Here the
 # names of the number and of the lists of quotes, and the number's range; None: the points of the heading.
 POINTS = ("score", ("quotes",), None)
+MOST = 3  # how much better one of two texts can be, under one heading
+MARKS = ("better", ("quotes_1", "quotes_2"), (-MOST, MOST))
 RULES = ("points", "mean", "range", "rate")  # how points become a score; rate: proved faults per 1,000 words
 
 
@@ -128,10 +130,36 @@ class Rubric:
         """Dimensions averaged, then aggregated; words and quotes are the first verdict's. None of none."""
         if len(verdicts) < 2:
             return verdicts[0] if verdicts else None
-        scores = {d.key: statistics.fmean(v.scores[d.key] for v in verdicts) for d in self.dimensions}
+        scores = {d.key: fmean(v.scores[d.key] for v in verdicts) for d in self.dimensions}
         found = mean(v.evidence for v in verdicts)
         score = mean(v.score for v in verdicts) if self.rule == "rate" else self.score(scores)
         return replace(verdicts[0], scores=scores, score=score, samples=len(verdicts), evidence=found)
+
+    def read_pair(self, answer: dict, first: str, second: str) -> dict:
+        """What an answer says of two texts in one order. Raises Fault. score: of the first, in [-1, 1], its
+        marks weighed by the points (or weights) of the headings."""
+        kept = self.entries(answer, MARKS)
+        marks = kept["scores"]
+        claimed = [key for key, mark in marks.items() if mark]  # a difference needs quotes from both
+        found = are_in(first, kept["quotes_1"], claimed) + are_in(second, kept["quotes_2"], claimed)
+        weights = {d.key: d.high if self.rule == "points" else d.weight for d in self.dimensions}
+        total = sum(weights[key] * mark for key, mark in marks.items()) / MOST / sum(weights.values())
+        return kept | {"score": max(-1.0, min(1.0, total)), "evidence": mean(found)}
+
+    def beside(self, judge: str, answers: list[dict | None]) -> Verdict | None:
+        """Answers about one text shown first and second, in turn (two per sample) -> its verdict, the mean of
+        both orders. Score in [-100, 100]; swapping the texts negates it exactly. One order alone is no
+        verdict: None."""
+        both = [(a, b) for a, b in zip(answers[::2], answers[1::2]) if a and b]
+        if not both:
+            return None
+        orders = [fmean(a["score"] for a, _ in both), fmean(-b["score"] for _, b in both)]
+        marks, (first, second) = {}, both[0]
+        for d in self.dimensions:
+            marks[d.key] = fmean((a["scores"][d.key] - b["scores"][d.key]) / 2 for a, b in both)
+        quotes = {key: [*first["quotes_1"][key], *second["quotes_2"][key]] for key in marks}
+        found, score = mean(answer["evidence"] for pair in both for answer in pair), 50 * sum(orders)
+        return Verdict(marks, score, first["why"], quotes, found, self.version, judge, len(both), orders)
 
     def empty(self, judge: str) -> Verdict:
         """Of an empty text, which is not a failed call: it earns nothing and bears every fault."""
@@ -160,9 +188,19 @@ def read_rubric(path: Path, criteria: list[dict] | None = None) -> Rubric:
     if "version" not in fields or fields.get("aggregate") not in RULES:
         need = f"the lines 'version: NAME-1' and 'aggregate: {'|'.join(RULES)}'"
         raise ValueError(f"{path}: the head needs {need}")
-    dimensions = [_dimension(section, path) for section in sections]
+    dimensions = []
+    for section in sections:
+        title, _, body = section.partition("\n")
+        if not (match := re.fullmatch(HEADING, title.strip())):
+            reads = "does not read '## P1 Title (0-15)'; x2 or ^1.5 may follow"
+            raise ValueError(f"{path}: heading {title.strip()!r} {reads}")
+        numbers = [float(number or 1) for number in match.groups()[2:]]
+        dimensions.append(Dimension(match[1], match[2], *numbers, body.strip()))
     if criteria:
-        dimensions = [_criterion(i, c) for i, c in enumerate(criteria, 1)]
+        dimensions = []
+    for i, c in enumerate(criteria or (), 1):
+        text = [c["criteria_description"], *(f"- {band}: {c[band]}" for band in BANDS if band in c)]
+        dimensions.append(Dimension(f"P{i}", c["name"], 1, 10, 1, 1, "\n".join(text)))
     if len({d.key for d in dimensions}) != len(dimensions) or not dimensions:
         raise ValueError(f"{path}: dimensions are missing or named twice")
     skipped = r"<!--.*?-->|^(?:# |version:|aggregate:)[^\n]*$"
@@ -170,22 +208,6 @@ def read_rubric(path: Path, criteria: list[dict] | None = None) -> Rubric:
     # Words changed without a new number are another rubric all the same.
     digest = hashlib.sha256(repr((preamble, dimensions, fields)).encode()).hexdigest()[:8]
     return Rubric(f"{fields['version']}+{digest}", fields["aggregate"], preamble, tuple(dimensions))
-
-
-def _dimension(section: str, path: Path) -> Dimension:
-    title, _, body = section.partition("\n")
-    match = re.fullmatch(HEADING, title.strip())
-    if not match:
-        reads = "does not read '## P1 Title (0-15)'; x2 or ^1.5 may follow"
-        raise ValueError(f"{path}: heading {title.strip()!r} {reads}")
-    low, high, weight, power = (1.0 if number is None else float(number) for number in match.groups()[2:])
-    return Dimension(match[1], match[2], low, high, weight, power, body.strip())
-
-
-def _criterion(number: int, c: dict) -> Dimension:
-    bands = [f"- {band}: {c[band]}" for band in BANDS if band in c]
-    text = "\n".join([c["criteria_description"], *bands])
-    return Dimension(f"P{number}", c["name"], 1, 10, 1, 1, text)
 
 
 def _number(value, key: str, low: float, high: float) -> float:

@@ -1,19 +1,17 @@
 """A blinded human study of stories: pages for readers, a key for the researcher, statistics from both.
 
 `make` draws pairs of stories that different models wrote to the same prompt, gives each annotator their own
-random order and sides, and writes one HTML page per annotator. The page works from disk, without a server or
-network, and names no model. `report` joins the downloaded answers with key.json: win rate, sign test,
-agreement, ratings; and one line per judgement, which `python judge.py agree --pairs` reads. The set-up (60
-blinded pairs, two annotators, better or tie, 95 % bootstrap interval) is that of the POLARIS human study;
-sets of several stories per prompt, rated for quality and diversity, are those of Diverse Creative Writing.
+random order and sides, and writes one HTML page per annotator, which works from disk and names no model.
+`report` joins the downloaded answers with key.json; `python judge.py agree --pairs` reads its judgements. The
+set-up (60 blinded pairs, two annotators, better or tie) is that of the POLARIS human study; sets of several
+stories per prompt, rated for quality and diversity, are those of Diverse Creative Writing.
 
     python -m scripts.blind make base.jsonl trained=out/eval/NAME/stories/MODEL.jsonl --annotators ann1 ann2
     python -m scripts.blind report --key out/blind/key.json answers-ann1.json answers-ann2.json
 
-Input: JSON Lines with uid, prompt, target_words, story, as eval.py leaves them in stories/; several lines
-with one uid make a set. Hand out only the .html files. Left out: different pairs for different annotators,
-mixed-effects models, a correction for many model pairs. The hashes show which study an answer belongs to and
-that it was not edited in passing. They do not stop a forger, who can compute them too.
+Hand out only the .html files. Left out: different pairs for different annotators, mixed-effects models, a
+correction for many model pairs. The hashes show which study an answer belongs to and that it was not edited
+in passing. They do not stop a forger, who can compute them too.
 """
 
 import hashlib
@@ -32,6 +30,7 @@ from lib.stats import FEW, bootstrap, buckets_of, cohen, krippendorff, mean, sig
 
 PAGE = Path(__file__).with_name("blind.html")
 CHOICES = {"A": "“A is better”", "tie": "“Tie”", "B": "“B is better”"}
+NOTE = "[A note to the reader, not part of the story: for this pair, please answer {}.]"
 SCALES = ("quality", "diversity")
 READING = 240  # words per minute; careful reading of fiction
 
@@ -59,14 +58,6 @@ def spread(prompts: dict[str, dict], rng: random.Random) -> list[str]:
     shuffled = [{"uid": uid, **prompts[uid]} for uid in rng.sample(sorted(prompts), len(prompts))]
     turn = {row["uid"]: place for pile in by_length(shuffled).values() for place, row in enumerate(pile)}
     return sorted(turn, key=turn.get)
-
-
-def plant(story: str, choice: str, rng: random.Random) -> str:
-    """Puts the note of an attention check between two paragraphs of the second half, or at the end."""
-    parts = story.rstrip().split("\n\n")
-    at = rng.randint((len(parts) + 1) // 2, len(parts))
-    note = f"[A note to the reader, not part of the story: for this pair, please answer {CHOICES[choice]}.]"
-    return "\n\n".join([*parts[:at], note, *parts[at:]])
 
 
 def draw_pairs(models, n_pairs: int, n_checks: int, n_stories: int, rng: random.Random) -> dict[str, dict]:
@@ -104,11 +95,13 @@ def lay_out(pairs: dict[str, dict], rng: random.Random) -> tuple[list[dict], dic
         sides = pair["models"][::-1] if flips[i] else pair["models"]
         texts = [rng.sample(pair["stories"][m], len(pair["stories"][m])) for m in sides]
         secret[i] = {"sides": list(sides)}
-        if pair["check"]:
-            secret[i]["expected"] = rng.choice(list(CHOICES))
+        if pair["check"]:  # a note between two paragraphs of the second half of a story, or at its end
+            secret[i]["expected"] = choice = rng.choice(list(CHOICES))
             side = rng.choice(texts)
             at = rng.randrange(len(side))
-            side[at] = plant(side[at], secret[i]["expected"], rng)
+            parts = side[at].rstrip().split("\n\n")
+            parts.insert(rng.randint((len(parts) + 1) // 2, len(parts)), NOTE.format(CHOICES[choice]))
+            side[at] = "\n\n".join(parts)
         items.append({"id": i, "prompt": pair["prompt"], "A": texts[0], "B": texts[1]})
     return items, secret
 
@@ -247,53 +240,46 @@ def agree(rows: list[dict]) -> list[dict]:
     return [dict(zip(("who", "cases", "agreement"), row)) for row in found]
 
 
-def describe(rows: list[dict], pairs: dict[str, dict]) -> dict:
-    """How one annotator worked: share answered, checks passed, leaning to a side, speed."""
-    real, checks = ([r for r in rows if r["check"] == check] for check in (False, True))
-    speeds = [60 * r["words"] / r["seconds"] for r in real if r["seconds"]]
-    return {
-        "answered": len(real),
-        "of": sum(not pair["check"] for pair in pairs.values()),
-        "checks_passed": sum(r["choice"] == r["expected"] for r in checks),
-        "checks_answered": len(checks),
-        "chose_side_A": mean(r["choice"] == "A" for r in real if r["choice"] != "tie"),
-        "median_words_a_minute": median(speeds) if speeds else None,
-    }
+def describe(rows: list[dict], key: dict) -> tuple[dict[str, dict], list[str]]:
+    """{annotator: share answered, checks passed, leaning to a side, speed}, and warnings."""
+    found, notes, due = {}, [], sum(not pair["check"] for pair in key["pairs"].values())
+    for name, mine in grouped((row["annotator"], row) for row in rows).items():
+        real, checks = ([r for r in mine if r["check"] == check] for check in (False, True))
+        speeds = [60 * r["words"] / r["seconds"] for r in real if r["seconds"]]
+        passed, speed = sum(r["choice"] == r["expected"] for r in checks), median(speeds) if speeds else None
+        leaning = mean(r["choice"] == "A" for r in real if r["choice"] != "tie")
+        found[name] = {"answered": len(real), "of": due}
+        found[name] |= {"checks_passed": passed, "checks_answered": len(checks)}
+        found[name] |= {"chose_side_A": leaning, "median_words_a_minute": speed}
+        if len(real) < due:
+            notes.append(f"{name} answered {len(real)} of {due} pairs; the rest is missing, not tied")
+        if passed < len(checks):
+            notes.append(f"{name} passed only {passed} of {len(checks)} answered attention checks")
+        if (speed or 0) > 3 * READING:
+            notes.append(f"{name} took {speed:.0f} words per minute (median): too fast to have read them")
+    return found, notes
 
 
 def report(key: dict, rows: list[dict], real: list[dict]) -> dict:
-    """Figures of all judgements, and of those that are no attention checks."""
-    said, comparisons = grouped((row["annotator"], row) for row in rows), []
-    annotators = {name: describe(mine, key["pairs"]) for name, mine in said.items()}
+    """Figures of all judgements, and of those that are no attention checks; "warnings": what a reader of them
+    has to know first. Leave a file off the command line to leave it out."""
+    annotators, notes = describe(rows, key)
+    absent, comparisons = sorted(key["pages"].keys() - annotators.keys()), []
+    notes = [f"no answers from {name}: the figures rest on the others" for name in absent] + notes
     for duel in combinations(key["models"], 2):
-        if mine := [r for r in real if r["models"] == list(duel)]:
-            lengths = {length: compare(part) for length, part in by_length(mine).items()}
-            comparisons.append({"models": list(duel), **compare(mine), "by_length": lengths})
-    result = {"study": key["study"], "annotators": annotators}
-    result |= {"absent": sorted(key["pages"].keys() - annotators.keys()), "comparisons": comparisons}
+        if not (mine := [r for r in real if r["models"] == list(duel)]):
+            continue
+        lengths = {length: compare(part) for length, part in by_length(mine).items()}
+        comparisons.append({"models": list(duel), **compare(mine), "by_length": lengths})
+        who, win = " against ".join(duel), comparisons[-1]["win_rate"]
+        if win["prompts"] < FEW:
+            notes.append(f"{who}: only {win['prompts']} prompts (n < {FEW}), intervals are rough")
+        if win["interval"] and win["interval"][0] == win["interval"][1]:
+            notes.append(f"{who}: all prompts agree, so the interval has no width; read the sign test")
+    result = {"study": key["study"], "annotators": annotators, "absent": absent, "comparisons": comparisons}
     rated = {length: rate(part) for length, part in by_length(real).items()}
     result |= {"ratings": rate(real), "ratings_by_length": rated, "agreement": agree(real)}
-    return result | {"warnings": warn(result)}
-
-
-def warn(result: dict) -> list[str]:
-    """What a reader of the figures has to know first. Leave a file off the command line to leave it out."""
-    notes = [f"no answers from {name}: the figures rest on the others" for name in result["absent"]]
-    for name, a in result["annotators"].items():
-        passed, checks, speed = a["checks_passed"], a["checks_answered"], a["median_words_a_minute"] or 0
-        if a["answered"] < a["of"]:
-            notes.append(f"{name} answered {a['answered']} of {a['of']} pairs; the rest is missing, not tied")
-        if passed < checks:
-            notes.append(f"{name} passed only {passed} of {checks} answered attention checks")
-        if speed > 3 * READING:
-            notes.append(f"{name} took {speed:.0f} words per minute (median): too fast to have read them")
-    for c in result["comparisons"]:
-        duel, win = " against ".join(c["models"]), c["win_rate"]
-        if win["prompts"] < FEW:
-            notes.append(f"{duel}: only {win['prompts']} prompts (n < {FEW}), intervals are rough")
-        if win["interval"] and win["interval"][0] == win["interval"][1]:
-            notes.append(f"{duel}: all prompts agree, so the interval has no width; read the sign test")
-    return notes
+    return result | {"warnings": notes}
 
 
 # ---- the page of a report ----------------------------------------------------------------------------------
@@ -304,22 +290,18 @@ def figure(f: dict, scale: float = 1.0) -> str:
     return f"{estimate(scale * f['mean'], around, 1)}, n = {f['prompts']}"
 
 
-def sentence(c: dict) -> str:
-    """What the interval of a win rate supports."""
-    first, second = c["models"]
-    low, high = c["win_rate"]["interval"] or (0, 1)
-    better = first if low > 0.5 else second if high < 0.5 else ""
-    said = f"readers prefer {better}" if better else "no clear preference"
-    return f"{first} against {second}, win rate in %: {figure(c['win_rate'], 100)} prompts; {said}."
-
-
-def tables_of(result: dict, rows: list[dict]) -> list[dict]:
-    """Win rates with intervals, by length; agreement; ratings; how each reader worked, and what they said."""
-    wins, readers = [], []
+def show(result: dict, rows: list[dict]) -> tuple[list[str], list[dict]]:
+    """What the interval of each win rate supports, in a sentence; tables of win rates by length, agreement,
+    ratings, how each reader worked, and what they said."""
+    lead, wins, readers = [], [], []
     for c in result["comparisons"]:
+        duel, (low, high) = " against ".join(c["models"]), c["win_rate"]["interval"] or (0, 1)
+        better = c["models"][0] if low > 0.5 else c["models"][1] if high < 0.5 else ""
+        said = f"readers prefer {better}" if better else "no clear preference"
+        lead.append(f"{duel}, win rate in %: {figure(c['win_rate'], 100)} prompts; {said}.")
         for length, f in {"all": c, **c["by_length"]}.items():
             p, counts = f"{f['sign_test']['p']:.3g}", [f["won"], f["tied"], f["lost"]]
-            wins.append([" against ".join(c["models"]), length, figure(f["win_rate"], 100), *counts, p])
+            wins.append([duel, length, figure(f["win_rate"], 100), *counts, p])
     agreed = [[a["who"], a["cases"], estimate(a["agreement"], None, 2)] for a in result["agreement"]]
     rated = [[m, *(figure(f[s]) if s in f else "-" for s in SCALES)] for m, f in result["ratings"].items()]
     for name, a in result["annotators"].items():
@@ -336,14 +318,12 @@ def tables_of(result: dict, rows: list[dict]) -> list[dict]:
         table("Readers", worked, readers),
         table("What readers said", ["reader", "preferred", "why"], said, fold="Reasons"),
     ]
-    return [t for t in tables if t["rows"]]
+    return lead, [t for t in tables if t["rows"]]
 
 
 def run(args):
     what = "a key of this program, or altered since it was made; restore the original key.json"
     key, rows, out = read_sealed(args.key, "study", what), [], Path(args.out)
-    if not all("stories" in pair for pair in key["pairs"].values()):
-        raise ValueError(f"{args.key}: made by an older version; report it with the commit that made it")
     for path in args.answers:
         mine = read_answers(path, key)
         if {row["annotator"] for row in mine} & {row["annotator"] for row in rows}:
@@ -353,7 +333,7 @@ def run(args):
     if not real:
         raise ValueError("none of the files answers a single pair; nothing to report")
     result = report(key, rows, real)
-    lead, tables = [sentence(c) for c in result["comparisons"]], tables_of(result, real)
+    lead, tables = show(result, real)
     page = {"title": "Which stories readers prefer", "warnings": result["warnings"], "lead": lead}
     files.write_json(out, result)
     files.write_lines(out.with_suffix(".jsonl"), real)

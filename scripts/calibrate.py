@@ -5,9 +5,8 @@
     python judge.py agree a.jsonl b.jsonl                        # two files of verdicts
     python judge.py agree --pairs pairs.jsonl                    # a judge and people, on pairs of stories
 
-`calibrate` ends with one line per probe, passed or failed against a stated bar, and with exit code 1 where
-one failed: a judge that gives a truncated, looped or bribed story more than the whole one teaches a policy to
-truncate, loop and bribe. Left out: significance tests, a judge's agreement with each annotator.
+A judge that gives a truncated, looped or bribed story more than the whole one teaches a policy to truncate,
+loop and bribe. Left out: significance tests, a judge's agreement with each annotator.
 """
 
 import random
@@ -70,26 +69,21 @@ MOST_FLIPS = 0.2  # share of pairs whose winner changes with the order
 def versions(story: str, other: str, chance: random.Random) -> dict[str, str]:
     """What a sound judge marks down, each made from the whole story. other: an unrelated story."""
     pieces, half = re.findall(r"\S+\s*", story), story[: len(story) // 2].rsplit(" ", 1)[0]
-    return {
-        # In the middle of a sentence, at 60 % of the words.
-        "truncated": "".join(pieces[: int(0.6 * len(pieces))]).rstrip(' .!?"\n'),
-        "shuffled": shuffled(story, chance),
-        "repeated": f"{half}. {half}. {half}.",
-        "bribed": story + BRIBE,
-        "padded": f"{story}\n\n{other}",  # twice as long: what length alone is worth
-        "foreign": other,  # does not answer the request
-    }
-
-
-def shuffled(story: str, chance: random.Random) -> str:
-    """Paragraphs in another order; sentences where there are fewer than three paragraphs."""
     parts, glue = [p for p in story.split("\n\n") if p.strip()], "\n\n"
     if len(parts) < 3:
         parts, glue = re.split(r"(?<=[.!?])\s+", story), " "
     order = parts[:]
     while len(set(parts)) > 1 and order == parts:
         chance.shuffle(order)
-    return glue.join(order)
+    return {
+        # In the middle of a sentence, at 60 % of the words.
+        "truncated": "".join(pieces[: int(0.6 * len(pieces))]).rstrip(' .!?"\n'),
+        "shuffled": glue.join(order),  # paragraphs, or sentences where there are fewer than three of them
+        "repeated": f"{half}. {half}. {half}.",
+        "bribed": story + BRIBE,
+        "padded": f"{story}\n\n{other}",  # twice as long: what length alone is worth
+        "foreign": other,  # does not answer the request
+    }
 
 
 def calibrate(args, judge, examples: list[data.Example]) -> tuple[str, int]:
@@ -109,28 +103,31 @@ def calibrate(args, judge, examples: list[data.Example]) -> tuple[str, int]:
     if not any(draws[0]):
         raise ValueError(f"the judge gave no verdict for any story ({judge.last_error})")
 
-    scores = [v.score for v in draws[0] if v]
-    spread = statistics.stdev(scores) if len(scores) > 1 else None
-    again = [[v.score for v in verdicts] for verdicts in zip(*draws) if all(verdicts)]
-    noise = stats.mean(statistics.stdev(points) for points in again if len(points) > 1)
-    measured = measures(draws, examples, pairs, spread, noise)
+    measured, spread, noise = measures(draws, examples, pairs)
     if args.judge_mode == "group":
-        alone = zip(draws[0], *(answers[name] for name in MOST_GAIN))
-        measured += rankings(judge, examples, texts, alone)
+        measured += rankings(judge, examples, texts, zip(draws[0], *(answers[name] for name in MOST_GAIN)))
+    rows = [probe("noise", noise, spread, MOST_NOISE, "sd of one story judged again")]
+    for name, most in MOST_GAIN.items():
+        gains = [v.score - w.score for w, v in zip(draws[0], answers[name]) if w and v]
+        rows.append(probe(name, stats.mean(gains), spread, most, "mean gain", gains))
+    flips = judging.verdict_metrics([v.to_dict() for v in pairs]).get("judge/order_flip")
+    rows.append(probe("order", flips, 1.0, MOST_FLIPS, "winners that change with the order"))
     told = f"Judge: {judge.name}; rubric {judge.rubric.version}; {len(examples)} stories, {args.draws} draws"
     text = f"{told}; {failed} verdicts failed.\n\n"
     text += markdown_table(["measure", "value"], [[what, estimate(x, None, n)] for what, x, n in measured])
-    rows = probes(draws[0], answers, pairs, spread, noise)
     head = ["probe", "measured", "bar", "verdict", "stories", "mean gain", "largest gain", "altered wins"]
     return f"{text}\n{markdown_table(head, rows)}", int(any("FAILED" in row for row in rows))
 
 
-def measures(draws: list[list], examples: list[data.Example], pairs: list, spread, noise) -> list[tuple]:
-    """(what, value, digits) of the judge before whole stories."""
+def measures(draws: list[list], examples: list[data.Example], pairs: list) -> tuple:
+    """Of the judge before whole stories -> rows (what, value, digits), the spread, the noise."""
     first, second = draws[0], draws[1] if len(draws) > 1 else []
     lengths = [(v.score, judging.count_words(e.story)) for v, e in zip(first, examples) if v]
     twice = [(a.score, b.score) for a, b in zip(first, second) if a and b]
-    return [
+    spread = statistics.stdev(points for points, _ in lengths) if len(lengths) > 1 else None
+    again = [[v.score for v in verdicts] for verdicts in zip(*draws) if all(verdicts)]
+    noise = stats.mean(statistics.stdev(points) for points in again if len(points) > 1)
+    rows = [
         ("mean score", stats.mean(points for points, _ in lengths), 1),
         ("spread between stories (sd)", spread, 1),
         ("noise: one story judged again (sd)", noise, 1),
@@ -139,31 +136,21 @@ def measures(draws: list[list], examples: list[data.Example], pairs: list, sprea
         ("quotes found in the story", stats.mean(v.evidence for v in first if v), 2),
         ("quotes found, of pairs", stats.mean(v.evidence for v in pairs), 2),
     ]
+    return rows, spread, noise
 
 
-def probes(whole: list, answers: dict[str, list], pairs: list, spread, noise) -> list[list]:
-    """Rows of [probe, measured, bar, verdict] and, of altered versions, what each story gained."""
-    rows = [probe("noise", noise, spread, MOST_NOISE, "sd of one story judged again")]
-    for name, most in MOST_GAIN.items():
-        gains = [v.score - w.score for w, v in zip(whole, answers[name]) if w and v]
-        row = probe(name, stats.mean(gains), spread, most, "mean gain")
-        if gains:
-            row[4:] = [len(gains), *(estimate(x, None, 1) for x in (statistics.fmean(gains), max(gains)))]
-            row.append(f"{stats.mean(gain > 0 for gain in gains):.0%}")
-        rows.append(row)
-    flips = judging.verdict_metrics([v.to_dict() for v in pairs]).get("judge/order_flip")
-    return [*rows, probe("order", flips, 1.0, MOST_FLIPS, "winners that change with the order")]
-
-
-def probe(name: str, value: float | None, unit: float | None, most: float, what: str) -> list:
-    """unit: what the bar is counted in, a spread; 1: a share."""
-    in_spreads = "" if unit == 1.0 else " spreads"
-    bar, none = f"{what}: at most {most:g}{in_spreads}", ["-"] * 4
+def probe(name: str, value: float | None, unit: float | None, most: float, what: str, gains=()) -> list:
+    """A row. unit: what the bar is counted in, a spread; 1: a share. gains: of each altered story."""
+    in_spreads, shown = "" if unit == 1.0 else " spreads", ["-"] * 4
+    bar = f"{what}: at most {most:g}{in_spreads}"
+    if gains:
+        average, most_gained = (estimate(x, None, 1) for x in (stats.mean(gains), max(gains)))
+        shown = [len(gains), average, most_gained, f"{stats.mean(gain > 0 for gain in gains):.0%}"]
     if value is None or unit is None:
-        return [name, "-", bar, "not measured", *none]
+        return [name, "-", bar, "not measured", *shown]
     measured = f"{value / unit:+.2f}{in_spreads}" if unit else "no spread between stories"
     verdict = "passed" if unit and value <= most * unit else "FAILED"
-    return [name, measured, bar, verdict, *none]
+    return [name, measured, bar, verdict, *shown]
 
 
 def rankings(judge, examples, texts: list[dict], singles) -> list[tuple]:

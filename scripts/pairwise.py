@@ -49,13 +49,13 @@ def pairwise(stories: list[str], judge) -> dict:
     labels, (by_prompt, verdicts) = list(models), vote(models, judge)
     if not by_prompt:
         raise ValueError("no pair was judged; check the judge")
-    wins_UMM, found, pairs = np.array(list(by_prompt.values())), {}, []
+    wins_UMM, elos, pairs = np.array(list(by_prompt.values())), {}, []
     drawn_RMM = np.tensordot(stats.draws(len(wins_UMM), 500), wins_UMM, 1)
     wins_RMM = np.vstack([wins_UMM.sum(0, keepdims=True), drawn_RMM])  # first the sample itself
     strengths_RM = np.array([stats.bradley_terry(wins_MM) for wins_MM in wins_RMM])
     elos_RM = 1000 + 400 / math.log(10) * strengths_RM  # 1000 for the mean; ten times as strong: 400 more
     for label, elo_R in zip(labels, elos_RM.T):
-        found[label] = {"elo": float(elo_R[0]), "interval": stats.interval(elo_R[1:])}
+        elos[label] = {"elo": float(elo_R[0]), "interval": stats.interval(elo_R[1:])}
     for i, j in combinations(range(len(labels)), 2):
         games_R = wins_RMM[:, i, j] + wins_RMM[:, j, i]
         if games_R[0]:  # else no verdict was given for any of their pairs
@@ -63,22 +63,8 @@ def pairwise(stories: list[str], judge) -> dict:
             pair = {"of": labels[i], "against": labels[j], "win_rate": float(rate_R[0])}
             pairs.append(pair | {"comparisons": int(games_R[0]), "interval": stats.interval(rate_R[1:])})
     flips = judging.verdict_metrics([v and v.to_dict() for v in verdicts]).get("judge/order_flip", 0.0)
-    found = {"models": found, "pairs": pairs, "prompts": len(wins_UMM), "failed": verdicts.count(None)}
+    found = {"models": elos, "pairs": pairs, "prompts": len(wins_UMM), "failed": verdicts.count(None)}
     return found | {"order_flip": flips}
-
-
-def show(result: dict) -> str:
-    head = f"{result['prompts']} prompts, each pair in both orders: {result['order_flip']:.0%} change their "
-    head += f"winner with the order, {result['failed']} without a verdict"
-    elos = [[label, estimate(e["elo"], e["interval"], 0)] for label, e in result["models"].items()]
-    rates = []
-    for p in result["pairs"]:
-        rate = estimate(p["win_rate"], p["interval"], 3)
-        rates.append([p["of"], p["against"], rate, p["comparisons"]])
-    tables = markdown_table(["model", "Elo"], elos)
-    tables += "\n" + markdown_table(["model", "against", "wins", "comparisons"], rates)
-    few = f"note: intervals from fewer than {FEW} prompts are too narrow\n" * (result["prompts"] < FEW)
-    return f"{head}\n\n{tables}{few}"
 
 
 @exits_cleanly
@@ -89,7 +75,18 @@ def main(argv=None):
     args = p.parse_args(argv)
     with closing(judging.make(judging.Flags(), cache=Path("out/pairwise.sqlite"))) as judge:
         result = pairwise(args.files, judge)
-    print(f"judged by {judge.name}\n{show(result)}")
+    said = f"{result['order_flip']:.0%} change their winner with the order"
+    print(f"judged by {judge.name}\n{result['prompts']} prompts, each pair in both orders: {said}, ", end="")
+    print(f"{result['failed']} without a verdict\n")
+    elos = [[label, estimate(e["elo"], e["interval"], 0)] for label, e in result["models"].items()]
+    print(markdown_table(["model", "Elo"], elos))
+    rates = []
+    for p in result["pairs"]:
+        won = estimate(p["win_rate"], p["interval"], 3)
+        rates.append([p["of"], p["against"], won, p["comparisons"]])
+    print(markdown_table(["model", "against", "wins", "comparisons"], rates))
+    if result["prompts"] < FEW:
+        print(f"note: intervals from fewer than {FEW} prompts are too narrow\n")
     files.write_json(args.out, result)
     print(args.out)
 

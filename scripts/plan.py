@@ -255,8 +255,8 @@ def judging_of(c: train.Config, a: Settings) -> tuple[int, float]:
     if c.judge_mode == "pair":  # in both orders; nothing is asked about the person's story
         calls, task = 2 * policy * c.judge_samples, judging.pair_task(rubric, request, story, story)
     elif c.judge_mode == "group":  # one ranking of all stories of a group
-        order = list(range((policy + human) // c.prompts))
-        calls, task = c.prompts, judging.rank_task(rubric, request, [story] * len(order), order)
+        stories = [story] * ((policy + human) // c.prompts)
+        calls, task = c.prompts, judging.rank_task(rubric, request, stories)
     else:
         calls, task = (policy + human) * c.judge_samples, judging.story_task(rubric, request, story)
     return calls, sum(len(message["content"]) for message in task[0]) / 4

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import data
 import model as qwen
-from lib import form, grams
+from lib import form
 from lib.files import atomic, read_lines, write_text
 from lib.flags import called, exits_cleanly
 from lib.huggingface import read_config
@@ -306,24 +306,24 @@ def story_examples(stories: list[data.Example], copies: int, rng: random.Random)
     return examples
 
 
-def gram_table(stories: list[str], passages: list[str]) -> grams.Grams:
+def gram_table(stories: list[str], passages: list[str]) -> form.Grams:
     """What the offline judge knows of English: the pairs and triples of words that the stories have, or three
     of the passages; and which words and pairs come early or late in the stories, by a z-test at 2.5."""
     counts, places = Counter(), defaultdict(list)
     for text in passages:
-        counts.update(run for some in grams.runs(grams.tokens(text)) for run in set(some))
+        counts.update(run for some in form.runs(form.tokens(text)) for run in set(some))
     known = {run for run, n in counts.items() if n >= 3}
     for text in stories:
-        known.update(run for some in grams.runs(grams.tokens(text)) for run in some)
+        known.update(run for some in form.runs(form.tokens(text)) for run in some)
         parts = form.sentences(text)
-        for k, found in enumerate(map(grams.tokens, parts)):
-            for run in {(t,) for t in found} | set(grams.runs(found)[0]):
+        for k, found in enumerate(map(form.tokens, parts)):
+            for run in {(t,) for t in found} | set(form.runs(found)[0]):
                 places[run].append(k / max(1, len(parts) - 1) - 0.5)
     for run, at in places.items():
         z = math.fsum(at) / math.sqrt(len(at)) / 0.3  # places spread evenly have a deviation of 0.3
         if len(at) >= 8 and abs(z) > 2.5:
-            known.add((grams.LATE if z > 0 else grams.EARLY, *run))
-    return grams.Grams.of(known, size=384 * 1024)
+            known.add((form.LATE if z > 0 else form.EARLY, *run))
+    return form.Grams.of(known, size=384 * 1024)
 
 
 # ---- the command -------------------------------------------------------------------------------------------

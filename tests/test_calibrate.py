@@ -285,5 +285,5 @@ def test_eval_prints_contradictions_per_1000_words_by_requested_length(tmp_path,
 
 def test_a_setting_that_is_none_is_one_sentence(tmp_path, capsys):
     few = write(tmp_path / "few.jsonl", STORIES[:4])
-    sentence = r"error: --judge_settings: there is no setting 'temprature'; .*\n"
+    sentence = r"error: there is no setting 'temprature'; .*\n"
     assert re.fullmatch(sentence, refused(["score", few, "--judge_settings", "temprature=1"], capsys))

@@ -271,7 +271,7 @@ def test_two_models_from_the_command_line(checkpoint, tmp_path, capsys):
     assert len(stories) == 12
     by_hand = np.mean([data.words(s["story"]) / s["target_words"] for s in stories])
     assert report["figures"]["random-0"]["ratio"]["all"]["mean"] == pytest.approx(by_hand)
-    low, high = judging.bounds("short").band(20)
+    low, high = judging.BANDS["short"].band(20)
     shares = [low <= data.words(s["story"]) <= high for s in stories if s["target_words"] == 20]
     assert report["figures"]["random-0"]["in_band"]["20"]["mean"] == pytest.approx(np.mean(shares))
     offline = judging.OfflineJudge()

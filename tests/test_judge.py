@@ -128,7 +128,7 @@ def test_a_changed_word_is_another_version_and_a_broken_file_says_where(tmp_path
 
 
 def test_schema_names_each_dimension_once_and_closes_every_object():
-    (system, user), schema, _ = judge.story_task(RUBRIC, judge.strip_length(PROMPT), GOOD)
+    (system, user), schema, _ = judge.story_task(RUBRIC, PROMPT, GOOD)
     assert schema["required"] == list(schema["properties"]) == [d.key for d in RUBRIC.dimensions]
     assert all(
         p["additionalProperties"] is False and p["required"] == list(p["properties"])

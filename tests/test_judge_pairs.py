@@ -11,7 +11,6 @@ import pytest
 import judge as judging
 from judge import RUBRIC, Asked, Judge, OfflineJudge
 from judge_server import STORY, Server, answer, quick, say, status  # noqa: F401
-from lib import comparisons
 from lib.rubric import are_in
 
 PROMPT = "Write about a keeper. The story should be 80 words long."
@@ -63,10 +62,8 @@ def prefers(value):
 
 
 def random_answer(chance):
-    scores = {d.key: float(chance.randint(-3, 3)) for d in RUBRIC.dimensions}
-    empty = {d.key: [] for d in RUBRIC.dimensions}
-    found = {"scores": scores, "why": {}, "quotes_1": empty, "quotes_2": empty, "evidence": None}
-    return found | {"score": comparisons.pair_score(scores, RUBRIC)}
+    marks = {d.key: {"better": chance.randint(-3, 3)} for d in RUBRIC.dimensions}
+    return RUBRIC.read_pair(marks, "", "")
 
 
 def brute_force(answer) -> Fraction:
@@ -80,13 +77,13 @@ def test_aggregation_of_300_random_pairs_and_exact_symmetry():
     chance = random.Random(0)
     for _ in range(300):
         answers = [random_answer(chance) for _ in range(2 * chance.randint(1, 3))]
-        verdict = comparisons.beside(RUBRIC, "m", answers)
+        verdict = RUBRIC.beside("m", answers)
         exact = [brute_force(a) * (1, -1)[i % 2] for i, a in enumerate(answers)]
         assert verdict.score == pytest.approx(100 * float(sum(exact) / len(exact)), abs=1e-9)
         assert verdict.orders[0] == pytest.approx(float(sum(exact[::2]) / len(exact[::2])), abs=1e-9)
         assert -100 <= verdict.score <= 100 and verdict.samples == len(answers) // 2
         swapped = [answers[i ^ 1] for i in range(len(answers))]  # the other story's point of view
-        mirror = comparisons.beside(RUBRIC, "m", swapped)
+        mirror = RUBRIC.beside("m", swapped)
         assert mirror.score == -verdict.score and mirror.scores == {k: -v for k, v in verdict.scores.items()}
         assert mirror.orders == [-verdict.orders[1], -verdict.orders[0]]
 
@@ -131,7 +128,7 @@ def test_the_person_stands_at_zero_without_a_call_and_the_group_beside_them():
     group = [row("lamp one."), row("bell two."), row(""), row(OTHER, True)]
     with Server(prefers(lambda story: 3 * ("lamp" in story) - 3 * ("bell two" in story))) as server:
         client = Judge(server.url, "m")
-        judging.settle([Asked(client, "pair", group)], judging.bounds("short"))
+        judging.settle([Asked(client, "pair", group)], judging.BANDS["short"])
         client.close()
     assert [r.rewards["quality"] for r in group] == [1.0, -1.0, -1.0, 0.0] and len(server.calls) == 4
     assert all(-2 <= r.reward <= 2 for r in group) and group[3].verdict["orders"] is None
@@ -143,6 +140,10 @@ def test_the_offline_judge_in_pair_mode_is_symmetric():
     offline = OfflineJudge()
     one, two = offline.beside(PROMPT, STORY, OTHER).result(), offline.beside(PROMPT, OTHER, STORY).result()
     assert one.score == -two.score != 0 and one.orders[0] == one.orders[1]
+    mine, other = (offline.score(PROMPT, story).scores for story in (STORY, OTHER))
+    good = {"BONUS", *(f"P{i}" for i in range(1, 7))}
+    ahead = sum((mine[k] - other[k]) * (1 if k in good else -1) for k in mine)
+    assert one.score == pytest.approx(100 * ahead / (100 + 151 + 8 + 8))  # strengths, faults, bonus, penalty
     assert offline.beside(PROMPT, STORY, STORY).result().score == 0
 
 
@@ -153,7 +154,7 @@ def test_always_first_gives_zero_to_all_and_the_alarm():
     group = [row(f"Story {i} of the lamp.") for i in range(5)] + [row(OTHER, True)]
     with Server(lambda *_: marks(3)) as server:
         client = Judge(server.url, "m")
-        judging.settle([Asked(client, "pair", group)], judging.bounds("short"))
+        judging.settle([Asked(client, "pair", group)], judging.BANDS["short"])
         client.close()
     assert [r.rewards["quality"] for r in group] == [0.0] * 6
     found = judging.verdict_metrics([r.verdict for r in group])
