@@ -324,6 +324,8 @@ def show(result: dict, rows: list[dict]) -> tuple[list[str], list[dict]]:
 def run(args):
     what = "a key of this program, or altered since it was made; restore the original key.json"
     key, rows, out = read_sealed(args.key, "study", what), [], Path(args.out)
+    if not all("stories" in pair for pair in key["pairs"].values()):
+        raise ValueError(f"{args.key}: made by an older version; report it with the commit that made it")
     for path in args.answers:
         mine = read_answers(path, key)
         if {row["annotator"] for row in mine} & {row["annotator"] for row in rows}:
