@@ -5,7 +5,7 @@ Qwen3.5's chat format for one user turn and one answer, with thinking on or off.
 typed in a prompt or a story becomes ordinary letters, never the token that ends a turn, and a sequence holds
 exactly one <think>.
 
-    tokenizer = load_tokenizer("stories/tiny-base")    # a folder, a tokenizer.json or a hub id
+    tokenizer = load_tokenizer("stories/tiny-base")    # a folder or a hub id
     ids = tokenizer.chat("Write about a lighthouse. It should be 120 words long.", thinking=False)
 
 Left out: system prompts, tools, pictures, several turns, tokenizers other than byte-level BPE like Qwen's.
@@ -151,21 +151,18 @@ def _example(row: dict, where: str, uid: str) -> Example:
     row.setdefault("target_words", published)
     if unknown := sorted(set(row) - set(KEYS)):
         raise ValueError(f'{where}: unknown key "{unknown[0]}"; the keys are {", ".join(KEYS)}')
-    if row.get("prompt") is None:
+    texts = {key: row[key] for key in KEYS if key != "target_words" and row.get(key) is not None}
+    if "prompt" not in texts:
         raise ValueError(f'{where}: no "prompt"; {NEEDS}')
-    for key in ("prompt", "story", "reasoning", "uid", "source"):
-        value = row.get(key)
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f'{where}: "{key}" is {type(value).__name__}, not text; put it in quotes')
-        if key in ("prompt", "story", "uid") and value is not None and not value.strip():
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f'{where}: "{key}" is {type(text).__name__}, not text; put it in quotes')
+        if key in ("prompt", "story", "uid") and not text.strip():
             cure = NEEDS if key == "prompt" else "fill it or leave the key out"
             raise ValueError(f'{where}: "{key}" is empty; {cure}')
-        try:
-            (value or "").encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f'{where}: "{key}" holds half a surrogate pair; repair it') from None
-    uid, target, source = row.get("uid") or uid, _target(row, where), row.get("source") or ""
-    return Example(uid, row["prompt"], target, row.get("story"), row.get("reasoning"), source)
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f'{where}: "{key}" holds half a surrogate pair; repair it')
+    return Example(**{"uid": uid} | texts, target_words=_target(row, where))
 
 
 def _target(row: dict, where: str) -> int:
@@ -261,11 +258,9 @@ def best_and_worst(rows: list[Episode]) -> list[str]:
 
 
 def load_tokenizer(path_or_repo: str | Path) -> Tokenizer:
-    """Tokenizer from a folder, a tokenizer.json or a hub id such as "Qwen/Qwen3.5-9B".
-
-    FileNotFoundError: there is none. ValueError: the file is another kind of tokenizer."""
-    path = Path(path_or_repo)
-    path = path if path.is_file() else fetch(path_or_repo, FILES) / "tokenizer.json"
+    """Tokenizer of a folder or a hub id such as "Qwen/Qwen3.5-9B". FileNotFoundError: there is none.
+    ValueError: the file is another kind of tokenizer."""
+    path = fetch(path_or_repo, FILES) / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer.json in {path.parent}; copy the model's tokenizer there")
     return Tokenizer(path)

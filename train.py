@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parent
 class Config:
     """Every number of a run: POLARIS's defaults, changed by a preset, changed by flags of the same names."""
 
-    preset: str = opt("auto", "polaris-9b | tiny | auto: polaris-9b where there is a GPU, else tiny", "data")
+    preset: str = opt("", "polaris-9b | tiny; without it: polaris-9b where there is a GPU", "data")
     model: str = opt("Qwen/Qwen3.5-9B", "checkpoint folder or hub id of a Qwen3.5 model")
     data: str = opt("out/stories.jsonl", "JSON Lines of prompts and human stories")
     out: str = opt("out", "folder of all runs")
@@ -74,7 +74,7 @@ class Config:
     hri_peak: float = opt(0.4, "weight of the reference's advantage after the warm-up", low=0)
     hri_warmup: int = opt(15, "steps over which that weight grows from 0", low=0)
     deviation: float = opt(0.0, "strength with which deviation weighs positive advantages", low=0, high=1)
-    similarity: str = opt("tfidf", "what alike means: tfidf | jaccard | char3 | embedding")
+    similarity: Literal["tfidf", "jaccard", "char3", "embedding"] = opt("tfidf", "what alike means")
     bands: Literal["paper", "short"] = opt("paper", "lengths without penalty; short: for 30 to 500 words")
 
     lr: float = opt(1e-6, "AdamW's learning rate", "loss", low=0)
@@ -129,7 +129,7 @@ def parse(argv=None, kind=Config, presets=PRESETS, about=__doc__):
     """Command line -> Config, or another program's `kind`. ValueError: a flag that cannot be read."""
     gpus = torch.cuda.device_count()
     auto = ("polaris-9b", f"{gpus} GPU(s) found") if gpus else ("tiny", "no GPU found, so this is the demo")
-    c = flags.parse(kind, presets, about, argv, *auto)
+    c = flags.parse(kind, argv, about, presets, *auto, allow_abbrev=False)
     return replace(c, name=c.name or c.preset)
 
 
@@ -147,7 +147,7 @@ def check(c: Config, world: int):
     for sentence, is_wrong in wrong.items():
         if is_wrong:
             raise ValueError(sentence)
-    deviation.distances(["a"], c.similarity)  # ValueError: an unknown name or a missing package
+    deviation.distances(["a"], c.similarity)  # ValueError: a missing package
     judging.check(c)  # ValueError: flags that no judge can follow
     if c.resume not in ("", "auto"):
         checkpoint.read_about(Path(c.resume))  # FileNotFoundError, ValueError: nothing to go on from
@@ -224,8 +224,7 @@ def agree(c: Config, groups, judge, stopping):
     for wait in (0, 1, 2):
         time.sleep(wait)
         if wait:  # ask again; what was bought before comes from the judge's store
-            asked = [judging.Asked(judge, c.judge_mode, group) for group in groups]
-            judging.settle(asked, judging.bounds(c.bands))
+            judging.settle([judging.Asked(judge, c.judge_mode, g) for g in groups], judging.bounds(c.bands))
         if signals := processes.gather(stopping):
             raise Stop(f"{signals[0]} received")
         if processes.reduce(judge.out_of_budget):
@@ -325,16 +324,16 @@ def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=
     olds = [None] * len(chunks)
     for _ in range(c.updates_per_batch):
         optimiser.zero_grad(set_to_none=True)
-        totals = processes.Totals()
+        parts = []
         for i, batch in enumerate(parallel.accumulate(scorer, chunks, "  micro-batches")):
             logp, entropy = scorer(data.packed(batch), c.temperature)
             if olds[i] is None:
                 olds[i] = logp.detach()  # the first pass over this batch: ratio 1 by construction
             loss, sums = batch_loss(c, logp, olds[i], batch, count, refs[i])
             (loss * processes.WORLD).backward()
-            totals.add(sums | {"entropy": entropy.sum() * (batch[0] is not IDLE)})
+            parts.append(sums | {"entropy": entropy.sum() * (batch[0] is not IDLE)})
         norm, stepped = optim.descend(optimiser, c.grad_clip)
-    total = totals.of_all()
+    total = processes.totals(parts)
     stats = {name: total[name] / max(total[of], 1.0) for name, of in MEANS.items() if name in total}
     stats |= {"loss": total["loss"], "mismatch/max": total["mismatch/max"], "grad_norm": norm}
     return stats | {"stepped": stepped, "train/tokens_per_second": tokens / (time.time() - began)}
@@ -416,8 +415,9 @@ def start_or_resume(c, model, scorer, betas=(0.9, 0.999)):
             raise ValueError(f"{at} has --lora_rank {was['lora_rank']}, not {c.lora_rank}; make them equal")
         if c.lora_rank and c.model != was["model"] and Path(c.model, "trainer.json").exists():
             raise ValueError(f"--model {c.model} holds the LoRA pairs already; resume with {was['model']}")
-        if differs := flags.differences(was, asdict(c), but=("resume", "steps")):
-            say(f"resuming with other settings: {differs}")
+        now = {k: v for k, v in asdict(c).items() if k not in ("resume", "steps")}
+        if differs := [f"--{k} {v} (was {was[k]})" for k, v in now.items() if was.get(k, v) != v]:
+            say(f"resuming with other settings: {', '.join(differs)}")
         checkpoint.load_state(at, model, optimiser)
     log = metrics.Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
     return optimiser, start, log

@@ -65,21 +65,13 @@ def reduce(x, op=dist.ReduceOp.SUM) -> float:
     return t.item()
 
 
-class Totals:
-    """Sums of tensors by name (the largest, where a name ends in "max"), on their device until `of_all`."""
-
-    def __init__(self):
-        self.values = {}
-
-    def add(self, sums: dict[str, torch.Tensor]):
-        for name, x in sums.items():
-            before = self.values.setdefault(name, torch.zeros_like(x, dtype=torch.float64))
-            self.values[name] = torch.maximum(before, x.double()) if name.endswith("max") else before + x
-
-    def of_all(self) -> dict[str, float]:
-        """Over all processes, which have the same names, after one wait for the device."""
-        values = zip(self.values, torch.stack(list(self.values.values())).tolist())
-        return {name: reduce(x, MAX) if name.endswith("max") else reduce(x) for name, x in values}
+def totals(parts: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Sums by name (the largest, where a name ends in "max") over `parts` and over all processes, after one
+    wait for the device. All parts of all processes have the same names."""
+    columns = {name: [part[name].double() for part in parts] for name in parts[0]}
+    mine = [torch.stack(xs).amax() if name.endswith("max") else sum(xs) for name, xs in columns.items()]
+    values = zip(columns, torch.stack(mine).tolist())
+    return {name: reduce(x, MAX) if name.endswith("max") else reduce(x) for name, x in values}
 
 
 def from_main(function, *args):
