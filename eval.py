@@ -20,7 +20,7 @@ import os
 import sys
 from concurrent.futures import as_completed
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -35,6 +35,7 @@ from lib import files, flags, huggingface, processes, sweep
 from lib.endpoint import Endpoint
 from lib.flags import opt
 from lib.processes import MAIN, RANK, WORLD, say
+from lib.sampling import Sampling
 from lib.store import Store
 from lib.text import split_evenly
 
@@ -43,7 +44,7 @@ SHORT = 500  # words; the paper's bands have absolute minima that make no sense 
 
 
 @dataclass
-class Settings(judging.Flags):
+class Settings(judging.Flags, Sampling):
     """The flags of eval.py."""
 
     lengths: list[int] = opt([], "words to request (or --length); empty: the prompts' own", "question", low=1)
@@ -58,18 +59,15 @@ class Settings(judging.Flags):
     thirds: Literal["on", "off"] = opt("on", "judge a story's thirds too: four verdicts, not one")
     similarity: Literal["char3", "tfidf", "jaccard", "embedding"] = opt("char3", "training uses tfidf")
     out: str = opt("", "default: a folder under out/eval/ that is named for the question")
-
-    temperature: float = opt(0.7, "0: greedy", "sampling")
-    top_p: float = opt(0.95, "1: off")
-    top_k: int = opt(0, "0: off")
-    min_p: float = opt(0.0, "0: off")
-    repetition_penalty: float = opt(1.0, "1: off")
     max_new_tokens: int = opt(0, "cut stories there; 0: 1.6 per word of the band's upper end", low=0)
     thinking: Literal["auto", "on", "off"] = opt("auto", "auto: as the checkpoint was trained")
     seed: int = opt(0, "a story's randomness depends on this and on its request alone")
 
+    temperature: float = opt(0.7, "0: greedy", "sampling", low=0)
+    top_p: float = opt(0.95, "nucleus; 1: off", above=0, high=1)
 
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+SAMPLING = tuple(f.name for f in fields(Sampling))
 LLAMA = {"repeat_last_n": 1 << 16, "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"]}
 
 # ---- what is asked: held-out prompts, each at each requested length ----------------
@@ -344,7 +342,7 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
         # One kind of band for the whole sweep, set by its shortest request; from 2,400 words on they agree.
         bounds = bounds_of(c.bands, min(e.target_words for e in todo))
         report = summarise(stories, bounds, c.similarity) | {"notes": notes, "judged": judged}
-        report["settings"] = {name: value for name, value in vars(c).items() if name != "out"}
+        report["settings"] = {name: value for name, value in asdict(c).items() if name != "out"}
         if MAIN:
             write_report(folder, report, stories)
     return report

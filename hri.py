@@ -12,8 +12,7 @@ A_h = (R_h - mean) / (std + 1e-6) and w = `weight(step)`:
     positive    w * max(0, A_h): never pushes away from the reference
 
 The policy did not sample the reference, so its row has no ratio to an old policy, no clip and no correction
-for the sampler (see `policy_loss` in train.py). `train.py --hri off` runs without references; a copy of
-train.py without its `hri.anchor` line learns the same, though it still has them judged.
+for the sampler (see `policy_loss` in train.py). `train.py --hri off` runs without references.
 Left out: LUFFY's shaping (2504.14945), a decay of the weight, references written by other models.
 """
 
@@ -58,8 +57,7 @@ def anchor(groups: list[list[Episode]], weight: float, mode: str = "polaris", no
 
     The policy's rows have their advantages already; where they have none, because the group cannot rank its
     stories, the reference gets none either, and so does one without a verdict. normalise_std: divide by the
-    unbiased standard deviation + 1e-6, as for the policy. No floor, no cap.
-    """
+    unbiased standard deviation + 1e-6, as for the policy. No floor, no cap."""
     for group in groups:
         rewards = [row.reward for row in group if not row.is_human and row.advantage is not None]
         for row in group:

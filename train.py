@@ -19,7 +19,6 @@ Shapes: [N] is one value per completion token of a micro-batch, its rows one aft
 """
 
 import importlib.util
-import os
 import random
 import sys
 import time
@@ -48,8 +47,9 @@ ROOT = Path(__file__).resolve().parent
 
 
 @dataclass
-class Config:
-    """Every number of a run: POLARIS's defaults, changed by a preset, changed by flags of the same names."""
+class Config(judging.Flags):
+    """Every number of a run: POLARIS's defaults, changed by a preset, changed by flags of the same names. How
+    the judge is asked: see `Flags` in judge.py."""
 
     preset: str = opt("", "polaris-9b | tiny; without it: polaris-9b where there is a GPU", "data")
     model: str = opt("Qwen/Qwen3.5-9B", "checkpoint folder or hub id of a Qwen3.5 model")
@@ -76,6 +76,8 @@ class Config:
     deviation: float = opt(0.0, "strength with which deviation weighs positive advantages", low=0, high=1)
     similarity: Literal["tfidf", "jaccard", "char3", "embedding"] = opt("tfidf", "what alike means")
     bands: Literal["paper", "short"] = opt("paper", "lengths without penalty; short: for 30 to 500 words")
+    judge: Literal["api", "offline"] = opt("api", "offline measures form, for demos and tests", "judge")
+    watch: dict[str, str] = opt({}, "second judge, never trained on: url=.. model=.. every=10; see docs")
 
     lr: float = opt(1e-6, "AdamW's learning rate", "loss", low=0)
     lr_warmup: int = opt(0, "steps over which lr rises first; the paper has none", low=0)
@@ -89,14 +91,6 @@ class Config:
     updates_per_batch: int = opt(1, "optimiser steps per batch of stories; above 1 the clip matters", low=1)
     mismatch_cap: float = opt(2.0, "truncated importance weight between trainer and sampler; 0: none", low=0)
     kl: float = opt(0.0, "weight of the KL to the starting policy; 0: no reference model in memory", low=0)
-
-    judge: Literal["api", "offline"] = opt("api", "offline measures form, for demos and tests", "judge")
-    judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "default $JUDGE_URL; its key is JUDGE_API_KEY")
-    judge_model: str = opt(os.environ.get("JUDGE_MODEL", ""), "default $JUDGE_MODEL")
-    judge_mode: Literal["story", "pair", "group"] = opt("story", "alone, beside the reference, or ranked")
-    judge_samples: int = opt(1, "verdicts averaged per story", low=1)
-    judge_settings: dict[str, str] = opt({}, "of the calls: in_flight=32 budget=500 ..., see docs/judge.md")
-    watch: dict[str, str] = opt({}, "second judge, never trained on: url=.. model=.. every=10; see docs")
 
     parallel: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = opt("auto", "fsdp for GPUs", "machine")
     lora_rank: int = opt(0, "0: train all weights; else LoRA of this rank on a bf16 base", low=0)
@@ -310,8 +304,7 @@ def batch_loss(c: Config, logp, old_logp, batch: list[Episode], count: float, re
 def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=None) -> dict:
     """`c.updates_per_batch` optimiser steps on all processes' groups -> statistics of the last, or only
     {"loss": None}: nothing to do. DDP and FSDP average gradients over processes; the loss is divided by the
-    count of all and multiplied by their number: the gradient is that of one sum over the whole batch.
-    """
+    count of all and multiplied by their number: the gradient is that of one sum over the whole batch."""
     began = time.time()
     rows = [row for group in groups for row in group if row.advantage is not None]
     tokens, n_rows = processes.reduce(sum(len(r.completion_ids) for r in rows)), processes.reduce(len(rows))

@@ -98,9 +98,9 @@ def catch_signals() -> list[str]:
     return caught
 
 
-def choose_threads(parameters: int) -> int:
-    """Sets torch's threads of this process on a CPU -> their number. A small model gets two, or what
-    OMP_NUM_THREADS says: 1 is faster where other work runs, since threads wait for each other."""
+def choose_threads(parameters: int):
+    """Sets torch's threads of this process on a CPU. A small model gets two, or what OMP_NUM_THREADS says: 1
+    is faster where other work runs, since threads wait for each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // LOCAL_WORLD)
     if parameters < 100_000_000:
@@ -108,7 +108,6 @@ def choose_threads(parameters: int) -> int:
         threads = min(threads, int(said or 2))
     if not torch.cuda.is_available():
         torch.set_num_threads(threads)
-    return threads
 
 
 def need_memory(need: float, device: torch.device, cure: str):
