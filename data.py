@@ -24,7 +24,6 @@ from lib.files import read_lines, write_lines
 from lib.form import words  # the length of a story: every length in this project is counted like this
 from lib.huggingface import fetch
 from lib.packed import Packed
-from lib.processes import say
 
 
 @dataclass
@@ -62,9 +61,7 @@ def length(row: Episode) -> int:
 
 def packed(rows: list[Episode]) -> Packed:
     """Rows as a model reads them, with the log-probabilities of their completions asked for."""
-    return Packed(
-        [row.prompt_ids + row.completion_ids for row in rows], [len(row.prompt_ids) for row in rows]
-    )
+    return Packed([r.prompt_ids + r.completion_ids for r in rows], [len(r.prompt_ids) for r in rows])
 
 
 LENGTH = re.compile(r"((?:\d[\d.,'’\u00a0\u202f]*)?\d)[ -]words?[ -]long")
@@ -115,17 +112,6 @@ def read_examples(path: str | Path) -> list[Example]:
     if not examples:
         raise ValueError(f"{path} holds no examples; {NEEDS}")
     return examples
-
-
-def read_fitting(path, tokenizer, thinking: bool, most: int, at_least: int) -> list[Example]:
-    """Examples whose prompts have at most `most` tokens. ValueError: fewer than `at_least`."""
-    examples = read_examples(path)
-    fits = [e for e in examples if len(tokenizer.chat(e.prompt, thinking)) <= most + FRAME]
-    if len(fits) < len(examples):
-        say(f"{len(examples) - len(fits)} of {len(examples)} prompts exceed {most} tokens and are left out")
-    if len(fits) < at_least:
-        raise ValueError(f"{path} has {len(fits)} usable prompts, a step needs {at_least}; lower --prompts")
-    return fits
 
 
 def write_examples(path: str | Path, examples: list[Example] | list[Episode]):

@@ -34,6 +34,7 @@ import rollout
 from lib import files, flags, huggingface, processes, sweep
 from lib.endpoint import Endpoint
 from lib.flags import opt
+from lib.form import strip_length
 from lib.processes import MAIN, RANK, WORLD, say
 from lib.sampling import Sampling
 from lib.store import Store
@@ -73,17 +74,13 @@ LLAMA = {"repeat_last_n": 1 << 16, "samplers": ["penalties", "temperature", "top
 # ---- what is asked: held-out prompts, each at each requested length ----------------
 
 
-def unit(example: data.Example) -> str:
-    """What makes two requests the same prompt: all but the length. Intervals resample these."""
-    return judging.strip_length(example.prompt)
-
-
 def requests_for(examples: list[data.Example], lengths: list[int], limit: int) -> list[data.Example]:
-    """The first `limit` prompts (0: all), at each of `lengths`, or at their own where none is given."""
-    kept = list(dict.fromkeys(map(unit, examples)))[: limit or None]
+    """The first `limit` prompts (0: all), at each of `lengths`, or at their own where none is given. Requests
+    that differ in the length alone have the same prompt: they are one unit, and intervals resample units."""
+    kept = list(dict.fromkeys(strip_length(e.prompt) for e in examples))[: limit or None]
     if not lengths:
-        return [e for e in examples if unit(e) in set(kept)]
-    first = {unit(e): e for e in reversed(examples)}  # one request per prompt, whatever lengths the file has
+        return [e for e in examples if strip_length(e.prompt) in set(kept)]
+    first = {strip_length(e.prompt): e for e in reversed(examples)}  # one, whatever lengths the file has
     asked = [(n, first[u], data.at_length(first[u].prompt, n)) for n in dict.fromkeys(lengths) for u in kept]
     return [replace(e, uid=f"{e.uid}@{n}", prompt=p, target_words=n, story=None) for n, e, p in asked]
 
@@ -101,8 +98,7 @@ class Job(NamedTuple):
     """One story to write."""
 
     key: str  # in the log
-    request: data.Example
-    sample: int
+    row: dict  # uid, unit, prompt, target_words, sample
     seed: int
     tokens: int  # the story is cut there, its thought not counted
 
@@ -132,13 +128,14 @@ def find_writer(name: str, endpoint: str) -> Writer:
 
 def jobs_of(writer: Writer, todo: list[data.Example], c: Settings) -> list[Job]:
     how, jobs = [getattr(c, name) for name in (*SAMPLING, "seed", "thinking", "max_new_tokens", "bands")], []
-    for request in todo:
-        target = request.target_words
+    for e in todo:
+        target = e.target_words
+        row = {"uid": e.uid, "unit": strip_length(e.prompt), "prompt": e.prompt, "target_words": target}
         tokens = c.max_new_tokens or int(1.6 * bounds_of(c.bands, target).band(target)[1]) + 64
         for sample in range(c.samples):
-            key = "story " + files.key_of(writer.identity, request.prompt, target, sample, how)
-            seed = int(files.key_of(request.prompt, sample, c.seed)[:8], 16)
-            jobs.append(Job(key, request, sample, seed, tokens))
+            key = "story " + files.key_of(writer.identity, e.prompt, target, sample, how)
+            seed = int(files.key_of(e.prompt, sample, c.seed)[:8], 16)
+            jobs.append(Job(key, row | {"sample": sample}, seed, tokens))
     return jobs
 
 
@@ -148,9 +145,9 @@ def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
     how = {name: getattr(c, name) for name in SAMPLING}
     how["stop_ids"] = rollout.stop_ids(writer.folder, tokenizer)
     wrote = {}  # tokens of each story so far
-    for target in sorted({job.request.target_words for job in jobs}):
-        part = [job for job in jobs if job.request.target_words == target]
-        prompts = [tokenizer.chat(job.request.prompt, thinking) for job in part]
+    for target in sorted({job.row["target_words"] for job in jobs}):
+        part = [job for job in jobs if job.row["target_words"] == target]
+        prompts = [tokenizer.chat(job.row["prompt"], thinking) for job in part]
         limit = part[0].tokens + (0 if c.max_new_tokens else THOUGHT * thinking)
         room = model.config.max_position_embeddings - max(map(len, prompts))
         if limit > room:
@@ -182,7 +179,7 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
     with closing(line):
         for job in jobs:
             params = how | {"max_tokens": job.tokens + thought, "seed": job.seed % (1 << 31)}
-            asked[line.complete([{"role": "user", "content": job.request.prompt}], params, spare)] = job
+            asked[line.complete([{"role": "user", "content": job.row["prompt"]}], params, spare)] = job
         for future in as_completed(asked):
             answer = None if future.cancelled() else future.result()
             if answer is None:
@@ -232,9 +229,7 @@ def write_and_judge(writers: list[Writer], todo, judge, store: Store, c) -> dict
             progress.set_description(f"{writer.label} writes")
             write = write_local if writer.folder else write_endpoint
             for job, story, finished, tokens in write(writer, missing[writer.label], c, progress):
-                e = job.request
-                row = {"uid": e.uid, "unit": unit(e), "prompt": e.prompt, "target_words": e.target_words}
-                row |= {"sample": job.sample, "story": story, "finished": finished}
+                row = job.row | {"story": story, "finished": finished}
                 store.record(writer.label, (0, tokens), 0.0, job.key, row)
                 progress.update()
                 rows[job.key], asked[job.key] = row, ask(judge, row, c)
@@ -331,7 +326,7 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
     else:
         judged = "contradictions per 1,000 words" if judge.rubric.rule == "rate" else "quality"
         reader = f"quality by {judge.name}, rubric {judge.rubric.version}"
-    n = len(set(map(unit, todo)))
+    n = len({strip_length(e.prompt) for e in todo})
     notes = [f"{n} prompts of {path.name}, {how}", reader, f"differences between stories by {c.similarity}"]
     if n == few:
         notes.append(f"only the first {few} prompts, since there is no GPU; --limit 0 takes all")

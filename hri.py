@@ -26,13 +26,10 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
 
     The end token is kept, so that the row also teaches where to stop; reasoning, when `thinking` and given,
     is trained too. A row of more than `max_tokens` completion tokens is cut, as the policy's rows are, and
-    `story` is cut with it: judge and gradient see the same text. ValueError: there is no story, nothing of it
-    survives the cut, or the sequence would hold any other number of <think> than one. Needs no model."""
-    if not example.story or not example.story.strip():
-        raise ValueError(f"example {example.uid!r} has no human story: give it a 'story'")
+    `story` is cut with it: judge and gradient see the same text. ValueError: nothing of the story survives
+    the cut, or the sequence would hold any other number of <think> than one. Needs no model."""
     prompt_ids = tokenizer.chat(example.prompt, thinking)
-    reasoning = example.reasoning if thinking else None
-    ids = tokenizer.completion(example.story, reasoning=reasoning, thinking=thinking)
+    ids = tokenizer.completion(example.story, example.reasoning, thinking)
     # The prompt already opens <think>: a row that opens it again trains the model to, and no curve shows it.
     if (thinks := tokenizer.decode(prompt_ids + ids).count("<think>")) != 1:
         where = f"example {example.uid!r}: its reference holds {thinks} <think> instead of one"

@@ -152,7 +152,12 @@ def check(c: Config, world: int):
 
 def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
     """Examples whose prompts fit, and reference rows of those with a story, by uid. ValueError: too few."""
-    examples = data.read_fitting(c.data, tokenizer, c.thinking, c.max_prompt_tokens, at_least=c.prompts)
+    everything, most = data.read_examples(c.data), c.max_prompt_tokens
+    examples = [e for e in everything if len(tokenizer.chat(e.prompt, c.thinking)) <= most + data.FRAME]
+    if longer := len(everything) - len(examples):
+        say(f"{longer} of {len(everything)} prompts exceed {most} tokens and are left out")
+    if (n := len(examples)) < c.prompts:
+        raise ValueError(f"{c.data} has {n} usable prompts, a step needs {c.prompts}; lower --prompts")
     told = [e for e in examples if e.story]
     references = {e.uid: hri.reference_episode(e, tokenizer, c.thinking, c.max_new_tokens) for e in told}
     if not references and c.hri != "off":

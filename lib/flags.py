@@ -51,20 +51,18 @@ def parse(kind, argv, about: str, presets: dict | None = None, auto: str = "", w
     command line that names none, and why. --help shows the values of the preset in force. about, more: see
     `parser`. ValueError: an unknown flag, a value that cannot be.
     """
-    values, note, line = {}, "", parser(about, usage="%(prog)s [--flag value ...]", **more)
+    values, note = {}, ""
     if presets:
         first = Parser(add_help=False, allow_abbrev=False)
-        first.add_argument("--preset", default="")
+        first.add_argument("--preset", choices=presets)
         asked = first.parse_known_args(argv)[0].preset
-        values = {"preset": asked or auto}
+        values = presets[asked or auto] | {"preset": asked or auto}
         note = "" if asked else f"preset {auto}: {why}; --preset {' | '.join(presets)} chooses"
-        if values["preset"] not in presets:
-            line.error(f"--preset {asked}: choose one of {', '.join(presets)}")
-        values |= presets[values["preset"]]
+    line = parser(about, usage="%(prog)s [--flag value ...]", **more)
     add_fields(line, kind, values)
-    given = line.parse_args(argv)
+    config = check_ranges(kind(**vars(line.parse_args(argv))))
     say(note)
-    return check_ranges(kind(**vars(given)))
+    return config
 
 
 def start(module: str, *arguments: str) -> int:

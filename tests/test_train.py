@@ -474,7 +474,7 @@ def test_a_step_without_verdicts_is_retried_then_stops_and_goes_on(go, monkeypat
     "args, sentence",
     [
         (["--no_such_flag", "1"], "no_such_flag"),
-        (["--preset", "huge"], "--preset huge"),
+        (["--preset", "huge"], "--preset: invalid choice: 'huge'"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "no/such"], "no/such"),
         (["--model", "nowhere"], "nowhere"),
