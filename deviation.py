@@ -177,9 +177,7 @@ def _min_max(d_n: Tensor) -> Tensor:
     return (d_n - d_n.min()) / (d_n.max() - d_n.min())
 
 
-def weights_of(
-    texts: Sequence[str], similarity="tfidf", style="", equal_length=False, floor=0.2, cap=2.0
-) -> tuple[Tensor, Tensor]:
+def weights_of(texts: Sequence[str], similarity="tfidf", style="", equal_length=False, floor=0.2, cap=2.0):
     """Weights and deviations of the stories of one prompt -> (delta_n, d_n). `style`: a second similarity."""
     d_n = deviation(distances(texts, similarity, equal_length))
     style_n = deviation(distances(texts, style, equal_length)) if style else None

@@ -12,7 +12,6 @@ count what can be counted, a judge grades the rest; each figure has a 95 % boots
 
 Each evaluation has a folder under out/eval/, named for lengths, models and prompts: report.html, report.json,
 report.csv, pictures, stories/, and log.sqlite and verdicts.sqlite, from which a killed evaluation goes on.
-The page is scripts/report.py.
 """
 
 import json

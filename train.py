@@ -123,7 +123,7 @@ def parse(argv=None, kind=Config, presets=PRESETS, about=__doc__):
     """Command line -> Config, or another program's `kind`. ValueError: a flag that cannot be read."""
     gpus = torch.cuda.device_count()
     auto = ("polaris-9b", f"{gpus} GPU(s) found") if gpus else ("tiny", "no GPU found, so this is the demo")
-    c = flags.parse(kind, argv, about, presets, *auto, allow_abbrev=False)
+    c = flags.parse(kind, argv, about, presets, *auto)
     return replace(c, name=c.name or c.preset)
 
 

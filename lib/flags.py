@@ -58,7 +58,7 @@ def parse(kind, argv, about: str, presets: dict | None = None, auto: str = "", w
         asked = first.parse_known_args(argv)[0].preset
         values = presets[asked or auto] | {"preset": asked or auto}
         note = "" if asked else f"preset {auto}: {why}; --preset {' | '.join(presets)} chooses"
-    line = parser(about, usage="%(prog)s [--flag value ...]", **more)
+    line = parser(about, usage="%(prog)s [--flag value ...]", allow_abbrev=not presets, **more)
     add_fields(line, kind, values)
     config = check_ranges(kind(**vars(line.parse_args(argv))))
     say(note)
