@@ -207,7 +207,6 @@ class Tokenizer(BPE):
 
     def save(self, folder: str | Path):
         """Copies the files it was read from, so that a checkpoint keeps the tokenizer of its source."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
         for file in self.files:
             target = Path(folder, file.name)
             if file.resolve() != target.resolve():

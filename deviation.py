@@ -256,9 +256,3 @@ def compression_ratio(texts: Sequence[str]) -> float | None:
     """Bytes / gzip bytes of the texts together, higher is more alike; gzip looks back 32 kB, 5,000 words."""
     raw = "\n".join(texts).encode()
     return len(raw) / len(gzip.compress(raw)) if raw.strip() else None
-
-
-if __name__ == "__main__":
-    print(__doc__.partition("\n")[0])
-    print("Imported by train.py and eval.py; nothing runs here.")
-    print("To see what it does: python train.py against python train.py --deviation 0.")

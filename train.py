@@ -178,7 +178,7 @@ def build(c: Config, device, half: bool | None = None):
     config = huggingface.read_config(folder)
     frozen, trained = qwen.count(config, c.lora_rank)
     need = optim.least_bytes(frozen, trained, shards, 2 if half else 4, c.keep_replica)
-    processes.need_memory(need, device, "more processes with --parallel fsdp or --lora_rank 32 help")
+    processes.need_memory(need, device)
     processes.choose_threads(frozen + trained)
     pairs = (c.lora_rank, c.lora_alpha, c.seed)
     model = qwen.read(qwen.arrange(config, device, half, kind.endswith("sdp") and shards, pairs), folder)

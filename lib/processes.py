@@ -110,12 +110,12 @@ def choose_threads(parameters: int):
         torch.set_num_threads(threads)
 
 
-def need_memory(need: float, device: torch.device, cure: str):
+def need_memory(need: float, device: torch.device):
     """ValueError: fewer than `need` bytes are free for this process."""
     free = free_bytes(device) / (1 if device.type == "cuda" else LOCAL_WORLD)
     if need > free:
         what = f"weights, gradients, optimiser and replica need {need / 1e9:.1f} GB per process"
-        cure = f"{cure}; python -m scripts.plan tells how much"
+        cure = "more processes with --parallel fsdp or --lora_rank 32 help; see python -m scripts.plan"
         raise ValueError(f"{what}, {free / 1e9:.1f} GB are free; {cure}")
 
 

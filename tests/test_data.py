@@ -151,6 +151,7 @@ def test_decode_replaces_cut_characters_and_padded_rows(tokenizer):
 
 
 def test_save_keeps_the_files_byte_for_byte(tokenizer, tmp_path):
+    (tmp_path / "checkpoint").mkdir()
     tokenizer.save(tmp_path / "checkpoint")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "checkpoint" / name).read_bytes() == (BASE / name).read_bytes()
