@@ -362,7 +362,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["watch"]:
         return flags.start("scripts.watch", *argv[1:])
-    c = flags.parse(Settings, argv, __doc__, epilog="eval.py watch RUN ...: a page about runs")
+    c = flags.parse(Settings, argv, __doc__)
     if WORLD > 1:
         processes.connect()
     try:

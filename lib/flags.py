@@ -44,13 +44,12 @@ def opt(default, help: str, group: str = "", *, low=-math.inf, high=math.inf, ab
     return field(default=default, metadata=meta)
 
 
-def parse(kind, argv, about: str, presets: dict | None = None, auto: str = "", why: str = "", **more):
+def parse(kind, argv, about: str, presets: dict | None = None, auto: str = "", why: str = ""):
     """Command line -> an instance of the dataclass `kind`: its defaults, then the preset, then the flags.
 
     kind: fields made by `opt`; where there are presets, one of them is `preset`. auto: the preset for a
-    command line that names none, and why. --help shows the values of the preset in force. about, more: see
-    `parser`. ValueError: an unknown flag, a value that cannot be.
-    """
+    command line that names none, and why. --help shows `about` and the values of the preset in force.
+    ValueError: an unknown flag, a value that cannot be."""
     values, note = {}, ""
     if presets:
         first = Parser(add_help=False, allow_abbrev=False)
@@ -58,7 +57,7 @@ def parse(kind, argv, about: str, presets: dict | None = None, auto: str = "", w
         asked = first.parse_known_args(argv)[0].preset
         values = presets[asked or auto] | {"preset": asked or auto}
         note = "" if asked else f"preset {auto}: {why}; --preset {' | '.join(presets)} chooses"
-    line = parser(about, usage="%(prog)s [--flag value ...]", allow_abbrev=not presets, **more)
+    line = parser(about, usage="%(prog)s [--flag value ...]", allow_abbrev=not presets)
     add_fields(line, kind, values)
     config = check_ranges(kind(**vars(line.parse_args(argv))))
     say(note)
