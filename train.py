@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent
 
 @dataclass
 class Config(judging.Flags):
-    """Every number of a run: POLARIS's defaults, then a preset, then flags. See `Flags` in judge.py, too."""
+    """Every number of a run: POLARIS's defaults, then a preset, then flags; the judge's are in judge.py."""
 
     preset: str = opt("", "polaris-9b | tiny; without it: polaris-9b where there is a GPU", "data")
     model: str = opt("Qwen/Qwen3.5-9B", "checkpoint folder or hub id of a Qwen3.5 model")
