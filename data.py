@@ -5,7 +5,7 @@ Qwen3.5's chat format for one user turn and one answer, with thinking on or off.
 typed in a prompt or a story becomes ordinary letters, never the token that ends a turn, and a sequence holds
 exactly one <think>.
 
-    tokenizer = load_tokenizer("stories/tiny-base")    # a folder, a tokenizer.json or a hub id
+    tokenizer = load_tokenizer("stories/tiny-base")    # a folder or a hub id
     ids = tokenizer.chat("Write about a lighthouse. It should be 120 words long.", thinking=False)
 
 Left out: system prompts, tools, pictures, several turns, tokenizers other than byte-level BPE like Qwen's.
@@ -24,7 +24,6 @@ from lib.files import read_lines, write_lines
 from lib.form import words  # the length of a story: every length in this project is counted like this
 from lib.huggingface import fetch
 from lib.packed import Packed
-from lib.processes import say
 
 
 @dataclass
@@ -62,9 +61,7 @@ def length(row: Episode) -> int:
 
 def packed(rows: list[Episode]) -> Packed:
     """Rows as a model reads them, with the log-probabilities of their completions asked for."""
-    return Packed(
-        [row.prompt_ids + row.completion_ids for row in rows], [len(row.prompt_ids) for row in rows]
-    )
+    return Packed([r.prompt_ids + r.completion_ids for r in rows], [len(r.prompt_ids) for r in rows])
 
 
 LENGTH = re.compile(r"((?:\d[\d.,'’\u00a0\u202f]*)?\d)[ -]words?[ -]long")
@@ -117,17 +114,6 @@ def read_examples(path: str | Path) -> list[Example]:
     return examples
 
 
-def read_fitting(path, tokenizer, thinking: bool, most: int, at_least: int) -> list[Example]:
-    """Examples whose prompts have at most `most` tokens. ValueError: fewer than `at_least`."""
-    examples = read_examples(path)
-    fits = [e for e in examples if len(tokenizer.chat(e.prompt, thinking)) <= most + FRAME]
-    if len(fits) < len(examples):
-        say(f"{len(examples) - len(fits)} of {len(examples)} prompts exceed {most} tokens and are left out")
-    if len(fits) < at_least:
-        raise ValueError(f"{path} has {len(fits)} usable prompts, a step needs {at_least}; lower --prompts")
-    return fits
-
-
 def write_examples(path: str | Path, examples: list[Example] | list[Episode]):
     """One line per row: of an episode, token ids and verdict included."""
     write_lines(path, map(asdict, examples))
@@ -151,21 +137,18 @@ def _example(row: dict, where: str, uid: str) -> Example:
     row.setdefault("target_words", published)
     if unknown := sorted(set(row) - set(KEYS)):
         raise ValueError(f'{where}: unknown key "{unknown[0]}"; the keys are {", ".join(KEYS)}')
-    if row.get("prompt") is None:
+    texts = {key: row[key] for key in KEYS if key != "target_words" and row.get(key) is not None}
+    if "prompt" not in texts:
         raise ValueError(f'{where}: no "prompt"; {NEEDS}')
-    for key in ("prompt", "story", "reasoning", "uid", "source"):
-        value = row.get(key)
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f'{where}: "{key}" is {type(value).__name__}, not text; put it in quotes')
-        if key in ("prompt", "story", "uid") and value is not None and not value.strip():
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f'{where}: "{key}" is {type(text).__name__}, not text; put it in quotes')
+        if key in ("prompt", "story", "uid") and not text.strip():
             cure = NEEDS if key == "prompt" else "fill it or leave the key out"
             raise ValueError(f'{where}: "{key}" is empty; {cure}')
-        try:
-            (value or "").encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f'{where}: "{key}" holds half a surrogate pair; repair it') from None
-    uid, target, source = row.get("uid") or uid, _target(row, where), row.get("source") or ""
-    return Example(uid, row["prompt"], target, row.get("story"), row.get("reasoning"), source)
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f'{where}: "{key}" holds half a surrogate pair; repair it')
+    return Example(**{"uid": uid} | texts, target_words=_target(row, where))
 
 
 def _target(row: dict, where: str) -> int:
@@ -224,7 +207,6 @@ class Tokenizer(BPE):
 
     def save(self, folder: str | Path):
         """Copies the files it was read from, so that a checkpoint keeps the tokenizer of its source."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
         for file in self.files:
             target = Path(folder, file.name)
             if file.resolve() != target.resolve():
@@ -261,11 +243,9 @@ def best_and_worst(rows: list[Episode]) -> list[str]:
 
 
 def load_tokenizer(path_or_repo: str | Path) -> Tokenizer:
-    """Tokenizer from a folder, a tokenizer.json or a hub id such as "Qwen/Qwen3.5-9B".
-
-    FileNotFoundError: there is none. ValueError: the file is another kind of tokenizer."""
-    path = Path(path_or_repo)
-    path = path if path.is_file() else fetch(path_or_repo, FILES) / "tokenizer.json"
+    """Tokenizer of a folder or a hub id such as "Qwen/Qwen3.5-9B". FileNotFoundError: there is none.
+    ValueError: the file is another kind of tokenizer."""
+    path = fetch(path_or_repo, FILES) / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer.json in {path.parent}; copy the model's tokenizer there")
     return Tokenizer(path)

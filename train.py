@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parent
 class Config:
     """Every number of a run: POLARIS's defaults, changed by a preset, changed by flags of the same names."""
 
-    preset: str = opt("auto", "polaris-9b | tiny | auto: polaris-9b where there is a GPU, else tiny", "data")
+    preset: str = opt("", "polaris-9b | tiny; without it: polaris-9b where there is a GPU", "data")
     model: str = opt("Qwen/Qwen3.5-9B", "checkpoint folder or hub id of a Qwen3.5 model")
     data: str = opt("out/stories.jsonl", "JSON Lines of prompts and human stories")
     out: str = opt("out", "folder of all runs")
@@ -74,7 +74,7 @@ class Config:
     hri_peak: float = opt(0.4, "weight of the reference's advantage after the warm-up", low=0)
     hri_warmup: int = opt(15, "steps over which that weight grows from 0", low=0)
     deviation: float = opt(0.0, "strength with which deviation weighs positive advantages", low=0, high=1)
-    similarity: str = opt("tfidf", "what alike means: tfidf | jaccard | char3 | embedding")
+    similarity: Literal["tfidf", "jaccard", "char3", "embedding"] = opt("tfidf", "what alike means")
     bands: Literal["paper", "short"] = opt("paper", "lengths without penalty; short: for 30 to 500 words")
 
     lr: float = opt(1e-6, "AdamW's learning rate", "loss", low=0)
@@ -129,7 +129,7 @@ def parse(argv=None, kind=Config, presets=PRESETS, about=__doc__):
     """Command line -> Config, or another program's `kind`. ValueError: a flag that cannot be read."""
     gpus = torch.cuda.device_count()
     auto = ("polaris-9b", f"{gpus} GPU(s) found") if gpus else ("tiny", "no GPU found, so this is the demo")
-    c = flags.parse(kind, presets, about, argv, *auto)
+    c = flags.parse(kind, argv, about, presets, *auto)
     return replace(c, name=c.name or c.preset)
 
 
@@ -147,7 +147,7 @@ def check(c: Config, world: int):
     for sentence, is_wrong in wrong.items():
         if is_wrong:
             raise ValueError(sentence)
-    deviation.distances(["a"], c.similarity)  # ValueError: an unknown name or a missing package
+    deviation.distances(["a"], c.similarity)  # ValueError: a missing package
     judging.check(c)  # ValueError: flags that no judge can follow
     if c.resume not in ("", "auto"):
         checkpoint.read_about(Path(c.resume))  # FileNotFoundError, ValueError: nothing to go on from
@@ -158,7 +158,12 @@ def check(c: Config, world: int):
 
 def prepare(c: Config, tokenizer) -> tuple[list[Example], dict[str, Episode]]:
     """Examples whose prompts fit, and reference rows of those with a story, by uid. ValueError: too few."""
-    examples = data.read_fitting(c.data, tokenizer, c.thinking, c.max_prompt_tokens, at_least=c.prompts)
+    everything, most = data.read_examples(c.data), c.max_prompt_tokens
+    examples = [e for e in everything if len(tokenizer.chat(e.prompt, c.thinking)) <= most + data.FRAME]
+    if longer := len(everything) - len(examples):
+        say(f"{longer} of {len(everything)} prompts exceed {most} tokens and are left out")
+    if (n := len(examples)) < c.prompts:
+        raise ValueError(f"{c.data} has {n} usable prompts, a step needs {c.prompts}; lower --prompts")
     told = [e for e in examples if e.story]
     references = {e.uid: hri.reference_episode(e, tokenizer, c.thinking, c.max_new_tokens) for e in told}
     if not references and c.hri != "off":
@@ -179,7 +184,7 @@ def build(c: Config, device, half: bool | None = None):
     config = huggingface.read_config(folder)
     frozen, trained = qwen.count(config, c.lora_rank)
     need = optim.least_bytes(frozen, trained, shards, 2 if half else 4, c.keep_replica)
-    processes.need_memory(need, device, "more processes with --parallel fsdp or --lora_rank 32 help")
+    processes.need_memory(need, device)
     processes.choose_threads(frozen + trained)
     pairs = (c.lora_rank, c.lora_alpha, c.seed)
     model = qwen.read(qwen.arrange(config, device, half, kind.endswith("sdp") and shards, pairs), folder)
@@ -311,8 +316,7 @@ def batch_loss(c: Config, logp, old_logp, batch: list[Episode], count: float, re
 def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=None) -> dict:
     """`c.updates_per_batch` optimiser steps on all processes' groups -> statistics of the last, or only
     {"loss": None}: nothing to do. DDP and FSDP average gradients over processes; the loss is divided by the
-    count of all and multiplied by their number: the gradient is that of one sum over the whole batch.
-    """
+    count of all and multiplied by their number: the gradient is that of one sum over the whole batch."""
     began = time.time()
     rows = [row for group in groups for row in group if row.advantage is not None]
     tokens, n_rows = processes.reduce(sum(len(r.completion_ids) for r in rows)), processes.reduce(len(rows))
@@ -325,16 +329,16 @@ def update(c: Config, scorer, optimiser, groups: list[list[Episode]], reference=
     olds = [None] * len(chunks)
     for _ in range(c.updates_per_batch):
         optimiser.zero_grad(set_to_none=True)
-        totals = processes.Totals()
+        parts = []
         for i, batch in enumerate(parallel.accumulate(scorer, chunks, "  micro-batches")):
             logp, entropy = scorer(data.packed(batch), c.temperature)
             if olds[i] is None:
                 olds[i] = logp.detach()  # the first pass over this batch: ratio 1 by construction
             loss, sums = batch_loss(c, logp, olds[i], batch, count, refs[i])
             (loss * processes.WORLD).backward()
-            totals.add(sums | {"entropy": entropy.sum() * (batch[0] is not IDLE)})
+            parts.append(sums | {"entropy": entropy.sum() * (batch[0] is not IDLE)})
         norm, stepped = optim.descend(optimiser, c.grad_clip)
-    total = totals.of_all()
+    total = processes.totals(parts)
     stats = {name: total[name] / max(total[of], 1.0) for name, of in MEANS.items() if name in total}
     stats |= {"loss": total["loss"], "mismatch/max": total["mismatch/max"], "grad_norm": norm}
     return stats | {"stepped": stepped, "train/tokens_per_second": tokens / (time.time() - began)}
@@ -416,8 +420,9 @@ def start_or_resume(c, model, scorer, betas=(0.9, 0.999)):
             raise ValueError(f"{at} has --lora_rank {was['lora_rank']}, not {c.lora_rank}; make them equal")
         if c.lora_rank and c.model != was["model"] and Path(c.model, "trainer.json").exists():
             raise ValueError(f"--model {c.model} holds the LoRA pairs already; resume with {was['model']}")
-        if differs := flags.differences(was, asdict(c), but=("resume", "steps")):
-            say(f"resuming with other settings: {differs}")
+        now = {k: v for k, v in asdict(c).items() if k not in ("resume", "steps")}
+        if differs := [f"--{k} {v} (was {was[k]})" for k, v in now.items() if was.get(k, v) != v]:
+            say(f"resuming with other settings: {', '.join(differs)}")
         checkpoint.load_state(at, model, optimiser)
     log = metrics.Log(folder, start, asdict(c), c.wandb) if processes.MAIN else None
     return optimiser, start, log

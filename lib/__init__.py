@@ -3,7 +3,4 @@
 import sys
 
 if sys.version_info < (3, 11):
-    version = ".".join(map(str, sys.version_info[:3]))
-    sys.exit(
-        f"error: this is Python {version}; this project needs 3.11 or newer (tested with 3.11, 3.12 and 3.13)"
-    )
+    sys.exit("error: this project needs Python 3.11 or newer (tested with 3.11, 3.12 and 3.13)")

@@ -61,11 +61,6 @@ def read_lines(path: str | Path, needs: str = "one whole JSON object per line", 
         yield number, row
 
 
-def digest(path: str | Path) -> str:
-    """Hash of a file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def replace_folder(partial: Path, path: Path):
     """Puts a finished folder in place by rename: a kill leaves the old folder or the new one."""
     old = path.with_name(f".{path.name}.old")

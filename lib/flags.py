@@ -16,15 +16,6 @@ from lib.processes import say
 METAVARS = {bool: "BOOL", str: "TEXT", int: "N", float: "X"}
 
 
-def called(command: str = "") -> str:
-    """How this program was started: "train.py", or "python -m scripts.plan". command: the word that makes a
-    script start this one, as in "eval.py watch"."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec:
-        return f"python -m {spec.name.removesuffix('.__main__')}"
-    return f"{Path(sys.argv[0]).name} {command}".strip()
-
-
 class Parser(argparse.ArgumentParser):
     """Bad input is a ValueError, which `exits_cleanly` tells in one sentence."""
 
@@ -33,9 +24,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(about: str, command: str = "", **more) -> argparse.ArgumentParser:
-    """A command line whose --help has the program's name as it was started, and the first paragraph of
-    `about`."""
-    return Parser(prog=called(command), description=about.split("\n\n")[0], **more)
+    """A command line whose --help has `about` and the program's name as it was started: "train.py", or
+    "python -m scripts.plan". command: the word that makes a script start this one, as in "eval.py watch"."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec:
+        name = f"python -m {spec.name.removesuffix('.__main__')}"
+    else:
+        name = f"{Path(sys.argv[0]).name} {command}".strip()
+    form = argparse.RawDescriptionHelpFormatter
+    return Parser(prog=name, description=about, formatter_class=form, **more)
 
 
 def opt(default, help: str, group: str = "", *, low=-math.inf, high=math.inf, above=-math.inf):
@@ -47,32 +44,24 @@ def opt(default, help: str, group: str = "", *, low=-math.inf, high=math.inf, ab
     return field(default=default, metadata=meta)
 
 
-def parse(kind, presets: dict[str, dict], about: str, argv=None, auto: str = "", why: str = ""):
+def parse(kind, argv, about: str, presets: dict | None = None, auto: str = "", why: str = ""):
     """Command line -> an instance of the dataclass `kind`: its defaults, then the preset, then the flags.
 
-    kind: fields made by `opt`, one of them `preset`. auto: what --preset auto means on this machine, and why.
-    --help shows the values of the preset in force. ValueError: an unknown flag, a value that cannot be.
-    """
-    first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="auto")
-    preset = first.parse_known_args(argv)[0].preset
-    chosen = auto if preset == "auto" else preset
-    form = {"usage": "%(prog)s [--flag value ...]", "formatter_class": argparse.RawDescriptionHelpFormatter}
-    line = Parser(prog=called(), description=about, allow_abbrev=False, **form)
-    if chosen not in presets:
-        line.error(f"--preset {preset}: choose one of {', '.join(presets)}, auto")
-    add_fields(line, kind, presets[chosen] | {"preset": chosen})
-    values = vars(line.parse_args(argv))
-    if preset == "auto":
-        say(f"preset {chosen}: {why}; --preset {' | '.join(presets)} chooses")
-    return check_ranges(kind(**values | {"preset": chosen}))
-
-
-def read(kind, argv, about: str, **more):
-    """Command line -> an instance of the dataclass `kind`, without presets. about, more: see `parser`."""
-    line = parser(about, **more)
-    add_fields(line, kind, {})
-    return check_ranges(kind(**vars(line.parse_args(argv))))
+    kind: fields made by `opt`; where there are presets, one of them is `preset`. auto: the preset for a
+    command line that names none, and why. --help shows `about` and the values of the preset in force.
+    ValueError: an unknown flag, a value that cannot be."""
+    values, note = {}, ""
+    if presets:
+        first = Parser(add_help=False, allow_abbrev=False)
+        first.add_argument("--preset", choices=presets)
+        asked = first.parse_known_args(argv)[0].preset
+        values = presets[asked or auto] | {"preset": asked or auto}
+        note = "" if asked else f"preset {auto}: {why}; --preset {' | '.join(presets)} chooses"
+    line = parser(about, usage="%(prog)s [--flag value ...]", allow_abbrev=not presets)
+    add_fields(line, kind, values)
+    config = check_ranges(kind(**vars(line.parse_args(argv))))
+    say(note)
+    return config
 
 
 def start(module: str, *arguments: str) -> int:
@@ -97,8 +86,7 @@ def add_fields(parser, kind, values: dict):
             how = {"type": boolean if one is bool else one, "metavar": METAVARS[one]}
         if origin is list:
             how["nargs"] = len(default) if default and one is float else "*"
-        shown = " ".join(f"{k}={v}" for k, v in default.items()) if origin is dict else default
-        note = "" if shown in ("", []) else f" [{shown}]"
+        note = "" if default in ("", [], {}) else f" [{default}]"
         help = (f.metadata["help"] + note).replace("%", "%%")
         section.add_argument(f"--{f.name}", default=default, help=help, **how)
 
@@ -138,20 +126,6 @@ def boolean(text: str) -> bool:
     return word in ("true", "on", "yes", "1")
 
 
-def differences(was: dict, now: dict, but: tuple = ()) -> str:
-    """The flags whose value changed, with both values; "" where none did."""
-    names = [name for name in now if name not in but and was.get(name, now[name]) != now[name]]
-    return ", ".join(f"--{name} {now[name]} (was {was[name]})" for name in names)
-
-
-def sentence(error: Exception) -> str:
-    """What a user can mend, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; make room there, mend the path, or choose another --out"
-    return " ".join(str(error).split())
-
-
 def exits_cleanly(main):
     """A main(argv) whose ValueError or OSError becomes one sentence and exit code 2; Ctrl-C ends with 130.
     However it ends, it gives back what it holds."""
@@ -163,7 +137,11 @@ def exits_cleanly(main):
         except (ValueError, OSError) as error:
             if not processes.MAIN:
                 time.sleep(3)  # torchrun ends this process meanwhile where the main one says the same
-            print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
+            told = " ".join(str(error).split())
+            if isinstance(error, OSError) and error.strerror:
+                where = f"{error.filename}: " if error.filename else ""
+                told = f"{where}{error.strerror}; make room there, mend the path, or choose another --out"
+            print(f"error: {told}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)

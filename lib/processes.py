@@ -65,21 +65,13 @@ def reduce(x, op=dist.ReduceOp.SUM) -> float:
     return t.item()
 
 
-class Totals:
-    """Sums of tensors by name (the largest, where a name ends in "max"), on their device until `of_all`."""
-
-    def __init__(self):
-        self.values = {}
-
-    def add(self, sums: dict[str, torch.Tensor]):
-        for name, x in sums.items():
-            before = self.values.setdefault(name, torch.zeros_like(x, dtype=torch.float64))
-            self.values[name] = torch.maximum(before, x.double()) if name.endswith("max") else before + x
-
-    def of_all(self) -> dict[str, float]:
-        """Over all processes, which have the same names, after one wait for the device."""
-        values = zip(self.values, torch.stack(list(self.values.values())).tolist())
-        return {name: reduce(x, MAX) if name.endswith("max") else reduce(x) for name, x in values}
+def totals(parts: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Sums by name (the largest, where a name ends in "max") over `parts` and over all processes, after one
+    wait for the device. All parts of all processes have the same names."""
+    columns = {name: [part[name].double() for part in parts] for name in parts[0]}
+    mine = [torch.stack(xs).amax() if name.endswith("max") else sum(xs) for name, xs in columns.items()]
+    values = zip(columns, torch.stack(mine).tolist())
+    return {name: reduce(x, MAX) if name.endswith("max") else reduce(x) for name, x in values}
 
 
 def from_main(function, *args):
@@ -106,9 +98,9 @@ def catch_signals() -> list[str]:
     return caught
 
 
-def choose_threads(parameters: int) -> int:
-    """Sets torch's threads of this process on a CPU -> their number. A small model gets two, or what
-    OMP_NUM_THREADS says: 1 is faster where other work runs, since threads wait for each other."""
+def choose_threads(parameters: int):
+    """Sets torch's threads of this process on a CPU. A small model gets two, or what OMP_NUM_THREADS says: 1
+    is faster where other work runs, since threads wait for each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // LOCAL_WORLD)
     if parameters < 100_000_000:
@@ -116,15 +108,14 @@ def choose_threads(parameters: int) -> int:
         threads = min(threads, int(said or 2))
     if not torch.cuda.is_available():
         torch.set_num_threads(threads)
-    return threads
 
 
-def need_memory(need: float, device: torch.device, cure: str):
+def need_memory(need: float, device: torch.device):
     """ValueError: fewer than `need` bytes are free for this process."""
     free = free_bytes(device) / (1 if device.type == "cuda" else LOCAL_WORLD)
     if need > free:
         what = f"weights, gradients, optimiser and replica need {need / 1e9:.1f} GB per process"
-        cure = f"{cure}; python -m scripts.plan tells how much"
+        cure = "more processes with --parallel fsdp or --lora_rank 32 help; see python -m scripts.plan"
         raise ValueError(f"{what}, {free / 1e9:.1f} GB are free; {cure}")
 
 

@@ -76,7 +76,7 @@ def main(argv=None):
     p.add_argument("--words", type=int, default=1000, help=more)
     args, rest = p.parse_known_args(argv)
     examples, criteria = read_benchmark(args.name, args.file, args.words)
-    c = flags.read(evaluation.Settings, rest, __doc__)
+    c = flags.parse(evaluation.Settings, rest, __doc__)
     c.rubric, c.thirds, c.prompts = BENCHMARKS[args.name][0], "off", c.prompts or str(args.file)
     c.out, judge = c.out or str(Path("out", args.name)), None
     if criteria:

@@ -59,7 +59,7 @@ class Config(make_dataclass("Shared", IN_TRAIN)):
     min_gap: float = opt(0.05, "least difference of score in a pair, in units of the scores", low=0)
     pairs_per_prompt: int = opt(0, "0: as many as there are; 1 with divpo: as published", low=0)
     rho: float = opt(0.25, "divpo: how near the best or the worst, in shares of their gap", low=0, high=0.5)
-    style: str = opt("", "a second similarity, joined to the first by the geometric mean; empty: off")
+    style: Literal["", "tfidf", "jaccard", "char3", "embedding"] = opt("", "a second similarity; empty: off")
     floor: float = opt(0.1, "least weight of a chosen story; there is no cap, as published", low=0, high=1)
     beta: float = opt(0.1, "dpo, ddpo, divpo: how far the policy may leave the start", above=0)
     lam: float = opt(0.25, "orpo, dorpo: weight of the odds ratio", above=0)
@@ -85,7 +85,7 @@ def check(c: Config, world: int):
     if c.pairs % world:
         raise ValueError(f"--pairs {c.pairs} does not divide over {world} processes; use a multiple")
     train.check(as_trainer(c), world)
-    deviation.distances(["a"], c.style or c.similarity)  # ValueError: an unknown name or a missing package
+    deviation.distances(["a"], c.style or c.similarity)  # ValueError: a missing package
 
 
 # ---- read, pair, weigh ----------------------------------------------------------------------
@@ -254,7 +254,7 @@ def margins(now, before) -> dict:
 
 def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
     """One optimiser step on `pairs`, shared among processes; the loss is the mean over all of them."""
-    began, totals = time.time(), processes.Totals()
+    began, parts = time.time(), []
     optimiser.zero_grad(set_to_none=True)
     batches = micro_batches(pairs[processes.RANK :: processes.WORLD], c.micro_batch_tokens, length, IDLE)
     for batch in parallel.accumulate(scorer, batches, "  micro-batches"):
@@ -264,11 +264,11 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
         loss = used * losses(c, batch, chosen, rejected).sum() / len(pairs)
         (loss * processes.WORLD).backward()
         margin = used * (chosen - rejected).detach().sum() / len(pairs)
-        totals.add({"loss": loss.detach(), "margin": margin})
+        parts.append({"loss": loss.detach(), "margin": margin})
     norm, stepped = optim.descend(optimiser, c.grad_clip)
     speed = sum(data.length(p.chosen) + data.length(p.rejected) for p in pairs) / (time.time() - began)
     stats = {"grad_norm": norm, "stepped": stepped, "train/tokens_per_second": speed}
-    return stats | {"delta/mean": mean(p.delta for p in pairs)} | totals.of_all()
+    return stats | {"delta/mean": mean(p.delta for p in pairs)} | processes.totals(parts)
 
 
 CURVES = {"held_out/margin": "held-out margin, as the loss sees it", "loss": "loss"}

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import data
 import model as qwen
 from lib.files import atomic, lock
-from lib.flags import exits_cleanly, opt, read
+from lib.flags import exits_cleanly, opt, parse
 
 
 @dataclass
@@ -114,7 +114,7 @@ def run(c: Config):
 @exits_cleanly
 def main(argv=None):
     torch.set_flush_denormal(True)  # before the first parallel operation
-    c = read(Config, argv, __doc__)
+    c = parse(Config, argv, __doc__)
     with lock(Path(c.out, c.name)):
         run(c)
 

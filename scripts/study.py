@@ -62,7 +62,7 @@ MEASURES |= {"decay": "last - first third", "distance": "diversity", "repetition
 
 @dataclass
 class Config:
-    preset: str = opt("auto", "demo | grid (small) | gpu (the grid at 0.8B)")
+    preset: str = opt("", "demo | grid (small) | gpu (the grid at 0.8B)")
     only: list[str] = opt(list(METHODS), "which methods")
     seeds: int = opt(3, "seeds 0, 1, ...", low=1)
     jobs: int = opt(0, "cells at the same time; 0: one per GPU, without GPUs one per core", low=0)
@@ -98,7 +98,7 @@ PRESETS = {"demo": DEMO, "grid": {}, "gpu": GPU}
 
 
 def read_flags(argv) -> Config:
-    a = parse(Config, PRESETS, __doc__, argv, "demo", "the shortest study")
+    a = parse(Config, argv, __doc__, PRESETS, "demo", "the shortest study")
     a.out = a.out or f"out/study-{a.preset}"
     return a
 

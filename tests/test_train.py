@@ -474,7 +474,7 @@ def test_a_step_without_verdicts_is_retried_then_stops_and_goes_on(go, monkeypat
     "args, sentence",
     [
         (["--no_such_flag", "1"], "no_such_flag"),
-        (["--preset", "huge"], "--preset huge"),
+        (["--preset", "huge"], "--preset: invalid choice: 'huge'"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "no/such"], "no/such"),
         (["--model", "nowhere"], "nowhere"),
@@ -495,7 +495,7 @@ def test_a_step_without_verdicts_is_retried_then_stops_and_goes_on(go, monkeypat
         (["--steps", "many"], "--steps: invalid int value: 'many'"),
         (["--thinking", "perhaps"], "neither True nor False"),
         (["--name", "a/b"], "--name a/b: a run is one folder"),
-        (["--similarity", "embeding"], "unknown similarity"),
+        (["--similarity", "embeding"], "--similarity: invalid choice: 'embeding'"),
         (["--judge_settings", "budgett=5"], "there is no setting 'budgett'"),
         (["--judge_settings", "5"], "not of the form key=value"),
     ],

@@ -137,8 +137,7 @@ def stats(args) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(prog=flags.called(), description=__doc__, formatter_class=form)
+    top = flags.parser(__doc__)
     sub = top.add_subparsers(required=True, metavar="fetch | split | build | prompts | stats")
     fetch.add_arguments(sub.add_parser("fetch", help="download the catalogue's books from a mirror"))
     books = argparse.ArgumentParser(add_help=False)

@@ -12,6 +12,7 @@ Left out: newer editions than the mirror's. Standard Ebooks rebuilds its files, 
 """
 
 import csv
+import hashlib
 import re
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from lib.files import atomic, digest
+from lib.files import atomic
 from scripts.anthologies.books import decode, epub_pages
 
 GUTENBERG = "https://gutenberg.pglaf.org"  # the default mirrors, here alone
@@ -125,7 +126,8 @@ def run(args) -> None:
         new += not troubles
     have = [row for row in rows if (folder / row["name"]).exists()]
     print(f"{new} books fetched now, {len(have)} of {len(rows)} in {folder}")
-    other = [r["name"] for r in have if r.get("sha256") and digest(folder / r["name"]) != r["sha256"]]
+    sums = {r["name"]: hashlib.sha256((folder / r["name"]).read_bytes()).hexdigest() for r in have}
+    other = [r["name"] for r in have if r.get("sha256") and sums[r["name"]] != r["sha256"]]
     if other:
         what = "not the catalogue's edition (another checksum, but whole)"
         print(f"{len(other)} are {what}: {', '.join(other)}")

@@ -29,7 +29,7 @@ from torch.utils.benchmark import Timer
 import model as qwen
 import rollout
 from lib.files import write_text
-from lib.flags import exits_cleanly, opt, read
+from lib.flags import exits_cleanly, opt, parse
 from lib.lora import add_lora
 from lib.packed import Packed
 from lib.pages import chart, draw, point
@@ -246,7 +246,7 @@ def measure(a: Settings, wanted: list[str]):
 
 @exits_cleanly
 def main(argv=None) -> int:
-    a = read(Settings, argv, __doc__)
+    a = parse(Settings, argv, __doc__)
     wanted = check(a)
     torch.set_flush_denormal(True)  # on our side and on the peer's: threads inherit it
     torch.set_num_threads(a.threads)
