@@ -19,9 +19,9 @@ import math
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -40,15 +40,11 @@ from lib.stats import mean
 # What train.py has too, with its defaults, help and ranges.
 SHARED = """preset model out seed thinking similarity lr lr_warmup lr_decay grad_clip temperature parallel
 lora_rank lora_alpha checkpointing autocast micro_batch_tokens save_every keep resume wandb""".split()
-HINTS = get_type_hints(train.Config)
-IN_TRAIN = [f for f in fields(train.Config) if f.name in SHARED]
-IN_TRAIN = [(f.name, HINTS[f.name], field(default=f.default, metadata=f.metadata)) for f in IN_TRAIN]
+IN_TRAIN = [(f.name, f.type, f) for f in fields(train.Config) if f.name in SHARED]
 
 
 @dataclass
 class Config(make_dataclass("Shared", IN_TRAIN)):
-    """Every number of a run; a flag of the same name wins over the preset, which wins over the default."""
-
     name: str = opt("prefer", "name of this run", "preferences")
     method: Literal["dpo", "ddpo", "orpo", "dorpo", "divpo", "sft"] = opt("ddpo", "sft: the chosen alone")
     data: list[str] = opt([], "what to learn from: runs, their rollouts/ folders, JSON Lines files")

@@ -38,32 +38,24 @@ VOCABULARY = 3072
 # ---- stories ----------------------------------------------------------------------------------
 
 # One sign for each purpose: a small vocabulary has no room for four kinds of quotation mark.
-PLAIN = str.maketrans("“”„«»‘’‚′–‐‑―", '"' * 5 + "'" * 4 + "---—")
-PLAIN |= str.maketrans(dict.fromkeys("\u2060\u200b\ufeff\u00ad", ""))
-PLAIN |= str.maketrans(dict.fromkeys("\u00a0\u2009\u200a\u2002\u2003\u202f", " "))
+PLAIN = str.maketrans("“”‘’′–‑", '"' * 2 + "'" * 3 + "--")
 
 
 def plain(text: str) -> str:
-    """Curly quotes, dashes and odd spaces to one sign each; `--` to an em dash; `_italics_` to bare words."""
+    """Curly quotes and dashes to one sign each; `--` to an em dash; `_italics_` to bare words."""
     text = text.translate(PLAIN).replace("…", "...")
     text = re.sub(r"\s*(?:-{2,}|⸺|⸻)[ \t]*|[ \t]*—+[ \t]*", "—", text)
     return re.sub(r"(?<!\w)_+|_+(?!\w)", "", text)
 
 
-def read_split(path: str) -> dict[str, list[tuple[str, str]]]:
-    """{book: (title, text) of each story} of what `anthologies split` wrote."""
+def read_split(path: str) -> dict[str, list[str]]:
+    """{book: its stories} of what `anthologies split` wrote."""
     books = {}
     for number, row in read_lines(path, "a story per line"):
-        if not all(isinstance(row.get(key), str) for key in ("story", "title", "source")):
+        if not all(isinstance(row.get(key), str) for key in ("story", "source")):
             raise ValueError(f"{path} line {number}: give what `python -m scripts.anthologies split` wrote")
-        books.setdefault(row["source"], []).append((row["title"], row["story"]))
+        books.setdefault(row["source"], []).append(row["story"])
     return books
-
-
-def whole(stories: list[tuple[str, str]]) -> str:
-    """A book as running text, one line per paragraph."""
-    parts = re.split(r"\n\s*\n", "\n\n".join(text for _, text in stories))
-    return plain("\n\n".join(" ".join(part.split()) for part in parts))
 
 
 # ---- tokenizer and words ----------------------------------------------------------------------------------
@@ -96,9 +88,6 @@ def common_words(texts: list[str]) -> set[str]:
 
 NOTE = r"gutenberg|transcriber|copyright|footnote|illustration|https?:|↩|\*\*|^\W*(the end|finis)\W*$"
 NOTE = re.compile(NOTE, re.I)
-MATTER = r"preface|introduction|contents|dedication|notes?|glossary|appendix|foreword|bibliograph\w+|endnotes"
-MATTER += r"|colophon|imprint|uncopyright|titlepage|index"
-NOT_A_STORY = re.compile(rf"\b({MATTER})\b", re.I)
 SPEAKER = re.compile(r"[A-Z][A-Z. ]{2,30}[.:] ")  # HAMLET. Words: a play
 SLUR = re.compile(rf"{FLAGGED.pattern}|\bnegr\w+", re.I)
 LOWER = re.compile(r"(?<![\w'])[a-z]+(?:'[a-z]+)?")  # words in small letters: no names
@@ -235,8 +224,7 @@ def simple_runs(books: dict, texts: list[str]):
     counts = Counter(w for text in texts for w in LOWER.findall(text))
     common, seen = {w for w, _ in counts.most_common(6000)}, set()
     for book, stories in tqdm(sorted(books.items()), desc="books", unit="book"):
-        for title, text in stories:
-            paragraphs = [] if NOT_A_STORY.search(title) else prose(text)
+        for paragraphs in map(prose, stories):
             if not paragraphs or (begins := paragraphs[0][:60].lower()) in seen:
                 continue
             seen.add(begins)
@@ -328,7 +316,7 @@ def main(argv=None):
     p.add_argument("--out", type=Path, default=Path("out/base"), help="folder (%(default)s)")
     args = p.parse_args(argv)
     books, told = read_split(args.split), data.read_examples(SIMPLE)
-    texts = [whole(stories) for stories in books.values()]
+    texts = [plain("\n\n".join(stories)) for stories in books.values()]
     cut = passage_examples(books, texts, random.Random(0))
     data.write_examples(args.out / "passages.jsonl", cut)
     data.write_examples(args.out / "stories.jsonl", story_examples(told, 6, random.Random(0)))
