@@ -307,9 +307,9 @@ def run(c: Config):
             if (signals := processes.gather(stopping)) and step < steps:
                 raise Stop(f"{signals[0]} received; --resume auto goes on")
             if step < steps and (done == steps or (c.save_every and done % c.save_every == 0)):
-                train.save_checkpoint(c, model, optimiser, tokenizer, done, **facts)
+                train.save_checkpoint(c, model, optimiser, done, **facts)
     except Stop as why:
-        train.save_checkpoint(c, model, optimiser, tokenizer, done, **facts)
+        train.save_checkpoint(c, model, optimiser, done, **facts)
         processes.say(f"stopped after {done} steps: {why}; the state is saved", sys.stderr)
         raise SystemExit(1) from None
     if processes.MAIN:

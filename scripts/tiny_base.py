@@ -35,8 +35,6 @@ BASE = Path(__file__).resolve().parent.parent / "stories" / "tiny-base"
 SIMPLE = BASE.parent / "simple.jsonl"
 VOCABULARY = 3072
 
-# ---- stories ----------------------------------------------------------------------------------
-
 # One sign for each purpose: a small vocabulary has no room for four kinds of quotation mark.
 PLAIN = str.maketrans("“”‘’′–‑", '"' * 2 + "'" * 3 + "--")
 
@@ -304,9 +302,6 @@ def gram_table(stories: list[str], passages: list[str]) -> grams.Grams:
         if len(at) >= 8 and abs(z) > 2.5:
             known.add((grams.LATE if z > 0 else grams.EARLY, *run))
     return grams.Grams.of(known, size=384 * 1024)
-
-
-# ---- the command -------------------------------------------------------------------------------------------
 
 
 @exits_cleanly

@@ -53,7 +53,7 @@ def run(c: Config):
             log.write({"step": step} | kept)
         bar.set_postfix(nll=f"{stats['nll']:.3f}", tokens_per_second=f"{stats[LOGGED[-1]]:.0f}")
         if step + 1 == c.steps or (c.save_every and (step + 1) % c.save_every == 0):
-            train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, data=about)
+            train.save_checkpoint(c, model, optimiser, step + 1, data=about)
     processes.say(f"wrote {folder}/step_{c.steps:06d}; train.py --model takes it")
     if processes.MAIN:
         processes.say(huggingface.push(folder, c.push))
