@@ -30,7 +30,7 @@ import data
 import deviation
 import train
 from data import Episode, Example
-from lib import files, metrics, optim, parallel, processes
+from lib import files, optim, parallel, processes
 from lib.checkpoint import Stop
 from lib.flags import exits_cleanly, opt
 from lib.form import strip_length
@@ -267,11 +267,6 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
     return stats | {"delta/mean": mean(p.delta for p in pairs)} | totals.of_all()
 
 
-CURVES = {"held_out/margin": "held-out margin, as the loss sees it", "loss": "loss"}
-CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen": "held-out log p of the chosen"}
-CURVES |= {"margin": "margin of the batch", "grad_norm": "gradient norm"}
-
-
 def run(c: Config):
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
     pairs, held_out = prepare(c, tokenizer)
@@ -313,7 +308,6 @@ def run(c: Config):
         processes.say(f"stopped after {done} steps: {why}; the state is saved", sys.stderr)
         raise SystemExit(1) from None
     if processes.MAIN:
-        metrics.plot({c.name: log.metrics}, log.path.with_name("curves.png"), CURVES)
         first, last = (log.metrics[i]["held_out/margin"] for i in (0, -1))
         processes.say(f"held-out margin {first:+.4f} before, {last:+.4f} after; wrote {log.path.parent}/")
 
