@@ -38,7 +38,7 @@ import judge as judging
 import model as qwen
 import rollout
 from data import Episode, Example
-from lib import card, checkpoint, flags, huggingface, metrics, optim, packed, parallel, processes
+from lib import checkpoint, flags, huggingface, metrics, optim, packed, parallel, processes
 from lib.checkpoint import Stop
 from lib.flags import opt
 from lib.processes import say
@@ -397,7 +397,7 @@ def save_checkpoint(c, model, optimiser, step: int, **facts):
         qwen.save(model, partial, torch.bfloat16, write=processes.MAIN)
         if processes.MAIN:
             log = Path(c.out, c.name, "metrics.jsonl")
-            card.write(partial, asdict(c), model.source, facts | {"steps": step}, log, TOLD)
+            huggingface.write_card(partial, asdict(c), model.source, facts | {"steps": step}, log, TOLD)
             if c.lora_rank:
                 qwen.save_adapter(model, partial / "adapter", c.model)
         checkpoint.save_state(partial, model, optimiser, {"step": step, "config": asdict(c)})
