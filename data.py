@@ -14,7 +14,6 @@ Left out: system prompts, tools, pictures, several turns, tokenizers other than 
 import json
 import random
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from textwrap import shorten
@@ -183,7 +182,6 @@ class Tokenizer(BPE):
         missing = [t for t in NEEDED if t not in self.added]
         if missing:
             raise ValueError(f"{path} has no token {missing[0]}, as chat needs; use Qwen3.5's tokenizer")
-        self.files = [path.with_name(name) for name in FILES if path.with_name(name).is_file()]
         self.end_id = self.added["<|im_end|>"]
 
     def chat(self, prompt: str, thinking: bool) -> list[int]:
@@ -204,13 +202,6 @@ class Tokenizer(BPE):
         thought = (reasoning or "").strip().removeprefix("<think>").removesuffix("</think>").strip()
         thought = [*self.encode(thought + "\n"), self.added["</think>"]]
         return [*thought, *self.encode("\n\n" + story.strip()), self.end_id]
-
-    def save(self, folder: str | Path):
-        """Copies the files it was read from, so that a checkpoint keeps the tokenizer of its source."""
-        for file in self.files:
-            target = Path(folder, file.name)
-            if file.resolve() != target.resolve():
-                shutil.copyfile(file, target)
 
 
 def without_thinking(text: str) -> str:

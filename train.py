@@ -38,7 +38,7 @@ import judge as judging
 import model as qwen
 import rollout
 from data import Episode, Example
-from lib import card, checkpoint, flags, huggingface, metrics, optim, packed, parallel, processes
+from lib import checkpoint, flags, huggingface, metrics, optim, packed, parallel, processes
 from lib.checkpoint import Stop
 from lib.flags import opt
 from lib.processes import say
@@ -394,15 +394,14 @@ CURVES |= {"deviation/mean": "deviation"}
 TOLD = {"reward": "reward/mean", "in_band": "length/in_band", "words": "length/words"}
 
 
-def save_checkpoint(c, model, optimiser, tokenizer, step: int, **facts):
+def save_checkpoint(c, model, optimiser, step: int, **facts):
     """out/<run>/checkpoints/step_N: a folder that transformers loads, and in state/ what --resume loads.
     facts: what its model card says beside settings and metrics."""
     with checkpoint.new(Path(c.out, c.name, "checkpoints"), step, c.keep) as partial:
         qwen.save(model, partial, torch.bfloat16, write=processes.MAIN)
         if processes.MAIN:
-            tokenizer.save(partial)
             log = Path(c.out, c.name, "metrics.jsonl")
-            card.write(partial, asdict(c), model.source, facts | {"steps": step}, log, TOLD)
+            huggingface.write_card(partial, asdict(c), model.source, facts | {"steps": step}, log, TOLD)
             if c.lora_rank:
                 qwen.save_adapter(model, partial / "adapter", c.model)
         checkpoint.save_state(partial, model, optimiser, {"step": step, "config": asdict(c)})
@@ -484,11 +483,11 @@ def run(c: Config):
             if processes.reduce(bad_samples) == 3:
                 raise Stop("sampler and trainer disagreed three times in a row, see mismatch/*")
             if done == steps or (c.save_every and done % c.save_every == 0):
-                save_checkpoint(c, model, optimiser, tokenizer, done, **facts)
+                save_checkpoint(c, model, optimiser, done, **facts)
                 if processes.MAIN:
                     metrics.plot({c.name: log.metrics}, folder / "curves.png", CURVES)
     except Stop as why:
-        save_checkpoint(c, model, optimiser, tokenizer, done, **facts)
+        save_checkpoint(c, model, optimiser, done, **facts)
         bar.close()
         say(f"stopped at step {done}: {why}; the state is saved, --resume auto goes on", sys.stderr)
         raise SystemExit(1) from None

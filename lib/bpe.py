@@ -35,18 +35,16 @@ class BPE:
         # in order, for the letters from U+0100 on.
         printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
         others = [b for b in range(256) if b not in printable]
-        letters = [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
-        byte_of = {char: byte for byte, char in enumerate(letters)}
+        byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
         def spell(token: str) -> bytes:
             return bytes(byte_of[char] for char in token)
 
-        ranks = {bytes([byte]): byte for byte in range(256)}
-        self._ids = [vocab[char] for char in letters]  # rank -> token id
-        for merge in spec["model"]["merges"]:
-            left, right = merge.split(" ") if isinstance(merge, str) else merge
-            if ranks.setdefault(spell(left + right), len(self._ids)) == len(self._ids):
-                self._ids.append(vocab[left + right])
+        merged = [m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in spec["model"]["merges"]]
+        ranks, self._ids = {}, []  # bytes -> rank, rank -> token id
+        for token in [*byte_of, *merged]:
+            if ranks.setdefault(spell(token), len(self._ids)) == len(self._ids):
+                self._ids.append(vocab[token])
         self.added = {t["content"]: t["id"] for t in spec["added_tokens"]}
         special = {t["content"] for t in spec["added_tokens"] if t["special"]}
         self._bytes = {i: spell(token) for token, i in vocab.items() if token not in self.added}

@@ -1,6 +1,7 @@
-"""Checkpoint folders in Hugging Face's form: found here or fetched from the hub, read, written, uploaded."""
+"""Checkpoint folders in Hugging Face's form: fetched, read, written, described by a card, uploaded."""
 
 import json
+import re
 import shutil
 from contextlib import contextmanager
 from copy import deepcopy
@@ -10,11 +11,14 @@ from huggingface_hub import HfApi, get_token, save_torch_state_dict, snapshot_do
 from huggingface_hub.errors import HTTPError  # of whatever HTTP client this version of the hub's package has
 from safetensors import SafetensorError, safe_open
 
-from lib.files import replace_folder
+from lib import metrics
+from lib.files import replace_folder, write_text
+from lib.pages import markdown_table
 
 WEIGHTS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "README.md")
 BESIDE = (".json", ".jinja", ".txt", ".tiktoken")  # what lies beside the tensors and is copied unchanged
 CURE = "download or save it again"
+HUB_ID = r"[\w-]+(\.[\w-]+)*/[\w-]+(\.[\w-]+)*"  # owner/name
 
 
 def fetch(path_or_repo, patterns=WEIGHTS) -> Path:
@@ -129,3 +133,44 @@ def with_dtype(config: dict, dtype) -> dict:
         for key in {"dtype", "torch_dtype"} & set(part):
             part[key] = str(dtype).removeprefix("torch.")
     return config
+
+
+def front_matter(folder: Path, key: str) -> str:
+    """A value at the head of the README.md of a model's folder; "" where there is none."""
+    page = folder / "README.md"
+    text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+    head = text.removeprefix("---\n").partition("\n---")[0] if text.startswith("---\n") else ""
+    found = re.search(rf"^{key}: *([\w./-]+) *$", head, re.M)
+    return found[1] if found else ""
+
+
+def plain(value) -> str:
+    """One line of text: no table, heading, link or markup begins in it."""
+    return re.sub(r"[|<>`\[\]\s]+", " ", str(value)).strip()
+
+
+def write_card(folder: Path, settings: dict, source: Path, facts: dict, log: Path, names: dict):
+    """README.md of a checkpoint. settings: of the run, model and name among them; addresses and paths of this
+    machine stay out. source: the files of the model trained from, whose card names its licence. facts:
+    {heading: text}. log: metrics.jsonl, if there is one yet. names: {title: metric}, first against last five
+    steps."""
+    lines, base = metrics.read(log) if log.exists() else [], settings["model"]
+    hub_id = base if re.fullmatch(HUB_ID, base) and not Path(base).exists() else ""
+    hub_id, licence = hub_id or front_matter(source, "base_model"), front_matter(source, "license")
+    head = {"license": licence, "base_model": hub_id, "library_name": "transformers"}
+    head = [f"{key}: {value}" for key, value in head.items() if value]
+    about = {"base model": hub_id or Path(base).name}
+    about |= {"licence": licence or "the base model's files name none; see where it comes from"} | facts
+    moved = [[name, *ends] for name, ends in metrics.ends(lines, names).items()]
+    kept = [[k, str(v)] for k, v in settings.items() if v not in ("", {}) and "/" not in str(v)]
+    parts = ["\n".join(["---", *head, "pipeline_tag: text-generation", "---"])]
+    parts += [f"# {plain(settings['name'])}", table(["", ""], about.items())]
+    if moved:
+        parts += ["## First and last five steps", table(["mean of", "first five", "last five"], moved)]
+    parts += ["## Settings", table(["flag", "value"], kept)]
+    write_text(folder / "README.md", "\n\n".join(parts))
+
+
+def table(head: list[str], rows) -> str:
+    rows = [[x if x is None or isinstance(x, float) else plain(x) for x in row] for row in rows]
+    return markdown_table(head, rows).strip()

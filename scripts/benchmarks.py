@@ -14,6 +14,7 @@ import eval as evaluation
 import judge as judging
 from lib import files, flags, huggingface
 
+WORDS = 1000  # asked for where a prompt names no length
 BENCHMARKS = {  # name: (rubric, key of the prompt, key of its length)
     "story-quality": ("story_quality", "prompt", "target_word_count"),
     "longbench-write": ("longbench_write", "prompt", "length"),
@@ -23,10 +24,9 @@ BENCHMARKS = {  # name: (rubric, key of the prompt, key of its length)
 }
 
 
-def read_benchmark(name: str, path: Path, words: int) -> tuple[list[data.Example], dict[str, list[dict]]]:
-    """The prompts of a benchmark's file, and WritingBench's criteria by prompt.
-
-    words: what counts as asked where a prompt names no length. ValueError: another schema, and where."""
+def read_benchmark(name: str, path: Path) -> tuple[list[data.Example], dict[str, list[dict]]]:
+    """The prompts of a benchmark's file, and WritingBench's criteria by prompt. ValueError: another schema,
+    and where."""
     _, prompt_key, length_key = BENCHMARKS[name]
     examples, criteria = [], {}
     if name.startswith("eqbench"):  # one JSON object of all prompts; the others are JSON Lines
@@ -45,12 +45,12 @@ def read_benchmark(name: str, path: Path, words: int) -> tuple[list[data.Example
             if not isinstance(row.get("checklist"), list):
                 raise ValueError(f'{where}: no "checklist", the criteria WritingBench grades by')
             criteria[prompt] = row["checklist"]
-        length = row.get(length_key) if length_key else words
+        length = row.get(length_key) if length_key else 0
         if not isinstance(length, int):
             raise ValueError(f'{where}: "{length_key}" is {length!r}, not a number of words')
         # EQ-Bench varies a prompt by seeds; the first of them, so that a prompt stays one prompt.
         prompt = prompt.replace("<SEED>", (row.get("seed_modifiers") or [""])[0])
-        examples.append(data.Example(f"{name}-{number}", prompt, length or words, source=name))
+        examples.append(data.Example(f"{name}-{number}", prompt, length or WORDS, source=name))
     if not examples:
         raise ValueError(f"{path} holds no prompt of {name}")
     return examples, criteria
@@ -72,10 +72,8 @@ def main(argv=None):
     p = flags.parser(__doc__, epilog="All further flags are eval.py's.")
     p.add_argument("name", choices=tuple(BENCHMARKS))
     p.add_argument("file", type=Path, help="the benchmark's own prompt file")
-    more = "length that counts as asked where the benchmark names none (%(default)s)"
-    p.add_argument("--words", type=int, default=1000, help=more)
     args, rest = p.parse_known_args(argv)
-    examples, criteria = read_benchmark(args.name, args.file, args.words)
+    examples, criteria = read_benchmark(args.name, args.file)
     c = flags.parse(evaluation.Settings, rest, __doc__)
     c.rubric, c.thirds, c.prompts = BENCHMARKS[args.name][0], "off", c.prompts or str(args.file)
     c.out, judge = c.out or str(Path("out", args.name)), None

@@ -19,9 +19,9 @@ import math
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -30,7 +30,7 @@ import data
 import deviation
 import train
 from data import Episode, Example
-from lib import files, metrics, optim, parallel, processes
+from lib import files, optim, parallel, processes
 from lib.checkpoint import Stop
 from lib.flags import exits_cleanly, opt
 from lib.form import strip_length
@@ -40,15 +40,11 @@ from lib.stats import mean
 # What train.py has too, with its defaults, help and ranges.
 SHARED = """preset model out seed thinking similarity lr lr_warmup lr_decay grad_clip temperature parallel
 lora_rank lora_alpha checkpointing autocast micro_batch_tokens save_every keep resume wandb""".split()
-HINTS = get_type_hints(train.Config)
-IN_TRAIN = [f for f in fields(train.Config) if f.name in SHARED]
-IN_TRAIN = [(f.name, HINTS[f.name], field(default=f.default, metadata=f.metadata)) for f in IN_TRAIN]
+IN_TRAIN = [(f.name, f.type, f) for f in fields(train.Config) if f.name in SHARED]
 
 
 @dataclass
 class Config(make_dataclass("Shared", IN_TRAIN)):
-    """Every number of a run; a flag of the same name wins over the preset, which wins over the default."""
-
     name: str = opt("prefer", "name of this run", "preferences")
     method: Literal["dpo", "ddpo", "orpo", "dorpo", "divpo", "sft"] = opt("ddpo", "sft: the chosen alone")
     data: list[str] = opt([], "what to learn from: runs, their rollouts/ folders, JSON Lines files")
@@ -271,11 +267,6 @@ def update(scorer, optimiser, pairs: list[Pair], c: Config) -> dict:
     return stats | {"delta/mean": mean(p.delta for p in pairs)} | processes.totals(parts)
 
 
-CURVES = {"held_out/margin": "held-out margin, as the loss sees it", "loss": "loss"}
-CURVES |= {"held_out/rose": "held-out margins that rose", "held_out/chosen": "held-out log p of the chosen"}
-CURVES |= {"margin": "margin of the batch", "grad_norm": "gradient norm"}
-
-
 def run(c: Config):
     device, tokenizer = processes.connect(), data.load_tokenizer(c.model)
     pairs, held_out = prepare(c, tokenizer)
@@ -311,13 +302,12 @@ def run(c: Config):
             if (signals := processes.gather(stopping)) and step < steps:
                 raise Stop(f"{signals[0]} received; --resume auto goes on")
             if step < steps and (done == steps or (c.save_every and done % c.save_every == 0)):
-                train.save_checkpoint(c, model, optimiser, tokenizer, done, **facts)
+                train.save_checkpoint(c, model, optimiser, done, **facts)
     except Stop as why:
-        train.save_checkpoint(c, model, optimiser, tokenizer, done, **facts)
+        train.save_checkpoint(c, model, optimiser, done, **facts)
         processes.say(f"stopped after {done} steps: {why}; the state is saved", sys.stderr)
         raise SystemExit(1) from None
     if processes.MAIN:
-        metrics.plot({c.name: log.metrics}, log.path.with_name("curves.png"), CURVES)
         first, last = (log.metrics[i]["held_out/margin"] for i in (0, -1))
         processes.say(f"held-out margin {first:+.4f} before, {last:+.4f} after; wrote {log.path.parent}/")
 

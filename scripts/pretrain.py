@@ -11,6 +11,7 @@ twentieth of the steps and fall to 0 in the last half. For GPUs and several proc
 It leaves out/<name>/model, a folder that train.py takes as --model. Started again after a stop, it goes on.
 """
 
+import itertools
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,32 +55,16 @@ def lay(conversations: list[list[int]], length: int) -> list[list[int]]:
 
 def batches(c: Config, tokenizer):
     """Endless batches of token ids [rows, length + 1]; the places that no conversation fills are -100."""
-    examples = data.read_examples(c.data)
-    heads = {e.uid: tokenizer.chat(e.prompt, False) for e in examples}
-    ids = [heads[e.uid] + tokenizer.encode(e.story) + [tokenizer.end_id] for e in examples]
-    epoch, rows = 0, []
-    while True:
-        while len(rows) < c.rows:
-            order = data.order(len(ids), epoch, c.seed)
-            laid = lay([ids[i] for i in order], c.length)
-            random.Random(f"{c.seed}/{epoch}").shuffle(laid)
-            rows, epoch = rows + laid, epoch + 1
-        batch, rows = rows[: c.rows], rows[c.rows :]
-        yield torch.tensor([row + [-100] * (c.length + 1 - len(row)) for row in batch])
-
-
-def optimisers(c: Config, model) -> list[torch.optim.Optimizer]:
-    matrices = [p for p in model.layers.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    muon = torch.optim.Muon(matrices, lr=c.lr, momentum=0.95, weight_decay=0.01)
-    return [muon, torch.optim.AdamW(others, lr=c.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
-
-
-def save(folder: Path, model, tokenizer, optims, step: int):
-    qwen.save(model, folder / "model")
-    tokenizer.save(folder / "model")
-    with atomic(folder / "state.pt") as partial:
-        torch.save({"step": step, "optimisers": [o.state_dict() for o in optims]}, partial)
+    told = data.read_examples(c.data)
+    ids = [tokenizer.chat(e.prompt, False) + tokenizer.completion(e.story) for e in told]
+    rows = []
+    for epoch in itertools.count():
+        laid = lay([ids[i] for i in data.order(len(ids), epoch, c.seed)], c.length)
+        random.Random(f"{c.seed}/{epoch}").shuffle(laid)
+        rows += laid
+        while len(rows) >= c.rows:
+            batch, rows = rows[: c.rows], rows[c.rows :]
+            yield torch.tensor([row + [-100] * (c.length + 1 - len(row)) for row in batch])
 
 
 def run(c: Config):
@@ -88,7 +73,10 @@ def run(c: Config):
     at = torch.load(state, weights_only=True) if state.exists() else {"step": 0}
     start = str(folder / "model") if at["step"] else c.model
     tokenizer, model = data.load_tokenizer(start), qwen.load(start, torch.float32)
-    optims = optimisers(c, model)
+    matrices = [p for p in model.layers.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p not in set(matrices)]
+    muon = torch.optim.Muon(matrices, lr=c.lr, momentum=0.95, weight_decay=0.01)
+    optims = [muon, torch.optim.AdamW(others, lr=c.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
     for optimiser, was in zip(optims, at.get("optimisers", [])):
         optimiser.load_state_dict(was)
     bar = tqdm(range(c.steps), c.name, mininterval=2)
@@ -108,7 +96,9 @@ def run(c: Config):
             optimiser.zero_grad(set_to_none=True)
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % c.save_every == 0 or step + 1 == c.steps:
-            save(folder, model, tokenizer, optims, step + 1)
+            qwen.save(model, folder / "model")  # with the tokenizer of its source
+            with atomic(state) as partial:
+                torch.save({"step": step + 1, "optimisers": [o.state_dict() for o in optims]}, partial)
 
 
 @exits_cleanly

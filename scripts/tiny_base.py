@@ -4,15 +4,13 @@ A small model can only learn to write better if it can write at all. Models of a
 grammatical stories where the language is simple and uniform (TinyStories, arXiv 2305.07759). So
 `stories/tiny-base/`, a Qwen3.5 of that size, reads the simplest passages of the public-domain anthologies,
 then `stories/simple.jsonl`. Both have requests with a length, so it learns the chat format, where to stop and
-roughly how long from the first step on. SPLIT is what `anthologies split BOOKS... --out SPLIT` writes.
+roughly how long from the first step on.
 
-    python -m scripts.tiny_base passages SPLIT   -> passages.jsonl: simple passages of 30 to 500 words
-    python -m scripts.tiny_base stories          -> stories.jsonl: each 6 times, with other names, animals
-    python -m scripts.tiny_base words SPLIT      -> words.txt, grams.bin: what the offline judge counts by
-    python -m scripts.tiny_base new              -> new/: tokenizer of both texts, random weights of its shape
+    python -m scripts.tiny_base out/split.jsonl      # what `anthologies split BOOKS...` wrote
 
-All of it goes to out/base (--out); `words` and `new` need passages.jsonl there. Then scripts.warm_start
-trains on the passages and scripts.pretrain on the stories: see the README.
+In out/base it leaves passages.jsonl (simple passages of 30 to 500 words), stories.jsonl (each story 6 times,
+with other names, animals), words.txt and grams.bin (what the offline judge counts by) and new/ (tokenizer of
+both texts, random weights). Then scripts.warm_start and scripts.pretrain train on both: see the README.
 """
 
 import itertools
@@ -37,35 +35,25 @@ BASE = Path(__file__).resolve().parent.parent / "stories" / "tiny-base"
 SIMPLE = BASE.parent / "simple.jsonl"
 VOCABULARY = 3072
 
-# ---- stories ----------------------------------------------------------------------------------
-
 # One sign for each purpose: a small vocabulary has no room for four kinds of quotation mark.
-PLAIN = str.maketrans("“”„«»‘’‚′–‐‑―", '"' * 5 + "'" * 4 + "---—")
-PLAIN |= str.maketrans(dict.fromkeys("\u2060\u200b\ufeff\u00ad", ""))
-PLAIN |= str.maketrans(dict.fromkeys("\u00a0\u2009\u200a\u2002\u2003\u202f", " "))
+PLAIN = str.maketrans("“”‘’′–‑", '"' * 2 + "'" * 3 + "--")
 
 
 def plain(text: str) -> str:
-    """Curly quotes, dashes and odd spaces to one sign each; `--` to an em dash; `_italics_` to bare words."""
+    """Curly quotes and dashes to one sign each; `--` to an em dash; `_italics_` to bare words."""
     text = text.translate(PLAIN).replace("…", "...")
     text = re.sub(r"\s*(?:-{2,}|⸺|⸻)[ \t]*|[ \t]*—+[ \t]*", "—", text)
     return re.sub(r"(?<!\w)_+|_+(?!\w)", "", text)
 
 
-def read_split(path: str) -> dict[str, list[tuple[str, str]]]:
-    """{book: (title, text) of each story} of what `anthologies split` wrote."""
+def read_split(path: str) -> dict[str, list[str]]:
+    """{book: its stories} of what `anthologies split` wrote."""
     books = {}
     for number, row in read_lines(path, "a story per line"):
-        if not all(isinstance(row.get(key), str) for key in ("story", "title", "source")):
+        if not all(isinstance(row.get(key), str) for key in ("story", "source")):
             raise ValueError(f"{path} line {number}: give what `python -m scripts.anthologies split` wrote")
-        books.setdefault(row["source"], []).append((row["title"], row["story"]))
+        books.setdefault(row["source"], []).append(row["story"])
     return books
-
-
-def whole(stories: list[tuple[str, str]]) -> str:
-    """A book as running text, one line per paragraph."""
-    parts = re.split(r"\n\s*\n", "\n\n".join(text for _, text in stories))
-    return plain("\n\n".join(" ".join(part.split()) for part in parts))
 
 
 # ---- tokenizer and words ----------------------------------------------------------------------------------
@@ -75,13 +63,9 @@ def train_tokenizer(texts: list[str], folder: Path):
     """Byte-level BPE as Qwen3.5 has it, the special tokens at the end. ValueError: too little text."""
     import tokenizers as hf
 
-    bpe, qwens = hf.Tokenizer(hf.models.BPE()), hf.Tokenizer.from_file(str(BASE / "tokenizer.json"))
-    bpe.normalizer, bpe.pre_tokenizer, bpe.decoder = qwens.normalizer, qwens.pre_tokenizer, qwens.decoder
+    bpe = hf.Tokenizer.from_file(str(BASE / "tokenizer.json"))  # all but its vocabulary stays as it is
     how = {"show_progress": False, "initial_alphabet": hf.pre_tokenizers.ByteLevel.alphabet()}
     bpe.train_from_iterator(texts, hf.trainers.BpeTrainer(vocab_size=VOCABULARY - len(data.NEEDED), **how))
-    # As with Qwen, <think> is a token of its own but not "special": decoding does not drop it.
-    bpe.add_special_tokens([hf.AddedToken(t, normalized=False, special=True) for t in data.NEEDED[:3]])
-    bpe.add_tokens([hf.AddedToken(t, normalized=False, special=False) for t in data.NEEDED[3:]])
     if bpe.get_vocab_size() != VOCABULARY:
         raise ValueError(f"the books gave {bpe.get_vocab_size()} tokens, not {VOCABULARY}: pass more of them")
     write_text(folder / "tokenizer.json", bpe.to_str(pretty=False))
@@ -102,9 +86,6 @@ def common_words(texts: list[str]) -> set[str]:
 
 NOTE = r"gutenberg|transcriber|copyright|footnote|illustration|https?:|↩|\*\*|^\W*(the end|finis)\W*$"
 NOTE = re.compile(NOTE, re.I)
-MATTER = r"preface|introduction|contents|dedication|notes?|glossary|appendix|foreword|bibliograph\w+|endnotes"
-MATTER += r"|colophon|imprint|uncopyright|titlepage|index"
-NOT_A_STORY = re.compile(rf"\b({MATTER})\b", re.I)
 SPEAKER = re.compile(r"[A-Z][A-Z. ]{2,30}[.:] ")  # HAMLET. Words: a play
 SLUR = re.compile(rf"{FLAGGED.pattern}|\bnegr\w+", re.I)
 LOWER = re.compile(r"(?<![\w'])[a-z]+(?:'[a-z]+)?")  # words in small letters: no names
@@ -235,15 +216,13 @@ def simple(paragraph: str, common: set[str]) -> bool:
     return bool(tokens) and not long and sum(t in common for t in tokens) >= 0.95 * len(tokens)
 
 
-def simple_runs(books: dict):
+def simple_runs(books: dict, texts: list[str]):
     """Yields (book, paragraphs) of each run of simple paragraphs in a story; a tale that several books hold
-    comes once."""
-    whole_books = [whole(stories) for stories in books.values()]
-    counts = Counter(w for text in whole_books for w in LOWER.findall(text))
+    comes once. texts: of whole books."""
+    counts = Counter(w for text in texts for w in LOWER.findall(text))
     common, seen = {w for w, _ in counts.most_common(6000)}, set()
     for book, stories in tqdm(sorted(books.items()), desc="books", unit="book"):
-        for title, text in stories:
-            paragraphs = [] if NOT_A_STORY.search(title) else prose(text)
+        for paragraphs in map(prose, stories):
             if not paragraphs or (begins := paragraphs[0][:60].lower()) in seen:
                 continue
             seen.add(begins)
@@ -252,11 +231,11 @@ def simple_runs(books: dict):
                     yield book, list(run)
 
 
-def passage_examples(books: dict, rng: random.Random) -> list[data.Example]:
+def passage_examples(books: dict, texts: list[str], rng: random.Random) -> list[data.Example]:
     """Simple passages with a request each, cut twice, at other places."""
-    runs = list(simple_runs(books))
-    texts = [" ".join(paragraphs) for _, paragraphs in runs]
-    df = Counter(w for text in texts for w in set(re.findall(r"[a-z]+(?:-[a-z]+)*", text)))
+    runs = list(simple_runs(books, texts))
+    found = (set(re.findall(r"[a-z]+(?:-[a-z]+)*", " ".join(paragraphs))) for _, paragraphs in runs)
+    df = Counter(w for words in found for w in words)
     rarity = {w: math.log(len(runs) / n) for w, n in df.items() if n >= 5}
     examples, seen = [], set()
     for _ in range(2):
@@ -325,34 +304,24 @@ def gram_table(stories: list[str], passages: list[str]) -> form.Grams:
     return form.Grams.of(known, size=384 * 1024)
 
 
-# ---- the command -------------------------------------------------------------------------------------------
-
-
 @exits_cleanly
 def main(argv=None):
     p = parser(__doc__)
-    p.add_argument("command", choices=("passages", "stories", "words", "new"))
-    p.add_argument("split", nargs="?", help="for passages and words: what `anthologies split` wrote")
+    p.add_argument("split", help="what `python -m scripts.anthologies split` wrote")
     p.add_argument("--out", type=Path, default=Path("out/base"), help="folder (%(default)s)")
     args = p.parse_args(argv)
-    if args.command in ("passages", "words") and not args.split:
-        p.error(f"{args.command} needs SPLIT, which `python -m scripts.anthologies split` writes")
-    rng, told, easy = random.Random(0), data.read_examples(SIMPLE), args.out / "passages.jsonl"
-    if args.command == "passages":
-        data.write_examples(easy, passage_examples(read_split(args.split), rng))
-    elif args.command == "stories":
-        data.write_examples(args.out / "stories.jsonl", story_examples(told, 6, rng))
-    else:
-        stories, passages = [[e.story for e in part] for part in (told, data.read_examples(easy))]
-    if args.command == "words":
-        texts = [whole(stories) for stories in read_split(args.split).values()]
-        words = sorted(common_words(texts) | common_words(stories))
-        write_text(args.out / "words.txt", "\n".join(words) + "\n")
-        with atomic(args.out / "grams.bin") as file:
-            file.write_bytes(gram_table(stories, passages).bits)
-    elif args.command == "new":
-        qwen.save(qwen.new(read_config(BASE), seed=0), args.out / "new")
-        train_tokenizer(stories * 4 + passages, args.out / "new")
+    books, told = read_split(args.split), data.read_examples(SIMPLE)
+    texts = [plain("\n\n".join(stories)) for stories in books.values()]
+    cut = passage_examples(books, texts, random.Random(0))
+    data.write_examples(args.out / "passages.jsonl", cut)
+    data.write_examples(args.out / "stories.jsonl", story_examples(told, 6, random.Random(0)))
+    stories, passages = [[e.story for e in part] for part in (told, cut)]
+    words = sorted(common_words(texts) | common_words(stories))
+    write_text(args.out / "words.txt", "\n".join(words) + "\n")
+    with atomic(args.out / "grams.bin") as file:
+        file.write_bytes(gram_table(stories, passages).bits)
+    qwen.save(qwen.new(read_config(BASE), seed=0), args.out / "new")
+    train_tokenizer(stories * 4 + passages, args.out / "new")
 
 
 if __name__ == "__main__":

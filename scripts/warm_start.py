@@ -3,8 +3,6 @@
 It is the trainer's own update on groups that hold one reference each, with advantage 1: its gradient is that
 of the negative log-likelihood. The learning rate rises for the first twentieth of the steps, then falls to 0.
 
-    python -m scripts.warm_start --preset tiny --model out/base/new --data out/base/passages.jsonl \\
-        --steps 300 --rows 32 --lr 2e-3 --autocast True --max_new_tokens 1024 --name books
     torchrun --nproc_per_node=4 -m scripts.warm_start --data out/stories.jsonl --steps 100 --lr 1e-5
 
 All flags of train.py work; those of sampling, reward and judge change nothing here. It leaves out/<name>/
@@ -30,8 +28,7 @@ class Config(train.Config):
     rows: int = opt(32, "reference stories per step, over all processes", low=1)
 
 
-# Whatever a preset samples at: what is learned here is the plain likelihood.
-PRESETS = {name: preset | {"steps": 100, "temperature": 1.0} for name, preset in train.PRESETS.items()}
+PRESETS = {name: preset | {"steps": 100} for name, preset in train.PRESETS.items()}
 LOGGED = ("nll", "grad_norm", "entropy", "train/tokens_per_second")
 
 
@@ -44,7 +41,7 @@ def run(c: Config):
         raise ValueError(f"--rows {c.rows}: {c.data} has only {len(stories)} stories that fit; lower it")
     model, scorer = train.build(c, device)
     optimiser, start, log = train.start_or_resume(c, model, scorer, betas=(0.9, 0.95))
-    folder, facts = Path(c.out, c.name), {"data": data.describe(c.data, examples)}
+    folder, about = Path(c.out, c.name, "checkpoints"), data.describe(c.data, examples)
     bar = tqdm(range(start, c.steps), c.name, c.steps, initial=start, disable=not processes.MAIN)
     for step in bar:
         clock = time.time()
@@ -52,20 +49,20 @@ def run(c: Config):
         batch = data.batch(len(stories), step, c.rows, c.seed)[processes.RANK :: processes.WORLD]
         stats = train.update(c, scorer, optimiser, [[stories[i]] for i in batch])
         if processes.MAIN:
-            kept = {name: stats[name] for name in LOGGED}
-            log.write({"step": step} | kept | {"seconds": time.time() - clock})
+            kept = {name: stats[name] for name in LOGGED} | {"seconds": time.time() - clock}
+            log.write({"step": step} | kept)
         bar.set_postfix(nll=f"{stats['nll']:.3f}", tokens_per_second=f"{stats[LOGGED[-1]]:.0f}")
         if step + 1 == c.steps or (c.save_every and (step + 1) % c.save_every == 0):
-            train.save_checkpoint(c, model, optimiser, tokenizer, step + 1, **facts)
-    processes.say(f"wrote {folder}/checkpoints/step_{c.steps:06d}; train.py --model takes it")
+            train.save_checkpoint(c, model, optimiser, step + 1, data=about)
+    processes.say(f"wrote {folder}/step_{c.steps:06d}; train.py --model takes it")
     if processes.MAIN:
-        processes.say(huggingface.push(folder / "checkpoints", c.push))
+        processes.say(huggingface.push(folder, c.push))
 
 
 @exits_cleanly
 def main(argv=None):
     c = train.parse(argv, Config, PRESETS, __doc__)
-    c = replace(c, judge="offline", hri="positive", kl=0.0, prompts=processes.WORLD)
+    c = replace(c, judge="offline", hri="positive", kl=0.0, temperature=1.0, prompts=processes.WORLD)
     train.check(c, processes.WORLD)
     run(c)
 

@@ -128,7 +128,7 @@ def checks(tag):
 def test_prompt_files(tmp_path):
     def read(name, text):
         (tmp_path / "f").write_text(text)
-        return benchmarks.read_benchmark(name, tmp_path / "f", 1000)
+        return benchmarks.read_benchmark(name, tmp_path / "f")
 
     rows = [{"prompt": f"Write {n} words.", "type": "Fiction", "length": n} for n in (2000, 500)]
     examples, _ = read("longbench-write", "\n".join(map(json.dumps, rows)))
@@ -169,7 +169,7 @@ def test_writingbench_grades_by_each_querys_criteria(checkpoint, tmp_path, monke
             assert ("a fox" in body["messages"][1]["content"]) == ("fox A" in system)
         return json.dumps({k: {"why": "w", "quotes": [], "score": score} for k in keys})
 
-    asked = f"writingbench-d4 {tmp_path}/wb.jsonl --words 30 --max_new_tokens 30 --samples 1"
+    asked = f"writingbench-d4 {tmp_path}/wb.jsonl --max_new_tokens 30 --samples 1"
     how = f"--model {checkpoint()} --out {tmp_path}/o --judge_url {Server(reply).url} --judge_model reader"
     benchmarks.main(f"{asked} {how}".split())
     assert saved(tmp_path / "o")["figures"]["random-0"]["quality"]["all"]["mean"] == pytest.approx(75)

@@ -1,5 +1,6 @@
 """scripts/pretrain.py, fluency.py and before_after.py: what makes the demo's base, and what looks at it."""
 
+import itertools
 import json
 import math
 import random
@@ -51,16 +52,17 @@ def test_the_loss_falls_and_a_run_goes_on_where_it_stopped(monkeypatch, tmp_path
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     whole.mkdir(), halves.mkdir()
     once = run(monkeypatch, whole, start, examples, "--steps", 6, "--save_every", 3)
-    stop = pretrain.save
+    batches = pretrain.batches
 
-    def killed(folder, model, tokenizer, optims, step):
-        stop(folder, model, tokenizer, optims, step)
+    def killed(*args):
+        yield from itertools.islice(batches(*args), 4)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pretrain, "save", killed)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
+    monkeypatch.setattr(pretrain, "batches", killed)
+    with pytest.raises(SystemExit):
         run(monkeypatch, halves, start, examples, "--steps", 6, "--save_every", 3)
-    monkeypatch.setattr(pretrain, "save", stop)
+    assert torch.load(halves / "out/run/state.pt", weights_only=True)["step"] == 3
+    monkeypatch.setattr(pretrain, "batches", batches)
     twice = run(monkeypatch, halves, start, examples, "--steps", 6, "--save_every", 3)
     for a, b in zip(once.parameters(), twice.parameters()):
         assert torch.equal(a, b)

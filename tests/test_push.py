@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from test_runs import go, model  # noqa: F401  (fixtures)
 
-from lib import card, huggingface
+from lib import huggingface
 
 TOKEN = "hf_aVeryPrivateToken"
 
@@ -128,11 +128,11 @@ def test_no_token_and_no_network_are_one_sentence_each(go, hub, capsys, monkeypa
 
 
 def made(folder, source, steps, facts, names, **settings):
-    """The text of a card that card.write makes."""
+    """The text of a card that huggingface.write_card makes."""
     settings = {"model": "Qwen/Qwen3.5-9B", "name": "r", "lr": 1e-6, "watch": {}} | settings
     lines = [json.dumps({"step": i, "reward/mean": i / 10, "length/words": None}) for i in range(steps)]
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
-    card.write(folder, settings, source, facts, folder / "metrics.jsonl", names)
+    huggingface.write_card(folder, settings, source, facts, folder / "metrics.jsonl", names)
     return (folder / "README.md").read_text()
 
 
@@ -169,5 +169,5 @@ def test_nothing_in_a_card_is_markup(tmp_path):
 
 
 def test_the_demo_has_a_licence():
-    assert card.front_matter(ROOT / "stories/tiny-base", "license") == "mit"
+    assert huggingface.front_matter(ROOT / "stories/tiny-base", "license") == "mit"
     assert huggingface.fetch(ROOT / "stories/tiny-base").is_dir()

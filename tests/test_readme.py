@@ -24,7 +24,7 @@ def program(command: str) -> tuple[str, ...]:
     at = next(i for i, w in enumerate(words) if w.endswith(".py") or w == "-m")
     found = words[at : at + 2] if words[at] == "-m" else words[at : at + 1]
     rest = words[at + len(found) :]
-    return tuple(found + (rest[:1] if found[-1] in ("scripts.anthologies", "scripts.tiny_base") else []))
+    return tuple(found + (rest[:1] if found[-1] == "scripts.anthologies" else []))
 
 
 @cache

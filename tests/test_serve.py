@@ -27,7 +27,8 @@ def checkpoint(tmp_path):
     config["rope_parameters"] = SMALL["rope_parameters"] | {"mrope_section": [2, 1, 1]}
     folder = tmp_path / "checkpoint"
     qwen.save(qwen.new(config, seed=1), folder)
-    data.load_tokenizer(BASE).save(folder)
+    for file in BASE.glob("tokenizer*"):
+        shutil.copy(file, folder)
     return folder
 
 

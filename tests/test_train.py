@@ -365,13 +365,13 @@ def save_for_ever(folder, out):
     c = train.parse([*FLAGS, "--model", str(folder), "--out", str(out), "--keep", "2", "--name", "tiny"])
     policy, scorer = train.build(c, torch.device("cpu"))
     optimiser = optim.adamw(scorer, 1e-3, 0.0)
-    tokenizer, done = data.load_tokenizer(folder), out / "tiny/checkpoints"
+    done = out / "tiny/checkpoints"
     checkpoint.open_run(out / "tiny", "auto")
     step = max([int(p.name[5:]) for p in done.glob("step_*")], default=0)
     (out / "ready").touch()
     for n in range(500):  # not for ever after all: it must not outlive a test that was killed
         step += 1 - n % 2  # every second save replaces the folder of the one before
-        train.save_checkpoint(c, policy, optimiser, tokenizer, step)
+        train.save_checkpoint(c, policy, optimiser, step)
 
 
 def test_twenty_kills_during_saves_leave_only_checkpoints_that_load(model, tmp_path):

@@ -1,6 +1,7 @@
 """The rows of the benchmark that have a peer: transformers, TRL, or the textbook's formula."""
 
 import itertools
+import shutil
 import tempfile
 from functools import cache, partial
 from pathlib import Path
@@ -45,7 +46,8 @@ class Pair:
         self.temporary = tempfile.TemporaryDirectory()
         self.folder = Path(self.temporary.name, "model")
         qwen.save(self.ours, self.folder)
-        data.load_tokenizer(BASE).save(self.folder)
+        for file in BASE.glob("tokenizer*"):
+            shutil.copy(file, self.folder)
         self.peer = transformers.Qwen3_5ForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         self.replica, self.compiled = rollout.replica(self.ours), rollout.replica(self.ours, compile=True)
 
