@@ -31,7 +31,7 @@ import deviation
 import eval as evaluation
 import judge as judging
 import train
-from lib import huggingface, metrics
+from lib import huggingface
 from lib.files import lock, read_lines, replace_between, write_json, write_text
 from lib.flags import exits_cleanly, opt, parse
 from lib.form import share_real, strip_length
@@ -220,8 +220,6 @@ def run_cells(a: Config, argv: list[str]):
 # ---- what it shows -----------------------------------------------------------------------------------------
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
-TRAINED = {"reward": "reward/mean", "in band": "length/in_band"}
-TRAINED |= {"quality": "reward/quality", "words / asked": "length/ratio"}
 
 
 def show(values: list[float | None]) -> str | None:
@@ -273,18 +271,6 @@ def charts_of(a: Config, results: dict[str, list[dict]]) -> list[dict]:
     return charts
 
 
-def training_table(a: Config, results: dict[str, list[dict]]) -> str:
-    """Means of the first and of the last five steps, over seeds; dashes below ten steps."""
-    rows = []
-    for name in (n for n in results if n in GRPO):
-        runs = [Path(a.out, f"{name}-{cell['seed']}", "metrics.jsonl") for cell in results[name]]
-        ends = [metrics.ends(metrics.read(path), TRAINED) for path in runs]
-        for i, when in enumerate(("first", "last")):
-            means = [[end.get(title, (None, None))[i] for end in ends] for title in TRAINED]
-            rows.append([name, when, *map(show, means)])
-    return markdown_table(["method", "steps", *TRAINED], rows)
-
-
 def length_table(a: Config, results: dict[str, list[dict]]) -> str:
     rows, listed = [], judging.OfflineJudge().words
     written = {name: [row for c in cells for row in stories(a, c)] for name, cells in results.items()}
@@ -332,8 +318,6 @@ def report(a: Config, argv: list[str]):
     text = [
         f"Made by `{' '.join(['python -m scripts.study', *argv])}`: {a.seeds} seed(s), judge: {a.judge}.\n",
         f"![words written and quality against the length asked for]({page.with_suffix('.png').name})\n",
-        "## Training: first and last five steps\n",
-        training_table(a, results),
         "## Held-out subjects, by requested length\n",
         length_table(a, results),
         "Mean ± half a 95 % interval over seeds (Student's t). Quality: at most 100; offline: form. In "
