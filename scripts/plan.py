@@ -5,13 +5,11 @@ micro-batches of the longest rows run on fake tensors, as process 0 of N. Every 
 lives, and the operations of every product. A deep model is rehearsed twice with few layers; memory and
 operations are straight lines in their number. Hours are counted work divided by rates that you give.
 
-    python -m scripts.plan                                                    # polaris-9b on 4 x A100-80GB
+    python -m scripts.plan --judge_price 1.25 10                              # polaris-9b on 4 x A100-80GB
     python -m scripts.plan --gpus 1 --gpu_memory 141 --lora_rank 32 --bandwidth 4300 --tflops 800
-    python -m scripts.plan --judge_price 1.25 10
 
 All flags of train.py work beside the plan's own. Exit code 1: the plan cannot fit; it says what would help.
-Left out: CUDA context, fragments and workspaces of kernels beyond --reserve, what CUDA graphs keep, the wait
-for the last story of a step, the vision tower.
+Left out: what kernels and CUDA graphs take beyond --reserve, the wait for the last story of a step.
 """
 
 import sys
@@ -153,15 +151,11 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
     return ledger.peaks | {"work": work, "waits": ledger.waits}
 
 
-def deep(hf_config: dict) -> bool:
-    return hf_config.get("text_config", hf_config)["num_hidden_layers"] > 2 * FEW
-
-
 def memory(c: train.Config, hf_config: dict, world: int, node: int) -> dict[str, Counter]:
     """`rehearse`; for a deep model the straight line through one of FEW layers and one of twice as many."""
-    if not deep(hf_config):
-        return rehearse(c, hf_config, world, node)
     ends, text = [], hf_config.get("text_config", hf_config)
+    if text["num_hidden_layers"] <= 2 * FEW:
+        return rehearse(c, hf_config, world, node)
     for n in (FEW, 2 * FEW):
         shallow = text | {"num_hidden_layers": n, "layer_types": text.get("layer_types", [])[:n]}
         ends.append(rehearse(c, hf_config | {"text_config": shallow}, world, node))
@@ -272,13 +266,14 @@ def work(c: train.Config, a: Settings, hf_config: dict, slots: int, flops: float
 
 def show(c: train.Config, a: Settings, hf_config: dict, m: Memory, tokens: int):
     """Prints what is trained, on what, the memory by kind and phase, and that of serving the result."""
-    frozen, trained = qwen.count(hf_config, c.lora_rank)
+    (frozen, trained), config = qwen.count(hf_config, c.lora_rank), qwen.ModelConfig.from_hf(hf_config)
     total = frozen or trained  # LoRA adds nothing once it is merged
     kind = parallel.choose(c.parallel, shard=not c.lora_rank)[0] if a.gpus > 1 else "none"
     how = {"fsdp": "sharded", "hsdp": "sharded in each node"}.get(kind, "whole on each GPU")
     size = f"{total / 1e9:.2f} B parameters, {trained / 1e9:.2f} B trained"
     print(f"{c.model}: {size}; {a.gpus} x {a.gpu_memory:g} GB, {how}")
-    shallow = f"; with {FEW} and {2 * FEW} layers, then a straight line" if deep(hf_config) else ""
+    deep = len(config.layer_types) > 2 * FEW
+    shallow = f"; with {FEW} and {2 * FEW} layers, then a straight line" if deep else ""
     print(f"rehearsed on fake tensors, micro-batch of {tokens:,.0f} tokens{shallow}\n")
     print(f"{'GB per GPU, at its highest while it':36}{'writes':>8}{'learns':>8}")
     for kind in KINDS:
@@ -289,7 +284,7 @@ def show(c: train.Config, a: Settings, hf_config: dict, m: Memory, tokens: int):
     print(f"  {'all':34}{writing:8.1f}{learning:8.1f}")
     peak = f"peak {max(writing, learning):.1f} GB of {a.card / 1e9:.1f}"
     print(f"{peak}; {m.slots} slots of {m.slot / 1e6:.0f} MB")
-    state, keys = cache_bytes(qwen.ModelConfig.from_hf(hf_config), 1000)
+    state, keys = cache_bytes(config, 1000)
     weights = f"weights {2 * total / 1e9:.3g} GB in bf16, {4.5 / 8 * total / 1e9:.3g} GB at 4 bit"
     print(f"served: {weights}; per story {state / 1e6:.3g} MB + {keys / 1e6:.3g} MB per thousand tokens")
 

@@ -1,17 +1,14 @@
 """Side by side with transformers and TRL on this machine: one table, each row ours / peer / ratio.
 
-Pairs are interleaved (ours, peer, ours, peer, ...) and the ratio is the median over pairs, so that a machine
-that slows down slows both. Before a row is timed, its answer is compared with the peer's; a row whose check
-fails is void. Denormal numbers are flushed to zero on both sides: strong decays of the delta rule make them,
-and they cost the peer more than us.
+Pairs are interleaved (ours, peer, ours, ...) and the ratio is the median over pairs, so that a machine that
+slows down slows both. A row whose answer differs from the peer's is void. See docs/performance.md.
 
     python -m scripts.bench                            # the table, into out/bench/; ten minutes, quiet cores
     python -m scripts.bench --only decode_8 --pairs 9  # one row (also: agreement, memory, growth, gpu)
     python -m scripts.bench --clock cpu --threads 1    # CPU time of one thread: for a machine that is shared
 
-TRL is optional (requirements-bench.txt). On a GPU the copy bandwidth and the rate of matrix products are
-measured first; decoding and training of random weights, at the shapes of the 9B and the 2B, are then shares
-of them. Left out: vLLM and other servers. Suffixes: B rows, T tokens.
+On a GPU the copy bandwidth and the rate of matrix products are measured first; decoding and training of
+random weights are then shares of them. Left out: vLLM and other servers. Dimensions: B rows, T tokens.
 """
 
 import itertools
@@ -111,17 +108,11 @@ def limits() -> tuple[float, float]:
 
 
 def gpu():
-    """Yields what this GPU can do at most, and what share of that decoding and training reach."""
+    """Yields what this GPU can do at most, and what share of that decoding (a random 9B with full caches) and
+    training reach."""
     bandwidth, rate = limits()
     line = f"copy {bandwidth / 1e12:.2f} TB/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s"
     yield f"{torch.cuda.get_device_name()}: {line}"
-    yield from gpu_decode(bandwidth)
-    yield gpu_train("LoRA 9B", NINE_B, 32, rate)
-    yield gpu_train("full 2B", TWO_B, 0, rate)
-
-
-def gpu_decode(bandwidth: float):
-    """Steps of a random 9B with full caches, as a share of the time that reading and writing takes alone."""
     model = randomised(qwen.empty(qwen.ModelConfig.from_hf(NINE_B), torch.bfloat16, CUDA))
     for B, context, bar in ((1, 6144, 60), (16, 6144, 60), (64, 6144, 55), (64, 16384, 50)):
         torch.cuda.empty_cache()
@@ -131,6 +122,9 @@ def gpu_decode(bandwidth: float):
         speed = f"{each * 1e3:7.2f} ms per step, {B / each:8.0f} tokens/s, {100 * share:.0f} % of the limit"
         most = torch.cuda.max_memory_allocated()
         yield f"decode 9B, B = {B:2d}, {context:6,d}: {speed} (bar {bar}), peak {most / 1e9:.1f} GB"
+    del model
+    yield gpu_train("LoRA 9B", NINE_B, 32, rate)
+    yield gpu_train("full 2B", TWO_B, 0, rate)
 
 
 def gpu_train(name: str, hf: dict, lora_rank: int, rate: float, tokens: int = 6144) -> str:
