@@ -3,8 +3,9 @@
 import math
 
 import torch
+import torch.distributed as dist
 
-from lib.sharding import average_replicated, clip_gradients, is_sharded
+from lib.sharding import is_sharded, whole
 
 
 def adamw(module, lr: float, weight_decay: float, betas=(0.9, 0.999)) -> torch.optim.AdamW:
@@ -24,10 +25,18 @@ def set_lr(optimiser, lr: float, step: int, steps: int, warmup: int, decay: bool
 
 
 def descend(optimiser, max_norm: float) -> tuple[float, bool]:
-    """Clips the gradients and steps -> (their global L2 norm before, whether it was finite; else no step)."""
-    params = [p for group in optimiser.param_groups for p in group["params"]]
-    average_replicated(params)
-    norm = clip_gradients(params, max_norm)
+    """Clips the gradients to a global L2 norm of at most max_norm, and steps -> (the norm before, whether it
+    was finite; else no step). To read it is the one wait for the device in an update."""
+    grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    alone, sharded = ([g for g in grads if is_sharded(g) == is_part] for is_part in (False, True))
+    for grad in alone if sharded else []:  # FSDP leaves them as each process has them, see `sharding.shard`
+        dist.all_reduce(grad)
+        grad /= dist.get_world_size()
+    squares = [sum(g.float().square().sum() for g in part) for part in (alone, sharded)]
+    norm = float(squares[0] + whole(squares[1])) ** 0.5
+    if norm > max_norm:
+        for grad in grads:
+            grad.mul_(max_norm / (norm + 1e-6))
     if math.isfinite(norm):
         optimiser.step()
     return norm, math.isfinite(norm)

@@ -38,7 +38,7 @@ class Ledger(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.live, self.held, self.peaks = {}, Counter(), {}
-        self.kind, self.phase, self.waits, self.flops = "other", "set-up", Counter(), Counter()
+        self.kind, self.phase, self.waits, self.flops = "temporary", "set-up", Counter(), Counter()
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         if any(issubclass(t, DTensor) for t in types):

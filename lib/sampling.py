@@ -71,8 +71,14 @@ def draw(z_BV, noise):
     return block * b + within.argmax(-1), lse.logsumexp(-1)
 
 
-def truncate(z_BV, s: Sampling):
-    """-inf for what top-k, top-p and min-p leave out, in Hugging Face's order; at least one token stays."""
+def bend(z_BV, s: Sampling, seen_BV=None):
+    """Logits at the temperature -> those that are sampled from, in Hugging Face's order: repetition penalty,
+    then -inf for what top-k, top-p and min-p leave out; at least one token stays."""
+    if s.penalises:
+        factor = torch.where(z_BV > 0, 1 / s.repetition_penalty, s.repetition_penalty)
+        z_BV = torch.where(seen_BV, z_BV * factor, z_BV)
+    if not s.truncates:
+        return z_BV
     if s.top_k:
         top = z_BV.topk(min(s.top_k, z_BV.shape[-1])).values
         z_BV = z_BV.masked_fill(z_BV < top[:, -1:], -math.inf)
@@ -84,14 +90,6 @@ def truncate(z_BV, s: Sampling):
     if s.min_p:
         z_BV = z_BV.masked_fill(z_BV < z_BV.amax(-1, keepdim=True) + math.log(s.min_p), -math.inf)
     return z_BV
-
-
-def bend(raw_BV, s: Sampling, seen_BV=None):
-    """Logits at the temperature -> those that are sampled from: repetition penalty, then truncation."""
-    if s.penalises:
-        factor = torch.where(raw_BV > 0, 1 / s.repetition_penalty, s.repetition_penalty)
-        raw_BV = torch.where(seen_BV, raw_BV * factor, raw_BV)
-    return truncate(raw_BV, s) if s.truncates else raw_BV
 
 
 def pick(logits_BV, noise, s: Sampling, seen_BV=None):

@@ -14,7 +14,7 @@ def shard(module, blocks, device=None, *, bf16: bool, shards: int, whole: tuple[
     Masters keep their dtype (fp32 for training), products run in bf16 where asked, gradients are reduced in
     fp32. With fewer shards than processes, each `shards` neighbours hold the whole module between them
     (HSDP). whole: endings of the names of parameters that stay whole on every process, because mixed
-    precision would round them; `average_replicated` averages their gradients. methods: besides `forward`.
+    precision would round them; `optim.descend` averages their gradients. methods: besides `forward`.
     """
     replicas = dist.get_world_size() // shards
     device = torch.device(device or next(module.parameters()).device)
@@ -58,35 +58,3 @@ def is_sharded(tensor) -> bool:
 def whole(tensor):
     """The tensor as it is, or gathered from its shards: then every process must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
-
-
-def average_replicated(params):
-    """Averages over processes the gradients that FSDP leaves alone (see `shard`); else a no-op."""
-    if any(is_sharded(p) for p in params):
-        for p in params:
-            if not is_sharded(p) and p.grad is not None:
-                dist.all_reduce(p.grad)
-                p.grad /= dist.get_world_size()
-
-
-@torch.no_grad()
-def clip_gradients(params, max_norm: float) -> float:
-    """Scales the gradients of whole and sharded parameters to a global L2 norm of at most max_norm.
-    Returns the norm before: the one wait for the device in an update."""
-    grads = [p.grad for p in params if p.grad is not None]
-    sharded = [g for g in grads if is_sharded(g)]
-    total = sum_of_squares(g for g in grads if not is_sharded(g))
-    if sharded:
-        part = sum_of_squares(g.to_local() for g in sharded)
-        dist.all_reduce(part)
-        mesh = sharded[0].device_mesh
-        total = total + part / (mesh.size(0) if mesh.ndim == 2 else 1)  # each replica counted every shard
-    norm = float(total) ** 0.5
-    if norm > max_norm:
-        for g in grads:
-            g.mul_(max_norm / (norm + 1e-6))
-    return norm
-
-
-def sum_of_squares(tensors):
-    return sum(t.float().square().sum() for t in tensors)

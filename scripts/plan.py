@@ -5,13 +5,11 @@ micro-batches of the longest rows run on fake tensors, as process 0 of N. Every 
 lives, and the operations of every product. A deep model is rehearsed twice with few layers; memory and
 operations are straight lines in their number. Hours are counted work divided by rates that you give.
 
-    python -m scripts.plan                                                    # polaris-9b on 4 x A100-80GB
+    python -m scripts.plan --judge_price 1.25 10                              # polaris-9b on 4 x A100-80GB
     python -m scripts.plan --gpus 1 --gpu_memory 141 --lora_rank 32 --bandwidth 4300 --tflops 800
-    python -m scripts.plan --judge_price 1.25 10
 
 All flags of train.py work beside the plan's own. Exit code 1: the plan cannot fit; it says what would help.
-Left out: CUDA context, fragments and workspaces of kernels beyond --reserve, what CUDA graphs keep, the wait
-for the last story of a step, the vision tower.
+Left out: what kernels and CUDA graphs take beyond --reserve, the wait for the last story of a step.
 """
 
 import sys
@@ -70,35 +68,6 @@ class Settings:
 # ---- the rehearsal ------------------------------------------------------------
 
 
-class Memory(NamedTuple):
-    """What one process takes, in bytes by kind at the highest moment of each phase, and its work.
-
-    writing: with one slot. slot: for each further one. learning: without replica and slots. flops: of an
-    update, per token of the longest row. tokens: of the micro-batches rehearsed. waits: {phase: of the host
-    for a device}. slots, fits: see `fit`.
-    """
-
-    writing: Counter
-    slot: float
-    learning: Counter
-    flops: float
-    tokens: int
-    waits: Counter = Counter()
-    slots: int = 1
-    fits: bool = False
-
-
-def line(few: Memory, twice: Memory, layers: int) -> Memory:
-    """At `layers`, the straight line through a rehearsal of FEW layers and one of twice as many."""
-
-    def at(a, b):
-        if isinstance(a, Counter):
-            return Counter({kind: at(a[kind], b[kind]) for kind in a | b})
-        return a + (b - a) * (layers - FEW) / FEW
-
-    return Memory(*map(at, few, twice))
-
-
 @contextmanager
 def as_on_a_gpu():
     """The two kernels that a GPU has and the CPU's fake tensors would not choose: attention that keeps no
@@ -129,25 +98,8 @@ def episodes(tokens: int, completion: int, n: int) -> list[list[Episode]]:
     return [[replace(row, reward=1.0, advantage=1.0, sampler_logprobs=[0.0] * completion) for _ in range(n)]]
 
 
-def keep_books(ledger, scorer, optimiser):
-    """What a forward pass makes are activations; what stays after an update is what it is."""
-    params = [p for p in scorer.parameters() if p.requires_grad]
-
-    def before(*_):
-        ledger.adopt("gradients", [p.grad for p in params if p.grad is not None])
-        ledger.adopt("optimiser", [t for s in optimiser.state.values() for t in s.values()])
-        ledger.kind = "activations"
-
-    def after(*_):
-        ledger.kind = "temporary"
-
-    scorer.register_forward_pre_hook(before)
-    scorer.register_forward_hook(after)
-    return before
-
-
-def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float]:
-    """Refresh and decode -> (peak with one slot, bytes of each further one)."""
+def write(c, model, half: bool, ledger, prompt: int):
+    """Refreshes and decodes, in phases "writing 1" with one slot and "writing 3" with three."""
     with ledger.booking("replica"):
         writer = model if c.lora_rank else rollout.replica(model, torch.bfloat16 if half else None)
     sampling = Sampling(c.temperature, c.top_p, c.top_k, 0.0, c.repetition_penalty)
@@ -155,18 +107,17 @@ def write(c, model, half: bool, ledger, prompt: int) -> tuple[Counter, float]:
         ledger.enter(f"writing {n}")
         with ledger.booking("slots"):
             slots = rollout.Slots(writer, n, prompt + c.max_new_tokens, sampling)
-        with ledger.booking("temporary"):
-            for slot in range(n):
-                slots.fill(slot, tuple([0] * prompt), slots.keys[slot])
-            slots.decode(rollout.CHECK_EVERY)
+        for slot in range(n):
+            slots.fill(slot, tuple([0] * prompt), slots.keys[slot])
+        slots.decode(rollout.CHECK_EVERY)
         del slots
-    one, three = ledger.peaks["writing 1"], ledger.peaks["writing 3"]
-    return one, (three.total() - one.total()) / 2
 
 
-def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, device: str = "cpu") -> Memory:
-    """One process of `world` (`node` in a machine) from its start to its second update. half: what a GPU
-    gets. device: the CPU serves where torch has no CUDA; its fake tensors are as large."""
+def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, device: str = "cpu") -> dict:
+    """One process of `world` (`node` in a machine) from its start to its second update -> {phase: Counter of
+    bytes by kind at its highest moment}, and under "work" the `flops` per token of the longest row and the
+    `tokens` of a micro-batch, under "waits" by phase those of the host for a device. half: what a GPU gets.
+    device: the CPU serves where torch has no CUDA; its fake tensors are as large."""
     device, prompt = torch.device(device), c.max_prompt_tokens + FRAME
     longest = prompt + c.max_new_tokens
     rows = 2 * max(1, c.micro_batch_tokens // longest)  # two micro-batches: the second adds to gradients
@@ -178,55 +129,75 @@ def rehearse(c, hf_config: dict, world: int, node: int, half: bool = True, devic
         reference = None
         if c.kl:
             reference = build(c, hf_config, half, ledger, "reference", device)[1].requires_grad_(False)
+        trained = [p for p in scorer.parameters() if p.requires_grad]
         with ledger.booking("gathered"):  # DDP's buckets are as large as the gradients
-            buckets = [torch.empty_like(p) for p in scorer.parameters() if p.requires_grad and is_ddp]
-        settle = keep_books(ledger, scorer, optimiser)
+            buckets = [torch.empty_like(p) for p in trained if is_ddp]
+        forward = ledger.booking("activations")(scorer.forward)
+
+        def after_earlier_ones(*args):  # what their backward passes left are gradients
+            ledger.adopt("gradients", [p.grad for p in trained if p.grad is not None])
+            return forward(*args)
+
+        scorer.forward = after_earlier_ones
         train.update(c, scorer, optimiser, episodes(32, 16, 1), reference)  # AdamW's state is made here
-        settle()
+        ledger.adopt("optimiser", [t for state in optimiser.state.values() for t in state.values()])
         optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
-            writing, slot = write(c, model, half, ledger, prompt)
+            write(c, model, half, ledger, prompt)
         ledger.enter("learning")
         train.update(c, scorer, optimiser, episodes(longest, c.max_new_tokens, rows), reference)
         del buckets
-    flops = ledger.flops["learning"] / (rows * longest)
-    return Memory(writing, slot, ledger.peaks["learning"], flops, rows // 2 * longest, ledger.waits)
+    work = Counter(flops=ledger.flops["learning"] / (rows * longest), tokens=rows // 2 * longest)
+    return ledger.peaks | {"work": work, "waits": ledger.waits}
 
 
-def deep(hf_config: dict) -> bool:
-    return hf_config.get("text_config", hf_config)["num_hidden_layers"] > 2 * FEW
-
-
-def memory(c: train.Config, hf_config: dict, world: int, node: int) -> Memory:
-    """`rehearse`, for a deep model from two shallow ones."""
-    if not deep(hf_config):
+def memory(c: train.Config, hf_config: dict, world: int, node: int) -> dict[str, Counter]:
+    """`rehearse`; for a deep model the straight line through one of FEW layers and one of twice as many."""
+    ends, text = [], hf_config.get("text_config", hf_config)
+    if text["num_hidden_layers"] <= 2 * FEW:
         return rehearse(c, hf_config, world, node)
-    few, text = [], hf_config.get("text_config", hf_config)
     for n in (FEW, 2 * FEW):
         shallow = text | {"num_hidden_layers": n, "layer_types": text.get("layer_types", [])[:n]}
-        few.append(rehearse(c, hf_config | {"text_config": shallow}, world, node))
-    return line(*few, text["num_hidden_layers"])
+        ends.append(rehearse(c, hf_config | {"text_config": shallow}, world, node))
+    beyond = text["num_hidden_layers"] / FEW - 1
+
+    def line(a: Counter, b: Counter) -> Counter:
+        return Counter({kind: a[kind] + (b[kind] - a[kind]) * beyond for kind in a | b})
+
+    return {name: line(ends[0][name], ends[1][name]) for name in ends[0]}
 
 
-def fit(c: train.Config, m: Memory, world: int, card: float) -> Memory:
-    """The same with as many slots as rollout.plan_slots would open on a card of `card` bytes."""
+class Memory(NamedTuple):
+    """What one process takes at the highest moment of each phase, in bytes by kind, with `slots` slots of
+    `slot` bytes each."""
+
+    writing: Counter
+    learning: Counter
+    slots: int
+    slot: float
+    fits: bool
+
+
+def fit(c: train.Config, rehearsed: dict[str, Counter], world: int, card: float) -> Memory:
+    """With as many slots as rollout.plan_slots would open on a card of `card` bytes."""
+    one, three = rehearsed["writing 1"], rehearsed["writing 3"]
+    slot = (three.total() - one.total()) / 2
     stories = -(-c.prompts * c.group // world)
-    before = m.writing.total() - m.slot
-    slots = max(0, min(stories, c.slots or 64, int(0.9 * (card - before) // m.slot)))
-    writing = m.writing + Counter(slots=(max(slots, 1) - 1) * m.slot)
-    learning = m.learning + Counter(replica=c.keep_replica * writing["replica"])
+    slots = max(0, min(stories, c.slots or 64, int(0.9 * (card - one.total() + slot) // slot)))
+    writing = one + Counter(slots=(max(slots, 1) - 1) * slot)
+    learning = rehearsed["learning"] + Counter(replica=c.keep_replica * one["replica"])
     fits = slots > 0 and max(writing.total(), learning.total()) <= card
-    return m._replace(writing=writing, learning=learning, slots=slots, fits=fits)
+    return Memory(writing, learning, slots, slot, fits)
 
 
-def advice(c: train.Config, a, hf_config: dict, m: Memory) -> str:
+def advice(c: train.Config, a, hf_config: dict, rehearsed: dict) -> str:
     """Single changes that would make the plan fit, up to three: each is rehearsed, none is guessed."""
     shorter = c.max_new_tokens // 2
     changes = [{"max_new_tokens": shorter, "micro_batch_tokens": shorter}]
     if not c.lora_rank:
         changes += [{"lora_rank": 32, "parallel": "auto"}, {"gpus": 2 * a.gpus}, {"gpus": 4 * a.gpus}]
     changes += [{"checkpointing": True}, {"keep_replica": False}]
-    good = ["cards of twice the memory"] if fit(c, m, a.gpus, 2 * a.card).fits else []
+    good = ["cards of twice the memory"] if fit(c, rehearsed, a.gpus, 2 * a.card).fits else []
     for change in changes:
         gpus = change.pop("gpus", a.gpus)
         c2 = replace(c, **change)
@@ -262,8 +233,8 @@ def judging_of(c: train.Config, a: Settings) -> tuple[int, float]:
     return calls, sum(len(message["content"]) for message in task[0]) / 4
 
 
-def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, steps: int):
-    """Prints hours and dollars: counted work divided by the given rates."""
+def work(c: train.Config, a: Settings, hf_config: dict, slots: int, flops: float, steps: int):
+    """Prints hours and dollars: counted work divided by the given rates. flops: of an update, per token."""
     config = qwen.ModelConfig.from_hf(hf_config)
     policy, human = c.prompts * c.group, c.prompts * (c.hri != "off")
     tokens = (policy + human) * a.story_tokens
@@ -272,14 +243,14 @@ def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, steps: int):
     weights = 2 * sum(qwen.count(hf_config)) - embedding * (not config.tie_word_embeddings)
     state, keys = cache_bytes(config, a.story_tokens // 2)
     bytes_per_second = a.bandwidth * 1e9 * a.decode_share
-    decode = (weights + m.slots * (2 * state + keys)) / bytes_per_second  # seconds per step
-    writing = policy / a.gpus / m.slots * a.story_tokens * decode
+    decode = (weights + slots * (2 * state + keys)) / bytes_per_second  # seconds per step
+    writing = policy / a.gpus / slots * a.story_tokens * decode
     learned = tokens + (policy + human) * c.max_prompt_tokens / 2
-    learning = m.flops * learned / a.gpus / (a.tflops * 1e12 * a.train_share)
+    learning = flops * learned / a.gpus / (a.tflops * 1e12 * a.train_share)
     print(f"\n{steps} steps, {steps * tokens / 1e6:.1f} M completion tokens of {a.story_tokens:,} per story")
-    at = f"{m.slots / decode:.0f} tokens/s per GPU at {a.decode_share:.0%} of {a.bandwidth:g} GB/s"
+    at = f"{slots / decode:.0f} tokens/s per GPU at {a.decode_share:.0%} of {a.bandwidth:g} GB/s"
     print(f"  writing {writing:.0f} s per step ({at})")
-    at = f"{m.flops / 1e9:.1f} GFLOP counted per token, at {a.train_share:.0%} of {a.tflops:g} TFLOP/s"
+    at = f"{flops / 1e9:.1f} GFLOP counted per token, at {a.train_share:.0%} of {a.tflops:g} TFLOP/s"
     print(f"  learning {learning:.0f} s per step ({at})")
     hours, (calls, prompt) = steps * (writing + learning) / 3600, judging_of(c, a)
     paid = f", {hours * a.gpus * a.gpu_price:.0f} dollars of GPU" if a.gpu_price else ""
@@ -293,23 +264,17 @@ def work(c: train.Config, a: Settings, hf_config: dict, m: Memory, steps: int):
 # ---- the report ------------------------------------------------------------
 
 
-def serving(hf_config: dict) -> str:
-    """Memory of the trained model behind a server; 4 bit takes about 4.5 bits per weight, scales included."""
-    total = sum(qwen.count(hf_config))
-    state, keys = cache_bytes(qwen.ModelConfig.from_hf(hf_config), 1000)
-    weights = f"weights {2 * total / 1e9:.3g} GB in bf16, {4.5 / 8 * total / 1e9:.3g} GB at 4 bit"
-    return f"served: {weights}; per story {state / 1e6:.3g} MB + {keys / 1e6:.3g} MB per thousand tokens"
-
-
-def show(c: train.Config, a: Settings, hf_config: dict, m: Memory):
-    """Prints what is trained, on what, and the memory by kind and phase."""
-    frozen, trained = qwen.count(hf_config, c.lora_rank)
+def show(c: train.Config, a: Settings, hf_config: dict, m: Memory, tokens: int):
+    """Prints what is trained, on what, the memory by kind and phase, and that of serving the result."""
+    (frozen, trained), config = qwen.count(hf_config, c.lora_rank), qwen.ModelConfig.from_hf(hf_config)
+    total = frozen or trained  # LoRA adds nothing once it is merged
     kind = parallel.choose(c.parallel, shard=not c.lora_rank)[0] if a.gpus > 1 else "none"
     how = {"fsdp": "sharded", "hsdp": "sharded in each node"}.get(kind, "whole on each GPU")
-    size = f"{(frozen or trained) / 1e9:.2f} B parameters, {trained / 1e9:.2f} B trained"
+    size = f"{total / 1e9:.2f} B parameters, {trained / 1e9:.2f} B trained"
     print(f"{c.model}: {size}; {a.gpus} x {a.gpu_memory:g} GB, {how}")
-    shallow = f"; with {FEW} and {2 * FEW} layers, then a straight line" if deep(hf_config) else ""
-    print(f"rehearsed on fake tensors, micro-batch of {m.tokens:,.0f} tokens{shallow}\n")
+    deep = len(config.layer_types) > 2 * FEW
+    shallow = f"; with {FEW} and {2 * FEW} layers, then a straight line" if deep else ""
+    print(f"rehearsed on fake tensors, micro-batch of {tokens:,.0f} tokens{shallow}\n")
     print(f"{'GB per GPU, at its highest while it':36}{'writes':>8}{'learns':>8}")
     for kind in KINDS:
         both = [peak[kind] / 1e9 for peak in (m.writing, m.learning)]
@@ -319,23 +284,20 @@ def show(c: train.Config, a: Settings, hf_config: dict, m: Memory):
     print(f"  {'all':34}{writing:8.1f}{learning:8.1f}")
     peak = f"peak {max(writing, learning):.1f} GB of {a.card / 1e9:.1f}"
     print(f"{peak}; {m.slots} slots of {m.slot / 1e6:.0f} MB")
-    print(serving(hf_config))
+    state, keys = cache_bytes(config, 1000)
+    weights = f"weights {2 * total / 1e9:.3g} GB in bf16, {4.5 / 8 * total / 1e9:.3g} GB at 4 bit"
+    print(f"served: {weights}; per story {state / 1e6:.3g} MB + {keys / 1e6:.3g} MB per thousand tokens")
 
 
 # ---- the command ------------------------------------------------------------
 
 
-def read_flags(argv=None) -> tuple[Settings, list[str]]:
-    """(the plan's own flags, what is left for train.py)"""
+@exits_cleanly
+def main(argv=None):
     line = parser(__doc__, epilog="All flags of train.py are understood as well.", allow_abbrev=False)
     add_fields(line, Settings, {})
     own, rest = line.parse_known_args(argv)
-    return check_ranges(Settings(**vars(own))), rest
-
-
-@exits_cleanly
-def main(argv=None):
-    a, rest = read_flags(argv)
+    a = check_ranges(Settings(**vars(own)))
     c = train.parse(rest if "--preset" in " ".join(rest) else ["--preset", "polaris-9b", *rest])
     train.check(replace(c, judge="offline"), a.gpus)
     here = c.model == train.Config.model and not Path(c.model).exists()  # no network for the 9B
@@ -345,13 +307,13 @@ def main(argv=None):
     steps = c.steps if c.steps >= 0 else (len(examples) or a.examples) // c.prompts
     assumed = f"{c.data} does not exist yet: {a.examples:,} examples assumed, see --examples"
     print(data.describe(c.data, examples) if examples else assumed)
-    one_slot = memory(c, hf_config, a.gpus, a.gpus_per_node)
-    m = fit(c, one_slot, a.gpus, a.card)
-    show(c, a, hf_config, m)
+    rehearsed = memory(c, hf_config, a.gpus, a.gpus_per_node)
+    m = fit(c, rehearsed, a.gpus, a.card)
+    show(c, a, hf_config, m, rehearsed["work"]["tokens"])
     if m.fits:
-        work(c, a, hf_config, m, steps)
+        work(c, a, hf_config, m.slots, rehearsed["work"]["flops"], steps)
     else:
-        print(f"does not fit; what helps: {advice(c, a, hf_config, one_slot)}")
+        print(f"does not fit; what helps: {advice(c, a, hf_config, rehearsed)}")
     return 0 if m.fits else 1
 
 

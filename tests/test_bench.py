@@ -60,7 +60,7 @@ def test_a_row_with_another_answer_is_void(pair, tmp_path, monkeypatch):
     finally:
         with torch.no_grad():
             weight.div_(1.01)
-    assert "VOID: logits differ by" in line
+    assert "VOID: answers differ by" in line
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench, "measure", lambda *_: [line])
     assert bench.main([]) == 1

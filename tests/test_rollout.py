@@ -170,7 +170,7 @@ def test_draws_follow_the_distribution(s):
     logits = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 1.5
     noise = sampling.gumbel(sampling.keys_of(range(n)), torch.arange(n) % 50, 3 + 4)
     token, logp = sampling.pick(logits.expand(n, V), noise, s)
-    p = sampling.truncate((logits / s.temperature)[None], s)[0].softmax(-1)
+    p = sampling.bend((logits / s.temperature)[None], s)[0].softmax(-1)
     counts = torch.bincount(token, minlength=V)
     assert (counts[p == 0] == 0).all()
     chi2 = ((counts - n * p).square() / (n * p))[p > 0].sum().item()

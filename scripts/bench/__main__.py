@@ -1,17 +1,14 @@
 """Side by side with transformers and TRL on this machine: one table, each row ours / peer / ratio.
 
-Pairs are interleaved (ours, peer, ours, peer, ...) and the ratio is the median over pairs, so that a machine
-that slows down slows both. Before a row is timed, its answer is compared with the peer's; a row whose check
-fails is void. Denormal numbers are flushed to zero on both sides: strong decays of the delta rule make them,
-and they cost the peer more than us.
+Pairs are interleaved (ours, peer, ours, ...) and the ratio is the median over pairs, so that a machine that
+slows down slows both. A row whose answer differs from the peer's is void. See docs/performance.md.
 
     python -m scripts.bench                            # the table, into out/bench/; ten minutes, quiet cores
     python -m scripts.bench --only decode_8 --pairs 9  # one row (also: agreement, memory, growth, gpu)
     python -m scripts.bench --clock cpu --threads 1    # CPU time of one thread: for a machine that is shared
 
-TRL is optional (requirements-bench.txt). On a GPU the copy bandwidth and the rate of matrix products are
-measured first; decoding and training of random weights, at the shapes of the 9B and the 2B, are then shares
-of them. Left out: vLLM and other servers. Suffixes: B rows, T tokens.
+On a GPU the copy bandwidth and the rate of matrix products are measured first; decoding and training of
+random weights are then shares of them. Left out: vLLM and other servers. Dimensions: B rows, T tokens.
 """
 
 import itertools
@@ -21,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from timeit import repeat, timeit
 from typing import Literal
 
 import torch
@@ -30,9 +28,10 @@ import model as qwen
 import rollout
 from lib.files import write_text
 from lib.flags import exits_cleanly, opt, parse
-from lib.lora import add_lora
+from lib.optim import adamw
 from lib.packed import Packed
 from lib.pages import chart, draw, point
+from lib.parallel import Scorer
 from scripts.bench import peers
 from scripts.bench.peers import NINE_B, TINY, slots_at
 
@@ -40,22 +39,25 @@ TWO_B = NINE_B | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_la
 TWO_B |= {"num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_heads": 16}
 TWO_B |= {"tie_word_embeddings": True}
 STORY = 17000  # tokens: a story of 12,000 words
+CUDA = torch.device("cuda")
 
 
 # ---- growth ------------------------------------------------------------------------------------------------
 
 
-def step_bytes(model, B: int, context: int, itemsize: int) -> tuple[int, int]:
-    """(bytes of keys and values, bytes in all) that a decode step reads and writes: weights without the table
-    of embeddings where the head has its own, caches once, states twice."""
-    c = model.config
-    weights = sum(p.nbytes for p in model.parameters())
-    weights -= 0 if c.tie_word_embeddings else model.embed_tokens.weight.nbytes
-    heads = c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim
-    states = 4 * heads * sum(kind != "full_attention" for kind in c.layer_types)
-    per_token = rollout.slot_bytes(c, 1, itemsize) - rollout.slot_bytes(c, 0, itemsize)
-    cache = B * per_token * context
-    return cache, weights + cache + 2 * B * states
+def weights_read(hf: dict) -> int:
+    """Weights that take part in a product: all but a table of embeddings beside a head of its own."""
+    c = qwen.ModelConfig.from_hf(hf)
+    return sum(qwen.count(hf)) - c.vocab_size * c.hidden_size * (not c.tie_word_embeddings)
+
+
+def step_bytes(hf: dict, B: int, context: int, itemsize: int) -> tuple[int, int]:
+    """(bytes of keys and values, bytes in all) that a decode step reads and writes: weights and keys once,
+    states and windows of the DeltaNet layers twice."""
+    c = qwen.ModelConfig.from_hf(hf)
+    start = rollout.slot_bytes(c, 0, itemsize)
+    cache = B * (rollout.slot_bytes(c, context, itemsize) - start)
+    return cache, itemsize * weights_read(hf) + cache + 2 * B * (start - 16 * c.vocab_size)
 
 
 def step_time(model, B: int, context: int, clock) -> float:
@@ -63,11 +65,7 @@ def step_time(model, B: int, context: int, clock) -> float:
     with torch.inference_mode():
         slots = slots_at(model, B, context, 128)
         slots.run(4)
-        marks = [clock()]
-        for _ in range(4):
-            slots.run(8)
-            marks.append(clock())
-    return min(end - start for start, end in itertools.pairwise(marks)) / 8
+        return min(repeat(lambda: slots.run(8), timer=clock, repeat=4, number=1)) / 8
 
 
 def growth(clock, picture: Path):
@@ -77,7 +75,7 @@ def growth(clock, picture: Path):
     for B, context in itertools.product((1, 8, 64), contexts):
         each = step_time(model, B, context, clock)
         series.setdefault(f"B = {B}", []).append(point(context, 1e3 * each))
-        cache, read = step_bytes(model, B, context, 4)
+        cache, read = step_bytes(TINY, B, context, 4)
         reads = f"reads {cache / 1e6:8.1f} MB of cache, {read / 1e6:8.1f} MB in all"
         line = f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms per step; {reads}"
         yield f"{line} ({read / each / 1e9:5.1f} GB/s)"
@@ -96,8 +94,7 @@ def timed(work, n: int) -> float:
     return Timer("work()", globals={"work": work}).timeit(n).mean
 
 
-def random_model(hf: dict, dtype):
-    model = qwen.empty(qwen.ModelConfig.from_hf(hf), dtype, torch.device("cuda"))
+def randomised(model):
     for p in model.parameters():
         p.data.normal_(0, 0.02)
     return model
@@ -111,26 +108,23 @@ def limits() -> tuple[float, float]:
 
 
 def gpu():
-    """Yields what this GPU can do at most, and what share of that decoding and training reach."""
+    """Yields what this GPU can do at most, and what share of that decoding (a random 9B with full caches) and
+    training reach."""
     bandwidth, rate = limits()
     line = f"copy {bandwidth / 1e12:.2f} TB/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s"
     yield f"{torch.cuda.get_device_name()}: {line}"
-    yield from gpu_decode(bandwidth)
-    yield gpu_train("LoRA 9B", NINE_B, 32, rate)
-    yield gpu_train("full 2B", TWO_B, 0, rate)
-
-
-def gpu_decode(bandwidth: float):
-    """Steps of a random 9B with full caches, as a share of the time that reading and writing takes alone."""
-    model = random_model(NINE_B, torch.bfloat16).requires_grad_(False)
+    model = randomised(qwen.empty(qwen.ModelConfig.from_hf(NINE_B), torch.bfloat16, CUDA))
     for B, context, bar in ((1, 6144, 60), (16, 6144, 60), (64, 6144, 55), (64, 16384, 50)):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         each = step_time(model, B, context, time.perf_counter)
-        share = step_bytes(model, B, context, 2)[1] / bandwidth / each
+        share = step_bytes(NINE_B, B, context, 2)[1] / bandwidth / each
         speed = f"{each * 1e3:7.2f} ms per step, {B / each:8.0f} tokens/s, {100 * share:.0f} % of the limit"
         most = torch.cuda.max_memory_allocated()
         yield f"decode 9B, B = {B:2d}, {context:6,d}: {speed} (bar {bar}), peak {most / 1e9:.1f} GB"
+    del model
+    yield gpu_train("LoRA 9B", NINE_B, 32, rate)
+    yield gpu_train("full 2B", TWO_B, 0, rate)
 
 
 def gpu_train(name: str, hf: dict, lora_rank: int, rate: float, tokens: int = 6144) -> str:
@@ -138,23 +132,18 @@ def gpu_train(name: str, hf: dict, lora_rank: int, rate: float, tokens: int = 61
     gradient of the base's weights, which leaves 6."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    model = random_model(hf, torch.bfloat16 if lora_rank else torch.float32)
+    model = randomised(qwen.arrange(hf, CUDA, True, 0, (lora_rank, 32.0, 0)))
     model.checkpointing = True
-    weights = sum(p.numel() for p in model.parameters())
-    weights -= 0 if model.lm_head is None else model.embed_tokens.weight.numel()
-    params = add_lora(model, lora_rank, 32.0) if lora_rank else list(model.parameters())
-    optimiser = torch.optim.AdamW(params, lr=1e-6, fused=True)
+    scorer, optimiser = Scorer(model, autocast=not lora_rank), adamw(model, 1e-6, 0.0)
     row = torch.randint(0, model.config.vocab_size, (tokens,)).tolist()
 
     def step():
-        with torch.autocast("cuda", torch.bfloat16, enabled=not lora_rank):
-            logp, _ = model.token_logprobs(Packed([row]))
-        (-logp.mean()).backward()
+        (-scorer(Packed([row]), 1.0)[0].mean()).backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
     each = timed(step, 3)
-    share = (6 if lora_rank else 8) * weights * tokens / each / rate
+    share = (6 if lora_rank else 8) * weights_read(hf) * tokens / each / rate
     line = f"training step {name}, {tokens:,} tokens: {each:.2f} s, {100 * share:.0f} % of the matmul rate "
     return line + f"(bar 35), peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
 
@@ -189,13 +178,7 @@ def compare(name: str, pair, pairs: int, clock) -> str:
         return f"{what:52s} VOID: {wrong}"
     ours()
     peer()
-    times = []
-    for _ in range(pairs):
-        start = clock()
-        ours()
-        middle = clock()
-        peer()
-        times.append((middle - start, clock() - middle))
+    times = [[timeit(work, timer=clock, number=1) for work in (ours, peer)] for _ in range(pairs)]
     a, b = (statistics.median(side) for side in zip(*times))
     ratios = sorted(theirs / own for own, theirs in times)
     ratio = statistics.median(ratios)
@@ -213,46 +196,40 @@ class Settings:
     out: str = opt("out/bench", "folder of bench.md and growth.png")
 
 
-def check(a: Settings) -> list[str]:
-    """The rows that are asked for. ValueError: one sentence, before ten minutes are spent."""
-    if not set(a.only) <= set(ALL):
-        raise ValueError(f"--only {' '.join(a.only)}: choose some of {', '.join(ALL)}")
-    if "gpu" in a.only and not torch.cuda.is_available():
-        raise ValueError("--only gpu: there is no CUDA device here; the other rows need none")
-    return a.only or [row for row in ALL if row != "gpu" or torch.cuda.is_available()]
-
-
 def measure(a: Settings, wanted: list[str]):
     """Yields the lines of the report as they come."""
     clock = time.process_time if a.clock == "cpu" else time.perf_counter
-    rows = [name for name in wanted if name in ROWS]
-    pair = peers.Pair() if rows or "agreement" in wanted else None
-    if rows:
-        size = f"{sum(p.numel() for p in pair.ours.parameters()) / 1e6:.1f} M parameters"
-        yield f"tiny Qwen3.5 ({size}, fp32), torch {torch.__version__}, {a.threads} thread(s),"
-        yield f"{a.clock} time, denormals flushed on both sides, median of {a.pairs} interleaved pairs"
-        yield f"{'':52s} {'ours, ms':>10s} {'peer, ms':>10s} {'ratio':>9s}  (spread)"
-    for name in rows:
-        yield compare(name, pair, a.pairs, clock)
-    if "agreement" in wanted:
-        yield peers.agreement(pair)
-    if "memory" in wanted:
-        yield from peers.memory()
-    if "growth" in wanted:
-        yield from growth(clock, Path(a.out, "growth.png"))
-    if "gpu" in wanted:
-        yield from gpu()
+    pair = peers.Pair()
+    size = f"{sum(p.numel() for p in pair.ours.parameters()) / 1e6:.1f} M parameters"
+    yield f"tiny Qwen3.5 ({size}, fp32), torch {torch.__version__}, {a.threads} thread(s),"
+    yield f"{a.clock} time, denormals flushed on both sides, median of {a.pairs} interleaved pairs"
+    yield f"{'':52s} {'ours, ms':>10s} {'peer, ms':>10s} {'ratio':>9s}  (spread)"
+    for name in wanted:
+        if name in ROWS:
+            yield compare(name, pair, a.pairs, clock)
+        elif name == "agreement":
+            yield peers.agreement(pair)
+        elif name == "memory":
+            yield from peers.memory()
+        elif name == "growth":
+            yield from growth(clock, Path(a.out, "growth.png"))
+        else:
+            yield from gpu()
 
 
 @exits_cleanly
 def main(argv=None) -> int:
     a = parse(Settings, argv, __doc__)
-    wanted = check(a)
+    if not set(a.only) <= set(ALL):
+        raise ValueError(f"--only {' '.join(a.only)}: choose some of {', '.join(ALL)}")
+    has_gpu = torch.cuda.is_available()
+    if "gpu" in a.only and not has_gpu:
+        raise ValueError("--only gpu: there is no CUDA device here; the other rows need none")
     torch.set_flush_denormal(True)  # on our side and on the peer's: threads inherit it
     torch.set_num_threads(a.threads)
     Path(a.out).mkdir(parents=True, exist_ok=True)
     lines = []
-    for line in measure(a, wanted):
+    for line in measure(a, a.only or [row for row in ALL if row != "gpu" or has_gpu]):
         print(line, flush=True)
         lines.append(line)
     write_text(Path(a.out, "bench.md"), "```\n" + "\n".join(lines) + "\n```\n")

@@ -1,8 +1,8 @@
 """The rows of the benchmark that have a peer: transformers, TRL, or the textbook's formula."""
 
 import itertools
-import shutil
 import tempfile
+from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 
@@ -31,24 +31,19 @@ TINY["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_r
 
 
 class Pair:
-    """The same weights as our model, its replica, and transformers' model. Made once, used by every row."""
+    """The same weights as our model, its replicas, and transformers' model. Made once, used by every row."""
 
     def __init__(self):
         import transformers
 
         transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
         self.ours = qwen.new(TINY)
         for name, p in self.ours.named_parameters():
             # Larger than at initialisation: the next token depends on the text, and greedy decoding moves.
             if p.dim() > 1 and "conv" not in name:
                 p.data *= 3
-        self.temporary = tempfile.TemporaryDirectory()
-        self.folder = Path(self.temporary.name, "model")
-        qwen.save(self.ours, self.folder)
-        for file in BASE.glob("tokenizer*"):
-            shutil.copy(file, self.folder)
-        self.peer = transformers.Qwen3_5ForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        self.peer = transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(**TINY)).eval()
+        self.peer.model.load_state_dict(self.ours.state_dict())
         self.replica, self.compiled = rollout.replica(self.ours), rollout.replica(self.ours, compile=True)
 
     @torch.inference_mode()
@@ -61,14 +56,10 @@ def random_ids(*shape, seed=0):
     return torch.randint(0, TINY["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
 
 
-def fault(what: str, gap: float, most: float) -> str | None:
-    return None if gap < most else f"{what} differ by {gap:.1e}"
-
-
 def apart(ours, theirs, most: float) -> str | None:
     """What is wrong with pairs of tensors whose largest relative difference may be `most`."""
     gap = max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
-    return fault("values or gradients", gap, most)
+    return None if gap < most else f"answers differ by {gap:.1e}"
 
 
 # ---- rows: each returns (ours, peer, what is wrong or None) ------------------------------------------------
@@ -85,7 +76,7 @@ def forward(pair):
     def peer():
         return pair.peer(ids, use_cache=False).logits
 
-    return ours, peer, fault("logits", (ours() - peer()).abs().max().item(), 1e-4)
+    return ours, peer, apart([ours()], [peer()], 1e-5)
 
 
 def backward(pair):
@@ -152,13 +143,9 @@ LENGTHS = (1, 7, 20, 33, 64, 65, 90, 128)  # of the prompts that are compared to
 PROMPTS = [random_ids(n, seed=n).tolist() for n in LENGTHS]
 
 
-def greedy(model, tokens: int) -> list[rollout.Completion]:
-    return rollout.generate(model, PROMPTS, max_new_tokens=tokens, temperature=0)
-
-
 @cache
 def peers_greedy(pair, tokens: int) -> list[list[int]]:
-    """The same of transformers, prompt by prompt."""
+    """What transformers writes, prompt by prompt."""
     how = {"do_sample": False, "eos_token_id": None}
     written = [pair.hf_generate(torch.tensor([ids]), tokens, **how)[0].tolist() for ids in PROMPTS]
     return [ids[n:] for n, ids in zip(LENGTHS, written)]
@@ -166,14 +153,14 @@ def peers_greedy(pair, tokens: int) -> list[list[int]]:
 
 def same_greedy(pair, model, tokens=256) -> str | None:
     """Greedy tokens of one batch of different prompts against transformers' -> what is wrong."""
-    pairs = zip(greedy(model, tokens), peers_greedy(pair, tokens))
-    wrong = sum(story.ids != ids for story, ids in pairs)
+    ours = rollout.generate(model, PROMPTS, max_new_tokens=tokens, temperature=0)
+    wrong = sum(story.ids != ids for story, ids in zip(ours, peers_greedy(pair, tokens)))
     return f"{wrong} of {len(PROMPTS)} greedy stories differ" if wrong else None
 
 
 def agreement(pair) -> str:
-    """Log-probabilities that decoding gives, against those of the training path, in fp32."""
-    ours = greedy(pair.replica, 256)
+    """How far log-probabilities of decoding are from those of the training path, in fp32."""
+    ours = rollout.generate(pair.replica, PROMPTS, max_new_tokens=256, temperature=0)
     rows = [prompt + story.ids for prompt, story in zip(PROMPTS, ours)]
     with torch.no_grad():
         logp, _ = pair.ours.token_logprobs(Packed(rows, list(LENGTHS)))
@@ -203,15 +190,13 @@ def prefill(pair):
 
     @torch.inference_mode()
     def ours():
-        return pair.replica(ids, cache=pair.replica.new_cache(1, 4096))[:, -1]
+        return pair.replica.logits(pair.replica(ids, cache=pair.replica.new_cache(1, 4096))[:, -1])
 
     @torch.inference_mode()
     def peer():
         return pair.peer(ids, use_cache=True, logits_to_keep=1).logits[:, -1]
 
-    with torch.inference_mode():
-        gap = (pair.replica.logits(ours()) - peer()).abs().max().item()
-    return ours, peer, fault("last logits", gap, 2e-4)
+    return ours, peer, apart([ours()], [peer()], 1e-5)
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
@@ -259,15 +244,14 @@ def variety(completions: list[str], **_) -> list[float]:
 
 def grpo(pair):
     """8 stories of 256 tokens from one prompt, a reward, one AdamW step; fp32, no checkpointing, no KL."""
-    return our_step(pair.folder), trl_step(pair.folder), forward(pair)[2]
+    return our_step(deepcopy(pair.ours)), trl_step(deepcopy(pair.peer)), forward(pair)[2]
 
 
-def our_step(folder: Path):
-    tokenizer, model = data.load_tokenizer(folder), qwen.load(folder, torch.float32)
-    prompt, copy, step = tokenizer.encode(REQUEST), rollout.replica(model), itertools.count()
+def our_step(model):
+    tokenizer, copy, step = data.load_tokenizer(BASE), rollout.replica(model), itertools.count()
     c = train.Config(max_new_tokens=TOKENS, mismatch_cap=0.0, micro_batch_tokens=1 << 20)
     scorer, example = scorer_of(model, "none", False), data.Example("", REQUEST, 150)
-    optimiser = adamw(scorer, LR, 0.0)
+    optimiser, prompt = adamw(scorer, LR, 0.0), tokenizer.encode(REQUEST)
     processes.connect()  # the update sums over processes, though there is one
 
     def ours():
@@ -283,10 +267,10 @@ def our_step(folder: Path):
     return ours
 
 
-def trl_step(folder: Path):
+def trl_step(model):
     """TRL's own training step (it writes, rewards, goes backward), then what its loop does: clip, AdamW."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     how = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True, "report_to": "none"}
@@ -294,11 +278,11 @@ def trl_step(folder: Path):
     how |= {"max_completion_length": TOKENS, "generation_kwargs": {"min_new_tokens": TOKENS}}
     how |= {"beta": 0.0, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     trainer = GRPOTrainer(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        model,
         variety,
-        GRPOConfig(output_dir=str(folder.parent / "trl"), **how),
+        GRPOConfig(output_dir=tempfile.mkdtemp(), **how),
         Dataset.from_dict({"prompt": [REQUEST] * STORIES}),
-        processing_class=AutoTokenizer.from_pretrained(folder),
+        processing_class=AutoTokenizer.from_pretrained(BASE),
     )
     optimiser, prompts = trainer.create_optimizer(), next(iter(trainer.get_train_dataloader()))
     trainer.current_gradient_accumulation_steps = 1
