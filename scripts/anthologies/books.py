@@ -269,7 +269,7 @@ FRAME_START = re.compile(
     r"(?i)\*{3} ?START OF (THIS|THE) PROJECT GUTENBERG|\*END\*? ?THE SMALL PRINT|\*END THE SMALL"
 )
 FRAME_END = re.compile(
-    r"(?i)\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg"
+    r"(?im)\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg"
 )
 CREDIT = re.compile(
     r"(?i)\W*(this e-?(book|text) was|(produced|transcribed|(e-?text )?prepared|scanned|proofed) (by|from))\b"

@@ -39,17 +39,13 @@ class Head:
     author: str = ""
     credit: str = ""  # where the story was printed
     entry: int | None = None  # its place in the contents
-    matter: bool = False  # front or back matter, not a story
     ordinal: bool = False  # only a number: a part of a story
     poems: bool = False  # from here on poems, essays or plays
     verse: bool = False  # what follows is verse
     numbered: bool = False
     words: int = 0  # up to the next head that is as strong
     near: int = 0  # up to the next head of any kind
-    why: str = ""  # why it begins no story
-
-    def leave_out(self, why: str) -> None:
-        self.matter, self.why = True, why
+    why: str = ""  # why what it begins is not a story
 
 
 # ------------------------------------------------------------------ lines
@@ -88,8 +84,9 @@ def _lines(b: Block) -> list[str]:
 def _halves(b: Block, toc: Contents) -> list[str]:
     """AUTHOR -- TITLE or TITLE    AUTHOR, where the block may be such a heading."""
     one = "\n" not in b.text.strip() and b.words <= 24 and not b.links and fold(b.text) not in toc.titles
-    parts = form.halves(b.text) if one and form.heading_like(b) else []
-    return parts if len(parts) == 2 and all(map(fold, parts)) else []
+    if not one or not form.heading_like(b):
+        return []
+    return list(filter(fold, re.split(r"\s{2,}|\t|\s*(?:--|\u2014|\u2013)\s*|\s-\s", b.text.strip())))
 
 
 # ------------------------------------------------------------------ headings
@@ -227,7 +224,7 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
         author=next((person(text[k]) for k in authors), "") or toc.authors.get(entry, ""),
         credit=next((t for t in text.values() if form.is_source(t)), ""),
         entry=entry,
-        matter=bool(matter or notes or entry in toc.left_out),
+        why="front or back matter" if matter or notes or entry in toc.left_out else "",
         ordinal=not titles,
         poems=any(form.NO_STORIES.fullmatch(text[k]) for k in titles),
         verse=len(below) > 1 and all(len(line) < 50 for line in below),
@@ -251,18 +248,21 @@ def _measure(found: list[Head], blocks: list[Block]) -> None:
 
 
 def beginnings(found: list[Head], toc: Contents) -> list[Head]:
-    """The heads that begin a section; those with `matter` end the story before them and begin none."""
+    """The heads that begin a section; those with `why` end the story before them and begin none."""
     found = _without_half_titles(found)
-    plain = [h for h in found if not h.matter and not h.ordinal and h.words >= MIN_WORDS]
-    known = _once([h for h in plain if h.entry is not None], toc)
+    plain = [h for h in found if not h.why and not h.ordinal and h.words >= MIN_WORDS]
+    known, uses = [], Counter()
+    for h in plain:  # a title that is twice in the contents begins two stories; in the notes it begins none
+        if h.entry is not None and uses[h.entry] < len(toc.titles.get(fold(h.title), [0])):
+            uses[h.entry] += 1
+            known.append(h)
     if toc.settled:
-        return sorted(known + [h for h in found if h.matter and h.entry is not None])
+        return sorted(known + [h for h in found if h.why and h.entry is not None])
     by_contents = len({h.entry for h in known}) > 2
     chosen = sorted(_by_contents(found, plain, known) if by_contents else _by_form(found))
     poems = next((n for n, h in enumerate(chosen) if h.poems), len(chosen))
     for h in chosen[poems:]:
-        if not h.matter:
-            h.leave_out("poems, essays or plays")
+        h.why = h.why or "poems, essays or plays"
     return _by_many(chosen, found)
 
 
@@ -277,16 +277,6 @@ def _without_half_titles(found: list[Head]) -> list[Head]:
     return whole
 
 
-def _once(known: list[Head], toc: Contents) -> list[Head]:
-    """A title that is twice in the contents begins two stories; in the notes it begins none."""
-    uses, starts = Counter(), []
-    for h in known:
-        if uses[h.entry] < len(toc.titles.get(fold(h.title), [0])):
-            uses[h.entry] += 1
-            starts.append(h)
-    return starts
-
-
 def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> list[Head]:
     style = Counter(h.style for h in known).most_common(1)[0][0]
     same = [h.entry is not None for h in plain if h.style == style]
@@ -295,7 +285,7 @@ def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> lis
     first, last = known[0].start, known[-1].start
     chosen = list(known)
     for h in found:
-        if h.matter and (h.style >= style or "note" in h.title.lower() or h.start > last):
+        if h.why and (h.style >= style or "note" in h.title.lower() or h.start > last):
             chosen.append(h)
     for h in plain:  # not in the contents: forgotten there, or an advertisement
         possible = h.entry is None and h.start > first and (numbers or not h.numbered)
@@ -304,14 +294,14 @@ def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> lis
         if pure and h.style == style and h.start < last and (h.author or not h.verse):
             chosen.append(h)
         elif h.start > last:
-            h.leave_out("follows the last title of the contents")
+            h.why = "follows the last title of the contents"
             chosen.append(h)
     return chosen
 
 
 def _by_form(found: list[Head]) -> list[Head]:
     """No usable contents: the strongest style of heading that at least three sections share."""
-    plain = [h for h in found if not h.matter and not h.ordinal]
+    plain = [h for h in found if not h.why and not h.ordinal]
     count = Counter(h.style for h in plain if h.words >= 100)
     shared = [style for style, n in count.items() if n > 2]
     if not shared:
@@ -324,7 +314,7 @@ def _by_form(found: list[Head]) -> list[Head]:
 
 def _by_many(chosen: list[Head], found: list[Head]) -> list[Head]:
     """In a book by many hands a section without an author ends a story or belongs to it."""
-    plain = [h for h in chosen if not h.matter and h.words >= MIN_WORDS]
+    plain = [h for h in chosen if not h.why and h.words >= MIN_WORDS]
     signed = [h for h in plain if h.author]
     hands = len({fold(h.author) for h in signed})
     if hands < 3 or len(signed) < MANY_HANDS * len(plain) and hands < 0.6 * len(signed):
@@ -332,8 +322,8 @@ def _by_many(chosen: list[Head], found: list[Head]) -> list[Head]:
     numbers = sum(h.numbered for h in signed) > 0.5 * len(signed)
     for h in chosen:
         # of numbered stories one that the printer left unsigned is a story too
-        if not (h.matter or h.author or h.numbered and numbers and h.words > FILLER):
-            h.leave_out("names no author, where the other sections do")
+        if not (h.why or h.author or h.numbered and numbers and h.words > FILLER):
+            h.why = "names no author, where the other sections do"
     return sorted(chosen + _fillers(chosen, found))
 
 
@@ -341,12 +331,12 @@ def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
     """Headings within a story that end it, for other stories have them too: letters, advertisements."""
     plain = [h for h in found if not (h.ordinal or h.numbered or h.author or h.verse)]
     names, fillers, inside = Counter(fold(h.title) for h in plain), [], False
-    begun = {h.start: not h.matter for h in chosen}
+    begun = {h.start: not h.why for h in chosen}
     for h in sorted(chosen + plain):
         if h.start in begun:
             inside = begun[h.start]
         elif inside and names[fold(h.title)] > 1:
-            h.leave_out("a filler, letters or an advertisement: no author, and in several stories")
+            h.why = "a filler, letters or an advertisement: no author, and in several stories"
             fillers.append(h)
             inside = False
     return fillers

@@ -57,10 +57,6 @@ class Reading:
     def stories(self) -> list[Story]:
         return [s for s in self.sections if not s.why]
 
-    @property
-    def words(self) -> int:
-        return sum(len(s.text.split()) for s in self.stories)
-
 
 def split_anthology(path: str | Path, listed: str = "") -> list[Story]:
     """Every story of one book, in order. ValueError (a sentence): it is not a book or holds no story."""
@@ -96,12 +92,9 @@ def _read(raw: bytes, source: str, listed: str = "") -> Reading:
         wrapped = not re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
         blocks = books.text_blocks(text) if wrapped else books.html_blocks(text)
     blocks = books.unframe(blocks)
-    best = Reading(source, author, "nothing")
-    for page in [nav, []] if nav else [[]]:  # an epub's table of contents may be of no use
-        reading = _sections(page + blocks, author, source, wrapped, listed)
-        best = reading if reading.words > best.words else best
-        if best.words > 0.5 * sum(b.words for b in blocks):
-            break
+    pages = [nav, []] if nav else [[]]  # an epub's table of contents may be of no use
+    readings = [_sections(page + blocks, author, source, wrapped, listed) for page in pages]
+    best = max(readings, key=lambda reading: sum(len(s.text) for s in reading.stories))
     if not best.stories:
         raise ValueError("has no stories that can be told apart by contents or headings: leave it out")
     return best
@@ -164,10 +157,10 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, list
         raise ValueError(f"{what}: write it as the book does")
     starts = beginnings(found, toc)
     marks = any(re.match(r"\(\d{1,3}\)\s", b.text) for b in blocks)
-    last = next((h for h in reversed(starts) if not h.matter), None)
+    last = next((h for h in reversed(starts) if not h.why), None)
     parts = []
     for h, after in zip(starts, [*starts[1:], None]):
-        body = [] if h.matter else _body(blocks, h, after, h is last and not toc.settled)
+        body = [] if h.why else _body(blocks, h, after, h is last and not toc.settled)
         parts.append(paragraphs(body, wrapped, marks))
     told = [has_teaser(p, h.author) for h, p in zip(starts, parts) if len(p) > 2]
     teased, sections = sum(told) >= max(3, 0.6 * len(told)), []
@@ -188,7 +181,11 @@ def _body(blocks: list[Block], h: Head, after: Head | None, last: bool) -> list[
         body.pop()  # a note on the next story
     if last:  # advertisements and transcribers' remarks follow the last story
         body = _without_back_pages(body)
-    return _without_divider(body)
+    end = len(body)  # headings and lists below a story's last prose announce the next part
+    while end and (_heads_part(body[end - 1]) or body[end - 1].kind == "list"):
+        end -= 1
+    # a list alone may be the story's own
+    return body[:end] if any(map(_heads_part, body[end:])) else body
 
 
 def _without_back_pages(body: list[Block]) -> list[Block]:
@@ -202,15 +199,6 @@ def _without_back_pages(body: list[Block]) -> list[Block]:
     return body[:end]
 
 
-def _without_divider(body: list[Block]) -> list[Block]:
-    """A story's blocks without what announces the next part: headings and lists below its last prose."""
-    end = len(body)
-    while end and (_heads_part(body[end - 1]) or body[end - 1].kind == "list"):
-        end -= 1
-    # a list alone may be the story's own
-    return body[:end] if any(map(_heads_part, body[end:])) else body
-
-
 def _heads_part(block: Block) -> bool:
     text = block.text.strip()
     if text[:1] in "\"'\u201c\u2018":  # a last shout, printed large
@@ -220,8 +208,6 @@ def _heads_part(block: Block) -> bool:
 
 def _left_out(h: Head, last: list[str], text: str, author: str) -> str:
     """Why a section is not a story, or an empty string."""
-    if h.matter:
-        return "front or back matter"
     if len(fold(author)) > 8 and fold(author) in fold(h.title):
         return "its heading is the author's name"
     if len(text.split()) < MIN_WORDS:

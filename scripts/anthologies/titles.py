@@ -144,12 +144,6 @@ def cells(line: str) -> list[str]:
     return [p for p in parts if re.search(r"[^\W\d]", p) and not re.fullmatch(r"[xvil]{1,6}|[IVXLC]{1,7}", p)]
 
 
-def halves(text: str) -> list[str]:
-    """The two halves of a heading that has title and author on one line, or fewer or more parts."""
-    parts = re.split(r"\s{2,}|\t|\s*(?:--|\u2014|\u2013)\s*|\s-\s", text.strip())
-    return [p.strip() for p in parts if p.strip()]
-
-
 def names_column(pairs: list[list[str]]) -> int | None:
     """Which of two columns holds people: 0, 1, or None where neither reads like names."""
     score = [sum(name_like(p[c]) for p in pairs) for c in (0, 1)]
