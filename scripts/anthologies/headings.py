@@ -44,7 +44,6 @@ class Head:
     verse: bool = False  # what follows is verse
     numbered: bool = False
     words: int = 0  # up to the next head that is as strong
-    near: int = 0  # up to the next head of any kind
     why: str = ""  # why what it begins is not a story
 
 
@@ -95,7 +94,7 @@ def _halves(b: Block, toc: Contents) -> list[str]:
 def heads(blocks: list[Block], toc: Contents) -> list[Head]:
     levels = Counter(b.level for b in blocks if b.level)
     rare = {level for level, n in levels.items() if n < 3 <= max(levels.values())}  # the title page's
-    runs, i = [], toc.blocks.stop
+    runs, i, total = [], toc.blocks.stop, [0, *accumulate(b.words for b in blocks)]
     while i < len(blocks):
         j = i + 1
         if form.heading_like(blocks[i]) or listed(blocks[i], toc):
@@ -104,8 +103,20 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
             runs.append((i, j))
         i = j
     names_first = _names_first(blocks, runs, toc)
-    found = [_head(blocks, i, j, toc, rare, names_first) for i, j in runs]
-    _measure(found, blocks)
+    found: list[Head] = []
+    for i, j in runs:
+        h, before = _head(blocks, i, j, toc, rare, names_first), found[-1] if found else None
+        # a half-title and the title after it are one heading
+        if before and h.entry is not None and h.entry == before.entry and total[i] - total[before.end] < 40:
+            h.start, h.credit = before.start, h.credit or before.credit
+            found.pop()
+        found.append(h)
+    after: dict[tuple, int] = {}  # where the next head of each style is
+    for h in reversed(found):
+        ends = [start for style, start in after.items() if style >= h.style]
+        h.words = total[min(ends, default=len(blocks))] - total[h.end]
+        if not h.ordinal:
+            after[h.style] = h.start
     return found
 
 
@@ -232,24 +243,11 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
     )
 
 
-def _measure(found: list[Head], blocks: list[Block]) -> None:
-    """How many words follow each head, up to the next and up to the next as strong."""
-    total, after, nearest = [0, *accumulate(b.words for b in blocks)], {}, len(blocks)
-    for h in reversed(found):
-        ends = [start for style, start in after.items() if style >= h.style]
-        h.words = total[min(ends, default=len(blocks))] - total[h.end]
-        h.near = total[nearest] - total[h.end]
-        nearest = h.start
-        if not h.ordinal:
-            after[h.style] = h.start
-
-
 # ------------------------------------------------------------------ which of them begin stories
 
 
 def beginnings(found: list[Head], toc: Contents) -> list[Head]:
     """The heads that begin a section; those with `why` end the story before them and begin none."""
-    found = _without_half_titles(found)
     plain = [h for h in found if not h.why and not h.ordinal and h.words >= MIN_WORDS]
     known, uses = [], Counter()
     for h in plain:  # a title that is twice in the contents begins two stories; in the notes it begins none
@@ -266,21 +264,8 @@ def beginnings(found: list[Head], toc: Contents) -> list[Head]:
     return _by_many(chosen, found)
 
 
-def _without_half_titles(found: list[Head]) -> list[Head]:
-    """A half-title and the title after it are one heading."""
-    whole = []
-    for h in found:
-        if whole and whole[-1].near < 40 and h.entry is not None and h.entry == whole[-1].entry:
-            before = whole.pop()
-            h.start, h.credit = before.start, h.credit or before.credit
-        whole.append(h)
-    return whole
-
-
 def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> list[Head]:
     style = Counter(h.style for h in known).most_common(1)[0][0]
-    same = [h.entry is not None for h in plain if h.style == style]
-    pure = sum(same) >= 0.6 * len(same)
     numbers = sum(h.numbered for h in known) > 0.5 * len(known)
     first, last = known[0].start, known[-1].start
     chosen = list(known)
@@ -289,12 +274,8 @@ def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> lis
             chosen.append(h)
     for h in plain:  # not in the contents: forgotten there, or an advertisement
         possible = h.entry is None and h.start > first and (numbers or not h.numbered)
-        if not possible or h.style < style:
-            continue
-        if pure and h.style == style and h.start < last and (h.author or not h.verse):
-            chosen.append(h)
-        elif h.start > last:
-            h.why = "follows the last title of the contents"
+        if possible and h.style >= style and (h.start > last or h.author or not h.verse):
+            h.why = "follows the last title of the contents" if h.start > last else ""
             chosen.append(h)
     return chosen
 
