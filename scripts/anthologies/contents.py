@@ -31,17 +31,24 @@ class Contents:
     left_out: set[int] = field(default_factory=set)  # places that a reader said are not stories
     settled: bool = False  # a reader wrote it: nothing else begins a story
 
+    tries: int = 0  # near matches looked for: headings.py, _nearly
+
     def __post_init__(self):
-        self.titles = _places(self.lines)  # folded title -> its places
         self.names = {fold(a) for a in self.authors.values()} - {""}
-        self.by_start, self.by_end, self.tries = {}, {}, 0  # for near matches: headings.py, _nearly
-        for key in self.titles:
-            self.by_start.setdefault(key[:2], []).append(key)
-            self.by_end.setdefault(key[-3:], []).append(key)
+        self.titles: dict[str, list[int]] = {}  # folded title, over one to three lines -> its places
+        for k, line in enumerate(self.lines):
+            for end in range(k + 1, min(k + 4, len(self.lines) + 1)):
+                bare = " ".join([BARE_NUMBER.sub("", line)] + self.lines[k + 1 : end])
+                short = re.sub(r"(?<=\w)\s*\(.*", "", bare)  # a remark in brackets
+                for key in map(fold, (" ".join(self.lines[k:end]), bare, short)):
+                    if key and line and k not in self.titles.setdefault(key, []):
+                        self.titles[key].append(k)
 
 
 def contents(blocks: list[Block]) -> Contents:
-    first = _first(blocks)
+    early = [re.sub(r"\[\w{1,3}\]", "", b.text) for b in blocks[: max(60, len(blocks) // 5) + 200]]
+    heads = (i for i, text in enumerate(early) if HEADING.fullmatch(text.strip().split("\n")[0].strip()))
+    first = next((i for i in heads if not blocks[i].story), None)
     if first is None:
         return Contents()
     lines, raw, seen, above = [], [], set(), {}  # above: how many lines of the contents, block by block
@@ -81,15 +88,6 @@ def given(text: str, blocks: list[Block]) -> Contents:
         how = "write one title per line, then a tab and the author"
         raise ValueError(f"the contents file names no story: {how}")
     return Contents(contents(blocks).blocks, titles, authors, left, settled=True)
-
-
-def _first(blocks: list[Block]) -> int | None:
-    """The heading of the contents, which is somewhere in the first part of the book."""
-    for i, b in enumerate(blocks[: max(60, len(blocks) // 5) + 200]):
-        line = re.sub(r"\[\w{1,3}\]", "", b.text.strip().split("\n")[0]).strip()
-        if b.story == 0 and HEADING.fullmatch(line):
-            return i
-    return None
 
 
 def _ends(blocks: list[Block], i: int) -> bool:
@@ -160,16 +158,3 @@ def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
     for k in alone:
         lines[k] = ""
     return found
-
-
-def _places(lines: list[str]) -> dict[str, list[int]]:
-    """{folded title: its places}; long titles run over two or three lines."""
-    titles: dict[str, list[int]] = {}
-    for n in range(1, 4):
-        for k in range(len(lines) - n + 1):
-            bare = " ".join([BARE_NUMBER.sub("", lines[k])] + lines[k + 1 : k + n])
-            short = re.sub(r"(?<=\w)\s*\(.*", "", bare)  # a remark in brackets
-            for key in dict.fromkeys(map(fold, (" ".join(lines[k : k + n]), bare, short))):
-                if key and lines[k] and k not in titles.setdefault(key, []):
-                    titles[key].append(k)
-    return titles

@@ -20,7 +20,7 @@ import requests
 from tqdm import tqdm
 
 from lib.files import atomic, digest
-from scripts.anthologies.books import FRAME_END, decode, epub_pages
+from scripts.anthologies.books import FRAME_END, decode, epub_blocks
 
 GUTENBERG = "https://gutenberg.pglaf.org"  # the default mirrors, here alone
 STANDARD_EBOOKS = "https://standardebooks.org"
@@ -88,7 +88,7 @@ def fetch_one(path: Path, places: list[str], pause: float) -> list[str]:
         try:
             raw = download(url, pause)
             if path.suffix == ".epub":
-                epub_pages(raw)
+                epub_blocks(raw)
             elif not FRAME_END.search(decode(raw)):
                 raise ValueError("cut short or another page: a book's closing line is missing")
         except ValueError as error:

@@ -23,7 +23,7 @@ from scripts.anthologies.books import END_MARK, LEADING, ORDINAL, Block
 from scripts.anthologies.contents import Contents
 from scripts.anthologies.titles import MIN_WORDS, fold, name_like, one_line, person
 
-TRIES = 20_000  # near matches with the contents; of the catalogue no book needs a thousand
+TRIES = 2000  # headings looked for among titles spelled otherwise; most books of the catalogue have fewer
 FILLER = 500  # words: a filler has a heading of its own, no author, and comes last before the next story
 MANY_HANDS = 0.6  # share of the sections that name an author, above which one that names none is not a story
 
@@ -124,7 +124,10 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
     """Does block j (title, author, source, note in brackets) belong to the heading that block i begins?"""
     b, text, above = blocks[j], blocks[j].text.strip(), blocks[j - 1].text.strip()
     number, below_number = ORDINAL.fullmatch(text), ORDINAL.fullmatch(above)
-    if b.words > 40 or not number and not below_number and _new_page(blocks, i, j):
+    new_page = 0 < b.level < blocks[i].level  # or far below a byline
+    if b.gap > 3 and j > i + 1:
+        new_page = any(form.is_byline(one_line(o.text)) for o in blocks[i:j])
+    if b.words > 40 or new_page and not number and not below_number:
         return False
     loud = b.words <= 12 and text.isupper() and not text.endswith("--")
     about = _is_note(text) or form.is_byline(text) or fold(person(text)) in toc.names
@@ -134,13 +137,6 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
         return True
     alone = b.words < 6 and "\n" not in text and name_like(text)
     return alone and not re.search(r"(?<!\bJr)[.!?:\"']$", text)
-
-
-def _new_page(blocks: list[Block], i: int, j: int) -> bool:
-    """Does block j begin a heading of its own, stronger or far below a byline?"""
-    if blocks[j].gap < 4 or j < i + 2:
-        return 0 < blocks[j].level < blocks[i].level
-    return any(form.is_byline(one_line(b.text)) for b in blocks[i:j])
 
 
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
@@ -163,9 +159,9 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
 
 def _nearly(key: str, toc: Contents) -> tuple[int, int] | None:
     """A title that the contents spell otherwise."""
-    alike = toc.by_start.get(key[:2], []) + toc.by_end.get(key[-3:], [])
-    toc.tries += len(alike)
-    close = get_close_matches(key, alike, 1, 0.85) if toc.tries <= TRIES else []
+    toc.tries += 1
+    alike = [t for t in toc.titles if t[:2] == key[:2] or t[-3:] == key[-3:]] if toc.tries < TRIES else []
+    close = get_close_matches(key, alike, 1, 0.85)
     return (1, toc.titles[close[0]][0]) if close else None
 
 
