@@ -20,9 +20,10 @@ from pathlib import Path
 import pytest
 
 from data import Example, read_examples, words, write_examples
-from scripts.anthologies import Story, books, choosing, edges, prompts, split_anthology
+from scripts.anthologies import books, choosing, edges, prompts
 from scripts.anthologies.__main__ import main
 from scripts.anthologies.edges import trim
+from scripts.anthologies.stories import Story, read_anthology
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -82,6 +83,10 @@ def plain_book() -> str:
         + "\n\n\n\n\n"
         + "\n\n\n\n\n".join(tale(n, t) for n, t in enumerate(TITLES))
     )
+
+
+def split_anthology(path: Path, listed: str = "") -> list[Story]:
+    return read_anthology(path, listed).stories
 
 
 def ends(stories) -> list[tuple[str, str]]:
@@ -813,11 +818,11 @@ def test_a_quoting_answer_is_refused_and_asked_for_again_then_given_up(tmp_path,
     quote = json.dumps({"request": "Write a tale that begins so: " + " ".join(prose(0).split()[:12])})
 
     def answer(n, body):
-        return 200, quote if "Opening0x0" in body["messages"][0]["content"] else "no json" if n % 2 else GOOD
+        return 200, quote if "Opening0x0" in body["messages"][0]["content"] else "no json" if n == 3 else GOOD
 
     endpoint.answer = answer
     out = str(tmp_path / "asked.jsonl")
-    main([*asking(tmp_path, endpoint, out, 3), "--workers", "1", "--tries", "2"])
+    main([*asking(tmp_path, endpoint, out, 3), "--workers", "1"])
     rows = {e.uid: e.prompt for e in read_examples(out)}
     assert rows["u0"] == "x 400 words long.", "the request it had stays"
     assert (

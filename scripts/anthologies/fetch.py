@@ -1,14 +1,9 @@
 """Books of the catalogue, from mirrors that welcome programs: one at a time, with pauses, checked.
 
-`stories/catalogue.tsv` lists 100 anthologies: Project Gutenberg numbers and Standard Ebooks names, and for
-Project Gutenberg the checksum of the edition that docs/data.md measures. Project Gutenberg asks programs to
-use a mirror (gutenberg.org/policy/robot_access.html); the default below is one of its list,
-gutenberg.org/MIRRORS.ALL. Started again, it asks for what is missing.
-
-    python -m scripts.anthologies fetch --out_dir out/books
-    python -m scripts.anthologies fetch --out_dir out/books --gutenberg https://another.mirror/gutenberg
-
-Left out: newer editions than the mirror's. Standard Ebooks rebuilds its files, so these have no checksum.
+`stories/catalogue.tsv` lists 100 anthologies; those of Project Gutenberg with the checksum of the edition
+that docs/data.md measures. Project Gutenberg asks programs to use a mirror
+(gutenberg.org/policy/robot_access.html). Started again, it asks for what is missing. Left out: newer editions
+than the mirror's; checksums of Standard Ebooks, which rebuilds its files.
 """
 
 import csv
@@ -22,7 +17,7 @@ from tqdm import tqdm
 from lib.files import atomic, digest
 from scripts.anthologies.books import FRAME_END, decode, epub_blocks
 
-GUTENBERG = "https://gutenberg.pglaf.org"  # the default mirrors, here alone
+GUTENBERG = "https://gutenberg.pglaf.org"  # one of gutenberg.org/MIRRORS.ALL
 STANDARD_EBOOKS = "https://standardebooks.org"
 CATALOGUE = Path(__file__).resolve().parents[2] / "stories" / "catalogue.tsv"
 HEADERS = {"User-Agent": "anthologies/1 (one request at a time)"}

@@ -1,15 +1,10 @@
 """The headings of a book, and which of them begin stories.
 
 A heading is a run of short lines set apart: title, author and source line are told from each other by their
-form, against the page of contents (contents.py), and against the other headings of the book: whether names
-are above titles or below them is decided once for all.
-
-Titles that are in the contents begin stories; headings of the same style between them do too (contents forget
-some); prefaces, notes, advertisements, poems and numbered parts do not. Without contents the strongest style
-of heading that at least three sections share decides. In a book by many hands a section that names no author
-is not a story. When the evidence disagrees a story is left out rather than cut in half.
-
-Used by stories.py. Left out: reading what a section says; only its form is looked at.
+form, against the page of contents (titles.py), and against the other headings of the book. Titles that are
+in the contents begin stories; headings as strong between them do too (contents forget some). Without contents
+the strongest style of heading that at least three sections share decides. When the evidence disagrees a story
+is left out rather than cut in half. Left out: reading what a section says; only its form is looked at.
 """
 
 import re
@@ -20,8 +15,7 @@ from itertools import accumulate
 
 from scripts.anthologies import titles as form
 from scripts.anthologies.books import END_MARK, LEADING, ORDINAL, Block
-from scripts.anthologies.contents import Contents
-from scripts.anthologies.titles import MIN_WORDS, fold, name_like, one_line, person
+from scripts.anthologies.titles import MIN_WORDS, Contents, fold, name_like, one_line, person
 
 TRIES = 2000  # headings looked for among titles spelled otherwise; most books of the catalogue have fewer
 FILLER = 500  # words: a filler has a heading of its own, no author, and comes last before the next story
@@ -52,8 +46,13 @@ class Head:
 
 def split_headings(blocks: list[Block], toc: Contents) -> list[Block]:
     """The blocks, with title, author and source line of one heading block on blocks of their own."""
-    first = toc.blocks.stop
-    pairs = {i: p for i, b in enumerate(blocks) if i >= first and len(p := _halves(b, toc)) == 2}
+    first, pairs = toc.blocks.stop, {}
+    for i, b in enumerate(blocks[first:], first):  # AUTHOR -- TITLE or TITLE    AUTHOR
+        one = "\n" not in b.text.strip() and b.words <= 24 and not b.links and fold(b.text) not in toc.titles
+        if one and form.heading_like(b):
+            halves = re.split(r"\s{2,}|\t|\s*(?:--|\u2014|\u2013)\s*|\s-\s", b.text.strip())
+            if len(named := list(filter(fold, halves))) == 2:
+                pairs[i] = named
     who, out = form.names_column(list(pairs.values())), blocks[:first]
     for i, b in enumerate(blocks[first:], first):
         pieces, gap = _lines(b), 1
@@ -78,14 +77,6 @@ def _lines(b: Block) -> list[str]:
         else:
             pieces[-1] += "\n" + line
     return pieces
-
-
-def _halves(b: Block, toc: Contents) -> list[str]:
-    """AUTHOR -- TITLE or TITLE    AUTHOR, where the block may be such a heading."""
-    one = "\n" not in b.text.strip() and b.words <= 24 and not b.links and fold(b.text) not in toc.titles
-    if not one or not form.heading_like(b):
-        return []
-    return list(filter(fold, re.split(r"\s{2,}|\t|\s*(?:--|\u2014|\u2013)\s*|\s-\s", b.text.strip())))
 
 
 # ------------------------------------------------------------------ headings

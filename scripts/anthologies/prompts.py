@@ -1,16 +1,13 @@
 """The request for each story: made offline of the story's own words, or written by a model.
 
-Offline (`offline_prompt`): title, names, places and keywords; the same story gives the same request each
-time, and a word that is flagged as a slur is never used. By a model (`run`), behind any OpenAI-compatible
-endpoint: premise, characters, setting and tone in its own words, never the ending, never a quotation; on
-request also the notes a writer might have made first. Every answer is kept in `OUT.answers.db` as soon as it
-comes, so an interrupted run goes on and nothing is paid twice. A request that repeats a long span of the
-story is refused, and the story keeps the request that `build` gave it. All end in "N words long".
+Offline (`offline_prompt`): title, names, places and keywords, never a word that is flagged as a slur; the
+same story gives the same request. By a model (`run`), behind any OpenAI-compatible endpoint: premise,
+characters, setting and tone, never the ending, never a quotation; on request also a writer's notes. Usable
+answers are kept in `OUT.answers.db` as they come, so an interrupted run goes on and pays for none twice.
 
     python -m scripts.anthologies prompts stories.jsonl --out asked.jsonl --url URL --model NAME
 
-The key comes from PROMPTS_API_KEY or OPENAI_API_KEY. Left out: understanding the story; judging whether a
-request is a good one.
+The key comes from PROMPTS_API_KEY or OPENAI_API_KEY. Left out: judging whether a request is a good one.
 """
 
 import hashlib
@@ -19,7 +16,7 @@ import os
 import random
 import re
 from collections import Counter
-from concurrent.futures import Future, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
 from functools import partial
 
@@ -250,21 +247,18 @@ def read(answer: dict, keys: dict, story: str) -> dict:
     return row
 
 
-def ask(line: Endpoint, example: Example, reasoning: bool) -> Future:
-    """One usable answer about one story, bought once: Future of its texts, or of None."""
-    keys = {"request": {"type": "string", "maxLength": 1500}}
-    keys |= {"reasoning": {"type": "string", "maxLength": 3000}} if reasoning else {}
-    form = json.dumps(dict.fromkeys(keys, "..."))
-    story = " ".join(re.findall(r"\S+\s*", example.story)[:STORY_WORDS]).replace("</story>", "")
-    prompt = ASK.format(reasoning=REASONING if reasoning else "", keys=form, story=story)
-    message, check = [{"role": "user", "content": prompt}], partial(read, keys=keys, story=example.story)
-    return line.answer(["request", example.uid, prompt], 0, message, closed(keys), check)
-
-
 def write(line: Endpoint, examples: list[Example], reasoning: bool) -> dict[str, dict]:
     """{uid: texts} of the stories that have a usable answer. Raises ValueError when the endpoint stays away;
     the answers it gave are kept."""
-    written, waiting = {}, {ask(line, e, reasoning): e for e in examples}
+    written, waiting = {}, {}
+    keys = {"request": {"type": "string", "maxLength": 1500}}
+    keys |= {"reasoning": {"type": "string", "maxLength": 3000}} if reasoning else {}
+    form = json.dumps(dict.fromkeys(keys, "..."))
+    for e in examples:
+        story = " ".join(re.findall(r"\S+\s*", e.story)[:STORY_WORDS]).replace("</story>", "")
+        prompt = ASK.format(reasoning=REASONING if reasoning else "", keys=form, story=story)
+        message, check = [{"role": "user", "content": prompt}], partial(read, keys=keys, story=e.story)
+        waiting[line.answer(["request", e.uid, prompt], 0, message, closed(keys), check)] = e
     for done in tqdm(as_completed(waiting), "requests", len(waiting), unit="story"):
         if row := done.result():
             written[waiting[done].uid] = row

@@ -3,8 +3,7 @@
 Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents and
 headings.
 
-    from scripts.anthologies import split_anthology
-    for story in split_anthology("pg2814.txt"): print(story.title, len(story.text.split()))
+    for story in read_anthology("pg2814.txt").stories: print(story.title, len(story.text.split()))
 
 Left out: plays and poems, sections too short to be a story.
 """
@@ -15,10 +14,9 @@ from pathlib import Path
 
 from scripts.anthologies import books
 from scripts.anthologies.books import LEADING, ORDINAL, Block
-from scripts.anthologies.contents import Contents, contents, given
 from scripts.anthologies.edges import CONTINUED, has_teaser, is_verse, paragraphs, trim
 from scripts.anthologies.headings import Head, beginnings, heads, split_headings
-from scripts.anthologies.titles import MIN_WORDS, fold, one_line
+from scripts.anthologies.titles import MIN_WORDS, Contents, contents, fold, given, one_line
 
 BACK_PAGE = re.compile(
     r"(?i)\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
@@ -48,7 +46,7 @@ class Reading:
     source: str  # file name of the anthology
     author: str
     how: str  # what told the stories apart
-    sections: list[Story] = field(default_factory=list)  # those with `why` are left out
+    sections: list[Story]  # those with `why` are left out
     toc: Contents = field(default_factory=Contents)
     found: list[Head] = field(default_factory=list)
     starts: list[Head] = field(default_factory=list)  # those that begin or end a section
@@ -58,13 +56,9 @@ class Reading:
         return [s for s in self.sections if not s.why]
 
 
-def split_anthology(path: str | Path, listed: str = "") -> list[Story]:
-    """Every story of one book, in order. ValueError (a sentence): it is not a book or holds no story."""
-    return read_anthology(path, listed).stories
-
-
 def read_anthology(path: str | Path, listed: str = "") -> Reading:
-    """One book with all that was found in it. `listed`: contents that a reader wrote (`given`)."""
+    """One book with all that was found in it. `listed`: contents that a reader wrote (`given`). ValueError (a
+    sentence): it is not a book or holds no story."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -104,7 +98,7 @@ def _read(raw: bytes, source: str, listed: str = "") -> Reading:
 
 
 def _marked_up(blocks: list[Block], author: str, source: str) -> list[Story]:
-    """The stories that Standard Ebooks' markup names."""
+    """The stories that Standard Ebooks' markup names. More than half a play is none."""
     stories: dict[int, list[Block]] = {}
     for b in blocks:
         if b.story:
@@ -117,19 +111,14 @@ def _marked_up(blocks: list[Block], author: str, source: str) -> list[Story]:
         while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
             above.append(body.pop(0))
         text = "\n\n".join(trim(paragraphs(body, marked_up=True), _numbered(above)))
-        if text and not _is_play(own):
+        drama = sum(b.words for b in own if b.kind == "drama")
+        told = [b.kind != "drama" for b in own if not (b.level or b.kind in ("title", "part"))] or [False]
+        talk = told[0] and told[-1]  # inside a tale
+        if text and (talk or drama <= 0.5 * sum(b.words for b in own)):
             named = [b.text for b in above if b.kind == "title" or b.level] or [b.text for b in above] or [""]
             title = next((t for t in named if not ORDINAL.fullmatch(t.strip())), named[0])
             found.append(Story(_title(title), author, text, source))
     return found
-
-
-def _is_play(own: list[Block]) -> bool:
-    """More than half is a play, unless it is a talk inside a tale."""
-    drama = sum(b.words for b in own if b.kind == "drama")
-    prose = [b.kind != "drama" for b in own if not (b.level or b.kind in ("title", "part"))]
-    told = prose and prose[0] and prose[-1]
-    return drama > 0.5 * sum(b.words for b in own) and not told
 
 
 def _title(text: str) -> str:
