@@ -168,24 +168,19 @@ def _body(blocks: list[Block], h: Head, after: Head | None, last: bool) -> list[
     body = blocks[h.end : after.start if after else len(blocks)]
     if after and body and body[-1].gap > max(3, blocks[after.start].gap) and body[-1].text.startswith("_"):
         body.pop()  # a note on the next story
-    if last:  # advertisements and transcribers' remarks follow the last story
-        body = _without_back_pages(body)
+    ads = (i for i, b in enumerate(body) if i > len(body) // 5 and BACK_PAGE.search(b.text))
+    end = next(ads, None) if last else None  # advertisements and transcribers' remarks follow the last story
+    while end:  # they begin with the headings and lists above their first sign
+        b, near = body[end - 1], body[max(0, end - 4) : end - 1]
+        if not (b.level or b.kind == "list" or b.words < 25 and any(o.level for o in near)):
+            break
+        end -= 1
+    body = body[:end]
     end = len(body)  # headings and lists below a story's last prose announce the next part
     while end and (_heads_part(body[end - 1]) or body[end - 1].kind == "list"):
         end -= 1
     # a list alone may be the story's own
     return body[:end] if any(map(_heads_part, body[end:])) else body
-
-
-def _without_back_pages(body: list[Block]) -> list[Block]:
-    """The last story without advertisements: from the headings and lists above their first sign."""
-    end = next((i for i, b in enumerate(body) if i > len(body) // 5 and BACK_PAGE.search(b.text)), None)
-    while end:
-        b, near = body[end - 1], body[max(0, end - 4) : end - 1]
-        if not (b.level or b.kind == "list" or b.words < 25 and any(o.level for o in near)):
-            break
-        end -= 1
-    return body[:end]
 
 
 def _heads_part(block: Block) -> bool:

@@ -277,11 +277,8 @@ def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
     paged = {k for k, text in enumerate(texts) if text[-1:].isdigit()}
     free = [k for k in range(len(texts)) if k not in found and k not in paged]
     alone = [k for k in free if is_byline(texts[k]) or name_like(texts[k])]
-    marked = [k for k in alone if raw[k].strip()[:1] == "_" or is_byline(texts[k])]
     in_turn = len(alone) > 0.4 * len(raw) and not any(k + 1 in alone for k in alone)
-    if len(marked) > 2:
-        alone = marked
-    elif len(alone) < 3 or not (in_turn or len(paged) > 0.3 * len(raw)):
+    if len(alone) < 3 or not (in_turn or len(paged) > 0.3 * len(raw)):
         return found
     entries = [k for k, line in enumerate(lines) if fold(line) and not NO_ENTRY.fullmatch(line)]
     first = next((k for k in entries if not MATTER.fullmatch(lines[k])), 0)
