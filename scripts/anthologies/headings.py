@@ -83,6 +83,7 @@ def _lines(b: Block) -> list[str]:
 
 
 def heads(blocks: list[Block], toc: Contents) -> list[Head]:
+    """The headings below the page of contents, each with what follows it."""
     levels = Counter(b.level for b in blocks if b.level)
     rare = {level for level, n in levels.items() if n < 3 <= max(levels.values())}  # the title page's
     runs, i, total = [], toc.blocks.stop, [0, *accumulate(b.words for b in blocks)]
@@ -115,8 +116,8 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
     """Does block j (title, author, source, note in brackets) belong to the heading that block i begins?"""
     b, text, above = blocks[j], blocks[j].text.strip(), blocks[j - 1].text.strip()
     number, below_number = ORDINAL.fullmatch(text), ORDINAL.fullmatch(above)
-    new_page = 0 < b.level < blocks[i].level  # or far below a byline
-    if b.gap > 3 and j > i + 1:
+    new_page = 0 < b.level < blocks[i].level
+    if b.gap > 3 and j > i + 1:  # far below a byline
         new_page = any(form.is_byline(one_line(o.text)) for o in blocks[i:j])
     if b.words > 40 or new_page and not number and not below_number:
         return False
