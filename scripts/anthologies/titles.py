@@ -209,10 +209,14 @@ def contents(blocks: list[Block]) -> Contents:
         lines += [new[n] for n in whole]
         raw += [source[n] for n in whole]
         seen |= {fold(cell) for line in source for cell in cells(line)}
-        seen |= {fold(line) for line in new} | {fold(BARE_NUMBER.sub("", line)) for line in new}
+        seen |= {fold(line) for line in new}
         if len(lines) > LONGEST:
             return Contents()
-    end = _half_title(blocks, first, first + len(above))
+    end = first + len(above)
+    gaps = sorted(b.gap for b in blocks[first:end])
+    usual, tail = max(3, gaps[len(gaps) // 2]), range(max(end - 5, first + 4), end)
+    apart = (i for i in tail if blocks[i].gap > usual and not blocks[i].links and not blocks[i].level)
+    end = next(apart, end)  # a half-title and the heading of the first story are not contents
     kept = above.get(end, len(lines))
     lines, raw = lines[:kept], raw[:kept]
     return Contents(range(first, end), lines, _authors(lines, raw))
@@ -242,18 +246,6 @@ def _is_prose(block: Block) -> bool:
     if len(lines) > 1 and (rows > 0.5 * len(lines) or PAGE.search(lines[0])):
         return False
     return sum(len(line.strip()) > 55 for line in lines[:-1]) >= 0.7 * (len(lines) - 1)
-
-
-def _half_title(blocks: list[Block], first: int, end: int) -> int:
-    """Where the contents end: the half-title and the first story's heading, set apart, are not contents."""
-    gaps = sorted(b.gap for b in blocks[first + 1 : end])
-    for i in range(max(end - 5, first + 4), end):
-        b = blocks[i]
-        apart = b.gap > max(gaps[len(gaps) // 2], 2) and not b.links and not b.level
-        short = sum(b.text.count("\n") + 1 for b in blocks[i:end]) <= 8
-        if apart and short and (b.gap > 3 or i == end - 1 and heading_like(b)):
-            return i
-    return end
 
 
 def _entry(line: str) -> str:
