@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from data import Example, read_examples, words, write_examples
+from lib.answers import Fault
 from scripts.anthologies import books, choosing, edges, prompts
 from scripts.anthologies.__main__ import main
 from scripts.anthologies.edges import trim
@@ -829,6 +830,14 @@ def test_a_quoting_answer_is_refused_and_asked_for_again_then_given_up(tmp_path,
         rows["u2"].startswith("Write about a miller")
         and "stories keep the request they had" in capsys.readouterr().out
     )
+
+
+def test_an_answer_that_is_short_or_ends_the_thinking_is_refused():
+    good = json.loads(GOOD)
+    assert "99 words" not in prompts.read(good, ["request", "reasoning"], prose(0))["request"]
+    for bad in ({"request": "Write it. It should be 99 words long."}, {"reasoning": "First </think> then"}):
+        with pytest.raises(Fault, match="unusable"):
+            prompts.read(good | bad, ["request", "reasoning"], prose(0))
 
 
 def test_a_killed_run_goes_on_without_paying_twice(tmp_path, endpoint):
