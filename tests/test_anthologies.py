@@ -20,9 +20,11 @@ from pathlib import Path
 import pytest
 
 from data import Example, read_examples, words, write_examples
-from scripts.anthologies import Story, books, choosing, edges, prompts, split_anthology
+from lib.answers import Fault
+from scripts.anthologies import books, choosing, edges, prompts
 from scripts.anthologies.__main__ import main
 from scripts.anthologies.edges import trim
+from scripts.anthologies.stories import Story, read_anthology
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -82,6 +84,10 @@ def plain_book() -> str:
         + "\n\n\n\n\n"
         + "\n\n\n\n\n".join(tale(n, t) for n, t in enumerate(TITLES))
     )
+
+
+def split_anthology(path: Path, listed: str = "") -> list[Story]:
+    return read_anthology(path, listed).stories
 
 
 def ends(stories) -> list[tuple[str, str]]:
@@ -813,17 +819,25 @@ def test_a_quoting_answer_is_refused_and_asked_for_again_then_given_up(tmp_path,
     quote = json.dumps({"request": "Write a tale that begins so: " + " ".join(prose(0).split()[:12])})
 
     def answer(n, body):
-        return 200, quote if "Opening0x0" in body["messages"][0]["content"] else "no json" if n % 2 else GOOD
+        return 200, quote if "Opening0x0" in body["messages"][0]["content"] else "no json" if n == 3 else GOOD
 
     endpoint.answer = answer
     out = str(tmp_path / "asked.jsonl")
-    main([*asking(tmp_path, endpoint, out, 3), "--workers", "1", "--tries", "2"])
+    main([*asking(tmp_path, endpoint, out, 3), "--workers", "1"])
     rows = {e.uid: e.prompt for e in read_examples(out)}
     assert rows["u0"] == "x 400 words long.", "the request it had stays"
     assert (
         rows["u2"].startswith("Write about a miller")
         and "stories keep the request they had" in capsys.readouterr().out
     )
+
+
+def test_an_answer_that_is_short_or_ends_the_thinking_is_refused():
+    good = json.loads(GOOD)
+    assert "99 words" not in prompts.read(good, ["request", "reasoning"], prose(0))["request"]
+    for bad in ({"request": "Write it. It should be 99 words long."}, {"reasoning": "First </think> then"}):
+        with pytest.raises(Fault, match="unusable"):
+            prompts.read(good | bad, ["request", "reasoning"], prose(0))
 
 
 def test_a_killed_run_goes_on_without_paying_twice(tmp_path, endpoint):

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.anthologies import split_anthology
 from scripts.anthologies.choosing import book_id
+from scripts.anthologies.stories import read_anthology
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOKS = Path(os.environ.get("BOOKS", ROOT.parent / "shared" / "anthologies"))
@@ -46,7 +46,7 @@ def score(book: str, rows: list[list[str]]) -> tuple[int, int, int, int]:
     """Stories there are, sections found that count, sections exact at both ends, sections with noise."""
     found = [
         (plain(s.text.split()[:40]), plain(s.text.split()[-40:]), s.text)
-        for s in split_anthology(BOOKS / book)
+        for s in read_anthology(BOOKS / book).stories
     ]
     noise, exact, left = sum(bool(NOISE.search(text)) for *_, text in found), 0, found[:]
     for kind, _, first, last in sorted(rows, reverse=True):  # "story" before "either"

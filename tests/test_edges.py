@@ -3,9 +3,21 @@
 import random
 
 import pytest
-from test_anthologies import EXPECTED, TITLES, ends, epub, gutenberg, page, plain_book, prose, put, tale
+from test_anthologies import (
+    EXPECTED,
+    TITLES,
+    ends,
+    epub,
+    gutenberg,
+    page,
+    plain_book,
+    prose,
+    put,
+    split_anthology,
+    tale,
+)
 
-from scripts.anthologies import books, edges, split_anthology
+from scripts.anthologies import books, edges
 from scripts.anthologies.edges import trim
 from scripts.anthologies.stories import _read
 

@@ -125,7 +125,7 @@ def test_what_is_gone_is_skipped_and_what_is_wrong_is_refused(tmp_path, mirror, 
 
 
 def test_make_stories_from_an_empty_folder(tmp_path, mirror):
-    for name in ("scripts", "lib", "stories", "data.py", "Makefile", "requirements.txt"):
+    for name in ("scripts", "lib", "stories", "data.py", "deviation.py", "Makefile", "requirements.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     mirror.files = {f"/{n}/{n}{n}/{n}{n}-0.txt": book(11 * n) for n in range(1, 5)}
     catalogue = table(tmp_path, [f"pg{n}{n}.txt\tT{n}\tA" for n in range(1, 6)])

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from synthetic_books import collection
-from test_anthologies import gutenberg, prose, put
+from test_anthologies import gutenberg, prose, put, split_anthology
 from test_boundaries import plain
 
 from lib.files import read_lines
-from scripts.anthologies import split_anthology
 from scripts.anthologies.__main__ import main
 from scripts.anthologies.stories import _read
 

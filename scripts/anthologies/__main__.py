@@ -78,8 +78,7 @@ def explain(reading: Reading) -> str:
     out += [f"  {text} | {toc.authors.get(n, '-')}" for n, text in listed]
     out += ["", f"HEADINGS ({len(reading.found)}): title | author | source line | what it was taken for"]
     for h in reading.found:
-        taken = "begins a section" if h in reading.starts else "a part, or weaker than the titles"
-        taken = h.why or ("front or back matter" if h.matter else taken)
+        taken = h.why or ("begins a section" if h in reading.starts else "a part, or weaker than the titles")
         out.append(f"  {one_line(h.title)} | {h.author or '-'} | {h.credit or '-'} | {taken}")
     out += ["", f"STORIES ({len(stories)}): words, title | author | source line | first and last words"]
     for s in stories:

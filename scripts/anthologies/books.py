@@ -216,23 +216,9 @@ DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSErr
 
 
 def epub_blocks(raw: bytes) -> tuple[list[Block], list[Block], str]:
-    """-> (table of contents, blocks in reading order, author). ValueError: what is wrong with the file."""
-    pages, entries, author = epub_pages(raw)
+    """-> (table of contents, blocks in reading order, author), checked by the archive's own checksums.
+    ValueError: damage."""
     counter, blocks = [0], []
-    for page in pages:
-        found = html_blocks(decode(page), counter)
-        if found:
-            found[0].gap = 5  # a new file is a new page
-        blocks += found
-    entries = [" ".join(text.split()) for text in entries]
-    titles = [t for t in entries if t and not ORDINAL.fullmatch(t) and LEADING.sub("", t) == t]  # no numbers
-    table = [Block("Contents", 5)] if titles else []
-    return table + [Block(text, kind="list", links=[text]) for text in titles], blocks, author
-
-
-def epub_pages(raw: bytes) -> tuple[list[bytes], list[str], str]:
-    """-> (pages in reading order, entries of the table of contents, author), checked by the archive's own
-    checksums. ValueError: damage."""
     try:
         book = zipfile.ZipFile(io.BytesIO(raw))
         if sum(item.file_size for item in book.infolist()) > MAX_BYTES:
@@ -256,7 +242,16 @@ def epub_pages(raw: bytes) -> tuple[list[bytes], list[str], str]:
                 entries = [point.findtext("{*}navLabel/{*}text", "") for point in points]
     except (KeyError, etree.XMLSyntaxError, *DAMAGE) as error:  # KeyError: it lacks a file that it names
         raise ValueError(f"is no epub, or a damaged one ({error}): fetch it again") from None
-    return pages, entries, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
+    for page in pages:
+        found = html_blocks(decode(page), counter)
+        if found:
+            found[0].gap = 5  # a new file is a new page
+        blocks += found
+    entries = [" ".join(text.split()) for text in entries]
+    titles = [t for t in entries if t and not ORDINAL.fullmatch(t) and LEADING.sub("", t) == t]  # no numbers
+    table = [Block("Contents", 5)] if titles else []
+    table += [Block(text, kind="list", links=[text]) for text in titles]
+    return table, blocks, " ".join(opf.xpath("//*[local-name()='creator']/text()")[:1])
 
 
 def _xml(raw: bytes):
@@ -269,7 +264,7 @@ FRAME_START = re.compile(
     r"(?i)\*{3} ?START OF (THIS|THE) PROJECT GUTENBERG|\*END\*? ?THE SMALL PRINT|\*END THE SMALL"
 )
 FRAME_END = re.compile(
-    r"(?i)\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg"
+    r"(?im)\*{3} ?END OF (THIS|THE) PROJECT GUTENBERG|^\W*End of (the |this )?Project Gutenberg"
 )
 CREDIT = re.compile(
     r"(?i)\W*(this e-?(book|text) was|(produced|transcribed|(e-?text )?prepared|scanned|proofed) (by|from))\b"

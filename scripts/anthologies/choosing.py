@@ -1,6 +1,6 @@
 """Which stories become examples: length, language, one copy of each tale, a cap per book, train and test.
 
-Used by __main__.py. Left out: judging whether a story is good; retellings in quite different words.
+Left out: judging whether a story is good; retellings in quite different words.
 """
 
 import hashlib

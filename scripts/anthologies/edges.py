@@ -124,8 +124,7 @@ def trim(parts: list[Paragraph], numbered: bool = False, author: str = "", tease
         start = above(parts, author, start + 1)
     texts = [p.text for p in parts[start:]]
     for n, text in enumerate(texts):
-        number = text.isupper() or text.strip(" .").isdigit() or len(text.split()) == 2
-        if (numbered or chaptered) and number and ORDINAL.fullmatch(text):
+        if (numbered or chaptered) and ORDINAL.fullmatch(text):
             texts[n] = SCENE_BREAK
     return texts[: _below(texts)]
 

@@ -1,14 +1,9 @@
 """Books of the catalogue, from mirrors that welcome programs: one at a time, with pauses, checked.
 
-`stories/catalogue.tsv` lists 100 anthologies: Project Gutenberg numbers and Standard Ebooks names, and for
-Project Gutenberg the checksum of the edition that docs/data.md measures. Project Gutenberg asks programs to
-use a mirror (gutenberg.org/policy/robot_access.html); the default below is one of its list,
-gutenberg.org/MIRRORS.ALL. Started again, it asks for what is missing.
-
-    python -m scripts.anthologies fetch --out_dir out/books
-    python -m scripts.anthologies fetch --out_dir out/books --gutenberg https://another.mirror/gutenberg
-
-Left out: newer editions than the mirror's. Standard Ebooks rebuilds its files, so these have no checksum.
+`stories/catalogue.tsv` lists 100 anthologies; those of Project Gutenberg with the checksum of the edition
+that docs/data.md measures. Project Gutenberg asks programs to use a mirror
+(gutenberg.org/policy/robot_access.html). Started again, it asks for what is missing. Left out: newer editions
+than the mirror's; checksums of Standard Ebooks, which rebuilds its files.
 """
 
 import csv
@@ -21,9 +16,9 @@ import requests
 from tqdm import tqdm
 
 from lib.files import atomic
-from scripts.anthologies.books import decode, epub_pages
+from scripts.anthologies.books import FRAME_END, decode, epub_blocks
 
-GUTENBERG = "https://gutenberg.pglaf.org"  # the default mirrors, here alone
+GUTENBERG = "https://gutenberg.pglaf.org"  # one of gutenberg.org/MIRRORS.ALL
 STANDARD_EBOOKS = "https://standardebooks.org"
 CATALOGUE = Path(__file__).resolve().parents[2] / "stories" / "catalogue.tsv"
 HEADERS = {"User-Agent": "anthologies/1 (one request at a time)"}
@@ -31,7 +26,6 @@ ATTEMPTS, TIMEOUT = 4, 60  # tries for each address; seconds without a byte
 BUSY = (429, 500, 502, 503, 504)
 GONE = ("status 404", "status 410")
 NAME = re.compile(r"pg\d+\.(txt|htm)|se(_[a-z0-9-]+){2,4}\.epub")
-CLOSING = re.compile(r"(?i)END OF (THE|THIS) PROJECT GUTENBERG|End of (the )?Project Gutenberg")
 
 
 def catalogue(path: Path = CATALOGUE) -> list[dict]:
@@ -62,14 +56,6 @@ def addresses(row: dict, gutenberg: str | None, standard_ebooks: str | None) -> 
     return [f"{base.rstrip('/')}/{place}" for place in places] if base else []
 
 
-def check(raw: bytes, name: str) -> None:
-    """ValueError: these bytes are no whole book. A checksum that differs is told in the end, see `run`."""
-    if name.endswith(".epub"):
-        epub_pages(raw)
-    elif not CLOSING.search(decode(raw)):
-        raise ValueError("cut short or another page: a book's closing line is missing")
-
-
 def download(url: str, pause: float) -> bytes:
     """The bytes at `url`; a broken line, a busy mirror are tried again. ValueError: what went wrong last."""
     for attempt in range(ATTEMPTS):
@@ -91,12 +77,16 @@ def download(url: str, pause: float) -> bytes:
 
 
 def fetch_one(path: Path, places: list[str], pause: float) -> list[str]:
-    """One book to `path`. The troubles of the places tried, empty when the book came."""
+    """One book to `path`: the troubles of the places tried, empty when a whole book came. A checksum that
+    differs is told in the end, see `run`."""
     troubles = []
     for url in places:
         try:
             raw = download(url, pause)
-            check(raw, path.name)
+            if path.suffix == ".epub":
+                epub_blocks(raw)
+            elif not FRAME_END.search(decode(raw)):
+                raise ValueError("cut short or another page: a book's closing line is missing")
         except ValueError as error:
             troubles.append(f"{error} at {url}")
         else:

@@ -1,15 +1,10 @@
 """The headings of a book, and which of them begin stories.
 
 A heading is a run of short lines set apart: title, author and source line are told from each other by their
-form, against the page of contents (contents.py), and against the other headings of the book: whether names
-are above titles or below them is decided once for all.
-
-Titles that are in the contents begin stories; headings of the same style between them do too (contents forget
-some); prefaces, notes, advertisements, poems and numbered parts do not. Without contents the strongest style
-of heading that at least three sections share decides. In a book by many hands a section that names no author
-is not a story. When the evidence disagrees a story is left out rather than cut in half.
-
-Used by stories.py. Left out: reading what a section says; only its form is looked at.
+form, against the page of contents (titles.py), and against the other headings of the book. Titles that are
+in the contents begin stories; headings as strong between them do too (contents forget some). Without contents
+the strongest style of heading that at least three sections share decides. When the evidence disagrees a story
+is left out rather than cut in half. Left out: reading what a section says; only its form is looked at.
 """
 
 import re
@@ -20,10 +15,9 @@ from itertools import accumulate
 
 from scripts.anthologies import titles as form
 from scripts.anthologies.books import END_MARK, LEADING, ORDINAL, Block
-from scripts.anthologies.contents import Contents
-from scripts.anthologies.titles import MIN_WORDS, fold, name_like, one_line, person
+from scripts.anthologies.titles import MIN_WORDS, Contents, fold, name_like, one_line, person
 
-TRIES = 20_000  # near matches with the contents; of the catalogue no book needs a thousand
+TRIES = 2000  # headings looked for among titles spelled otherwise; most books of the catalogue have fewer
 FILLER = 500  # words: a filler has a heading of its own, no author, and comes last before the next story
 MANY_HANDS = 0.6  # share of the sections that name an author, above which one that names none is not a story
 
@@ -39,17 +33,12 @@ class Head:
     author: str = ""
     credit: str = ""  # where the story was printed
     entry: int | None = None  # its place in the contents
-    matter: bool = False  # front or back matter, not a story
     ordinal: bool = False  # only a number: a part of a story
     poems: bool = False  # from here on poems, essays or plays
     verse: bool = False  # what follows is verse
     numbered: bool = False
     words: int = 0  # up to the next head that is as strong
-    near: int = 0  # up to the next head of any kind
-    why: str = ""  # why it begins no story
-
-    def leave_out(self, why: str) -> None:
-        self.matter, self.why = True, why
+    why: str = ""  # why what it begins is not a story
 
 
 # ------------------------------------------------------------------ lines
@@ -57,8 +46,13 @@ class Head:
 
 def split_headings(blocks: list[Block], toc: Contents) -> list[Block]:
     """The blocks, with title, author and source line of one heading block on blocks of their own."""
-    first = toc.blocks.stop
-    pairs = {i: p for i, b in enumerate(blocks) if i >= first and len(p := _halves(b, toc)) == 2}
+    first, pairs = toc.blocks.stop, {}
+    for i, b in enumerate(blocks[first:], first):  # AUTHOR -- TITLE or TITLE    AUTHOR
+        one = "\n" not in b.text.strip() and b.words <= 24 and not b.links and fold(b.text) not in toc.titles
+        if one and form.heading_like(b):
+            halves = re.split(r"\s{2,}|\t|\s*(?:--|\u2014|\u2013)\s*|\s-\s", b.text.strip())
+            if len(named := list(filter(fold, halves))) == 2:
+                pairs[i] = named
     who, out = form.names_column(list(pairs.values())), blocks[:first]
     for i, b in enumerate(blocks[first:], first):
         pieces, gap = _lines(b), 1
@@ -85,20 +79,14 @@ def _lines(b: Block) -> list[str]:
     return pieces
 
 
-def _halves(b: Block, toc: Contents) -> list[str]:
-    """AUTHOR -- TITLE or TITLE    AUTHOR, where the block may be such a heading."""
-    one = "\n" not in b.text.strip() and b.words <= 24 and not b.links and fold(b.text) not in toc.titles
-    parts = form.halves(b.text) if one and form.heading_like(b) else []
-    return parts if len(parts) == 2 and all(map(fold, parts)) else []
-
-
 # ------------------------------------------------------------------ headings
 
 
 def heads(blocks: list[Block], toc: Contents) -> list[Head]:
+    """The headings below the page of contents, each with what follows it."""
     levels = Counter(b.level for b in blocks if b.level)
     rare = {level for level, n in levels.items() if n < 3 <= max(levels.values())}  # the title page's
-    runs, i = [], toc.blocks.stop
+    runs, i, total = [], toc.blocks.stop, [0, *accumulate(b.words for b in blocks)]
     while i < len(blocks):
         j = i + 1
         if form.heading_like(blocks[i]) or listed(blocks[i], toc):
@@ -107,8 +95,20 @@ def heads(blocks: list[Block], toc: Contents) -> list[Head]:
             runs.append((i, j))
         i = j
     names_first = _names_first(blocks, runs, toc)
-    found = [_head(blocks, i, j, toc, rare, names_first) for i, j in runs]
-    _measure(found, blocks)
+    found: list[Head] = []
+    for i, j in runs:
+        h, before = _head(blocks, i, j, toc, rare, names_first), found[-1] if found else None
+        # a half-title and the title after it are one heading
+        if before and h.entry is not None and h.entry == before.entry and total[i] - total[before.end] < 40:
+            h.start, h.credit = before.start, h.credit or before.credit
+            found.pop()
+        found.append(h)
+    after: dict[tuple, int] = {}  # where the next head of each style is
+    for h in reversed(found):
+        ends = [start for style, start in after.items() if style >= h.style]
+        h.words = total[min(ends, default=len(blocks))] - total[h.end]
+        if not h.ordinal:
+            after[h.style] = h.start
     return found
 
 
@@ -116,7 +116,10 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
     """Does block j (title, author, source, note in brackets) belong to the heading that block i begins?"""
     b, text, above = blocks[j], blocks[j].text.strip(), blocks[j - 1].text.strip()
     number, below_number = ORDINAL.fullmatch(text), ORDINAL.fullmatch(above)
-    if b.words > 40 or not number and not below_number and _new_page(blocks, i, j):
+    new_page = 0 < b.level < blocks[i].level
+    if b.gap > 3 and j > i + 1:  # far below a byline
+        new_page = any(form.is_byline(one_line(o.text)) for o in blocks[i:j])
+    if b.words > 40 or new_page and not number and not below_number:
         return False
     loud = b.words <= 12 and text.isupper() and not text.endswith("--")
     about = _is_note(text) or form.is_byline(text) or fold(person(text)) in toc.names
@@ -126,13 +129,6 @@ def _continues(blocks: list[Block], i: int, j: int, toc: Contents) -> bool:
         return True
     alone = b.words < 6 and "\n" not in text and name_like(text)
     return alone and not re.search(r"(?<!\bJr)[.!?:\"']$", text)
-
-
-def _new_page(blocks: list[Block], i: int, j: int) -> bool:
-    """Does block j begin a heading of its own, stronger or far below a byline?"""
-    if blocks[j].gap < 4 or j < i + 2:
-        return 0 < blocks[j].level < blocks[i].level
-    return any(form.is_byline(one_line(b.text)) for b in blocks[i:j])
 
 
 def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] | None:
@@ -155,9 +151,9 @@ def listed(block: Block, toc: Contents, near: bool = False) -> tuple[int, int] |
 
 def _nearly(key: str, toc: Contents) -> tuple[int, int] | None:
     """A title that the contents spell otherwise."""
-    alike = toc.by_start.get(key[:2], []) + toc.by_end.get(key[-3:], [])
-    toc.tries += len(alike)
-    close = get_close_matches(key, alike, 1, 0.85) if toc.tries <= TRIES else []
+    toc.tries += 1
+    alike = [t for t in toc.titles if t[:2] == key[:2] or t[-3:] == key[-3:]] if toc.tries < TRIES else []
+    close = get_close_matches(key, alike, 1, 0.85)
     return (1, toc.titles[close[0]][0]) if close else None
 
 
@@ -227,7 +223,7 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
         author=next((person(text[k]) for k in authors), "") or toc.authors.get(entry, ""),
         credit=next((t for t in text.values() if form.is_source(t)), ""),
         entry=entry,
-        matter=bool(matter or notes or entry in toc.left_out),
+        why="front or back matter" if matter or notes or entry in toc.left_out else "",
         ordinal=not titles,
         poems=any(form.NO_STORIES.fullmatch(text[k]) for k in titles),
         verse=len(below) > 1 and all(len(line) < 50 for line in below),
@@ -235,83 +231,46 @@ def _head(blocks: list[Block], i: int, j: int, toc: Contents, rare: set, names_f
     )
 
 
-def _measure(found: list[Head], blocks: list[Block]) -> None:
-    """How many words follow each head, up to the next and up to the next as strong."""
-    total, after, nearest = [0, *accumulate(b.words for b in blocks)], {}, len(blocks)
-    for h in reversed(found):
-        ends = [start for style, start in after.items() if style >= h.style]
-        h.words = total[min(ends, default=len(blocks))] - total[h.end]
-        h.near = total[nearest] - total[h.end]
-        nearest = h.start
-        if not h.ordinal:
-            after[h.style] = h.start
-
-
 # ------------------------------------------------------------------ which of them begin stories
 
 
 def beginnings(found: list[Head], toc: Contents) -> list[Head]:
-    """The heads that begin a section; those with `matter` end the story before them and begin none."""
-    found = _without_half_titles(found)
-    plain = [h for h in found if not h.matter and not h.ordinal and h.words >= MIN_WORDS]
-    known = _once([h for h in plain if h.entry is not None], toc)
+    """The heads that begin a section; those with `why` end the story before them and begin none."""
+    plain = [h for h in found if not h.why and not h.ordinal and h.words >= MIN_WORDS]
+    known, uses = [], Counter()
+    for h in plain:  # a title that is twice in the contents begins two stories; in the notes it begins none
+        if h.entry is not None and uses[h.entry] < len(toc.titles.get(fold(h.title), [0])):
+            uses[h.entry] += 1
+            known.append(h)
     if toc.settled:
-        return sorted(known + [h for h in found if h.matter and h.entry is not None])
+        return sorted(known + [h for h in found if h.why and h.entry is not None])
     by_contents = len({h.entry for h in known}) > 2
     chosen = sorted(_by_contents(found, plain, known) if by_contents else _by_form(found))
     poems = next((n for n, h in enumerate(chosen) if h.poems), len(chosen))
     for h in chosen[poems:]:
-        if not h.matter:
-            h.leave_out("poems, essays or plays")
+        h.why = h.why or "poems, essays or plays"
     return _by_many(chosen, found)
-
-
-def _without_half_titles(found: list[Head]) -> list[Head]:
-    """A half-title and the title after it are one heading."""
-    whole = []
-    for h in found:
-        if whole and whole[-1].near < 40 and h.entry is not None and h.entry == whole[-1].entry:
-            before = whole.pop()
-            h.start, h.credit = before.start, h.credit or before.credit
-        whole.append(h)
-    return whole
-
-
-def _once(known: list[Head], toc: Contents) -> list[Head]:
-    """A title that is twice in the contents begins two stories; in the notes it begins none."""
-    uses, starts = Counter(), []
-    for h in known:
-        if uses[h.entry] < len(toc.titles.get(fold(h.title), [0])):
-            uses[h.entry] += 1
-            starts.append(h)
-    return starts
 
 
 def _by_contents(found: list[Head], plain: list[Head], known: list[Head]) -> list[Head]:
     style = Counter(h.style for h in known).most_common(1)[0][0]
-    same = [h.entry is not None for h in plain if h.style == style]
-    pure = sum(same) >= 0.6 * len(same)
     numbers = sum(h.numbered for h in known) > 0.5 * len(known)
     first, last = known[0].start, known[-1].start
     chosen = list(known)
     for h in found:
-        if h.matter and (h.style >= style or "note" in h.title.lower() or h.start > last):
+        if h.why and (h.style >= style or "note" in h.title.lower() or h.start > last):
             chosen.append(h)
     for h in plain:  # not in the contents: forgotten there, or an advertisement
         possible = h.entry is None and h.start > first and (numbers or not h.numbered)
-        if not possible or h.style < style:
-            continue
-        if pure and h.style == style and h.start < last and (h.author or not h.verse):
-            chosen.append(h)
-        elif h.start > last:
-            h.leave_out("follows the last title of the contents")
+        if possible and h.style >= style and (h.start > last or h.author or not h.verse):
+            h.why = "follows the last title of the contents" if h.start > last else ""
             chosen.append(h)
     return chosen
 
 
 def _by_form(found: list[Head]) -> list[Head]:
     """No usable contents: the strongest style of heading that at least three sections share."""
-    plain = [h for h in found if not h.matter and not h.ordinal]
+    plain = [h for h in found if not h.why and not h.ordinal]
     count = Counter(h.style for h in plain if h.words >= 100)
     shared = [style for style, n in count.items() if n > 2]
     if not shared:
@@ -324,7 +283,7 @@ def _by_form(found: list[Head]) -> list[Head]:
 
 def _by_many(chosen: list[Head], found: list[Head]) -> list[Head]:
     """In a book by many hands a section without an author ends a story or belongs to it."""
-    plain = [h for h in chosen if not h.matter and h.words >= MIN_WORDS]
+    plain = [h for h in chosen if not h.why and h.words >= MIN_WORDS]
     signed = [h for h in plain if h.author]
     hands = len({fold(h.author) for h in signed})
     if hands < 3 or len(signed) < MANY_HANDS * len(plain) and hands < 0.6 * len(signed):
@@ -332,8 +291,8 @@ def _by_many(chosen: list[Head], found: list[Head]) -> list[Head]:
     numbers = sum(h.numbered for h in signed) > 0.5 * len(signed)
     for h in chosen:
         # of numbered stories one that the printer left unsigned is a story too
-        if not (h.matter or h.author or h.numbered and numbers and h.words > FILLER):
-            h.leave_out("names no author, where the other sections do")
+        if not (h.why or h.author or h.numbered and numbers and h.words > FILLER):
+            h.why = "names no author, where the other sections do"
     return sorted(chosen + _fillers(chosen, found))
 
 
@@ -341,12 +300,12 @@ def _fillers(chosen: list[Head], found: list[Head]) -> list[Head]:
     """Headings within a story that end it, for other stories have them too: letters, advertisements."""
     plain = [h for h in found if not (h.ordinal or h.numbered or h.author or h.verse)]
     names, fillers, inside = Counter(fold(h.title) for h in plain), [], False
-    begun = {h.start: not h.matter for h in chosen}
+    begun = {h.start: not h.why for h in chosen}
     for h in sorted(chosen + plain):
         if h.start in begun:
             inside = begun[h.start]
         elif inside and names[fold(h.title)] > 1:
-            h.leave_out("a filler, letters or an advertisement: no author, and in several stories")
+            h.why = "a filler, letters or an advertisement: no author, and in several stories"
             fillers.append(h)
             inside = False
     return fillers

@@ -1,16 +1,13 @@
 """The request for each story: made offline of the story's own words, or written by a model.
 
-Offline (`offline_prompt`): title, names, places and keywords; the same story gives the same request each
-time, and a word that is flagged as a slur is never used. By a model (`run`), behind any OpenAI-compatible
-endpoint: premise, characters, setting and tone in its own words, never the ending, never a quotation; on
-request also the notes a writer might have made first. Every answer is kept in `OUT.answers.db` as soon as it
-comes, so an interrupted run goes on and nothing is paid twice. A request that repeats a long span of the
-story is refused, and the story keeps the request that `build` gave it. All end in "N words long".
+Offline (`offline_prompt`): title, names, places and keywords, never a word that is flagged as a slur; the
+same story gives the same request. By a model (`run`), behind any OpenAI-compatible endpoint: premise,
+characters, setting and tone, never the ending, never a quotation; on request also a writer's notes. Usable
+answers are kept in `OUT.answers.db` as they come, so an interrupted run goes on and pays for none twice.
 
     python -m scripts.anthologies prompts stories.jsonl --out asked.jsonl --url URL --model NAME
 
-The key comes from PROMPTS_API_KEY or OPENAI_API_KEY. Left out: understanding the story; judging whether a
-request is a good one.
+The key comes from PROMPTS_API_KEY or OPENAI_API_KEY. Left out: judging whether a request is a good one.
 """
 
 import hashlib
@@ -19,7 +16,7 @@ import os
 import random
 import re
 from collections import Counter
-from concurrent.futures import Future, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
 from functools import partial
 
@@ -177,11 +174,7 @@ def offline_prompt(title: str, text: str, target: int, seen_in: Counter) -> str:
         parts.append(rng.choice(PLACES).format(_and(places[: rng.choice((1, 2))])))
     if keywords:
         parts.append(rng.choice(KEYWORDS).format(_and(keywords)))
-    return " ".join([*parts, ending(target, rng)])
-
-
-def ending(target: int, rng: random.Random) -> str:
-    return rng.choice(LENGTHS).format(target)
+    return " ".join([*parts, rng.choice(LENGTHS).format(target)])
 
 
 def _title(title: str) -> str:
@@ -229,7 +222,7 @@ what stands in the way, the order of scenes, voice and point of view, the last i
 words, no quotation."""
 LENGTH = re.compile(r"(?i)\b\d[\d,]*[ -]words?\b|\bwords? (long|in length)\b")
 # the model's fault; any other error is the line's
-NO_ANSWER = ("bad_json", "schema", "refusal", "cut", "empty_answer")
+NO_ANSWER = ("bad_json", "schema", "unusable", "refusal", "cut", "empty_answer")
 
 
 def leaks(prompt: str, story: str, span: int = SPAN) -> str | None:
@@ -239,57 +232,39 @@ def leaks(prompt: str, story: str, span: int = SPAN) -> str | None:
     return next((" ".join(run) for run in asked if run in runs), None)
 
 
-def read(answer: dict, keys: dict) -> dict:
-    """An answer in the form asked for. Raises Fault; what the text says is looked at by `usable`."""
+def read(answer: dict, keys: dict, story: str) -> dict:
+    """The texts asked for, the request without a length. Raises Fault, and is asked for once more, where one
+    is missing, short, or quotes the story."""
     row = {name: answer.get(name) for name in keys}
     if not all(isinstance(text, str) for text in row.values()):
         raise Fault("schema", "ask", "no JSON object with the texts asked for")
+    sentences = re.split(r"(?<=[.!?])\s+", " ".join(row["request"].split()))
+    row["request"] = " ".join(s for s in sentences if not LENGTH.search(s))
+    if words(row["request"]) < 8 or any(leaks(text, story) for text in row.values()):
+        raise Fault("unusable", "ask", "the request is too short, or the answer quotes the story")
+    if re.search(r"</?think>", row.get("reasoning", "")):
+        raise Fault("unusable", "ask", "these notes would end the thinking of the human row early")
     return row
 
 
-def usable(row: dict, example: Example) -> tuple[str, str | None] | None:
-    """(request with our own length, notes), or None where the answer is too short or quotes the story."""
-    sentences = re.split(r"(?<=[.!?])\s+", " ".join(row["request"].split()))
-    request, notes = " ".join(s for s in sentences if not LENGTH.search(s)), row.get("reasoning")
-    if words(request) < 8 or any(leaks(text, example.story) for text in (request, notes or "")):
-        return None
-    if notes and re.search(r"</?think>", notes):  # would end the thinking of the human row early
-        return None
-    return f"{request} {ending(example.target_words, random.Random(example.uid))}", notes
-
-
-def ask(line: Endpoint, example: Example, reasoning: bool, draw: int) -> Future:
-    """One answer about one story, bought once: Future of the row, or of None."""
+def write(line: Endpoint, examples: list[Example], reasoning: bool) -> dict[str, dict]:
+    """{uid: texts} of the stories that have a usable answer. Raises ValueError when the endpoint stays away;
+    the answers it gave are kept."""
+    written, waiting = {}, {}
     keys = {"request": {"type": "string", "maxLength": 1500}}
     keys |= {"reasoning": {"type": "string", "maxLength": 3000}} if reasoning else {}
     form = json.dumps(dict.fromkeys(keys, "..."))
-    story = " ".join(re.findall(r"\S+\s*", example.story)[:STORY_WORDS]).replace("</story>", "")
-    prompt = ASK.format(reasoning=REASONING if reasoning else "", keys=form, story=story)
-    message = [{"role": "user", "content": prompt}]
-    return line.answer([example.uid, prompt], draw, message, closed(keys), partial(read, keys=keys))
-
-
-def write(line: Endpoint, examples: list[Example], args) -> dict[str, tuple[str, str | None]]:
-    """{uid: (request, notes)} of the stories for which one of `--tries` answers was usable.
-
-    Raises ValueError when the endpoint stays away; the answers it gave are kept.
-    """
-    written, left = {}, examples
-    with tqdm(total=len(examples), desc="requests", unit="story") as bar:
-        for draw in range(args.tries):
-            waiting = {ask(line, e, args.reasoning, draw): e for e in left}
-            left = []
-            for done in as_completed(waiting):
-                e, row = waiting[done], done.result()
-                if row is None and line.last_error.split(":")[0] not in NO_ANSWER:
-                    why = f"{line.endpoint} gave no answer ({line.last_error})"
-                    raise ValueError(f"{why}; check --url, --model and PROMPTS_API_KEY")
-                found = row and usable(row, e)
-                if found:
-                    written[e.uid] = found
-                else:
-                    left.append(e)
-                bar.update(bool(found) or draw + 1 == args.tries)
+    for e in examples:
+        story = " ".join(re.findall(r"\S+\s*", e.story)[:STORY_WORDS]).replace("</story>", "")
+        prompt = ASK.format(reasoning=REASONING if reasoning else "", keys=form, story=story)
+        message, check = [{"role": "user", "content": prompt}], partial(read, keys=keys, story=e.story)
+        waiting[line.answer(["request", e.uid, prompt], 0, message, closed(keys), check)] = e
+    for done in tqdm(as_completed(waiting), "requests", len(waiting), unit="story"):
+        if row := done.result():
+            written[waiting[done].uid] = row
+        elif line.last_error.split(":")[0] not in NO_ANSWER:
+            why = f"{line.endpoint} gave no answer ({line.last_error})"
+            raise ValueError(f"{why}; check --url, --model and PROMPTS_API_KEY")
     return written
 
 
@@ -303,7 +278,7 @@ def run(args) -> None:
     )  # fmt: skip
     told, before = [e for e in examples if e.story], line.ledger.calls
     try:
-        written = write(line, told, args)
+        written = write(line, told, args.reasoning)
     except (ValueError, KeyboardInterrupt) as error:
         kept_now = f"{line.ledger.calls} answers are kept in {kept}, run the same command to go on"
         raise ValueError(f"{error or 'stopped by hand'}; {kept_now}") from None
@@ -312,12 +287,15 @@ def run(args) -> None:
     print(f"{line.ledger.calls - before} answers asked for now, {before} before")
     result = []
     for e in examples:
-        prompt, notes = written.get(e.uid, (e.prompt, None))
-        result.append(replace(e, prompt=prompt, reasoning=notes or e.reasoning))
+        if texts := written.get(e.uid):
+            length = random.Random(e.uid).choice(LENGTHS).format(e.target_words)
+            notes = texts.get("reasoning") or e.reasoning
+            e = replace(e, prompt=f"{texts['request']} {length}", reasoning=notes)
+        result.append(e)
     write_examples(args.out, result)
     print(f"{len(written)} requests -> {args.out}")
     if refused := [e.uid for e in told if e.uid not in written]:
-        why = f"{args.tries} answers each were no JSON or quoted the story: {', '.join(refused[:5])}"
+        why = f"two answers each were no JSON or quoted the story: {', '.join(refused[:5])}"
         print(f"{len(refused)} stories keep the request they had: {why}")
 
 
@@ -329,6 +307,5 @@ def add_arguments(p) -> None:
     p.add_argument("--model", help="name of the model at the endpoint")
     p.add_argument("--reasoning", action="store_true", help="have the writer's notes written too")
     p.add_argument("--workers", type=int, default=8, help="requests in flight (default 8)")
-    p.add_argument("--tries", type=int, default=3, help="answers asked for at most per story (default 3)")
     p.add_argument("--timeout", type=float, default=180.0, help="seconds to wait for an answer (default 180)")
     p.set_defaults(run=run)

@@ -3,8 +3,7 @@
 Standard Ebooks say in their markup what a story is, so there the markup decides; everywhere else contents and
 headings.
 
-    from scripts.anthologies import split_anthology
-    for story in split_anthology("pg2814.txt"): print(story.title, len(story.text.split()))
+    for story in read_anthology("pg2814.txt").stories: print(story.title, len(story.text.split()))
 
 Left out: plays and poems, sections too short to be a story.
 """
@@ -15,10 +14,9 @@ from pathlib import Path
 
 from scripts.anthologies import books
 from scripts.anthologies.books import LEADING, ORDINAL, Block
-from scripts.anthologies.contents import Contents, contents, given
 from scripts.anthologies.edges import CONTINUED, has_teaser, is_verse, paragraphs, trim
 from scripts.anthologies.headings import Head, beginnings, heads, split_headings
-from scripts.anthologies.titles import MIN_WORDS, fold, one_line
+from scripts.anthologies.titles import MIN_WORDS, Contents, contents, fold, given, one_line
 
 BACK_PAGE = re.compile(
     r"(?i)\b(8vo|12mo|16mo|4to)\b|\b\d+s\.? (net|6d)|transcriber.{0,3} notes?|\b(corrected|changed) to \"|"
@@ -48,7 +46,7 @@ class Reading:
     source: str  # file name of the anthology
     author: str
     how: str  # what told the stories apart
-    sections: list[Story] = field(default_factory=list)  # those with `why` are left out
+    sections: list[Story]  # those with `why` are left out
     toc: Contents = field(default_factory=Contents)
     found: list[Head] = field(default_factory=list)
     starts: list[Head] = field(default_factory=list)  # those that begin or end a section
@@ -57,18 +55,10 @@ class Reading:
     def stories(self) -> list[Story]:
         return [s for s in self.sections if not s.why]
 
-    @property
-    def words(self) -> int:
-        return sum(len(s.text.split()) for s in self.stories)
-
-
-def split_anthology(path: str | Path, listed: str = "") -> list[Story]:
-    """Every story of one book, in order. ValueError (a sentence): it is not a book or holds no story."""
-    return read_anthology(path, listed).stories
-
 
 def read_anthology(path: str | Path, listed: str = "") -> Reading:
-    """One book with all that was found in it. `listed`: contents that a reader wrote (`given`)."""
+    """One book with all that was found in it. `listed`: contents that a reader wrote (`given`). ValueError (a
+    sentence): it is not a book or holds no story."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -96,12 +86,9 @@ def _read(raw: bytes, source: str, listed: str = "") -> Reading:
         wrapped = not re.search(r"<(html|body|p|h[1-6])\b", text[:20000], re.I)
         blocks = books.text_blocks(text) if wrapped else books.html_blocks(text)
     blocks = books.unframe(blocks)
-    best = Reading(source, author, "nothing")
-    for page in [nav, []] if nav else [[]]:  # an epub's table of contents may be of no use
-        reading = _sections(page + blocks, author, source, wrapped, listed)
-        best = reading if reading.words > best.words else best
-        if best.words > 0.5 * sum(b.words for b in blocks):
-            break
+    pages = [nav, []] if nav else [[]]  # an epub's table of contents may be of no use
+    readings = [_sections(page + blocks, author, source, wrapped, listed) for page in pages]
+    best = max(readings, key=lambda reading: sum(len(s.text) for s in reading.stories))
     if not best.stories:
         raise ValueError("has no stories that can be told apart by contents or headings: leave it out")
     return best
@@ -111,7 +98,7 @@ def _read(raw: bytes, source: str, listed: str = "") -> Reading:
 
 
 def _marked_up(blocks: list[Block], author: str, source: str) -> list[Story]:
-    """The stories that Standard Ebooks' markup names."""
+    """The stories that Standard Ebooks' markup names. More than half a play is none."""
     stories: dict[int, list[Block]] = {}
     for b in blocks:
         if b.story:
@@ -124,19 +111,14 @@ def _marked_up(blocks: list[Block], author: str, source: str) -> list[Story]:
         while body and (body[0].kind in ("title", "part", "date", "break") or body[0].level):
             above.append(body.pop(0))
         text = "\n\n".join(trim(paragraphs(body, marked_up=True), _numbered(above)))
-        if text and not _is_play(own):
+        drama = sum(b.words for b in own if b.kind == "drama")
+        told = [b.kind != "drama" for b in own if not (b.level or b.kind in ("title", "part"))] or [False]
+        talk = told[0] and told[-1]  # inside a tale
+        if text and (talk or drama <= 0.5 * sum(b.words for b in own)):
             named = [b.text for b in above if b.kind == "title" or b.level] or [b.text for b in above] or [""]
             title = next((t for t in named if not ORDINAL.fullmatch(t.strip())), named[0])
             found.append(Story(_title(title), author, text, source))
     return found
-
-
-def _is_play(own: list[Block]) -> bool:
-    """More than half is a play, unless it is a talk inside a tale."""
-    drama = sum(b.words for b in own if b.kind == "drama")
-    prose = [b.kind != "drama" for b in own if not (b.level or b.kind in ("title", "part"))]
-    told = prose and prose[0] and prose[-1]
-    return drama > 0.5 * sum(b.words for b in own) and not told
 
 
 def _title(text: str) -> str:
@@ -164,10 +146,10 @@ def _sections(blocks: list[Block], author: str, source: str, wrapped: bool, list
         raise ValueError(f"{what}: write it as the book does")
     starts = beginnings(found, toc)
     marks = any(re.match(r"\(\d{1,3}\)\s", b.text) for b in blocks)
-    last = next((h for h in reversed(starts) if not h.matter), None)
+    last = next((h for h in reversed(starts) if not h.why), None)
     parts = []
     for h, after in zip(starts, [*starts[1:], None]):
-        body = [] if h.matter else _body(blocks, h, after, h is last and not toc.settled)
+        body = [] if h.why else _body(blocks, h, after, h is last and not toc.settled)
         parts.append(paragraphs(body, wrapped, marks))
     told = [has_teaser(p, h.author) for h, p in zip(starts, parts) if len(p) > 2]
     teased, sections = sum(told) >= max(3, 0.6 * len(told)), []
@@ -186,25 +168,15 @@ def _body(blocks: list[Block], h: Head, after: Head | None, last: bool) -> list[
     body = blocks[h.end : after.start if after else len(blocks)]
     if after and body and body[-1].gap > max(3, blocks[after.start].gap) and body[-1].text.startswith("_"):
         body.pop()  # a note on the next story
-    if last:  # advertisements and transcribers' remarks follow the last story
-        body = _without_back_pages(body)
-    return _without_divider(body)
-
-
-def _without_back_pages(body: list[Block]) -> list[Block]:
-    """The last story without advertisements: from the headings and lists above their first sign."""
-    end = next((i for i, b in enumerate(body) if i > len(body) // 5 and BACK_PAGE.search(b.text)), None)
-    while end:
+    ads = (i for i, b in enumerate(body) if i > len(body) // 5 and BACK_PAGE.search(b.text))
+    end = next(ads, None) if last else None  # advertisements and transcribers' remarks follow the last story
+    while end:  # they begin with the headings and lists above their first sign
         b, near = body[end - 1], body[max(0, end - 4) : end - 1]
         if not (b.level or b.kind == "list" or b.words < 25 and any(o.level for o in near)):
             break
         end -= 1
-    return body[:end]
-
-
-def _without_divider(body: list[Block]) -> list[Block]:
-    """A story's blocks without what announces the next part: headings and lists below its last prose."""
-    end = len(body)
+    body = body[:end]
+    end = len(body)  # headings and lists below a story's last prose announce the next part
     while end and (_heads_part(body[end - 1]) or body[end - 1].kind == "list"):
         end -= 1
     # a list alone may be the story's own
@@ -220,8 +192,6 @@ def _heads_part(block: Block) -> bool:
 
 def _left_out(h: Head, last: list[str], text: str, author: str) -> str:
     """Why a section is not a story, or an empty string."""
-    if h.matter:
-        return "front or back matter"
     if len(fold(author)) > 8 and fold(author) in fold(h.title):
         return "its heading is the author's name"
     if len(text.split()) < MIN_WORDS:

@@ -1,12 +1,15 @@
-"""What a line is by its form: a title, a byline, a source; and the names of sections that are not stories.
+"""What a line is by its form (a title, a byline, a source), and what a book's page of contents names.
 
 A title is short and set apart, not a sentence or speech. A single line cannot be decided: "Silas Marner" may
 be an author and "Rainbow Pete" a title. So lines are compared over a whole book: the column, or the place in
-the headings, that reads most like names of people holds the authors. Left out: lists of known authors.
+the headings, that reads most like names of people holds the authors. The contents begin below that word and
+end at prose, at a title they have already named, at the preface. Left out: lists of known authors; which
+entries of the contents are stories and which are parts: headings.py looks at the text.
 """
 
 import re
 import unicodedata
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from scripts.anthologies.books import LEADING, NUMBER, Block
@@ -144,15 +147,139 @@ def cells(line: str) -> list[str]:
     return [p for p in parts if re.search(r"[^\W\d]", p) and not re.fullmatch(r"[xvil]{1,6}|[IVXLC]{1,7}", p)]
 
 
-def halves(text: str) -> list[str]:
-    """The two halves of a heading that has title and author on one line, or fewer or more parts."""
-    parts = re.split(r"\s{2,}|\t|\s*(?:--|\u2014|\u2013)\s*|\s-\s", text.strip())
-    return [p.strip() for p in parts if p.strip()]
-
-
 def names_column(pairs: list[list[str]]) -> int | None:
     """Which of two columns holds people: 0, 1, or None where neither reads like names."""
     score = [sum(name_like(p[c]) for p in pairs) for c in (0, 1)]
     if len(pairs) < 3 or max(score) < 0.6 * len(pairs):
         return None
     return 0 if score[0] > score[1] else 1
+
+
+# ------------------------------------------------------------------ the page of contents
+
+HEADING = re.compile(r"(?i)\W*(table of )?contents( of .*)?\W*(page)?\W*")
+BARE_NUMBER = re.compile(r"^\s*(?:[IVXLC]+|\d{1,3})\s+(?=\S)")
+PAGE = re.compile(r"(\s{3,}|(\.\s?){3,}\s*)\d+\s*$")
+LONGEST = 2000  # lines: what is longer is not a page of contents
+LETTERED = re.compile(r"[a-z]\.\s")  # a part of the story above
+NO_ENTRY = re.compile(rf"{HEADING.pattern}|\W*(page|introduction.*)\W*")
+
+
+@dataclass
+class Contents:
+    """The page of contents: which blocks it takes, and where a title is on it."""
+
+    blocks: range = range(0)
+    lines: list[str] = field(default_factory=list)  # place -> title
+    authors: dict[int, str] = field(default_factory=dict)  # place -> author
+    left_out: set[int] = field(default_factory=set)  # places that a reader said are not stories
+    settled: bool = False  # a reader wrote it: nothing else begins a story
+    tries: int = 0  # near matches looked for: headings.py, _nearly
+
+    def __post_init__(self):
+        self.names = {fold(a) for a in self.authors.values()} - {""}
+        self.titles: dict[str, list[int]] = {}  # folded title, over one to three lines -> its places
+        for k, line in enumerate(self.lines):
+            for end in range(k + 1, min(k + 4, len(self.lines) + 1)):
+                bare = " ".join([BARE_NUMBER.sub("", line)] + self.lines[k + 1 : end])
+                short = re.sub(r"(?<=\w)\s*\(.*", "", bare)  # a remark in brackets
+                for key in map(fold, (" ".join(self.lines[k:end]), bare, short)):
+                    if key and line and k not in self.titles.setdefault(key, []):
+                        self.titles[key].append(k)
+
+
+def contents(blocks: list[Block]) -> Contents:
+    early = [re.sub(r"\[\w{1,3}\]", "", b.text) for b in blocks[: max(60, len(blocks) // 5) + 200]]
+    heads = (i for i, text in enumerate(early) if HEADING.fullmatch(text.strip().split("\n")[0].strip()))
+    first = next((i for i in heads if not blocks[i].story), None)
+    if first is None:
+        return Contents()
+    lines, raw, seen, above = [], [], set(), {}  # above: how many lines of the contents, block by block
+    for i, b in enumerate(blocks[first:], first):
+        named = [t for t in b.links if len(fold(t)) > 1 and not t.strip().isdigit()]
+        source = named or b.text.split("\n")
+        new = ["" if is_source(line) else _entry(line) for line in source]
+        said = fold(" ".join(new))
+        again = not named and len(said) > 3 and said in seen  # then it is the heading of the first story
+        preface = b.level and MATTER.fullmatch(b.text.strip())
+        if i > first and (again or preface or _is_prose(b)):
+            break
+        above[i] = len(lines)
+        whole = [n for n, line in enumerate(new) if not LETTERED.match(line)]
+        lines += [new[n] for n in whole]
+        raw += [source[n] for n in whole]
+        seen |= {fold(cell) for line in source for cell in cells(line)}
+        seen |= {fold(line) for line in new}
+        if len(lines) > LONGEST:
+            return Contents()
+    end = first + len(above)
+    gaps = sorted(b.gap for b in blocks[first:end])
+    usual, tail = max(3, gaps[len(gaps) // 2]), range(max(end - 5, first + 4), end)
+    apart = (i for i in tail if blocks[i].gap > usual and not blocks[i].links and not blocks[i].level)
+    end = next(apart, end)  # a half-title and the heading of the first story are not contents
+    kept = above.get(end, len(lines))
+    lines, raw = lines[:kept], raw[:kept]
+    return Contents(range(first, end), lines, _authors(lines, raw))
+
+
+def given(text: str, blocks: list[Block]) -> Contents:
+    """Contents that a reader wrote: a title per line, its author behind a tab; "-" leaves a section out."""
+    titles, authors, left = [], {}, set()
+    for place, line in enumerate(filter(str.strip, text.splitlines())):
+        title, *author = re.split(r"\t+|\s{3,}|\s+\|\s+", line.lstrip("- ").strip())
+        titles.append(title)
+        if line.lstrip().startswith("-"):
+            left.add(place)
+        if author:
+            authors[place] = author[0].strip()
+    if len(titles) == len(left):
+        how = "write one title per line, then a tab and the author"
+        raise ValueError(f"the contents file names no story: {how}")
+    return Contents(contents(blocks).blocks, titles, authors, left, settled=True)
+
+
+def _is_prose(block: Block) -> bool:
+    lines = block.text.split("\n")
+    if block.kind == "list" or block.links or block.level or block.words < 23:
+        return False
+    rows = sum(bool(PAGE.search(line)) or len(cells(line)) > 1 for line in lines)
+    if len(lines) > 1 and (rows > 0.5 * len(lines) or PAGE.search(lines[0])):
+        return False
+    return sum(len(line.strip()) > 55 for line in lines[:-1]) >= 0.7 * (len(lines) - 1)
+
+
+def _entry(line: str) -> str:
+    """A line of the contents without its page number and its author."""
+    line = one_line(line) if "_" in line else line
+    line = re.sub(r"(?:[\s.\u2026_]+|(?<=[a-z.]))(\d{1,3}|\b[xvil]{1,6})\s*$", "", line.strip())
+    if re.match(r"\W*([IVXLC]+|\d+)[.)]?\s{3,}", line):  # the wide space follows the number, not the title
+        return re.sub(r"\s+", " ", line)
+    return re.sub(r"(?<=\S)(\s+\bby\b (?!the |an? )|\s{3,}|\t).*$|[\s.\u2026]+$", "", line, flags=re.I)
+
+
+def _authors(lines: list[str], raw: list[str]) -> dict[int, str]:
+    """{place: author}, from columns, then from lines of their own: below each title, or once above their
+    titles. `lines` lose what is a name."""
+    found: dict[int, str] = {}
+    columns = {k: parts for k, text in enumerate(raw) if len(parts := cells(text)) == 2}
+    who = names_column(list(columns.values()))
+    for k, parts in columns.items() if who is not None else ():
+        found[k], lines[k] = person(parts[who]), _entry(parts[1 - who])
+    texts = [one_line(text) for text in raw]
+    paged = {k for k, text in enumerate(texts) if text[-1:].isdigit()}
+    free = [k for k in range(len(texts)) if k not in found and k not in paged]
+    alone = [k for k in free if is_byline(texts[k]) or name_like(texts[k])]
+    in_turn = len(alone) > 0.4 * len(raw) and not any(k + 1 in alone for k in alone)
+    if len(alone) < 3 or not (in_turn or len(paged) > 0.3 * len(raw)):
+        return found
+    entries = [k for k, line in enumerate(lines) if fold(line) and not NO_ENTRY.fullmatch(line)]
+    first = next((k for k in entries if not MATTER.fullmatch(lines[k])), 0)
+    for n, k in enumerate(alone):
+        after = alone[n + 1] if n + 1 < len(alone) else len(raw)
+        below = [t for t in range(k - 1, -1, -1) if t not in alone][:1]
+        for place in range(k + 1, after) if first in alone else below:
+            if fold(lines[place]):
+                found.setdefault(place, person(texts[k]))
+    for k in alone:
+        lines[k] = ""
+    return found
