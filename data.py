@@ -74,6 +74,15 @@ def at_length(prompt: str, words: int) -> str:
     return prompt + "." * (not prompt.endswith((".", "!", "?"))) + f" It should be {words} words long."
 
 
+# Words that wound today and were common in print then. The list names words, it does not judge stories.
+FLAGGED = re.compile(
+    r"\b(nigg(er|ah|uh)s?|darke?(y|ie)s?|coons?|pickaninn(y|ies)|piccaninn(y|ies)|sambo|mulatto(es)?|"
+    r"quadroons?|octoroons?|half-?breeds?|half-?castes?|squaws?|redskins?|injuns?|chinam[ae]n|chinks?|japs?|"
+    r"coolies?|dagoe?s?|kikes?|sheen(y|ies)|kaffirs?|hottentots?|wops?|negress(es)?)\b",
+    re.I,
+)
+
+
 # ---- the order of prompts ------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ report.csv, pictures, stories/, and log.sqlite and verdicts.sqlite, from which a
 
 import json
 import os
+import re
 import sys
 from concurrent.futures import as_completed
 from contextlib import closing, nullcontext
@@ -37,7 +38,6 @@ from lib.form import strip_length
 from lib.processes import MAIN, RANK, WORLD, say
 from lib.sampling import Sampling
 from lib.store import Store
-from lib.text import split_evenly
 
 ROOT = Path(__file__).resolve().parent
 SHORT = 500  # words; the paper's bands have absolute minima that make no sense for less
@@ -203,11 +203,22 @@ def write_endpoint(writer: Writer, jobs: list[Job], c: Settings, progress):
 THIRDS_FROM = 150  # words; a third of less is not a passage
 
 
+def thirds(story: str) -> list[str]:
+    """Three parts of about as many words, cut at ends of sentences; [] where one would be empty."""
+    sentences = [s for s in re.split(r"(?<=[.!?…])(?=[\"'”’)]*\s)|(?<=\n)", story) if s]
+    total, found, seen = data.words(story), ["", "", ""], 0
+    for sentence in sentences:
+        found[min(2, 3 * seen // max(1, total))] += sentence
+        seen += data.words(sentence)
+    found = [part.strip() for part in found]
+    return found if all(found) else []
+
+
 def ask(judge, row: dict, c: Settings) -> list:
     """Futures of the verdicts of a story and, where it is long, of its thirds."""
     prompt, story, parts = row["prompt"], row["story"], []
     if c.thirds == "on" and data.words(story) >= THIRDS_FROM:
-        parts = split_evenly(story, 3, data.words)
+        parts = thirds(story)
     prompts = [prompt, *(f"{prompt} (This is part {i} of 3 of a story for that request.)" for i in (1, 2, 3))]
     return [judge.submit(*text) for text in zip(prompts, [story, *parts])]
 

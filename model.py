@@ -30,7 +30,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lib import huggingface, lora, sharding
+from lib import huggingface, lora, parallel
 from lib.delta import causal_conv, delta_chunked, delta_step, l2norm
 from lib.logprobs import LogProbs
 from lib.packed import Packed, send
@@ -374,11 +374,13 @@ class Cache:
         self.extent = max(self.extent, source.extent)
 
 
-def slot_bytes(config, max_len: int, itemsize: int) -> int:
-    """What one slot holds: its part of the cache at max_len tokens, and its logits while sampling."""
-    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
-    layers = Cache(config, 1, max_len, dtype, torch.device("meta")).layers
-    return sum(t.nbytes for layer in layers for t in layer) + 4 * 4 * config.vocab_size
+def cache_bytes(config: ModelConfig, tokens: int, dtype) -> tuple[int, int]:
+    """Bytes of one row of a cache: (states and windows of any length, keys and values of `tokens`)."""
+    found = dict.fromkeys(("linear_attention", "full_attention"), 0)
+    cache = Cache(config, 1, tokens, dtype, torch.device("meta"))
+    for kind, layer in zip(config.layer_types, cache.layers):
+        found[kind] += sum(t.nbytes for t in layer)
+    return tuple(found.values())
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -474,7 +476,7 @@ def empty(config: ModelConfig, dtype, device) -> Qwen35:
         model = Qwen35(config)
     for name, p in model.named_parameters():
         p.data = p.data.to(dtype_of(name, dtype))
-    sharding.materialise(model, device)
+    parallel.materialise(model, device)
     return model
 
 
@@ -492,7 +494,7 @@ def arrange(hf_config: dict, device, half: bool, shards: int, pairs: tuple[int, 
         lora.add_lora(model, *pairs)
     if shards:
         how = {"whole": KEEP_FP32, "methods": ("token_logprobs",)}
-        sharding.shard(model, model.layers, device, bf16=half, shards=shards, **how)
+        parallel.shard(model, model.layers, device, bf16=half, shards=shards, **how)
     return model
 
 
@@ -530,7 +532,7 @@ def read(model: Qwen35, folder: Path) -> Qwen35:
         if place.shape != tensor.shape:
             wrong = f"{key} is {tuple(tensor.shape)}, but config.json makes it {tuple(place.shape)}"
             raise ValueError(f"{wrong}; the two do not belong together")
-        sharding.write(place, tensor)
+        parallel.write(place, tensor)
     return model
 
 

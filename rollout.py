@@ -33,7 +33,7 @@ from lib.flags import exits_cleanly, opt, parse
 from lib.packed import send
 from lib.processes import free_bytes
 from lib.sampling import Sampling, check_request, gumbel, keys_of, noise_size, pick
-from model import ModelConfig, Qwen35, slot_bytes
+from model import ModelConfig, Qwen35, cache_bytes
 
 EXTENT = 512  # tokens by which the part of the caches that a CUDA graph reads grows
 CHECK_EVERY = 8  # steps between looks at the tokens: a look makes a GPU wait, a step past an end is wasted
@@ -187,7 +187,7 @@ class Slots:
 def plan_slots(model: Qwen35, stories: int, max_len: int, wanted: int) -> int:
     """How many slots to open. ValueError: not one fits, or fewer than asked for."""
     weight = model.embed_tokens.weight
-    each = slot_bytes(model.config, max_len, weight.element_size())
+    each = sum(cache_bytes(model.config, max_len, weight.dtype)) + 16 * model.config.vocab_size  # and logits
     free = int(0.9 * free_bytes(weight.device))  # the rest is for the prefill and for the allocator
     fits, least = free // each, min(wanted or 1, stories)
     if least > fits:
@@ -339,20 +339,17 @@ def main(argv=None):
     request = {f.name: getattr(a, f.name) for f in fields(Sampling)}
     request |= {"seed": a.seed, "max_new_tokens": limit, "every": 1}
     request["stop_ids"] = stop_ids(model.source, tokenizer)
-    pending, text, done, start = [], "", 0, time.perf_counter()
+    shown, start = 0, time.perf_counter()
     for _, story, ended in stream(model, [tokenizer.chat(prompt, thinking)], **request):
-        pending += story.ids[done:]
-        done = len(story.ids)
-        piece = tokenizer.decode(pending)
-        if piece.endswith("\ufffd") and not ended:
-            continue  # a character may still lack its last bytes
-        print(piece, end="", flush=True)
-        text, pending = text + piece, []
+        text = tokenizer.decode(story.ids)
+        if ended or not text.endswith("\ufffd"):  # else a character still lacks its last bytes
+            print(text[shown:], end="", flush=True)
+            shown = len(text)
     seconds = time.perf_counter() - start
     written = data.words(story_of(text, thinking))
     asked = f"{a.words} requested" if a.words else "no length requested"
     why = "the story ended by itself" if story.finished else f"cut at {limit} tokens"
-    print(f"\n\n{written} words written, {asked}, {done / seconds:.0f} tokens/s, {why}")
+    print(f"\n\n{written} words written, {asked}, {len(story.ids) / seconds:.0f} tokens/s, {why}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from lib.sharding import whole
+from lib.parallel import whole
 
 
 class LoRALinear(nn.Module):

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.distributed as dist
 
-from lib.sharding import is_sharded, whole
+from lib.parallel import is_sharded, whole
 
 
 def adamw(module, lr: float, weight_decay: float, betas=(0.9, 0.999)) -> torch.optim.AdamW:
@@ -29,7 +29,7 @@ def descend(optimiser, max_norm: float) -> tuple[float, bool]:
     was finite; else no step). To read it is the one wait for the device in an update."""
     grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     alone, sharded = ([g for g in grads if is_sharded(g) == is_part] for is_part in (False, True))
-    for grad in alone if sharded else []:  # FSDP leaves them as each process has them, see `sharding.shard`
+    for grad in alone if sharded else []:  # FSDP leaves them as each process has them, see `parallel.shard`
         dist.all_reduce(grad)
         grad /= dist.get_world_size()
     squares = [sum(g.float().square().sum() for g in part) for part in (alone, sharded)]

@@ -80,10 +80,8 @@ def main(argv=None):
     print(f"{result['failed']} without a verdict\n")
     elos = [[label, estimate(e["elo"], e["interval"], 0)] for label, e in result["models"].items()]
     print(markdown_table(["model", "Elo"], elos))
-    rates = []
-    for p in result["pairs"]:
-        won = estimate(p["win_rate"], p["interval"], 3)
-        rates.append([p["of"], p["against"], won, p["comparisons"]])
+    won = [estimate(p["win_rate"], p["interval"], 3) for p in result["pairs"]]
+    rates = [[p["of"], p["against"], w, p["comparisons"]] for p, w in zip(result["pairs"], won)]
     print(markdown_table(["model", "against", "wins", "comparisons"], rates))
     if result["prompts"] < FEW:
         print(f"note: intervals from fewer than {FEW} prompts are too narrow\n")

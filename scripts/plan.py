@@ -213,12 +213,6 @@ def advice(c: train.Config, a, hf_config: dict, rehearsed: dict) -> str:
 # ---- time and money ------------------------------------------------------------
 
 
-def cache_bytes(config: qwen.ModelConfig, tokens: int) -> tuple[int, int]:
-    """Of one story in bf16: (DeltaNet states and windows of any length, keys and values of `tokens`)."""
-    start = rollout.slot_bytes(config, 0, 2)
-    return start - 16 * config.vocab_size, rollout.slot_bytes(config, tokens, 2) - start
-
-
 def judging_of(c: train.Config, a: Settings) -> tuple[int, float]:
     """(calls of the judge per step, tokens of the prompt of one call, at four letters per token)."""
     rubric, request, story = judging.RUBRIC, "x" * 800, "x" * 4 * a.judged_tokens
@@ -241,7 +235,7 @@ def work(c: train.Config, a: Settings, hf_config: dict, slots: int, flops: float
     # Decoding reads all weights once per step, and each slot's states twice and half of its keys once.
     embedding = 2 * config.vocab_size * config.hidden_size
     weights = 2 * sum(qwen.count(hf_config)) - embedding * (not config.tie_word_embeddings)
-    state, keys = cache_bytes(config, a.story_tokens // 2)
+    state, keys = qwen.cache_bytes(config, a.story_tokens // 2, torch.bfloat16)
     bytes_per_second = a.bandwidth * 1e9 * a.decode_share
     decode = (weights + slots * (2 * state + keys)) / bytes_per_second  # seconds per step
     writing = policy / a.gpus / slots * a.story_tokens * decode
@@ -284,7 +278,7 @@ def show(c: train.Config, a: Settings, hf_config: dict, m: Memory, tokens: int):
     print(f"  {'all':34}{writing:8.1f}{learning:8.1f}")
     peak = f"peak {max(writing, learning):.1f} GB of {a.card / 1e9:.1f}"
     print(f"{peak}; {m.slots} slots of {m.slot / 1e6:.0f} MB")
-    state, keys = cache_bytes(config, 1000)
+    state, keys = qwen.cache_bytes(config, 1000, torch.bfloat16)
     weights = f"weights {2 * total / 1e9:.3g} GB in bf16, {4.5 / 8 * total / 1e9:.3g} GB at 4 bit"
     print(f"served: {weights}; per story {state / 1e6:.3g} MB + {keys / 1e6:.3g} MB per thousand tokens")
 

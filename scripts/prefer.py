@@ -102,14 +102,6 @@ def length(pair: Pair) -> int:  # padded tokens of both
     return 2 * max(data.length(pair.chosen), data.length(pair.rejected))
 
 
-def files_of(source: str) -> list[Path]:
-    path = Path(source, "rollouts") if Path(source, "rollouts").is_dir() else Path(source)
-    found = sorted(path.glob("[!.]*.jsonl")) if path.is_dir() else [path]  # unfinished steps are hidden
-    if not found:
-        raise FileNotFoundError(f"no *.jsonl in {path}; give the folder of a run or a JSON Lines file")
-    return found
-
-
 def response_of(row: dict, where: str, tokenizer, c: Config) -> Episode:
     """One line of a rollout or of a JSON Lines file; reward None: it has no score. ValueError: a bad line."""
     scored = {"score", "upvotes"} & set(row)
@@ -130,8 +122,14 @@ def response_of(row: dict, where: str, tokenizer, c: Config) -> Episode:
 
 def read_groups(sources: list[str], tokenizer, c: Config) -> tuple[dict[str, list[Episode]], Counter]:
     """{prompt: responses that can be ranked, no two with the same text}, and what is left out, by reason."""
-    groups, texts, left = {}, set(), Counter()
-    for path in (path for source in sources for path in files_of(source)):
+    groups, texts, left, paths = {}, set(), Counter(), []
+    for source in sources:
+        path = Path(source, "rollouts") if Path(source, "rollouts").is_dir() else Path(source)
+        found = sorted(path.glob("[!.]*.jsonl")) if path.is_dir() else [path]  # unfinished steps are hidden
+        if not found:
+            raise FileNotFoundError(f"no *.jsonl in {path}; give the folder of a run or a JSON Lines file")
+        paths += found
+    for path in paths:
         for number, row in files.read_lines(path):
             response = response_of(row, f"{path} line {number}", tokenizer, c)
             prompt, story = response.example.prompt.strip(), response.story.strip()

@@ -86,6 +86,9 @@ class Config:
     measure: Literal["jaccard", "char3", "embedding"] = opt("embedding", "similarity for diversity")
     cell: str = opt("", "METHOD:SEED: this cell alone; the study starts its own processes this way")
 
+    def __post_init__(self):
+        self.out = self.out or f"out/study-{self.preset}"
+
 
 DEMO = {"only": ["start", "grpo", "hri", "deviation", "both"], "data": str(ROOT / "stories/tiny.jsonl")}
 DEMO |= {"seeds": 5, "steps": -1, "prompts_per_step": 6, "group": 7, "hri": "positive", "limit": 0}
@@ -95,12 +98,6 @@ GPU = {"model": "Qwen/Qwen3.5-0.8B", "data": "out/stories.jsonl", "prompts": "ou
 GPU |= {"train_preset": "polaris-9b", "steps": 100, "max_new_tokens": 8192, "judge": "api", "samples": 4}
 GPU |= {"grpo_lr": 1e-6, "offline_lr": 1e-6, "lengths": [1000, 3000, 8000], "limit": 30}
 PRESETS = {"demo": DEMO, "grid": {}, "gpu": GPU}
-
-
-def read_flags(argv) -> Config:
-    a = parse(Config, argv, __doc__, PRESETS, "demo", "the shortest study")
-    a.out = a.out or f"out/study-{a.preset}"
-    return a
 
 
 def check(a: Config):
@@ -342,7 +339,7 @@ def report(a: Config, argv: list[str]):
 def main(argv=None):
     argv = [str(x) for x in (sys.argv[1:] if argv is None else argv)]
     torch.set_flush_denormal(True)
-    a = read_flags(argv)
+    a = parse(Config, argv, __doc__, PRESETS, "demo", "the shortest study")
     check(a)
     if a.cell:
         name, _, seed = a.cell.partition(":")

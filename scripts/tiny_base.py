@@ -29,7 +29,6 @@ from lib import form
 from lib.files import atomic, read_lines, write_text
 from lib.flags import exits_cleanly, parser
 from lib.huggingface import read_config
-from lib.text import FLAGGED
 
 BASE = Path(__file__).resolve().parent.parent / "stories" / "tiny-base"
 SIMPLE = BASE.parent / "simple.jsonl"
@@ -87,7 +86,7 @@ def common_words(texts: list[str]) -> set[str]:
 NOTE = r"gutenberg|transcriber|copyright|footnote|illustration|https?:|↩|\*\*|^\W*(the end|finis)\W*$"
 NOTE = re.compile(NOTE, re.I)
 SPEAKER = re.compile(r"[A-Z][A-Z. ]{2,30}[.:] ")  # HAMLET. Words: a play
-SLUR = re.compile(rf"{FLAGGED.pattern}|\bnegr\w+", re.I)
+SLUR = re.compile(rf"{data.FLAGGED.pattern}|\bnegr\w+", re.I)
 LOWER = re.compile(r"(?<![\w'])[a-z]+(?:'[a-z]+)?")  # words in small letters: no names
 
 

@@ -64,15 +64,6 @@ def figures_of(runs: dict[str, tuple], titles: dict[str, str]) -> dict:
     return {"cards": cards, "charts": charts}
 
 
-def settings_tables(runs: dict[str, tuple]) -> list[dict]:
-    """The configs: what differs is shown, the rest folded."""
-    names = dict.fromkeys(name for _, config in runs.values() for name in config)
-    rows = [[name, *(str(config.get(name, "-")) for _, config in runs.values())] for name in names]
-    differs = [row for row in rows if row[0] != "name" and len(set(row[1:])) > 1]
-    shown = [table("How the runs differ", ["setting", *runs], differs)] if differs else []
-    return [*shown, table("config.json", ["setting", *runs], rows, fold="Settings")]
-
-
 def choose_steps(stories: dict[int, Path], asked: list[int]) -> list[int]:
     """The steps whose stories are shown: those asked for, else as many as a page holds, ends kept."""
     if missing := sorted(set(asked) - set(stories)):
@@ -89,22 +80,18 @@ def groups_of(path: Path, step: str, quality: str) -> list[dict]:
     for e in data.read_episodes(path):
         by_prompt.setdefault(e.example.uid, []).append(e)
     for episodes in by_prompt.values():
-        items = []
+        items, source = [], episodes[0].example.source.split(" | ")
+        # A person wrote it where the data name a title, an author and a book.
+        reference = f"reference, human: {source[1]}" if len(source) == 3 and source[1] else "reference"
         for i, e in sorted(enumerate(episodes, 1), key=lambda pair: -(pair[1].advantage or 0.0)):
             facts = {"advantage": e.advantage, "reward": e.reward, **e.rewards}
             facts = {k.replace("quality", quality): v and round(v, 3) for k, v in facts.items()}
             facts |= {"words": data.words(e.story), "asked": e.example.target_words}
             facts["ended"] = "by itself" if e.finished else "cut"
-            label = reference(e.example) if e.is_human else f"policy, story {i}"
+            label = reference if e.is_human else f"policy, story {i}"
             items.append({"label": label, "text": e.story, "facts": facts, "verdict": e.verdict})
         groups.append({"step": step, "label": episodes[0].example.prompt, "items": items})
     return groups
-
-
-def reference(example: data.Example) -> str:
-    """The reference row; its writer where the data name a title, a person and a book."""
-    parts = example.source.split(" | ")
-    return f"reference, human: {parts[1]}" if len(parts) == 3 and parts[1] else "reference"
 
 
 def page_of(folders: list[Path], asked: list[int]) -> dict:
@@ -125,10 +112,15 @@ def page_of(folders: list[Path], asked: list[int]) -> dict:
             groups += groups_of(stories[step], where, judged)
     if max(len(steps) for steps, _ in runs.values()) >= 10:
         notes.append("large figures: means of the last five steps, from those of the first five")
+    settings = dict.fromkeys(name for _, config in runs.values() for name in config)
+    rows = [[name, *(str(config.get(name, "-")) for _, config in runs.values())] for name in settings]
+    tables = [table("config.json", ["setting", *runs], rows, fold="Settings")]
+    if differs := [row for row in rows if row[0] != "name" and len(set(row[1:])) > 1]:
+        tables.insert(0, table("How the runs differ", ["setting", *runs], differs))
     dimensions = {d.key: d.title for d in judging.RUBRIC.dimensions}
     reader = {"title": "Groups, sorted by advantage", "groups": groups, "titles": dimensions}
     about = {"title": "Run " + " and ".join(runs), "notes": notes, "controls": True, "reader": reader}
-    return about | {"tables": settings_tables(runs)} | figures_of(runs, titles)
+    return about | {"tables": tables} | figures_of(runs, titles)
 
 
 def follow(folders: list[Path], asked: list[int], port: int):

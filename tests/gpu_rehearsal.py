@@ -9,7 +9,7 @@ import model as qwen
 import rollout
 import train
 from launch import FLAGS, SMALL
-from lib import huggingface, sharding
+from lib import huggingface, parallel
 from lib.packed import Packed
 from lib.rehearsal import rehearsal
 from lib.sampling import Sampling
@@ -103,7 +103,7 @@ def test_a_sharded_model_is_gathered_in_bf16_and_saved(monkeypatch, tmp_path):
     with rehearsal(4) as ledger, plan.as_on_a_gpu():
         model, scorer = plan.build(config("--parallel", "fsdp"), SMALL, True, ledger, "weights", CUDA)
         model.hf_config = SMALL
-        assert all(sharding.is_sharded(p) != n.endswith(qwen.KEEP_FP32) for n, p in model.named_parameters())
+        assert all(parallel.is_sharded(p) != n.endswith(qwen.KEEP_FP32) for n, p in model.named_parameters())
         biggest = max(p.numel() for p in model.parameters())
         ledger.peaks.clear()
         before = ledger.held.total()

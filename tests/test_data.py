@@ -12,9 +12,8 @@ import pytest
 
 import data
 import model as qwen
-from data import Episode, Example
+from data import FLAGGED, Episode, Example
 from lib.form import strip_length
-from lib.text import FLAGGED
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "stories" / "tiny-base"

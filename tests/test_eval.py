@@ -19,7 +19,7 @@ import data
 import eval as evaluation
 import judge as judging
 from launch import SMALL, base
-from lib import endpoint, files, stats, text
+from lib import endpoint, files, stats
 from lib.form import strip_length
 from lib.store import Store
 
@@ -106,11 +106,11 @@ def test_thirds_lose_nothing_and_are_thirds():
             ]
             paragraphs.append(" ".join(" ".join(sentence).capitalize() + "." for sentence in words))
         story = "\n\n".join(paragraphs)
-        parts = text.split_evenly(story, 3, data.words)
+        parts = evaluation.thirds(story)
         if data.words(story) >= evaluation.THIRDS_FROM:
             assert "".join("".join(parts).split()) == "".join(story.split())
             assert all(abs(data.words(p) - data.words(story) / 3) <= 13 for p in parts)
-    assert text.split_evenly("word " * 500, 3, data.words) == []
+    assert evaluation.thirds("word " * 500) == []
 
 
 def test_length_score_by_hand():

@@ -18,8 +18,8 @@ BELOW = {  # what each of the eight files may import of the eight, besides lib/
     "hri": {"data"},
     **dict.fromkeys(("train", "eval"), {"rollout", "judge", "hri", "deviation", "model", "data"}),
 }
-LINES = {"train": 510, "model": 575, "rollout": 365, "eval": 400, "judge": 425}  # the others 350
-PRODUCT = 12_300  # lines of all that is not a test: something goes before something comes
+LINES = {"train": 515, "model": 578, "rollout": 360, "judge": 420, "eval": 390}  # the others 350
+PRODUCT = 11_645  # lines of all that is not a test: something goes before something comes
 PARTS_OF = {"study": {"prefer"}}  # scripts that another script starts
 
 

@@ -448,12 +448,15 @@ def test_four_steps_have_no_first_and_last_five(tmp_path):
     assert not any("last five" in note for note in page["notes"])
 
 
-def test_who_wrote_the_reference_is_what_the_data_say():
-    book = data.Example("a", "p", 1, "s", source="The Lamp | Ada Byron | pg1.txt")
-    assert watch.reference(book) == "reference, human: Ada Byron"
-    assert (
-        watch.reference(data.Example("a", "p", 1, "s", source="written for this repository")) == "reference"
-    )
+def test_who_wrote_the_reference_is_what_the_data_say(tmp_path):
+    rows = []
+    for uid, source in (("a", "The Lamp | Ada Byron | pg1.txt"), ("b", "written for this repository")):
+        rows.append(
+            data.Episode(data.Example(uid, uid, 1, "s", source=source), [], [], None, True, True, "s")
+        )
+    data.write_examples(tmp_path / "rows.jsonl", rows)
+    labels = [group["items"][0]["label"] for group in watch.groups_of(tmp_path / "rows.jsonl", "", "form")]
+    assert labels == ["reference, human: Ada Byron", "reference"]
 
 
 # ---- a run that goes on

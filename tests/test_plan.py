@@ -162,7 +162,7 @@ def test_serving_memory_of_the_9b_by_hand():
     state = 24 * (32 * 128 * 128 * 4 + 3 * conv * 2)
     keys = 8 * 2 * 4 * 256 * 2 * 1000
     released = json.loads(plan.NINE_B.read_text())
-    assert plan.cache_bytes(qwen.ModelConfig.from_hf(released), 1000) == (state, keys)
+    assert qwen.cache_bytes(qwen.ModelConfig.from_hf(released), 1000, torch.bfloat16) == (state, keys)
     assert (state, keys) == (51_511_296, 32_768_000)
     assert (2 * total, round(total * 4.5 / 8)) == (17_907_606_528, 5_036_514_336)
 

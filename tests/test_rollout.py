@@ -19,8 +19,8 @@ from launch import SMALL, free_port
 from lib import sampling
 from lib.lora import add_lora
 from lib.packed import Packed
+from lib.parallel import shard
 from lib.sampling import Sampling
-from lib.sharding import shard
 from rollout import generate, replica
 
 BASE = os.path.join(os.path.dirname(rollout.__file__), "stories", "tiny-base")
@@ -284,8 +284,8 @@ def test_nan_logits_name_the_prompt():
 def test_memory_is_planned_before_the_start(model, monkeypatch):
     slots = rollout.Slots(model, 3, 500, Sampling())
     held = sum(t.nbytes for layer in slots.cache.layers for t in layer) / 3
-    assert rollout.slot_bytes(model.config, 500, 4) == held + 4 * 4 * model.config.vocab_size
-    each = rollout.slot_bytes(model.config, 1 + 50, 4)
+    assert sum(qwen.cache_bytes(model.config, 500, torch.float32)) == held
+    each = sum(qwen.cache_bytes(model.config, 1 + 50, torch.float32)) + 4 * 4 * model.config.vocab_size
     monkeypatch.setattr(rollout, "free_bytes", lambda device: int(2.5 * each / 0.9))
     assert rollout.plan_slots(model, 10, 51, 0) == 2
     assert len(generate(model, [[1]] * 5, max_new_tokens=50)) == 5

@@ -83,7 +83,7 @@ def test_a_study_runs_its_cells_once_and_reports_them(flags, monkeypatch, capsys
     assert digest(DOCS) == docs  # only --page touches a page of the documentation
 
     result = json.loads((out / "dpo-0/result.json").read_text())
-    rows = study.stories(study.read_flags(line(flags)), result)
+    rows = study.stories(study.parse(study.Config, line(flags), "", study.PRESETS, "demo"), result)
     assert len(rows) == 2 * 3 * 2 and {r["target_words"] for r in rows} == {10, 20, 40}
     for asked in (10, 20, 40):
         told = [data.words(r["story"]) / asked for r in rows if r["target_words"] == asked]
@@ -128,7 +128,7 @@ def test_the_demo_shows_training_over_seeds_and_three_stories(flags, tmp_path, c
     prompts = [row for row in page.splitlines() if row.startswith(("**Tell", "**Write"))]
     assert len(prompts) == 3 and page.count("before (") == page.count("after (") == 3
     assert study.judging.strip_length(prompts[0]) == study.judging.strip_length(prompts[1])
-    command = study.run_flags(study.read_flags(line(demo)), "both", 1)
+    command = study.run_flags(study.parse(study.Config, line(demo), "", study.PRESETS, "demo"), "both", 1)
     flag = dict(zip(command[::2], command[1::2]))
     assert flag["--hri"] == "positive" and flag["--deviation"] == "0.5" and flag["--group"] == "3"
 

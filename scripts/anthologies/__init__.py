@@ -1,1 +1,0 @@
-"""Stories from books: see __main__.py for the commands."""

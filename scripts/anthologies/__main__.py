@@ -22,10 +22,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import Example, read_examples, words, write_examples
+from data import FLAGGED, Example, read_examples, words, write_examples
 from lib import flags
 from lib.files import write_lines, write_text
-from lib.text import FLAGGED
 from scripts.anthologies import fetch, prompts
 from scripts.anthologies.choosing import book_id, choose, key
 from scripts.anthologies.stories import Reading, Story, read_anthology

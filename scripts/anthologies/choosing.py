@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import read_examples, words
-from lib.text import FLAGGED
+from data import FLAGGED, read_examples, words
 from scripts.anthologies.stories import Story
 
 EVALUATION = Path(__file__).resolve().parents[2] / "stories" / "eval.jsonl"

@@ -58,7 +58,10 @@ def paragraphs(blocks: list[Block], wrapped=False, marks=False, marked_up=False)
             text = " ".join(text.split())
         else:
             text = "\n".join(" ".join(line.split()) for line in lines)
-        text = re.sub("[\u2060\u00ad]", "", text if marked_up else _unmarked(text, marks))
+        if not marked_up:
+            text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
+            text = ITALIC.sub(lambda m: m[1] or m[2], MARK.sub("", text)).replace("_", "")
+        text = re.sub("[\u2060\u00ad]", "", text)
         text = re.sub(" {2,}", " ", text.replace("\u00a0", " ")).strip()
         if text:
             indent = min(len(line) - len(line.lstrip()) for line in lines)
@@ -67,11 +70,6 @@ def paragraphs(blocks: list[Block], wrapped=False, marks=False, marked_up=False)
     for p in found:
         p.indent -= margin[0][0] if margin else 0
     return found
-
-
-def _unmarked(text: str, marks: bool) -> str:
-    text = re.sub(r"\s\(\d{1,3}\)(?=[\s.,;:!?]|$)", "", text) if marks else text
-    return ITALIC.sub(lambda m: m[1] or m[2], MARK.sub("", text)).replace("_", "")
 
 
 def _is_verse_block(lines: list[str], width: int) -> bool:

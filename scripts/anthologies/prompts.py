@@ -22,11 +22,10 @@ from functools import partial
 
 from tqdm import tqdm
 
-from data import Example, read_examples, words, write_examples
+from data import FLAGGED, Example, read_examples, words, write_examples
 from deviation import ngrams
 from lib.answers import Fault, closed
 from lib.endpoint import Endpoint
-from lib.text import FLAGGED
 
 NOT_ASKED = re.compile(
     rf"(?i){FLAGGED.pattern}|\b(negr\w+|savages?|jew(s|ess|esses)?|heathens?|cannibals?|gyps(y|ies))\b"

@@ -51,13 +51,11 @@ def weights_read(hf: dict) -> int:
     return sum(qwen.count(hf)) - c.vocab_size * c.hidden_size * (not c.tie_word_embeddings)
 
 
-def step_bytes(hf: dict, B: int, context: int, itemsize: int) -> tuple[int, int]:
+def step_bytes(hf: dict, B: int, context: int, dtype) -> tuple[int, int]:
     """(bytes of keys and values, bytes in all) that a decode step reads and writes: weights and keys once,
     states and windows of the DeltaNet layers twice."""
-    c = qwen.ModelConfig.from_hf(hf)
-    start = rollout.slot_bytes(c, 0, itemsize)
-    cache = B * (rollout.slot_bytes(c, context, itemsize) - start)
-    return cache, itemsize * weights_read(hf) + cache + 2 * B * (start - 16 * c.vocab_size)
+    states, keys = qwen.cache_bytes(qwen.ModelConfig.from_hf(hf), context, dtype)
+    return B * keys, dtype.itemsize * weights_read(hf) + B * (keys + 2 * states)
 
 
 def step_time(model, B: int, context: int, clock) -> float:
@@ -75,7 +73,7 @@ def growth(clock, picture: Path):
     for B, context in itertools.product((1, 8, 64), contexts):
         each = step_time(model, B, context, clock)
         series.setdefault(f"B = {B}", []).append(point(context, 1e3 * each))
-        cache, read = step_bytes(TINY, B, context, 4)
+        cache, read = step_bytes(TINY, B, context, torch.float32)
         reads = f"reads {cache / 1e6:8.1f} MB of cache, {read / 1e6:8.1f} MB in all"
         line = f"B = {B:2d}, context {context:6,d}: {each * 1e3:8.2f} ms per step; {reads}"
         yield f"{line} ({read / each / 1e9:5.1f} GB/s)"
@@ -118,7 +116,7 @@ def gpu():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         each = step_time(model, B, context, time.perf_counter)
-        share = step_bytes(NINE_B, B, context, 2)[1] / bandwidth / each
+        share = step_bytes(NINE_B, B, context, torch.bfloat16)[1] / bandwidth / each
         speed = f"{each * 1e3:7.2f} ms per step, {B / each:8.0f} tokens/s, {100 * share:.0f} % of the limit"
         most = torch.cuda.max_memory_allocated()
         yield f"decode 9B, B = {B:2d}, {context:6,d}: {speed} (bar {bar}), peak {most / 1e9:.1f} GB"

@@ -226,7 +226,8 @@ def memory():
         model = qwen.empty(qwen.ModelConfig.from_hf(TINY), torch.float32, torch.device("cpu"))
         weights = ledger.held.total()
         slots_at(model, n, tokens - 9, 9).run(8)
-    used, planned = ledger.peaks["set-up"].total() - weights, n * rollout.slot_bytes(model.config, tokens, 4)
+    used = ledger.peaks["set-up"].total() - weights
+    planned = n * (sum(qwen.cache_bytes(model.config, tokens, torch.float32)) + 16 * model.config.vocab_size)
     line = f"decoding in {n} slots of {tokens:,} tokens: peak {used / 1e6:.0f} MB counted"
     yield f"{line}, {planned / 1e6:.0f} MB calculated"
 
