@@ -113,7 +113,7 @@ def test_a_page_keeps_what_is_around_the_marks(flags, tmp_path, capsys):
     assert page.read_text() == "no marks\n" and not (tmp_path / "two").exists()
 
 
-def test_the_demo_shows_training_over_seeds_and_three_stories(flags, tmp_path, capsys):
+def test_the_demo_shows_means_over_seeds_and_three_stories(flags, tmp_path, capsys):
     demo = {k: flags[k] for k in ("model", "data", "samples", "max_new_tokens", "lengths")}
     demo |= {"preset": "demo", "seeds": 2, "steps": 10, "limit": 3, "out": tmp_path / "demo"}
     demo |= {"only": ["start", "both"], "prompts_per_step": 2, "group": 3}
@@ -122,9 +122,9 @@ def test_the_demo_shows_training_over_seeds_and_three_stories(flags, tmp_path, c
             study.main(line(demo, cell=f"{name}:{seed}"))
     study.main(line(demo))
     page = (tmp_path / "demo/report.md").read_text()
-    runs = [launch.metrics(tmp_path / f"demo/both-{seed}") for seed in (0, 1)]
-    last = [sum(step["reward/mean"] for step in run[-5:]) / 5 for run in runs]
-    assert f"| both | last | {study.show(last)} |" in page
+    cells = [json.loads((tmp_path / f"demo/both-{seed}/result.json").read_text()) for seed in (0, 1)]
+    shown = study.show([study.figure_of(cell, "ratio", 20) for cell in cells])
+    assert f"| 20 | both | {shown} |" in page
     prompts = [row for row in page.splitlines() if row.startswith(("**Tell", "**Write"))]
     assert len(prompts) == 3 and page.count("before (") == page.count("after (") == 3
     assert study.judging.strip_length(prompts[0]) == study.judging.strip_length(prompts[1])
