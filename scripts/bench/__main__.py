@@ -40,6 +40,7 @@ TWO_B |= {"num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_
 TWO_B |= {"tie_word_embeddings": True}
 STORY = 17000  # tokens: a story of 12,000 words
 CUDA = torch.device("cuda")
+COLLECT = "import gc; gc.enable()"  # as in a real run: timeit turns the garbage collector off
 
 
 # ---- growth ------------------------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ def step_time(model, B: int, context: int, clock) -> float:
     with torch.inference_mode():
         slots = slots_at(model, B, context, 128)
         slots.run(4)
-        return min(repeat(lambda: slots.run(8), timer=clock, repeat=4, number=1)) / 8
+        return min(repeat(lambda: slots.run(8), COLLECT, clock, repeat=4, number=1)) / 8
 
 
 def growth(clock, picture: Path):
@@ -176,7 +177,7 @@ def compare(name: str, pair, pairs: int, clock) -> str:
         return f"{what:52s} VOID: {wrong}"
     ours()
     peer()
-    times = [[timeit(work, timer=clock, number=1) for work in (ours, peer)] for _ in range(pairs)]
+    times = [[timeit(work, COLLECT, clock, number=1) for work in (ours, peer)] for _ in range(pairs)]
     a, b = (statistics.median(side) for side in zip(*times))
     ratios = sorted(theirs / own for own, theirs in times)
     ratio = statistics.median(ratios)
