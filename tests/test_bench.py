@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+from lib import processes
 from scripts.bench import peers
 
 bench = importlib.import_module("scripts.bench.__main__")  # the package runs as `python -m scripts.bench`
@@ -44,6 +45,7 @@ def test_the_rows_agree_with_their_peers(pair):
 
 
 def test_memory_is_what_the_numbers_say():
+    processes.connect()  # as the row of a GRPO step does, which comes before
     log_probs, decoding = peers.memory()
     ours, naive = map(int, re.findall(r"(\d+) MB", log_probs))
     assert ours < 0.5 * naive and naive > 3 * 2048 * 32768 * 4 / 1e6  # logits, their softmax, its gradient

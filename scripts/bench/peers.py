@@ -216,6 +216,8 @@ def slots_at(model, n: int, context: int, room: int) -> rollout.Slots:
 def memory():
     """Yields what both log-probabilities and decoding hold at their peak, storage by storage."""
     peaks, n, tokens = [], 8, 17000
+    if torch.distributed.is_initialized():  # by the GRPO row; a rehearsal makes its own
+        torch.distributed.destroy_process_group()
     for kind in ("ours", "naive"):
         with rehearsal() as ledger:
             logprob_work(kind)
