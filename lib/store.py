@@ -32,11 +32,12 @@ class Store:
         with self._in_use():
             how = {"timeout": 60, "check_same_thread": False, "isolation_level": None}
             self.db = sqlite3.connect(path or ":memory:", **how)
-            self.db.execute("PRAGMA journal_mode=WAL")  # readers and one writer at a time, across processes
             self.db.execute("PRAGMA synchronous=NORMAL")  # a power cut, not a kill, may cost the last answers
-            self.db.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, value TEXT)")
             columns = "at REAL, run TEXT, model TEXT, prompt_tokens INT, completion_tokens INT, dollars REAL"
-            self.db.execute(f"CREATE TABLE IF NOT EXISTS calls ({columns})")
+            self.db.execute("BEGIN IMMEDIATE")  # waits for another process that makes the tables now
+            with self.db:
+                self.db.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, value TEXT)")
+                self.db.execute(f"CREATE TABLE IF NOT EXISTS calls ({columns})")
             sums = "COUNT(*), 0, SUM(prompt_tokens), SUM(completion_tokens), SUM(dollars)"
             row = self.db.execute(f"SELECT {sums} FROM calls WHERE run = ?", (run,)).fetchone()
         self.ledger = Ledger(*(number or 0 for number in row))

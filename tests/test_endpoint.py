@@ -1,6 +1,7 @@
 """The line to a model: what counts as an answer, what is sent, and that no part of a key is ever shown."""
 
 import json
+import multiprocessing
 import random
 import re
 import string
@@ -14,6 +15,7 @@ from judge import Judge
 from judge_server import STORY, Server, answer, quick, say, status  # noqa: F401
 from lib.answers import SCHEMA_MODES, Fault, find_json, read_completion, scrubber
 from lib.endpoint import Endpoint, settings
+from lib.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, KEY = "Write about a keeper.", "sk-proj/Abc+0123456789-defghijklmnop=="
@@ -370,3 +372,26 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "folder.sqlite").mkdir()
     with pytest.raises(ValueError, match="cannot be used"):
         Judge("http://x/v1", "m", cache=tmp_path / "folder.sqlite")
+
+
+def open_and_write(folder, together, wrong):
+    for i in range(30):
+        together.wait()
+        try:
+            Store(folder / f"{i}.sqlite", "run").record(
+                "m", (1, 1), 0.0, str(multiprocessing.current_process()), 1
+            )
+        except ValueError as error:
+            wrong.put(str(error))
+
+
+def test_processes_that_make_one_cache_at_the_same_moment_wait_for_each_other(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    together, wrong = fork.Barrier(4), fork.SimpleQueue()
+    those = [fork.Process(target=open_and_write, args=(tmp_path, together, wrong)) for _ in range(4)]
+    for process in those:
+        process.start()
+    for process in those:
+        process.join()
+    assert wrong.empty(), wrong.get()
+    assert [Store(tmp_path / f"{i}.sqlite", "run").ledger.calls for i in range(30)] == [4] * 30
