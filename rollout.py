@@ -339,14 +339,14 @@ def main(argv=None):
     request = {f.name: getattr(a, f.name) for f in fields(Sampling)}
     request |= {"seed": a.seed, "max_new_tokens": limit, "every": 1}
     request["stop_ids"] = stop_ids(model.source, tokenizer)
-    shown, start = 0, time.perf_counter()
+    shown, start = 0, time.perf_counter()  # tokens
     for _, story, ended in stream(model, [tokenizer.chat(prompt, thinking)], **request):
-        text = tokenizer.decode(story.ids)
-        if ended or not text.endswith("\ufffd"):  # else a character still lacks its last bytes
-            print(text[shown:], end="", flush=True)
-            shown = len(text)
+        piece = tokenizer.decode(story.ids[shown:])
+        if ended or not piece.endswith("\ufffd"):  # else a character still lacks its last bytes
+            print(piece, end="", flush=True)
+            shown = len(story.ids)
     seconds = time.perf_counter() - start
-    written = data.words(story_of(text, thinking))
+    written = data.words(story_of(tokenizer.decode(story.ids), thinking))
     asked = f"{a.words} requested" if a.words else "no length requested"
     why = "the story ended by itself" if story.finished else f"cut at {limit} tokens"
     print(f"\n\n{written} words written, {asked}, {len(story.ids) / seconds:.0f} tokens/s, {why}")

@@ -116,8 +116,9 @@ def run(args) -> None:
         new += not troubles
     have = [row for row in rows if (folder / row["name"]).exists()]
     print(f"{new} books fetched now, {len(have)} of {len(rows)} in {folder}")
-    sums = {r["name"]: hashlib.sha256((folder / r["name"]).read_bytes()).hexdigest() for r in have}
-    other = [r["name"] for r in have if r.get("sha256") and sums[r["name"]] != r["sha256"]]
+    sure = [row for row in have if row.get("sha256")]
+    sums = [hashlib.sha256((folder / row["name"]).read_bytes()).hexdigest() for row in sure]
+    other = [row["name"] for row, found in zip(sure, sums) if row["sha256"] != found]
     if other:
         what = "not the catalogue's edition (another checksum, but whole)"
         print(f"{len(other)} are {what}: {', '.join(other)}")
